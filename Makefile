@@ -1,0 +1,39 @@
+# Needs git, make, python3.11 and pip; everything else goes into .venv, at the versions of .ci/constraints.txt.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help install quickstart test lint types bench wheel clean
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(STAMP)  ## .venv with pinned versions
+
+quickstart: install  ## a real horizon study to a report, in minutes
+	$(BIN)/wa run sweeps/quickstart.yaml --out runs/quickstart
+
+test: install  ## the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+bench: install  ## the speed ratios the README quotes
+	$(BIN)/python -m benchmarks
+
+wheel: install  ## dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove the environment and build products (runs/ stays)
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

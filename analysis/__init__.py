@@ -1,0 +1,5 @@
+"""Records of a run folder -> tables, figures and a report. Reads the run folder only; needs no torch."""
+
+from analysis.records import load
+
+__all__ = ["load"]

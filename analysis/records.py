@@ -1,0 +1,207 @@
+"""THE schema of a run folder: columns, dtypes, units; its reader and its checks. The writer imports it.
+
+A run folder holds ``cells.parquet`` (one row a cell, every axis a column), ``records/*.parquet`` (one row an
+evaluation of a cell) and, while trajectories run, ``trajectories/<id>/records.jsonl`` (the same rows, live).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# One row: the evaluation of one cell after `step` optimizer steps.
+RECORDS = pa.schema(
+    [
+        ("cell_id", pa.string()),
+        ("trajectory_id", pa.string()),
+        ("step", pa.int64()),  # optimizer steps completed
+        ("split", pa.string()),  # "validation"
+        ("loss", pa.float64()),
+        ("metric", pa.float64()),
+        ("examples", pa.int64()),  # examples evaluated
+        ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
+        ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
+        ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations
+        ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
+    ]
+)
+KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
+
+# One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
+# of the step budget; `final_lr` is a share of the peak `lr`.
+CELLS = pa.schema(
+    [
+        ("cell_id", pa.string()),
+        ("trajectory_id", pa.string()),
+        ("study", pa.string()),
+        ("workload", pa.string()),
+        ("preset", pa.string()),
+        ("seed", pa.int64()),
+        ("step_budget", pa.int64()),  # T
+        ("optimizer", pa.string()),
+        ("lr", pa.float64()),
+        ("beta1", pa.float64()),
+        ("beta2", pa.float64()),
+        ("eps", pa.float64()),
+        ("weight_decay", pa.float64()),
+        ("momentum", pa.float64()),
+        ("grad_clip", pa.float64()),
+        ("schedule", pa.string()),  # shape: cosine | linear | constant
+        ("length_steps", pa.int64()),  # training ends there
+        ("length_fraction", pa.float64()),
+        ("warmup_steps", pa.int64()),
+        ("lr_decay_steps", pa.int64()),
+        ("lr_decay", pa.float64()),  # share of the schedule's length spent decaying
+        ("final_lr", pa.float64()),
+        ("scheme", pa.string()),  # none | lawa | ema | tail
+        ("k", pa.int64()),
+        ("every_steps", pa.int64()),
+        ("ema_decay", pa.float64()),
+        ("horizon_steps", pa.float64()),  # averaging horizon: 2 × centre-of-mass lag + every
+        ("horizon_fraction", pa.float64()),
+        ("burn_in_steps", pa.int64()),
+        ("init", pa.string()),  # ema: first | zero
+        ("until_full", pa.string()),  # lawa: absent | partial
+        ("buffers", pa.string()),  # live | average | recompute
+        ("evaluate_every_steps", pa.int64()),
+        ("metric_name", pa.string()),
+        ("higher_is_better", pa.bool_()),
+        ("target", pa.float64()),  # null until `wa calibrate`
+        ("num_devices", pa.float64()),  # devices one trial holds: GPUs when it has any, else CPUs
+        ("device", pa.string()),  # "gpu" | "cpu": device-hours are GPU-hours only on "gpu"
+    ]
+)
+
+# One row an attempt at a trajectory.
+TRIALS = pa.schema(
+    [
+        ("trajectory_id", pa.string()),
+        ("attempt", pa.int64()),
+        ("host", pa.string()),
+        ("device_name", pa.string()),
+        ("num_devices", pa.float64()),
+        ("versions", pa.string()),  # JSON: package -> version
+        ("started", pa.string()),  # ISO 8601, UTC
+        ("ended", pa.string()),
+        ("seconds", pa.float64()),  # wall seconds of the attempt, all included
+        ("status", pa.string()),  # done | failed | interrupted
+    ]
+)
+
+
+class BadRun(ValueError):
+    """Not a run folder, or one whose tables break the schema; the message says where."""
+
+
+def load(run: str | Path) -> pd.DataFrame:
+    """Records joined with their cells, of finished and running trajectories alike.
+
+    One row a record, sorted by (cell_id, split, step); record columns first, then the cell's axes. The target
+    metric's name is ``metric_name``, its value ``metric``.
+
+    Raises: BadRun where `run` has no cells.parquet or a table breaks the schema.
+    """
+    cells = load_cells(run).drop(columns="trajectory_id")
+    return load_records(run).merge(cells, on="cell_id", how="inner", validate="many_to_one")
+
+
+def load_cells(run: str | Path) -> pd.DataFrame:
+    """The cell table, one row a cell, nullable integers where a column does not apply to every scheme."""
+    path = Path(run) / "cells.parquet"
+    if not path.is_file():
+        raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one")
+    table = pq.read_table(path)
+    _check(table, CELLS, path)
+    return _to_pandas(table)
+
+
+def load_records(run: str | Path) -> pd.DataFrame:
+    """The record table: compacted Parquet and live JSON lines together, each (cell, step, split) once."""
+    run = Path(run)
+    tables = []
+    for path in sorted((run / "records").glob("*.parquet")):
+        table = pq.read_table(path)
+        _check(table, RECORDS, path)
+        tables.append(table)
+    for path in sorted((run / "trajectories").glob("*/records.jsonl")):
+        tables.append(rows_to_table(read_live(path)))
+    table = pa.concat_tables(tables) if tables else RECORDS.empty_table()
+    frame = _to_pandas(table)
+    return (
+        frame.drop_duplicates(KEY, keep="first")
+        .sort_values(["cell_id", "split", "step"], kind="stable")
+        .reset_index(drop=True)
+    )
+
+
+def load_plan(run: str | Path) -> dict[str, Any]:
+    """plan.json: study, question, cells, trajectories, targets with their provenance, versions."""
+    path = Path(run) / "plan.json"
+    if not path.is_file():
+        raise BadRun(f"{run}: no plan.json")
+    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plan
+
+
+def load_trials(run: str | Path) -> pd.DataFrame:
+    """trials.parquet: every attempt at every trajectory; empty before the first one ended."""
+    path = Path(run) / "trials.parquet"
+    if not path.is_file():
+        return _to_pandas(TRIALS.empty_table())
+    table = pq.read_table(path)
+    _check(table, TRIALS, path)
+    return _to_pandas(table)
+
+
+def read_live(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a live record file; a last line torn by a kill is left out, a broken one before it is an error."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # compacted between listing and reading: its rows are in records/
+        return
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn or empty
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadRun(f"{path}:{number}: broken record ({error})") from error
+        yield row
+
+
+def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
+    """Rows (dicts with the columns of RECORDS, null for NaN) -> a table of the schema."""
+    rows = list(rows)
+    columns = {
+        field.name: pa.array([_value(row[field.name], field.type) for row in rows], type=field.type)
+        for field in RECORDS
+    }
+    return pa.table(columns, schema=RECORDS)
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    return np.nan if value is None and pa.types.is_floating(kind) else value
+
+
+def _check(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    for field in schema:
+        if field.name not in table.column_names:
+            raise BadRun(f"{path}: column {field.name!r} is missing")
+        if table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type
+            raise BadRun(f"{path}: column {field.name!r} is {found}, not {field.type}")
+
+
+_NULLABLE = {pa.int64(): pd.Int64Dtype()}
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    # Int64 keeps k = 5 an integer beside an EMA's null; plain int64 where nothing is null.
+    frame = table.to_pandas(types_mapper=_NULLABLE.get)
+    whole = [name for name in frame.columns if frame[name].dtype == "Int64" and not frame[name].isna().any()]
+    return frame.astype(dict.fromkeys(whole, "int64"))

@@ -1,0 +1,143 @@
+"""The Workload protocol: what a family file offers and the training loop asks for.
+
+A workload is stateless data plus pure functions, so resuming, branching and evaluating many averages
+need no cooperation from it. Constants are data: plain attributes, readable without building a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Batch = Any  # a tensor, or any nesting of tuples, lists and dicts of tensors
+Sums = dict[str, Tensor]  # name -> scalar tensor, added up over the batches of a split
+
+
+class Summary(NamedTuple):
+    """What one evaluation of one model says.
+
+    loss: mean validation loss. metric: the target metric (may be the loss). examples: how many were seen.
+    """
+
+    loss: float
+    metric: float
+    examples: int
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """One family at one preset.
+
+    Attributes (data):
+      step_budget: T, optimizer steps of a full-length run.
+      batch_size: examples a step.
+      metric: the name of the target metric, for example ``"loss"`` or ``"accuracy"``.
+      higher_is_better: the metric's direction.
+      optimizer: the default optimizer block, for example ``{"name": "nadamw", "lr": 0.01, "beta1": 0.9}``.
+      schedule: the default schedule block, for example ``{"shape": "cosine", "warmup": 0.05}``.
+      step_seconds: seconds a training step takes on one CPU core, for `wa plan`'s estimate.
+      eval_seconds: seconds one evaluation of one model takes there.
+    """
+
+    step_budget: int
+    batch_size: int
+    metric: str
+    higher_is_better: bool
+    optimizer: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    step_seconds: float
+    eval_seconds: float
+
+    def model(self) -> nn.Module:
+        """A fresh model on the CPU; its initial weights are a function of torch's global seed alone."""
+
+    def batches(self, seed: int, first_step: int) -> Iterator[Batch]:
+        """Endless training batches from step `first_step` (the first step is 1).
+
+        Batch s is a function of (seed, s) alone: `batches(seed, 1)` skipped by n equals `batches(seed, n + 1)`.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The scalar training loss; `model` is in train mode."""
+
+    def eval_batches(self, split: str) -> Iterable[Batch]:
+        """The batches of ``"validation"``, the same ones in the same order at every call."""
+
+    def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums over one batch; `model` is in eval mode and gradients are off. No state, no randomness."""
+
+    def summarize(self, sums: Mapping[str, float]) -> Summary:
+        """Sums over all batches of a split -> (loss, metric, examples)."""
+
+
+class UnknownWorkload(ValueError):
+    """No such workload or preset; the message says what there is."""
+
+
+def families() -> list[str]:
+    """The names of the families in this folder: its files that offer ``PRESETS``."""
+    folder = Path(__file__).parent
+    return sorted(
+        path.stem for path in folder.glob("*.py") if "\nPRESETS" in path.read_text(encoding="utf-8")
+    )
+
+
+def load(name: str, preset: str = "mini") -> Workload:
+    """The workload called `name`: a family's file name, or a user's ``"pkg.mod:Name"``.
+
+    ``Name`` is a workload, or a class or function that makes one; it is given ``preset=`` if it takes it.
+    The current directory is searched too, as `python -m` does.
+
+    Raises: UnknownWorkload (a ValueError), with the nearest remedy in its message.
+    """
+    if ":" in name:
+        return _load_dotted(name, preset)
+    if name not in families():
+        raise UnknownWorkload(
+            f"no workload {name!r}; there are {', '.join(families())}, or your own as 'pkg.mod:Name'"
+        )
+    presets: Mapping[str, Workload] = importlib.import_module(f"workloads.{name}").PRESETS
+    if preset not in presets:
+        raise UnknownWorkload(f"workload {name!r} has no preset {preset!r}; it has {', '.join(presets)}")
+    return presets[preset]
+
+
+def source_file(name: str) -> Path:
+    """The file that defines workload `name`; its targets.yaml lies beside it."""
+    if ":" not in name:
+        return Path(__file__).parent / f"{name}.py"
+    load(name)
+    return Path(str(sys.modules[name.partition(":")[0]].__file__))
+
+
+def _load_dotted(name: str, preset: str) -> Workload:
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownWorkload(f"cannot import workload {name!r}: {error}") from error
+    if inspect.isclass(found) or inspect.isroutine(found):
+        takes_preset = "preset" in inspect.signature(found).parameters
+        found = found(preset=preset) if takes_preset else found()
+    missing = [
+        member
+        for member in (
+            *("step_budget", "batch_size", "metric", "higher_is_better", "optimizer", "schedule"),
+            *("model", "batches", "loss", "eval_batches", "eval_step", "summarize"),
+        )
+        if not hasattr(found, member)
+    ]
+    if missing:
+        raise UnknownWorkload(
+            f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)"
+        )
+    workload: Workload = found
+    return workload
