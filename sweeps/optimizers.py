@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -67,41 +68,39 @@ class NadamW(torch.optim.Optimizer):
         return value
 
 
-Settings = dict[str, Any]
+Params = Iterable[Tensor]
 
 
-def nadamw(params: Iterable[Tensor], settings: Settings) -> torch.optim.Optimizer:
-    """AlgoPerf's NadamW: lr, beta1, beta2, eps, weight_decay."""
-    names = ("lr", "beta1", "beta2", "eps", "weight_decay")
-    return NadamW(params, **{name: settings[name] for name in names})
+def nadamw(
+    params: Params, *, lr: float, beta1: float, beta2: float, eps: float = 1e-8, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """AlgoPerf's NadamW."""
+    return NadamW(params, lr, beta1, beta2, eps, weight_decay)
 
 
-def adamw(params: Iterable[Tensor], settings: Settings) -> torch.optim.Optimizer:
-    """torch's AdamW: lr, beta1, beta2, eps, weight_decay."""
-    return torch.optim.AdamW(
-        params,
-        lr=settings["lr"],
-        betas=(settings["beta1"], settings["beta2"]),
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
-        foreach=True,
-    )
+def adamw(
+    params: Params, *, lr: float, beta1: float, beta2: float, eps: float = 1e-8, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """torch's AdamW."""
+    betas = (beta1, beta2)
+    return torch.optim.AdamW(params, lr, betas, eps, weight_decay, foreach=True)
 
 
-def sgd(params: Iterable[Tensor], settings: Settings) -> torch.optim.Optimizer:
-    """torch's SGD with Nesterov momentum: lr, momentum, weight_decay (L2, as the field's recipes have it)."""
-    return torch.optim.SGD(
-        params,
-        lr=settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-        nesterov=settings["momentum"] > 0,
-        foreach=True,
-    )
+def sgd(
+    params: Params, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """torch's SGD with Nesterov momentum; weight decay is L2, as the field's recipes have it."""
+    return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, foreach=True)
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], Settings], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadamw": nadamw,
     "adamw": adamw,
     "sgd": sgd,
 }
+
+
+def settings(name: str) -> dict[str, float | None]:
+    """The settings optimizer `name` takes -> their defaults, None where one must be given."""
+    parameters = list(inspect.signature(OPTIMIZERS[name]).parameters.values())[1:]
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}

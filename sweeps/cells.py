@@ -1,0 +1,323 @@
+"""Spec -> cells: every point of the grid, resolved to steps, with an id that is a function of what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from sweeps.optimizers import settings
+from sweeps.schedules import Schedule
+from sweeps.spec import (
+    EmaBlock,
+    EvaluateBlock,
+    Grid,
+    LawaBlock,
+    NoneBlock,
+    OptimizerBlock,
+    Placed,
+    ScheduleBlock,
+    Spec,
+    SpecError,
+    TailBlock,
+    nearest,
+)
+from wa import EMA, LAWA, Tail
+from workloads.protocol import UnknownWorkload, Workload, families, load
+
+Scheme = LAWA | EMA | Tail
+SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides the trained weights: all of a cell but its averaging."""
+
+    workload: str
+    preset: str
+    seed: int
+    step_budget: int  # T; horizons are shares of it
+    optimizer: str
+    settings: tuple[tuple[str, float], ...]  # the optimizer's, sorted by name
+    grad_clip: float | None
+    schedule: Schedule
+
+    @cached_property
+    def trajectory_id(self) -> str:
+        """12 hex digits, a function of the fields alone."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    training: Training
+    scheme: Scheme | None  # None: the live weights
+    evaluate_every_steps: int
+    metric_name: str
+    higher_is_better: bool
+
+    @property
+    def trajectory_id(self) -> str:
+        return self.training.trajectory_id
+
+    @cached_property
+    def cell_id(self) -> str:
+        """12 hex digits: training and averaging. The evaluation grid is no part of what a cell is."""
+        return _digest([self.trajectory_id, scheme_to_dict(self.scheme)])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def scheme_to_dict(scheme: Scheme | None) -> dict[str, Any]:
+    """A scheme as plain values, with its name under ``scheme``."""
+    if scheme is None:
+        return {"scheme": "none"}
+    name = next(name for name, kind in SCHEMES.items() if isinstance(scheme, kind))
+    return {"scheme": name, **asdict(scheme)}
+
+
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
+    """A cell as plain values; `cell_from_dict` gives it back, equal."""
+    return asdict(cell) | {"scheme": scheme_to_dict(cell.scheme)}
+
+
+def cell_from_dict(value: Mapping[str, Any]) -> Cell:
+    """The cell that `cell_to_dict` wrote."""
+    training = dict(value["training"])
+    training["schedule"] = Schedule(**training["schedule"])
+    training["settings"] = tuple((name, number) for name, number in training["settings"])
+    scheme = dict(value["scheme"])
+    kind = scheme.pop("scheme")
+    made = None if kind == "none" else SCHEMES[kind](**scheme)
+    return Cell(**{**value, "training": Training(**training), "scheme": made})
+
+
+# --- from the spec ---------------------------------------------------------------------------------------------
+
+
+def cells(spec: Spec) -> list[Cell]:
+    """Every cell of the study, in the order of the file.
+
+    Raises: SpecError for what only the workload's constants reveal: an unknown workload or preset, a horizon or
+    burn-in beyond the budget, an average that would never exist, two blocks that mean the same cell.
+    """
+    try:
+        found = list(_cells(spec))
+        _no_twins(found)
+    except SpecError as error:
+        raise error.at(spec.source) from None
+    return [cell for cell, _ in found]
+
+
+def _cells(spec: Spec) -> Iterator[tuple[Cell, str]]:
+    for i, name in enumerate(spec.workloads):
+        for preset in spec.presets:
+            try:
+                workload = load(name, preset)
+            except UnknownWorkload as error:
+                known = nearest(name, families()) if ":" not in name else ""
+                raise SpecError("preset" if "preset" in str(error) else f"workloads[{i}]", f"{error}{known}") from None
+            yield from _cells_of(workload, name, preset, spec.grids[name], spec.seeds)
+
+
+def _cells_of(
+    workload: Workload, name: str, preset: str, grid: Grid, seeds: tuple[int, ...]
+) -> Iterator[tuple[Cell, str]]:
+    optimizers = [_optimizer(placed, workload, name) for placed in grid.optimizers]
+    for budget in grid.step_budgets:
+        total = budget.block if isinstance(budget.block, int) else max(1, round(budget.block * workload.step_budget))
+        evaluate: EvaluateBlock = grid.evaluate.block
+        every = to_steps(evaluate.every, total)
+        if every > total:
+            raise grid.evaluate.error("every", f"{every} steps; allowed: at most the step budget, {total} steps")
+        for schedule_at in grid.schedules:
+            schedule = _schedule(schedule_at, workload, total)
+            schemes = [(_scheme(placed, total, schedule.length_steps), placed.path) for placed in grid.averagings]
+            for optimizer, values, clip in optimizers:
+                for seed in seeds:
+                    training = Training(name, preset, seed, total, optimizer, values, clip, schedule)
+                    for scheme, path in schemes:
+                        cell = Cell(training, scheme, every, workload.metric, workload.higher_is_better)
+                        yield cell, path
+
+
+def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
+    """An int is steps; a float is a share of `whole`, rounded to at least `least` steps."""
+    return amount if isinstance(amount, int) else max(least, round(amount * whole))
+
+
+def _optimizer(
+    placed: Placed, workload: Workload, name: str
+) -> tuple[str, tuple[tuple[str, float], ...], float | None]:
+    block: OptimizerBlock = placed.block
+    own = dict(workload.optimizer)
+    optimizer = block.name or str(own["name"])
+    takes = settings(optimizer)
+    given = {k: v for k, v in block.model_dump().items() if v is not None and k not in ("name", "grad_clip")}
+    for key in given:
+        if key not in takes:
+            raise placed.error(key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip")
+    # The workload's own values carry over to an optimizer that takes the same settings (adamw from nadamw).
+    inherits = list(takes) == list(settings(str(own["name"])))
+    values = {}
+    for key, default in takes.items():
+        value = given.get(key, own.get(key, default) if inherits else default)
+        if value is None:
+            raise placed.error(key, f"is required: {name}'s own values are for {own['name']}, not {optimizer}")
+        values[key] = float(value)
+    clip = block.grad_clip if block.grad_clip is not None else own.get("grad_clip")
+    return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
+
+
+def _schedule(placed: Placed, workload: Workload, total: int) -> Schedule:
+    block: ScheduleBlock = placed.block
+    own = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "final_lr": 0.0, **workload.schedule}
+    shape = block.shape or own["shape"]
+    length = to_steps(block.length if block.length is not None else own["length"], total)
+    if length > total:
+        raise placed.error("length", f"{length} steps; allowed: at most the step budget, {total} steps")
+    if shape == "constant":
+        for key in ("lr_decay", "final_lr"):
+            if getattr(block, key) is not None:
+                raise placed.error(key, "a constant schedule does not decay; allowed: shape linear or cosine with it")
+    warmup = _share_of_length(block.warmup if block.warmup is not None else own["warmup"], length)
+    final_lr = float(block.final_lr if block.final_lr is not None else own["final_lr"])
+    if shape == "constant":
+        decay = 0
+    elif block.lr_decay is not None:
+        decay = _share_of_length(block.lr_decay, length)
+    else:
+        decay = max(0, length - warmup)
+    if warmup + decay > length:
+        key = "lr_decay" if block.lr_decay is not None else "warmup"
+        message = f"warm-up {warmup} + LR decay {decay} steps; allowed: together at most the length, {length} steps"
+        raise placed.error(key, message)
+    if decay == 0 or final_lr == 1:  # one training, one name
+        shape, decay, final_lr = "constant", 0, 1.0
+    return Schedule(shape, length, warmup, decay, final_lr)
+
+
+def _share_of_length(amount: int | float, length: int) -> int:
+    return amount if isinstance(amount, int) else int(amount * length)  # int(): as AlgoPerf counts warm-up
+
+
+def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
+    block = placed.block
+    if isinstance(block, NoneBlock):
+        return None
+    every = to_steps(block.every, total)
+    if isinstance(block, TailBlock):
+        start = to_steps(block.start, total, least=0)
+        tail = Tail(start=start, every=every, buffers=block.buffers)
+        return _within(placed, tail, "start", start, total, length)
+    burn_in = to_steps(block.burn_in, total, least=0)
+    horizon = None if block.horizon is None else _horizon(placed, block.horizon, every, total)
+    if isinstance(block, LawaBlock):
+        k = block.k if horizon is None else max(1, round(horizon / every))
+        assert k is not None
+        if k * every > total:
+            key = "k" if horizon is None else "horizon"
+            raise placed.error(key, f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps")
+        lawa = LAWA(k=k, every=every, burn_in=burn_in, until_full=block.until_full, buffers=block.buffers)
+        return _within(placed, lawa, "burn_in", burn_in, total, length)
+    assert isinstance(block, EmaBlock)
+    decay = block.decay if horizon is None else (horizon - every) / (horizon + every)
+    assert decay is not None
+    ema = EMA(decay=float(decay), every=every, burn_in=burn_in, init=block.init, buffers=block.buffers)
+    return _within(placed, ema, "burn_in", burn_in, total, length)
+
+
+def _horizon(placed: Placed, horizon: int | float, every: int, total: int) -> float:
+    steps = float(horizon) if isinstance(horizon, int) else horizon * total
+    if steps > total:
+        raise placed.error("horizon", f"{steps:g} steps; allowed: at most the step budget, {total} steps")
+    if steps < every or (steps == every and isinstance(placed.block, EmaBlock)):
+        than = "at least" if isinstance(placed.block, LawaBlock) else "more than"
+        raise placed.error("horizon", f"{steps:g} steps; allowed: {than} `every`, {every} steps")
+    return steps
+
+
+def _within(placed: Placed, scheme: Scheme, key: str, start: int, total: int, length: int) -> Scheme:
+    if start >= total:
+        raise placed.error(key, f"{start} steps; allowed: less than the step budget, {total} steps")
+    if not scheme.exists(length):
+        raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
+    return scheme
+
+
+def _no_twins(found: list[tuple[Cell, str]]) -> None:
+    seen: dict[str, str] = {}
+    for cell, path in found:
+        if cell.cell_id in seen:
+            other = seen[cell.cell_id]
+            what = scheme_to_dict(cell.scheme)
+            described = ", ".join(f"{key} {value}" for key, value in what.items())
+            raise SpecError(path, f"duplicate cell: {described} on {cell.training.workload} stands at {other} already")
+        seen[cell.cell_id] = path
+
+
+# --- as a table row ----------------------------------------------------------------------------------------------
+
+
+def cell_to_row(cell: Cell, study: str, target: float | None, num_devices: float, device: str) -> dict[str, Any]:
+    """The cell as a row of `analysis.records.CELLS`."""
+    training, schedule, scheme = cell.training, cell.training.schedule, cell.scheme
+    total = training.step_budget
+    horizon = None if scheme is None else _significant(_horizon_steps(scheme, schedule.length_steps))
+    options = scheme_to_dict(scheme)
+    values = dict(training.settings)
+    return {
+        "cell_id": cell.cell_id,
+        "trajectory_id": cell.trajectory_id,
+        "study": study,
+        "workload": training.workload,
+        "preset": training.preset,
+        "seed": training.seed,
+        "step_budget": total,
+        "optimizer": training.optimizer,
+        **{name: values.get(name) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum")},
+        "grad_clip": training.grad_clip,
+        "schedule": schedule.shape,
+        "length_steps": schedule.length_steps,
+        "length_fraction": _significant(schedule.length_steps / total),
+        "warmup_steps": schedule.warmup_steps,
+        "lr_decay_steps": schedule.lr_decay_steps,
+        "lr_decay": _significant(schedule.lr_decay_steps / schedule.length_steps),
+        "final_lr": schedule.final_lr,
+        "scheme": options["scheme"],
+        "k": options.get("k"),
+        "every_steps": options.get("every"),
+        "ema_decay": options.get("decay"),
+        "horizon_steps": horizon,
+        "horizon_fraction": None if horizon is None else _significant(horizon / total),
+        "burn_in_steps": options.get("burn_in", options.get("start")),
+        "init": options.get("init"),
+        "until_full": options.get("until_full"),
+        "buffers": options.get("buffers", "live"),
+        "evaluate_every_steps": cell.evaluate_every_steps,
+        "metric_name": cell.metric_name,
+        "higher_is_better": cell.higher_is_better,
+        "target": target,
+        "num_devices": num_devices,
+        "device": device,
+    }
+
+
+def _horizon_steps(scheme: Scheme, length: int) -> float:
+    return scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail grows to its end
+
+
+def _significant(value: float, digits: int = 6) -> float:
+    # .0100000001 and .01 are one point of a horizon axis.
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))

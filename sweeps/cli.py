@@ -1,0 +1,282 @@
+"""`wa`: the command line. Commands import what they need when they run, so that help is immediate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+STUDIES = Path(__file__).parent
+EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
+
+
+class _Group(click.Group):
+    """A group whose commands end bad input with one line and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ValueError as error:
+            if not _is_bad_input(error):
+                raise
+            click.echo(f"wa: {' '.join(str(error).split())}", err=True)
+            context.exit(EXIT_BAD_INPUT)
+
+
+def _is_bad_input(error: ValueError) -> bool:
+    # By name, so that help and errors of the command line itself need none of these modules.
+    return type(error).__name__ in {"SpecError", "BadRun", "NoRoom", "UnknownWorkload", "BadRequest"}
+
+
+def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Override one key, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; may be repeated.",
+    )(command)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+A first study, from nothing to a report:
+  wa plan sweeps/quickstart.yaml          what would run, and what it would cost
+  wa run sweeps/quickstart.yaml           run it on this machine; run again to continue
+  wa report runs/quickstart               draw the report again from the records
+
+\b
+Exit codes: 0 done · 1 a trial failed or the study is incomplete · 2 bad input, nothing launched
+""",
+)
+@click.version_option(package_name="wa-sweeps", prog_name="wa")
+def main() -> None:
+    """When, where and why to average weights: sweeps over averaging schemes, horizons and LR decays.
+
+    Cells of the grid that differ only in averaging share one training trajectory.
+    """
+
+
+@main.command()
+@click.argument("file")
+@click.option("--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done.")
+@_sets
+def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
+    """Show cells, trajectories, device-hours and memory of a study; launch nothing.
+
+    FILE is a study's YAML, or the name of a shipped one (quickstart, …).
+    """
+    import os
+
+    from sweeps.plan import num_devices
+    from sweeps.run import expected, wall, work
+    from sweeps.spec import load_spec
+
+    spec = load_spec(_study_file(file), sets)
+    todo = work(spec, out)
+    rows = expected(spec, todo)
+    devices, device = num_devices(spec)
+    hours = "GPU-hours" if device == "gpu" else "device-hours"
+    table = _table(
+        ("workload", "cells", "trajectories", "steps", hours, "one trial per cell", "peak memory a trial"),
+        [
+            (
+                workload,
+                f"{row['cells']:,.0f}",
+                f"{row['trajectories']:,.0f}",
+                f"{row['steps']:,.0f}",
+                f"{row['device_hours']:.3g}",
+                f"{row['unfused_device_hours']:.3g}",
+                f"{row['memory'] / 2**20:,.0f} MiB",
+            )
+            for workload, row in rows.items()
+        ],
+        title=f"{spec.study}: {len(todo.cells):,} cells, {len(todo.trajectories):,} trajectories to train",
+    )
+    console = _console()
+    console.print(table)
+    fused = sum(row["device_hours"] for row in rows.values())
+    alone = sum(row["unfused_device_hours"] for row in rows.values())
+    peak = max((row["memory"] for row in rows.values()), default=0.0)
+    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
+    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
+    console.print(f"wall: about {wall(todo, slots)} on {slots} slots of {devices:g} {device} each, Ray's start apart")
+    if todo.num_done:
+        console.print(f"{out}: {todo.num_done} trajectories are done and stay")
+    for workload, target in todo.targets.items():
+        said = "no target yet (`wa calibrate` sets it)" if target is None else f"target {target.metric} {target.value:.6g}"
+        console.print(f"{workload}: {said}")
+
+
+@main.command()
+@click.argument("file")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists.")
+@click.option("--address", help="A running Ray cluster (auto, or ray://host:10001); default: this machine.")
+@click.option(
+    "--checkpoint-seconds", default=10.0, show_default=True, type=click.FloatRange(0), help="Least time between checkpoints."
+)
+@_sets
+def run(file: str, out: Path | None, address: str | None, checkpoint_seconds: float, sets: tuple[str, ...]) -> None:
+    """Run a study to its report; run again to continue.
+
+    FILE is a study's YAML, or the name of a shipped one (quickstart, …). What the run folder already holds is
+    kept, and no finished trajectory is trained twice.
+    """
+    from sweeps.run import run_study
+    from sweeps.spec import load_spec
+
+    spec = load_spec(_study_file(file), sets)
+    out = out or Path("runs") / spec.study
+    console = _console()
+    complete = run_study(spec, out, console, address, checkpoint_seconds)
+    _conclude(out, console)
+    if not complete:
+        console.print(f"the study is incomplete; `wa run {file} --out {out}` continues it", soft_wrap=True)
+        sys.exit(EXIT_INCOMPLETE)
+
+
+def _conclude(run: Path, console: Any) -> None:
+    from analysis import report as reports
+
+    frame = reports.summary_table(run)
+    if len(frame):
+        console.print(_table([str(c) for c in frame.columns], [[_cell(v) for v in row] for row in frame.itertuples(index=False)]))
+    console.print(f"report: {reports.write(run)}", soft_wrap=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write tables, figures and report.html of a run folder again, from its records alone."""
+    _conclude(run, _console())
+
+
+@main.command()
+def workloads() -> None:
+    """List the workloads: budget, metric, target and where the target comes from."""
+    from sweeps.targets import read_target
+    from workloads.protocol import families, load
+
+    rows = []
+    for name in families():
+        for preset in ("mini",):
+            made = load(name, preset)
+            target = read_target(name, preset)
+            direction = "↑" if made.higher_is_better else "↓"
+            provenance = "—" if target is None else f"seeds {', '.join(map(str, target.seeds))}; {target.date}"
+            value = "—" if target is None else f"{target.value:.6g}"
+            budget = f"{made.step_budget:,}"
+            rows.append((name, preset, budget, str(made.batch_size), f"{made.metric} {direction}", value, provenance))
+    headers = ("workload", "preset", "step budget", "batch", "metric", "target", "held-out seeds; date")
+    console = _console()
+    console.print(_table(headers, rows))
+    console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="WORKLOAD...")
+@click.option("--all", "every", is_flag=True, help="Every shipped workload.")
+@click.option("--preset", default="mini", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/calibrate"), show_default=True)
+@click.option("--address", help="A running Ray cluster; default: this machine.")
+def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, address: str | None) -> None:
+    """Set targets by rule: train held-out seeds, write targets.yaml beside the workload's file.
+
+    The target is the median over 3 held-out seeds of the baseline's best validation metric when its schedule has
+    length 0.75. A study may not use those seeds.
+    """
+    from analysis.records import load
+    from sweeps import calibrate as rule
+    from sweeps.run import run_study
+    from sweeps.spec import SpecError, parse_spec
+    from sweeps.targets import write_target
+    from workloads.protocol import families
+
+    chosen = families() if every else list(names)
+    if not chosen:
+        raise SpecError("WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate")
+    spec = parse_spec(rule.study(chosen, preset), "calibrate")
+    console = _console()
+    if not run_study(spec, out, console, address, calibrating=True):
+        console.print(f"calibration is incomplete; the same command continues it in {out}")
+        sys.exit(EXIT_INCOMPLETE)
+    records = load(out)
+    records = records[records["workload"].isin(chosen) & (records["preset"] == preset)]
+    for workload, target in rule.targets(records, preset, rule.SEEDS).items():
+        path = write_target(workload, target)
+        console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
+
+
+@main.command()
+@click.argument("file")
+@click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
+@click.option("--out", help="Run folder as the cluster sees it; default runs/<study>.")
+@click.option("--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along.")
+@click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
+@_sets
+def submit(
+    file: str, address: str, out: str | None, working_dir: Path | None, no_wait: bool, sets: tuple[str, ...]
+) -> None:
+    """Run a study on a Ray cluster as a Ray job, and follow its log."""
+    from cluster.submit import submit as submit_job
+    from sweeps.spec import load_spec
+
+    path = _study_file(file)
+    spec = load_spec(path, sets)
+    folder = out or f"runs/{spec.study}"
+    sys.exit(
+        submit_job(
+            path, address, out=folder, overrides=sets, working_dir=working_dir, wait=not no_wait, echo=click.echo
+        )
+    )
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--address", help="Also check that this Ray cluster answers.")
+def doctor(run: Path | None, address: str | None) -> None:
+    """Check this machine (and a run folder's file system) for what a sweep needs."""
+    from cluster.doctor import examine, render
+
+    checks = examine(run, address)
+    click.echo(render(checks))
+    if any(check.ok is False for check in checks):
+        sys.exit(EXIT_INCOMPLETE)
+
+
+def _study_file(name: str) -> Path:
+    """A study: a path, or one shipped with the package (``quickstart`` or ``sweeps/quickstart.yaml``)."""
+    path = Path(name)
+    shipped = STUDIES / f"{path.stem}.yaml"
+    is_shipped_name = name in (path.stem, f"sweeps/{path.stem}.yaml")
+    return shipped if not path.exists() and is_shipped_name and shipped.exists() else path
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _table(headers: Any, rows: Any, title: str | None = None) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(Text(str(header)))
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "—" if value != value else f"{value:.4g}"
+    return "—" if value is None else str(value)

@@ -1,0 +1,257 @@
+"""The plan as a Ray Tune experiment. The only file that imports ray.tune.
+
+Ray Tune is the engine, our records are the truth: a custom Searcher hands out the plan, longest trajectory first;
+trials write their own records and checkpoints into the run folder; resuming is planning again what is not done,
+as a new experiment, and never `Tuner.restore` (docs/architecture.md says why).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+# Read when ray is imported: our own progress and records stand in for what these switch off.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from sweeps.plan import Trajectory
+from sweeps.run_folder import compact, trajectory_folder
+
+MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
+OBJECT_STORE_BYTES = 100 << 20  # records go through the file system; Ray's store stays small
+
+
+class NoRoom(ValueError):
+    """The machine or cluster cannot hold a single trial."""
+
+
+class Listener(Protocol):
+    """What hears of trials: the progress display."""
+
+    def started(self, name: str) -> None: ...
+    def progressed(self, name: str, step: int, best: float | None) -> None: ...
+    def done(self, name: str) -> None: ...
+    def failed(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the trajectories: done, failed for good, and the rest (interrupted)."""
+
+    done: list[str]
+    failed: list[str]
+
+
+def _train(config: dict[str, Any]) -> None:
+    """The trainable: one trajectory, in a worker process that is used again for the next."""
+    import json
+
+    for path in config["sys_path"]:  # a user's workload, by dotted path
+        if path not in sys.path:
+            sys.path.append(path)
+    from sweeps import plan, trajectory
+
+    folder = Path(config["folder"])
+    one = plan.from_dict(json.loads((folder / "trajectory.json").read_text(encoding="utf-8")))
+
+    def report(progress: trajectory.Progress) -> None:
+        tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
+
+    trajectory.run(
+        one,
+        folder,
+        device=config["device"],
+        num_devices=config["num_devices"],
+        checkpoint_seconds=config["checkpoint_seconds"],
+        report=report,
+    )
+
+
+class PlanSearcher(Searcher):  # type: ignore[misc]
+    """Hands out the plan in its order; plain data only, since Tune pickles it."""
+
+    def __init__(self, configs: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.waiting = configs
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # the run folder is the state
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Callback(tune.Callback):  # type: ignore[misc]
+    """Tune's events -> the listener; a finished trajectory's records are compacted at once."""
+
+    def __init__(self, run: Path, listener: Listener, outcome: Outcome) -> None:
+        self.run, self.listener, self.outcome = run, listener, outcome
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return tune.Callback, ()  # Tune pickles its callbacks for `restore`, which we do not use
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.listener.started(trial.config["name"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "step" in result:
+            self.listener.progressed(trial.config["name"], result["step"], result["best"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["name"]
+        if (trajectory_folder(self.run, name) / "done").exists():
+            compact(self.run, name)
+            self.outcome.done.append(name)
+            self.listener.done(name)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Called at every failure; the trial is lost for good only when no retry is left.
+        if trial.num_failures > MAX_FAILURES:
+            self.outcome.failed.append(trial.config["name"])
+            self.listener.failed(trial.config["name"])
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Ray to run on and how many trials fit at once."""
+
+    slots: int
+    cpu: float
+    gpu: float
+    temporary: Path | None = field(default=None)
+
+
+@contextmanager
+def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engine]:
+    """Start a local Ray, or join the one at `address`; shut down what was started.
+
+    Raises: NoRoom when not even one trial fits; ConnectionError when nothing answers at `address`.
+    """
+    temporary = None
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address is None:
+        temporary = Path(tempfile.mkdtemp(prefix="wa-ray-"))  # /tmp/ray is never cleaned, ours is
+        ray.init(
+            include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(temporary), **quiet
+        )
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        slots = sum(_slots(node["Resources"], cpu, gpu) for node in ray.nodes() if node["Alive"])
+        if slots == 0:
+            have = ray.cluster_resources()
+            raise NoRoom(
+                f"a trial needs {cpu:g} CPU and {gpu:g} GPU; "
+                f"the largest node here is part of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU"
+            )
+        yield Engine(slots, cpu, gpu, temporary)
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _slots(resources: dict[str, float], cpu: float, gpu: float) -> int:
+    by_cpu = int(resources.get("CPU", 0) / cpu + 1e-9)
+    if not gpu:
+        return by_cpu
+    return min(by_cpu, int(resources.get("GPU", 0)) * int(1 / gpu + 1e-9))  # a fraction never spans two GPUs
+
+
+def launch(
+    on: Engine,
+    run: Path,
+    trajectories: Sequence[Trajectory],
+    listener: Listener,
+    checkpoint_seconds: float = 10.0,
+) -> Outcome:
+    """Train the trajectories, in their order, into the run folder. Returns when all ended or on an interrupt."""
+    outcome = Outcome([], [])
+    if not trajectories:
+        return outcome
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)  # else a Searcher's actors start one after another
+    num_devices = on.gpu or on.cpu
+    configs = [
+        {
+            "name": one.name,
+            "folder": str(trajectory_folder(run, one.name).resolve()),
+            "device": "cuda" if on.gpu else "cpu",
+            "num_devices": num_devices,
+            "checkpoint_seconds": checkpoint_seconds,
+            "sys_path": [str(Path.cwd())],
+        }
+        for one in trajectories
+    ]
+    storage = run.resolve() / ".tune"
+    attempt = 1 + len(list(storage.glob("attempt-*")))
+    tuner = tune.Tuner(
+        tune.with_resources(_train, {"cpu": on.cpu, "gpu": on.gpu}),
+        tune_config=tune.TuneConfig(
+            search_alg=PlanSearcher(configs),
+            num_samples=-1,
+            reuse_actors=True,
+            max_concurrent_trials=None,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+            trial_name_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{attempt}",
+            storage_path=str(storage),
+            callbacks=[_Callback(run, listener, outcome)],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
+    with _terminated_like_interrupted():
+        tuner.fit()
+    for one in trajectories:  # a kill between the done marker and Tune's event
+        if one.name not in outcome.done and (trajectory_folder(run, one.name) / "done").exists():
+            compact(run, one.name)
+            outcome.done.append(one.name)
+            listener.done(one.name)
+    shutil.rmtree(storage, ignore_errors=True)
+    return outcome
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM takes SIGINT's path, on which Tune stops its trials in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+

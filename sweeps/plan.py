@@ -1,0 +1,157 @@
+"""Cells -> trajectories: what is trained once, in which order, and what it will cost."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from sweeps.cells import Cell, cell_from_dict, cell_to_dict
+from sweeps.spec import Spec
+from wa import memory_bytes
+from workloads.protocol import load
+
+PROCESS_BYTES = 450 << 20  # a worker with torch loaded and one small model, measured on CPU
+AVERAGE_SECONDS_PER_PARAMETER = 1.5e-9  # one EMA update on one core: read, scale and add, at the memory's speed
+OWN_STEP_SECONDS, OWN_EVAL_SECONDS = 0.01, 0.1  # assumed of a user's workload that does not say
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One trial: a training run and the cells that ride along."""
+
+    name: str  # its folder: the trajectory id, with a suffix when the id is trained more than once
+    cells: tuple[Cell, ...]
+
+    @property
+    def trajectory_id(self) -> str:
+        return self.cells[0].trajectory_id
+
+    @property
+    def length_steps(self) -> int:
+        return self.cells[0].training.schedule.length_steps
+
+    @property
+    def num_evaluations(self) -> int:
+        return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan is expected to take; seconds are device-seconds on one CPU core unless the devices are faster."""
+
+    train_seconds: float
+    average_seconds: float
+    eval_seconds: float
+    memory_bytes: int  # of one trial
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.average_seconds + self.eval_seconds
+
+
+def trajectories(
+    cells: Sequence[Cell], fuse: bool, started: Iterable[Trajectory] = (), taken_names: Iterable[str] = ()
+) -> list[Trajectory]:
+    """Group cells into trajectories, longest first.
+
+    fuse: cells that differ only in averaging are one trajectory; False gives each cell its own, the reference.
+    started: unfinished trajectories on disk; each goes on with the cells it has, the rest are grouped anew.
+    taken_names: folders of finished trajectories; the same training for new cells gets a name of its own.
+    """
+    wanted = {cell.cell_id for cell in cells}
+    started = list(started)
+    going_on = [one for one in started if any(cell.cell_id in wanted for cell in one.cells)]
+    taken = {cell.cell_id for one in going_on for cell in one.cells}
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.cell_id not in taken:
+            groups.setdefault(cell.trajectory_id if fuse else cell.cell_id, []).append(cell)
+    names = {*taken_names, *(one.name for one in started)}
+    made = [_named(tuple(group), fuse, names) for group in groups.values()]
+    both = [*going_on, *made]
+    return sorted(both, key=lambda one: (-cost(one).seconds, one.name))
+
+
+def _named(cells: tuple[Cell, ...], fuse: bool, names: set[str]) -> Trajectory:
+    name = cells[0].trajectory_id
+    if not fuse or name in names:
+        name += "-" + hashlib.sha256("".join(cell.cell_id for cell in cells).encode()).hexdigest()[:6]
+    return Trajectory(name, cells)
+
+
+def to_dict(trajectory: Trajectory) -> dict[str, Any]:
+    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells]}
+
+
+def from_dict(value: Mapping[str, Any]) -> Trajectory:
+    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]))
+
+
+# --- cost ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Size:
+    num_parameters: int
+    num_buffer_bytes: int
+    itemsize: int
+    step_seconds: float
+    eval_seconds: float
+
+
+@cache
+def _size(workload: str, preset: str) -> _Size:
+    made = load(workload, preset)
+    try:
+        with torch.device("meta"):
+            model = made.model()
+    except Exception:  # a user's model may need real tensors to be built
+        with torch.random.fork_rng():
+            model = made.model()
+    parameters = list(model.parameters())
+    return _Size(
+        num_parameters=sum(p.numel() for p in parameters),
+        num_buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
+        itemsize=max((p.element_size() for p in parameters), default=4),
+        step_seconds=getattr(made, "step_seconds", OWN_STEP_SECONDS),
+        eval_seconds=getattr(made, "eval_seconds", OWN_EVAL_SECONDS),
+    )
+
+
+def cost(trajectory: Trajectory) -> Cost:
+    """Expected cost: the workload's measured seconds a step and an evaluation, averages at memory speed."""
+    training = trajectory.cells[0].training
+    size = _size(training.workload, training.preset)
+    schemes = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
+    snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
+    weights = size.num_parameters * size.itemsize
+    return Cost(
+        train_seconds=trajectory.length_steps * size.step_seconds,
+        average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
+        eval_seconds=trajectory.num_evaluations * len(trajectory.cells) * size.eval_seconds,
+        # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
+        memory_bytes=5 * weights
+        + 2 * size.num_buffer_bytes
+        + memory_bytes(schemes, size.num_parameters, size.itemsize)
+        + PROCESS_BYTES,
+    )
+
+
+def makespan_seconds(seconds: Sequence[float], slots: int) -> float:
+    """Wall seconds of trials run longest first on `slots` equal slots."""
+    busy = [0.0] * max(1, slots)
+    for one in sorted(seconds, reverse=True):
+        heapq.heappush(busy, heapq.heappop(busy) + one)
+    return max(busy)
+
+
+def num_devices(spec: Spec) -> tuple[float, str]:
+    """(devices a trial holds, their kind): GPUs when it has any, else CPUs."""
+    return (spec.resources.gpu, "gpu") if spec.resources.gpu else (spec.resources.cpu, "cpu")

@@ -1,0 +1,132 @@
+"""`wa run`: plan what is not done, launch it, project it to W&B, report. The flow that the CLI and calibration share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeps import plan, run_folder, tracking
+from sweeps.cells import Cell, cells
+from sweeps.progress import Progress, duration
+from sweeps.spec import Spec
+from sweeps.targets import Target, study_targets
+
+
+@dataclass(frozen=True)
+class Work:
+    """A study against a run folder: its cells, what is done already, what is to train."""
+
+    cells: list[Cell]
+    targets: dict[str, Target | None]
+    trajectories: list[plan.Trajectory]  # to train, longest first
+    num_done: int  # trajectories in the folder that are finished
+
+
+def work(spec: Spec, run: Path | None, calibrating: bool = False) -> Work:
+    """Resolve a spec and compare it with a folder. Raises: SpecError, before anything is written.
+
+    calibrating: the study sets targets, so it has none and may use the held-out seeds.
+    """
+    wanted = cells(spec)
+    targets = dict.fromkeys(spec.workloads) if calibrating else study_targets(spec)
+    started: list[plan.Trajectory] = []
+    if run is not None:
+        run_folder.check_compatible(run, wanted, spec)
+        started = run_folder.started(run)
+    done = [one for one in started if run is not None and run_folder.is_done(run, one)]
+    done_cells = {cell.cell_id for one in done for cell in one.cells}
+    unfinished = [one for one in started if one not in done]
+    to_do = [cell for cell in wanted if cell.cell_id not in done_cells]
+    names = {one.name for one in done}
+    return Work(wanted, targets, plan.trajectories(to_do, spec.fuse, unfinished, names), len(done))
+
+
+def run_study(
+    spec: Spec,
+    run: Path,
+    console: Console,
+    address: str | None = None,
+    checkpoint_seconds: float = 10.0,
+    calibrating: bool = False,
+) -> bool:
+    """Bring the run folder to the state the spec describes; whether the study is complete.
+
+    Raises: SpecError or launch.NoRoom before anything is launched; ConnectionError where no Ray answers.
+    """
+    with run_folder.locked(run):
+        todo = work(spec, run, calibrating)
+        for one in run_folder.started(run):  # finished, but killed before compaction
+            if run_folder.is_done(run, one):
+                run_folder.compact(run, one.name)
+        run_folder.write_plan(run, spec, todo.cells, todo.trajectories, todo.targets)
+        run_folder.write_trials(run)
+        _announce(todo, run, console, calibrating)
+        publisher = tracking.start(run, spec.tracking.wandb, spec.tracking.project, spec.tracking.entity)
+        try:
+            complete = _launch(spec, todo, run, console, address, checkpoint_seconds)
+        finally:
+            run_folder.write_trials(run)
+            if not tracking.finish(publisher):
+                console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
+    return complete
+
+
+def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> None:
+    for workload, target in todo.targets.items():
+        if target is None and not calibrating:
+            console.print(
+                f"{workload} has no target yet, so steps-to-target is withheld: `wa calibrate {workload}` sets one."
+            )
+    done = f", {todo.num_done} trajectories done already" if todo.num_done else ""
+    console.print(f"{run}: {len(todo.cells)} cells, {len(todo.trajectories)} trajectories to train{done}")
+
+
+def _launch(
+    spec: Spec, todo: Work, run: Path, console: Console, address: str | None, checkpoint_seconds: float
+) -> bool:
+    if not todo.trajectories:
+        return True
+    from sweeps import launch  # ray, which takes a second
+
+    with launch.engine(spec.resources.cpu, spec.resources.gpu, address) as engine:
+        with Progress(console, todo.trajectories, todo.num_done) as progress:
+            outcome = launch.launch(engine, run, todo.trajectories, progress, checkpoint_seconds)
+        console.print(progress.line())
+    _explain(outcome.failed, run, console)
+    return len(outcome.done) == len(todo.trajectories)
+
+
+def _explain(failed: Sequence[str], run: Path, console: Console) -> None:
+    for name in failed:
+        log = run_folder.trajectory_folder(run, name) / "log"
+        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        last = lines[-1] if lines else "its process died before it could say why"
+        console.print(f"trajectory {name} failed: {last} ({log})", markup=False, soft_wrap=True)
+
+
+def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
+    """workload -> expected cost of what is to train, fused and one trial per cell."""
+    devices, _ = plan.num_devices(spec)
+    rows: dict[str, dict[str, float]] = {}
+    for one in todo.trajectories:
+        workload = one.cells[0].training.workload
+        row = rows.setdefault(
+            workload, {"cells": 0, "trajectories": 0, "steps": 0, "device_hours": 0, "unfused_device_hours": 0, "memory": 0}
+        )
+        cost = plan.cost(one)
+        alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
+        row["cells"] += len(one.cells)
+        row["trajectories"] += 1
+        row["steps"] += one.length_steps
+        row["device_hours"] += cost.seconds * devices / 3600
+        row["unfused_device_hours"] += alone * devices / 3600
+        row["memory"] = max(row["memory"], cost.memory_bytes)
+    return rows
+
+
+def wall(todo: Work, slots: int) -> str:
+    """Expected wall time on so many slots, in words."""
+    return duration(plan.makespan_seconds([plan.cost(one).seconds for one in todo.trajectories], slots))

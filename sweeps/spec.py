@@ -1,0 +1,566 @@
+"""YAML -> Spec: the border. Whatever is wrong with a file is said here, in one line, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from sweeps.yaml_file import BadYaml, parse_value, read_yaml
+
+MAX_CELLS = 1_000_000
+
+
+class SpecError(ValueError):
+    """Bad input: ``file: key path: what is wrong; what is allowed``."""
+
+    def __init__(self, path: str, message: str, source: str = "spec") -> None:
+        self.path, self.message, self.source = path, message, source
+        super().__init__(": ".join(part for part in (source, path, message) if part))
+
+    def at(self, source: str) -> SpecError:
+        """The same error, naming the file it comes from."""
+        return SpecError(self.path, self.message, source)
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    """A value as an error line quotes it: one line, at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known name nearest to `name`, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked(accept: Callable[[Any], bool], allowed: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not accept(value):
+            raise ValueError(f"got {shown(value)}; allowed: {allowed}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _integer(low: int, high: int, what: str = "") -> BeforeValidator:
+    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+    return _checked(lambda v: type(v) is int and low <= v <= high, bound + what)
+
+
+def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+    return _checked(lambda v: _is_number(v) and accept(v), allowed)
+
+
+def _steps_or_share(steps: int, share: Callable[[float], bool], interval: str, of: str) -> BeforeValidator:
+    # The face's rule: an int is steps, a float is a share.
+    return _checked(
+        lambda v: (type(v) is int and steps <= v < 2**40) or (type(v) is float and share(v)),
+        f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})",
+    )
+
+
+def _one_of(*names: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value not in names or not isinstance(value, str):
+            raise ValueError(f"got {shown(value)}; allowed: {', '.join(names)}{nearest(value, names)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _optimizer_name(value: Any) -> Any:
+    from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
+
+    if not isinstance(value, str) or value not in OPTIMIZERS:
+        raise ValueError(
+            f"got {shown(value)}; allowed: {', '.join(OPTIMIZERS)}{nearest(value, OPTIMIZERS)}"
+        )
+    return value
+
+
+BUDGET = "step budget"
+Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
+ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
+ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
+Budget = Annotated[
+    int | float,
+    _checked(
+        lambda v: (type(v) is int and 1 <= v < 2**40) or (type(v) is float and 0 < v <= 1000),
+        "an int ≥ 1 (steps) or a float in (0, 1000] (multiple of the workload's own budget)",
+    ),
+]
+Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
+NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
+UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
+Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "a number in [0, 1]")]
+Count = Annotated[int, _integer(1, 2**40)]
+Seed = Annotated[int, _integer(0, 2**31 - 1)]
+Buffers = Annotated[Literal["live", "average", "recompute"], _one_of("live", "average", "recompute")]
+Name = Annotated[
+    str,
+    _checked(
+        lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", v) is not None,
+        "letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)",
+    ),
+]
+Text = Annotated[str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")]
+Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
+
+
+# --- blocks: scalars only; lists have become axes before they get here --------------------------------------------
+
+
+class Block(BaseModel):
+    """A mapping of known keys with checked scalar values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerBlock(Block):
+    """`optimizer:`; what is left out is the workload's own value."""
+
+    name: Annotated[str, BeforeValidator(_optimizer_name)] | None = None
+    lr: Positive | None = None
+    beta1: UnitOpen | None = None
+    beta2: UnitOpen | None = None
+    eps: Positive | None = None
+    weight_decay: NonNegative | None = None
+    momentum: UnitOpen | None = None
+    grad_clip: Positive | None = None  # largest global gradient norm
+
+
+class ScheduleBlock(Block):
+    """`schedule:`; `length` is where training ends, `warmup` and `lr_decay` are shares of it."""
+
+    shape: Annotated[str, _one_of("cosine", "linear", "constant")] | None = None
+    length: Share | None = None
+    warmup: ShareOfLength | None = None
+    lr_decay: ShareOfLength | None = None
+    final_lr: Unit | None = None
+
+
+class NoneBlock(Block):
+    """`averaging: {scheme: none}`: the live weights."""
+
+    scheme: Literal["none"]
+
+
+class LawaBlock(Block):
+    """`averaging: {scheme: lawa}`: k or horizon, never both."""
+
+    scheme: Literal["lawa"]
+    k: Count | None = None
+    horizon: Share | None = None
+    every: Share = 1
+    burn_in: ShareFromZero = 0
+    until_full: Annotated[str, _one_of("absent", "partial")] = "absent"
+    buffers: Buffers = "live"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> LawaBlock:
+        _exactly_one("k", self.k, "horizon", self.horizon)
+        return self
+
+
+class EmaBlock(Block):
+    """`averaging: {scheme: ema}`: decay or horizon, never both."""
+
+    scheme: Literal["ema"]
+    decay: UnitOpen | None = None
+    horizon: Share | None = None
+    every: Share = 1
+    burn_in: ShareFromZero = 0
+    init: Annotated[str, _one_of("first", "zero")] = "first"
+    buffers: Buffers = "live"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> EmaBlock:
+        _exactly_one("decay", self.decay, "horizon", self.horizon)
+        return self
+
+
+class TailBlock(Block):
+    """`averaging: {scheme: tail}`: the mean of every snapshot since `start`."""
+
+    scheme: Literal["tail"]
+    start: ShareFromZero
+    every: Share = 1
+    buffers: Buffers = "live"
+
+
+AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock
+AVERAGING: dict[str, type[AveragingBlock]] = {
+    "none": NoneBlock,
+    "lawa": LawaBlock,
+    "ema": EmaBlock,
+    "tail": TailBlock,
+}
+
+
+class EvaluateBlock(Block):
+    """`evaluate:`; every so many steps, and at the end."""
+
+    every: Share = 0.01
+
+
+class ResourcesBlock(Block):
+    """`resources:` of one trial; `gpu` may be a fraction of one."""
+
+    cpu: Positive = 1
+    gpu: Annotated[float, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1: a trial trains on one device")] = 0
+
+
+class TrackingBlock(Block):
+    """`tracking:`; W&B mode, project and entity."""
+
+    wandb: Annotated[str, _one_of("offline", "online", "disabled")] = "offline"
+    project: Name = "averaging"
+    entity: Name | None = None
+
+
+def _exactly_one(a: str, value_a: object, b: str, value_b: object) -> None:
+    if value_a is not None and value_b is not None:
+        raise ValueError(f"{a} and {b} at once; allowed: one of them ({b} is {a} told in steps)")
+    if value_a is None and value_b is None:
+        raise ValueError(f"neither {a} nor {b}; allowed: exactly one of them")
+
+
+# --- the spec ------------------------------------------------------------------------------------------------------
+
+B = TypeVar("B", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A checked block and where it stands in the file: key -> path, for errors found later."""
+
+    block: Any
+    path: str
+    paths: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def error(self, key: str, message: str) -> SpecError:
+        return SpecError(self.paths.get(key, f"{self.path}.{key}"), message)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The axes of one workload, overrides applied."""
+
+    step_budgets: tuple[Placed, ...]  # block: int | float
+    optimizers: tuple[Placed, ...]
+    schedules: tuple[Placed, ...]
+    averagings: tuple[Placed, ...]
+    evaluate: Placed
+
+    def num_cells(self) -> int:
+        axes = (self.step_budgets, self.optimizers, self.schedules, self.averagings)
+        return math.prod(len(axis) for axis in axes)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A study, checked."""
+
+    study: str
+    question: str | None
+    workloads: tuple[str, ...]
+    presets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    grids: Mapping[str, Grid]  # workload -> its axes
+    resources: ResourcesBlock
+    tracking: TrackingBlock
+    fuse: bool
+    source: str
+    raw: Mapping[str, Any]  # as read, with --set applied and defaults filled in: what spec.yaml holds
+
+
+KEYS = (
+    *("study", "question", "workloads", "preset", "seeds", "step_budget", "optimizer", "schedule", "averaging"),
+    *("evaluate", "overrides", "resources", "tracking", "fuse"),
+)
+REQUIRED = ("study", "workloads", "averaging")
+OVERRIDABLE = ("step_budget", "optimizer", "schedule", "averaging", "evaluate")
+DEFAULTS: Mapping[str, Any] = {
+    "preset": "mini",
+    "seeds": [0],
+    "step_budget": 1.0,
+    "optimizer": {},
+    "schedule": {},
+    "evaluate": {},
+    "overrides": {},
+    "resources": {},
+    "tracking": {},
+    "fuse": True,
+}
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read, override (``path=value``) and check a study.
+
+    Raises: SpecError, one line with file, key path and what is allowed.
+    """
+    source = str(path)
+    try:
+        raw = read_yaml(Path(path))
+    except BadYaml as error:
+        raise SpecError("", str(error), source) from None
+    try:
+        if not isinstance(raw, dict):
+            raise SpecError("", f"got {shown(raw)}; allowed: a mapping of {', '.join(KEYS)}")
+        for assignment in overrides:
+            set_path(raw, assignment)
+        return parse_spec(raw, source)
+    except SpecError as error:
+        raise error.at(source) from None
+
+
+def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
+    """Check a study given as a mapping. Raises: SpecError."""
+    _known(raw, KEYS, "")
+    for key in REQUIRED:
+        if key not in raw:
+            raise SpecError(key, "is required")
+    full = {key: raw.get(key, DEFAULTS.get(key)) for key in KEYS if key in raw or key in DEFAULTS}
+    workloads = _names(full["workloads"], "workloads")
+    grids = _grids(full, workloads)
+    seeds = _axis(full["seeds"], "seeds")
+    presets = _names(full["preset"], "preset")
+    spec = Spec(
+        study=_scalar(_Study, "study", full["study"]),
+        question=None if full.get("question") is None else _scalar(_Question, "question", full["question"]),
+        workloads=workloads,
+        presets=presets,
+        seeds=tuple(_scalar(_Seeds, "seeds", seed, path) for path, seed in seeds),
+        grids=grids,
+        resources=_block(ResourcesBlock, full["resources"], "resources", axes=False)[0].block,
+        tracking=_block(TrackingBlock, full["tracking"], "tracking", axes=False)[0].block,
+        fuse=_scalar(_Fuse, "fuse", full["fuse"]),
+        source=source,
+        raw=full,
+    )
+    num_cells = len(seeds) * len(presets) * sum(grid.num_cells() for grid in grids.values())
+    if num_cells > MAX_CELLS:
+        raise SpecError("", f"a grid of {num_cells:,} cells; allowed: at most {MAX_CELLS:,}")
+    return spec
+
+
+def set_path(raw: dict[str, Any], assignment: str) -> None:
+    """Apply one ``path=value`` (``optimizer.lr=0.1``, ``averaging[1].k=[5, 20]``) to a raw spec, in place.
+
+    The value is YAML. Missing mappings on the way are made. Raises: SpecError.
+    """
+    path, equals, text = assignment.partition("=")
+    steps = re.findall(r"[^.\[\]]+|\[\d+\]", path)
+    if not equals or not steps or "".join(steps).replace("[", "").replace("]", "") != re.sub(r"[.\[\]]", "", path):
+        raise SpecError("--set", f"got {shown(assignment)}; allowed: path=value, as in optimizer.lr=0.1")
+    try:
+        value = parse_value(text)
+    except BadYaml as error:
+        raise SpecError(f"--set {path}", str(error)) from None
+    here: Any = raw
+    for step, following in itertools.pairwise([*steps, None]):
+        key: Any = int(step[1:-1]) if step is not None and step.startswith("[") else step
+        if isinstance(key, int) and (not isinstance(here, list) or key >= len(here)):
+            raise SpecError(f"--set {path}", f"there is no {step} to set")
+        if isinstance(key, str) and isinstance(here, list):
+            raise SpecError(f"--set {path}", f"this is a list of {len(here)}: say which, as in [0].{key}")
+        if not isinstance(here, (dict, list)):
+            raise SpecError(f"--set {path}", f"{key!r} lies inside {shown(here)}, which is no mapping")
+        if following is None:
+            here[key] = value
+        elif isinstance(here, dict):
+            here = here.setdefault(key, {})
+            if here is None:
+                raise SpecError(f"--set {path}", f"{key!r} is empty")
+        else:
+            here = here[key]
+
+
+# --- from raw YAML to checked blocks -------------------------------------------------------------------------------
+
+
+class _Study(Block):
+    study: Name
+
+
+class _Question(Block):
+    question: Text
+
+
+class _Seeds(Block):
+    seeds: Seed
+
+
+class _Fuse(Block):
+    fuse: Flag
+
+
+class _Budget(Block):
+    step_budget: Budget
+
+
+def _scalar(model: type[Block], key: str, value: Any, path: str | None = None) -> Any:
+    return getattr(_validate(model, {key: value}, "", {key: path or key}), key)
+
+
+def _known(raw: Mapping[Any, Any], allowed: Sequence[str], path: str) -> None:
+    for key in raw:
+        if key not in allowed:
+            where = f"{path}.{key}" if path else str(key)
+            raise SpecError(
+                " ".join(where.split())[:80], f"unknown key; allowed: {', '.join(allowed)}{nearest(key, allowed)}"
+            )
+
+
+def _axis(value: Any, path: str) -> list[tuple[str, Any]]:
+    """A scalar is one point, a list is an axis: (path, scalar) pairs."""
+    if not isinstance(value, list):
+        return [(path, value)]
+    if not value:
+        raise SpecError(path, "empty list: the grid has no cells; allowed: one value or more")
+    return [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+
+
+def _names(value: Any, path: str) -> tuple[str, ...]:
+    names = []
+    for where, name in _axis(value, path):
+        if not isinstance(name, str) or not name:
+            raise SpecError(where, f"got {shown(name)}; allowed: a name")
+        if name in names:
+            raise SpecError(where, f"{name!r} stands twice")
+        names.append(name)
+    return tuple(names)
+
+
+def _grids(full: Mapping[str, Any], workloads: tuple[str, ...]) -> dict[str, Grid]:
+    overrides = full["overrides"]
+    if not isinstance(overrides, Mapping):
+        raise SpecError("overrides", f"got {shown(overrides)}; allowed: workload -> {', '.join(OVERRIDABLE)}")
+    _known(overrides, workloads, "overrides")
+    shared = _grid(full, {}, "")
+    grids = {}
+    for workload in workloads:
+        own = overrides.get(workload)
+        if own is None:
+            grids[workload] = shared
+            continue
+        path = f"overrides.{workload}"
+        if not isinstance(own, Mapping):
+            raise SpecError(path, f"got {shown(own)}; allowed: a mapping of {', '.join(OVERRIDABLE)}")
+        _known(own, OVERRIDABLE, path)
+        grids[workload] = _grid(full, own, path)
+    return grids
+
+
+def _grid(full: Mapping[str, Any], own: Mapping[str, Any], own_path: str) -> Grid:
+    def blocks(key: str, model: type[Block] | None = None, axes: bool = True) -> tuple[Placed, ...]:
+        value, path = full[key], key
+        if key in own:
+            mine, mine_path = own[key], f"{own_path}.{key}"
+            if isinstance(mine, Mapping) and key in ("optimizer", "schedule", "evaluate"):
+                value = _merged(value, mine, mine_path)  # a mapping changes those keys in every block
+            else:
+                value, path = mine, mine_path  # anything else stands instead
+        return _block(model, value, path, axes)
+
+    budget, budget_path = full["step_budget"], "step_budget"
+    if "step_budget" in own:
+        budget, budget_path = own["step_budget"], f"{own_path}.step_budget"
+    return Grid(
+        step_budgets=tuple(
+            Placed(_scalar(_Budget, "step_budget", value, path), path) for path, value in _axis(budget, budget_path)
+        ),
+        optimizers=blocks("optimizer", OptimizerBlock),
+        schedules=blocks("schedule", ScheduleBlock),
+        averagings=blocks("averaging"),
+        evaluate=blocks("evaluate", EvaluateBlock, axes=False)[0],
+    )
+
+
+def _merged(value: Any, mine: Mapping[str, Any], path: str) -> Any:
+    if isinstance(value, list):
+        return [_merged(item, mine, path) for item in value]
+    if not isinstance(value, Mapping):
+        raise SpecError(path, f"nothing to override: the study has {shown(value)} there")
+    return {**value, **mine}
+
+
+def _block(model: type[Block] | None, value: Any, path: str, axes: bool = True) -> tuple[Placed, ...]:
+    """A block, or a list of blocks, each expanded over its own lists."""
+    placed: list[Placed] = []
+    for where, raw in _axis(value, path) if axes else [(path, value)]:
+        if not isinstance(raw, Mapping):
+            raise SpecError(where, f"got {shown(raw)}; allowed: a mapping such as {{{_example(path)}}}")
+        kind = model or _averaging_model(raw, where)
+        _known(raw, tuple(kind.model_fields), where)
+        points = math.prod(len(v) for v in raw.values() if isinstance(v, list) and v)
+        if points > MAX_CELLS:
+            raise SpecError(where, f"a grid of {points:,} cells; allowed: at most {MAX_CELLS:,}")
+        for point, paths in _points(raw, where, axes):
+            placed.append(Placed(_validate(kind, point, where, paths), where, paths))
+    return tuple(placed)
+
+
+def _points(raw: Mapping[str, Any], where: str, axes: bool) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    sides = [
+        [(key, path, scalar) for path, scalar in (_axis(value, f"{where}.{key}") if axes else [(f"{where}.{key}", value)])]
+        for key, value in raw.items()
+    ]
+    for side in itertools.product(*sides):
+        yield {key: scalar for key, _, scalar in side}, {key: path for key, path, _ in side}
+
+
+def _averaging_model(raw: Mapping[str, Any], where: str) -> type[Block]:
+    if "scheme" not in raw:
+        raise SpecError(f"{where}.scheme", f"is required; allowed: {', '.join(AVERAGING)}")
+    scheme = raw["scheme"]
+    if not isinstance(scheme, str) or scheme not in AVERAGING:
+        raise SpecError(
+            f"{where}.scheme", f"got {shown(scheme)}; allowed: {', '.join(AVERAGING)}{nearest(scheme, AVERAGING)}"
+        )
+    return AVERAGING[scheme]
+
+
+def _example(path: str) -> str:
+    key = path.rpartition(".")[2]
+    examples = {
+        "optimizer": "name: nadamw, lr: 0.003",
+        "schedule": "shape: cosine, length: 1.0",
+        "averaging": "scheme: ema, decay: 0.99, every: 8",
+        "evaluate": "every: 0.01",
+        "resources": "cpu: 1, gpu: 0",
+        "tracking": "wandb: offline, project: averaging",
+    }
+    return examples[key]
+
+
+def _validate(model: type[B], values: Mapping[str, Any], where: str, paths: Mapping[str, str]) -> B:
+    # An explicit null is a value that no key allows: leaving the key out is how to take the default.
+    for key, value in values.items():
+        if value is None:
+            raise SpecError(paths.get(key, f"{where}.{key}"), "is empty; give a value or leave the key out")
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        path = paths.get(key, f"{where}.{key}" if key else where)
+        if first["type"] == "missing":
+            raise SpecError(path, "is required") from None
+        raise SpecError(path, first["msg"].removeprefix("Value error, ")) from None

@@ -1,0 +1,85 @@
+"""targets.yaml beside a workload's file: the value to reach, and how it came about. Written by `wa calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sweeps.recorder import write_atomic
+from sweeps.spec import Spec, SpecError
+from sweeps.yaml_file import BadYaml, dump_yaml, read_yaml
+from workloads.protocol import UnknownWorkload, source_file
+
+HEADER = "# Written by `wa calibrate`, never by hand: workload -> preset -> target and its provenance.\n"
+
+
+class Target(BaseModel):
+    """A target metric and its provenance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    metric: str
+    higher_is_better: bool
+    preset: str
+    rule: str
+    seeds: list[int]  # held out: no study may use them
+    values: list[float]  # the best validation metric of each
+    versions: dict[str, str]
+    date: str
+
+
+def targets_file(workload: str) -> Path:
+    """Where the targets of a workload lie: beside the file that defines it."""
+    return source_file(workload).with_name("targets.yaml")
+
+
+def read_target(workload: str, preset: str) -> Target | None:
+    """The target of a workload at a preset; None before `wa calibrate`. Raises: SpecError for a broken file."""
+    path = targets_file(workload)
+    if not path.exists():
+        return None
+    try:
+        entry = (read_yaml(path) or {}).get(workload, {}).get(preset)
+        return None if entry is None else Target.model_validate(entry)
+    except (BadYaml, ValidationError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise SpecError(workload, f"broken target ({first}); `wa calibrate {workload}` writes it anew", str(path)) from None
+
+
+def write_target(workload: str, target: Target) -> Path:
+    """Put one target into its file, the others kept. The file's path."""
+    path = targets_file(workload)
+    known = (read_yaml(path) or {}) if path.exists() else {}
+    known.setdefault(workload, {})[target.preset] = target.model_dump()
+    write_atomic(path, (HEADER + dump_yaml(dict(sorted(known.items())))).encode())
+    return path
+
+
+def study_targets(spec: Spec) -> dict[str, Target | None]:
+    """The targets of a study's workloads.
+
+    Raises: SpecError when the study uses a seed that a target was set with, or mixes presets with targets.
+    """
+    found: dict[str, Target | None] = {}
+    try:
+        for workload in spec.workloads:
+            targets = [read_target(workload, preset) for preset in spec.presets]
+            found[workload] = targets[0] if len(spec.presets) == 1 else None
+            _held_out(spec, workload, (target for target in targets if target is not None))
+    except (SpecError, UnknownWorkload) as error:
+        if isinstance(error, UnknownWorkload):
+            raise SpecError("workloads", str(error), spec.source) from None
+        raise
+    return found
+
+
+def _held_out(spec: Spec, workload: str, targets: Iterable[Target]) -> None:
+    for target in targets:
+        both = sorted(set(spec.seeds) & set(target.seeds))
+        if both:
+            allowed = f"allowed: any but {', '.join(map(str, target.seeds))}"
+            message = f"seed {both[0]} set {workload}'s target and is held out; {allowed}"
+            raise SpecError("seeds", message, spec.source)

@@ -1,0 +1,217 @@
+"""W&B as a projection of the records: one run a cell, published by a process of its own. The only file with wandb.
+
+Training never waits for W&B and never fails with it. What is published is decided by the records and a cursor a
+cell, so publishing can be killed, repeated or done long after.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import pandas as pd
+
+from analysis.records import load_cells, load_plan, load_records
+from sweeps.recorder import write_atomic
+
+POLL_SECONDS = 2.0
+INIT_SECONDS = 15.0  # then offline, said once
+FINISH_SECONDS = 15.0  # what the driver grants the publisher at the end of a run
+
+
+def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.Popen[bytes] | None:
+    """Start the publisher beside the driver; None when W&B is disabled."""
+    if mode == "disabled":
+        return None
+    command = [sys.executable, "-m", "sweeps.tracking", str(run), mode, project, entity or ""]
+    with open(run / "wandb.log", "ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=_environment(run, mode)
+        )
+
+
+def finish(publisher: subprocess.Popen[bytes] | None, seconds: float = FINISH_SECONDS) -> bool:
+    """Tell the publisher that the records are complete and wait a little; whether it published all of them.
+
+    A slow one goes on by itself; what it does not publish, the next `wa run` on the folder does.
+    """
+    if publisher is None:
+        return True
+    assert publisher.stdin is not None
+    publisher.stdin.close()
+    try:
+        return publisher.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _environment(run: Path, mode: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "WANDB_DIR": str(run.resolve()),
+        "WANDB_MODE": mode,
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_CONSOLE": "off",
+    }
+
+
+class Publisher:
+    """Publishes what the records hold beyond each cell's cursor."""
+
+    def __init__(self, run: Path, mode: str, project: str, entity: str | None) -> None:
+        self.run, self.mode, self.project, self.entity = run, mode, project, entity
+        self.cursor_file = run / "wandb" / "cursors.json"
+        self.cursors: dict[str, int] = {}
+        if self.cursor_file.exists():
+            self.cursors = json.loads(self.cursor_file.read_text(encoding="utf-8"))
+        self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
+
+    def publish(self) -> None:
+        """One pass. Online, runs of cells that still train stay open; offline, whole cells only.
+
+        (An offline run that a kill cuts short holds nothing, so it is written in one go once its cell is done.)
+        """
+        cells = load_cells(self.run).set_index("cell_id", drop=False)
+        records = load_records(self.run)
+        finished = self._finished()
+        for cell_id, rows in records.groupby("cell_id", sort=True):
+            cell_id = str(cell_id)
+            done = cell_id in finished
+            new = rows[rows["step"] > self.cursors.get(cell_id, -1)]
+            if cell_id not in cells.index or (self.mode == "offline" and not done):
+                continue
+            if len(new) or (done and cell_id in self.open):
+                self._publish_cell(cells.loc[cell_id].to_dict(), new, done)
+
+    def _finished(self) -> set[str]:
+        folder = self.run / "trajectories"
+        trajectories = load_plan(self.run)["trajectories"]
+        return {cell for one in trajectories if (folder / one["name"] / "done").exists() for cell in one["cells"]}
+
+    def _publish_cell(self, cell: Mapping[str, Any], rows: pd.DataFrame, done: bool) -> None:
+        cell_id = str(cell["cell_id"])
+        wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
+        for row in rows.to_dict("records"):
+            wandb_run.log(_point(cell, row), step=int(row["step"]))
+        if done:
+            wandb_run.finish()
+        else:
+            self.open[cell_id] = wandb_run
+        if len(rows):
+            self.cursors[cell_id] = int(rows["step"].max())
+            write_atomic(self.cursor_file, json.dumps(self.cursors).encode())
+
+    def _begin(self, cell: Mapping[str, Any]) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            x_disable_stats=True,
+            x_disable_meta=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            init_timeout=INIT_SECONDS,
+            silent=True,
+        )
+        arguments: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "id": cell["cell_id"],
+            "name": run_name(cell),
+            "group": cell["study"],
+            "job_type": cell["scheme"],
+            "tags": [str(cell["workload"])[:64], str(cell["trajectory_id"])],
+            "config": _config(cell),
+            "dir": str(self.run),
+            "reinit": "create_new",
+            "settings": settings,
+        }
+        try:
+            begun = wandb.init(mode=self.mode, resume="allow" if self.mode == "online" else None, **arguments)
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            print(f"W&B is out of reach ({type(error).__name__}); publishing offline from here on", flush=True)
+            self.mode = "offline"
+            begun = wandb.init(mode="offline", **arguments)
+        begun.define_metric("step")
+        best = "max" if cell["higher_is_better"] else "min"
+        begun.define_metric("validation/loss", step_metric="step", summary="min")
+        begun.define_metric(f"validation/{cell['metric_name']}", step_metric="step", summary=best)
+        begun.define_metric("seconds/*", step_metric="step", summary="last")
+        return begun
+
+
+def run_name(cell: Mapping[str, Any]) -> str:
+    """A W&B run's name: workload, scheme with its horizon, schedule length, seed."""
+    horizon = cell["horizon_fraction"]
+    reach = "" if horizon is None or pd.isna(horizon) else f" {100 * horizon:.3g}%"
+    return f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
+
+
+def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if value is None or pd.isna(value) else _plain(value) for key, value in cell.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    values = {
+        "step": int(row["step"]),
+        "validation/loss": row["loss"],
+        f"validation/{cell['metric_name']}": row["metric"],
+        "seconds/train": row["train_seconds"],
+        "seconds/average": row["average_seconds"],
+        "seconds/eval": row["eval_seconds"],
+        "diverged": bool(row["diverged"]),
+    }
+    return {key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m sweeps.tracking RUN MODE PROJECT ENTITY`: publish until standard input closes, then once more."""
+    run, mode, project, entity = arguments
+    lock = _lock(Path(run))
+    os.set_blocking(sys.stdin.fileno(), False)
+    publisher = Publisher(Path(run), mode, project, entity or None)
+    complete = False
+    while True:
+        complete = sys.stdin.buffer.raw.read(1) == b""  # type: ignore[attr-defined]  # None while it is open
+        try:
+            publisher.publish()
+        except Exception as error:
+            print(f"publishing failed, trying again: {type(error).__name__}: {_redacted(error)}", flush=True)
+            if complete:
+                return 1
+        if complete:
+            lock.close()
+            return 0
+        time.sleep(POLL_SECONDS)
+
+
+def _lock(run: Path) -> TextIO:
+    """One publisher a run folder: a second one waits until the first has ended."""
+    (run / "wandb").mkdir(exist_ok=True)
+    stream = open(run / "wandb" / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (held while the process lives)
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    return stream
+
+
+def _redacted(error: Exception) -> str:
+    key = os.environ.get("WANDB_API_KEY")
+    return str(error).replace(key, "***") if key else str(error)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
