@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sweeps.optimizers import settings
-from sweeps.schedules import Schedule
+from sweeps.schedules import Schedule, Shape
 from sweeps.spec import (
     EmaBlock,
     EvaluateBlock,
@@ -125,7 +125,9 @@ def _cells(spec: Spec) -> Iterator[tuple[Cell, str]]:
                 workload = load(name, preset)
             except UnknownWorkload as error:
                 known = nearest(name, families()) if ":" not in name else ""
-                raise SpecError("preset" if "preset" in str(error) else f"workloads[{i}]", f"{error}{known}") from None
+                raise SpecError(
+                    "preset" if "preset" in str(error) else f"workloads[{i}]", f"{error}{known}"
+                ) from None
             yield from _cells_of(workload, name, preset, spec.grids[name], spec.seeds)
 
 
@@ -134,14 +136,22 @@ def _cells_of(
 ) -> Iterator[tuple[Cell, str]]:
     optimizers = [_optimizer(placed, workload, name) for placed in grid.optimizers]
     for budget in grid.step_budgets:
-        total = budget.block if isinstance(budget.block, int) else max(1, round(budget.block * workload.step_budget))
+        total = (
+            budget.block
+            if isinstance(budget.block, int)
+            else max(1, round(budget.block * workload.step_budget))
+        )
         evaluate: EvaluateBlock = grid.evaluate.block
         every = to_steps(evaluate.every, total)
         if every > total:
-            raise grid.evaluate.error("every", f"{every} steps; allowed: at most the step budget, {total} steps")
+            raise grid.evaluate.error(
+                "every", f"{every} steps; allowed: at most the step budget, {total} steps"
+            )
         for schedule_at in grid.schedules:
             schedule = _schedule(schedule_at, workload, total)
-            schemes = [(_scheme(placed, total, schedule.length_steps), placed.path) for placed in grid.averagings]
+            schemes = [
+                (_scheme(placed, total, schedule.length_steps), placed.path) for placed in grid.averagings
+            ]
             for optimizer, values, clip in optimizers:
                 for seed in seeds:
                     training = Training(name, preset, seed, total, optimizer, values, clip, schedule)
@@ -165,14 +175,18 @@ def _optimizer(
     given = {k: v for k, v in block.model_dump().items() if v is not None and k not in ("name", "grad_clip")}
     for key in given:
         if key not in takes:
-            raise placed.error(key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip")
+            raise placed.error(
+                key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip"
+            )
     # The workload's own values carry over to an optimizer that takes the same settings (adamw from nadamw).
     inherits = list(takes) == list(settings(str(own["name"])))
     values = {}
     for key, default in takes.items():
         value = given.get(key, own.get(key, default) if inherits else default)
         if value is None:
-            raise placed.error(key, f"is required: {name}'s own values are for {own['name']}, not {optimizer}")
+            raise placed.error(
+                key, f"is required: {name}'s own values are for {own['name']}, not {optimizer}"
+            )
         values[key] = float(value)
     clip = block.grad_clip if block.grad_clip is not None else own.get("grad_clip")
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
@@ -181,14 +195,16 @@ def _optimizer(
 def _schedule(placed: Placed, workload: Workload, total: int) -> Schedule:
     block: ScheduleBlock = placed.block
     own = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "final_lr": 0.0, **workload.schedule}
-    shape = block.shape or own["shape"]
+    shape = cast(Shape, block.shape or own["shape"])
     length = to_steps(block.length if block.length is not None else own["length"], total)
     if length > total:
         raise placed.error("length", f"{length} steps; allowed: at most the step budget, {total} steps")
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
             if getattr(block, key) is not None:
-                raise placed.error(key, "a constant schedule does not decay; allowed: shape linear or cosine with it")
+                raise placed.error(
+                    key, "a constant schedule does not decay; allowed: shape linear or cosine with it"
+                )
     warmup = _share_of_length(block.warmup if block.warmup is not None else own["warmup"], length)
     final_lr = float(block.final_lr if block.final_lr is not None else own["final_lr"])
     if shape == "constant":
@@ -199,7 +215,9 @@ def _schedule(placed: Placed, workload: Workload, total: int) -> Schedule:
         decay = max(0, length - warmup)
     if warmup + decay > length:
         key = "lr_decay" if block.lr_decay is not None else "warmup"
-        message = f"warm-up {warmup} + LR decay {decay} steps; allowed: together at most the length, {length} steps"
+        message = (
+            f"warm-up {warmup} + LR decay {decay} steps; allowed: together at most the length, {length} steps"
+        )
         raise placed.error(key, message)
     if decay == 0 or final_lr == 1:  # one training, one name
         shape, decay, final_lr = "constant", 0, 1.0
@@ -226,7 +244,9 @@ def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
         assert k is not None
         if k * every > total:
             key = "k" if horizon is None else "horizon"
-            raise placed.error(key, f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps")
+            raise placed.error(
+                key, f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps"
+            )
         lawa = LAWA(k=k, every=every, burn_in=burn_in, until_full=block.until_full, buffers=block.buffers)
         return _within(placed, lawa, "burn_in", burn_in, total, length)
     assert isinstance(block, EmaBlock)
@@ -261,14 +281,18 @@ def _no_twins(found: list[tuple[Cell, str]]) -> None:
             other = seen[cell.cell_id]
             what = scheme_to_dict(cell.scheme)
             described = ", ".join(f"{key} {value}" for key, value in what.items())
-            raise SpecError(path, f"duplicate cell: {described} on {cell.training.workload} stands at {other} already")
+            raise SpecError(
+                path, f"duplicate cell: {described} on {cell.training.workload} stands at {other} already"
+            )
         seen[cell.cell_id] = path
 
 
 # --- as a table row ----------------------------------------------------------------------------------------------
 
 
-def cell_to_row(cell: Cell, study: str, target: float | None, num_devices: float, device: str) -> dict[str, Any]:
+def cell_to_row(
+    cell: Cell, study: str, target: float | None, num_devices: float, device: str
+) -> dict[str, Any]:
     """The cell as a row of `analysis.records.CELLS`."""
     training, schedule, scheme = cell.training, cell.training.schedule, cell.scheme
     total = training.step_budget
@@ -313,7 +337,9 @@ def cell_to_row(cell: Cell, study: str, target: float | None, num_devices: float
 
 
 def _horizon_steps(scheme: Scheme, length: int) -> float:
-    return scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail grows to its end
+    return (
+        scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)
+    )  # a tail grows to its end
 
 
 def _significant(value: float, digits: int = 6) -> float:

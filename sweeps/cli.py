@@ -64,7 +64,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("file")
-@click.option("--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done."
+)
 @_sets
 def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
@@ -104,24 +106,40 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
     alone = sum(row["unfused_device_hours"] for row in rows.values())
     peak = max((row["memory"] for row in rows.values()), default=0.0)
     slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
-    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
-    console.print(f"wall: about {wall(todo, slots)} on {slots} slots of {devices:g} {device} each, Ray's start apart")
+    console.print(
+        f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
+    )
+    console.print(
+        f"wall: about {wall(todo, slots)} on {slots} slots of {devices:g} {device} each, Ray's start apart"
+    )
     if todo.num_done:
         console.print(f"{out}: {todo.num_done} trajectories are done and stay")
     for workload, target in todo.targets.items():
-        said = "no target yet (`wa calibrate` sets it)" if target is None else f"target {target.metric} {target.value:.6g}"
+        said = (
+            "no target yet (`wa calibrate` sets it)"
+            if target is None
+            else f"target {target.metric} {target.value:.6g}"
+        )
         console.print(f"{workload}: {said}")
 
 
 @main.command()
 @click.argument("file")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists."
+)
 @click.option("--address", help="A running Ray cluster (auto, or ray://host:10001); default: this machine.")
 @click.option(
-    "--checkpoint-seconds", default=10.0, show_default=True, type=click.FloatRange(0), help="Least time between checkpoints."
+    "--checkpoint-seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Least time between checkpoints.",
 )
 @_sets
-def run(file: str, out: Path | None, address: str | None, checkpoint_seconds: float, sets: tuple[str, ...]) -> None:
+def run(
+    file: str, out: Path | None, address: str | None, checkpoint_seconds: float, sets: tuple[str, ...]
+) -> None:
     """Run a study to its report; run again to continue.
 
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). What the run folder already holds is
@@ -145,7 +163,12 @@ def _conclude(run: Path, console: Any) -> None:
 
     frame = reports.summary_table(run)
     if len(frame):
-        console.print(_table([str(c) for c in frame.columns], [[_cell(v) for v in row] for row in frame.itertuples(index=False)]))
+        console.print(
+            _table(
+                [str(c) for c in frame.columns],
+                [[_cell(v) for v in row] for row in frame.itertuples(index=False)],
+            )
+        )
     console.print(f"report: {reports.write(run)}", soft_wrap=True)
 
 
@@ -168,14 +191,20 @@ def workloads() -> None:
             made = load(name, preset)
             target = read_target(name, preset)
             direction = "↑" if made.higher_is_better else "↓"
-            provenance = "—" if target is None else f"seeds {', '.join(map(str, target.seeds))}; {target.date}"
+            provenance = (
+                "—" if target is None else f"seeds {', '.join(map(str, target.seeds))}; {target.date}"
+            )
             value = "—" if target is None else f"{target.value:.6g}"
             budget = f"{made.step_budget:,}"
-            rows.append((name, preset, budget, str(made.batch_size), f"{made.metric} {direction}", value, provenance))
+            rows.append(
+                (name, preset, budget, str(made.batch_size), f"{made.metric} {direction}", value, provenance)
+            )
     headers = ("workload", "preset", "step budget", "batch", "metric", "target", "held-out seeds; date")
     console = _console()
     console.print(_table(headers, rows))
-    console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
+    console.print(
+        "Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload)."
+    )
 
 
 @main.command()
@@ -199,7 +228,9 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
 
     chosen = families() if every else list(names)
     if not chosen:
-        raise SpecError("WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate")
+        raise SpecError(
+            "WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate"
+        )
     spec = parse_spec(rule.study(chosen, preset), "calibrate")
     console = _console()
     if not run_study(spec, out, console, address, calibrating=True):
@@ -216,7 +247,9 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
 @click.argument("file")
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
 @click.option("--out", help="Run folder as the cluster sees it; default runs/<study>.")
-@click.option("--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along.")
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along."
+)
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
 @_sets
 def submit(
@@ -231,7 +264,13 @@ def submit(
     folder = out or f"runs/{spec.study}"
     sys.exit(
         submit_job(
-            path, address, out=folder, overrides=sets, working_dir=working_dir, wait=not no_wait, echo=click.echo
+            path,
+            address,
+            out=folder,
+            overrides=sets,
+            working_dir=working_dir,
+            wait=not no_wait,
+            echo=click.echo,
         )
     )
 

@@ -63,7 +63,7 @@ def evaluate_cells(
 def random_state_kept() -> Iterator[None]:
     """Put torch's random state (CPU and GPU) back on the way out."""
     cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:
         yield
     finally:

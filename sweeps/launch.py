@@ -94,7 +94,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
@@ -194,7 +196,9 @@ def launch(
     outcome = Outcome([], [])
     if not trajectories:
         return outcome
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)  # else a Searcher's actors start one after another
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
+        on.slots
+    )  # else a Searcher's actors start one after another
     num_devices = on.gpu or on.cpu
     configs = [
         {
@@ -253,5 +257,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-

@@ -90,7 +90,9 @@ def sgd(
     params: Params, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """torch's SGD with Nesterov momentum; weight decay is L2, as the field's recipes have it."""
-    return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, foreach=True)
+    return torch.optim.SGD(
+        params, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, foreach=True
+    )
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

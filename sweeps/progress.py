@@ -34,7 +34,11 @@ class Progress:
         self.by_name: Mapping[str, Trajectory] = {one.name: one for one in self.trajectories}
         self.expected = {one.name: cost(one).seconds for one in self.trajectories}
         self.began = self.said = time.monotonic()
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+        self.live = (
+            Live(console=self.console, refresh_per_second=4, transient=True)
+            if self.console.is_terminal
+            else None
+        )
 
     def started(self, name: str) -> None:
         self.running.add(name)
@@ -84,7 +88,11 @@ class Progress:
         if eta is not None:
             parts.append(f"eta {duration(eta)}")
         for workload, value in sorted(self.best.items()):
-            metric = next(o for o in self.trajectories if o.cells[0].training.workload == workload).cells[0].metric_name
+            metric = (
+                next(o for o in self.trajectories if o.cells[0].training.workload == workload)
+                .cells[0]
+                .metric_name
+            )
             parts.append(f"best {workload} {metric} {value:.4g}")
         return " · ".join(parts)
 
@@ -93,7 +101,9 @@ class Progress:
             self.live.update(Text(self.line(), overflow="ellipsis", no_wrap=True))
         elif say or time.monotonic() - self.said > LINE_SECONDS:
             self.said = time.monotonic()
-            self.console.print(f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True
+            )
 
     def __enter__(self) -> Self:
         if self.live is not None:

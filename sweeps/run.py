@@ -1,4 +1,4 @@
-"""`wa run`: plan what is not done, launch it, project it to W&B, report. The flow that the CLI and calibration share."""
+"""`wa run`: plan what is not done, launch it, project it to W&B: the flow that the CLI and calibration share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def run_study(
         finally:
             run_folder.write_trials(run)
             if not tracking.finish(publisher):
-                console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
+                console.print(
+                    f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it."
+                )
     return complete
 
 
@@ -114,7 +116,15 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
         row = rows.setdefault(
-            workload, {"cells": 0, "trajectories": 0, "steps": 0, "device_hours": 0, "unfused_device_hours": 0, "memory": 0}
+            workload,
+            {
+                "cells": 0,
+                "trajectories": 0,
+                "steps": 0,
+                "device_hours": 0,
+                "unfused_device_hours": 0,
+                "memory": 0,
+            },
         )
         cost = plan.cost(one)
         alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds

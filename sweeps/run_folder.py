@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +32,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SpecError("--out", "another `wa run` is at work in this folder; wait for it or end it", str(run)) from None
+            raise SpecError(
+                "--out", "another `wa run` is at work in this folder; wait for it or end it", str(run)
+            ) from None
         yield
 
 
@@ -59,7 +60,9 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     path = run / "cells.parquet"
     if not path.exists():
         if run.exists() and any(entry.name != ".lock" for entry in run.iterdir()):
-            raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
+            raise SpecError(
+                "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
+            )
         return
     there = {row["cell_id"]: row for row in pq.read_table(path).to_pylist()}
     devices, device = plan.num_devices(spec)
@@ -79,7 +82,9 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
 
 def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
     remedy = "allowed: the same value, or another --out folder"
-    raise SpecError(key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source)
+    raise SpecError(
+        key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source
+    )
 
 
 def write_plan(
@@ -92,7 +97,9 @@ def write_plan(
     """spec.yaml, cells.parquet, plan.json and a folder with trajectory.json for each trajectory."""
     devices, device = plan.num_devices(spec)
     here = {cell.cell_id for cell in cells}
-    earlier = [cell for one in started(run) for cell in one.cells if is_done(run, one) and cell.cell_id not in here]
+    earlier = [
+        cell for one in started(run) for cell in one.cells if is_done(run, one) and cell.cell_id not in here
+    ]
     rows = [
         cell_to_row(cell, spec.study, _value(targets.get(cell.training.workload)), devices, device)
         for cell in [*cells, *{cell.cell_id: cell for cell in earlier}.values()]
@@ -114,7 +121,9 @@ def write_plan(
         "fuse": spec.fuse,
         "seeds": list(spec.seeds),
         "cells": len(rows),
-        "targets": {name: None if target is None else target.model_dump() for name, target in targets.items()},
+        "targets": {
+            name: None if target is None else target.model_dump() for name, target in targets.items()
+        },
         "trajectories": [
             {
                 "name": one.name,
@@ -159,5 +168,3 @@ def write_trials(run: Path) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=TRIALS), buffer)
     write_atomic(run / "trials.parquet", buffer.getvalue().to_pybytes())
-
-

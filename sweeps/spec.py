@@ -88,16 +88,16 @@ def _optimizer_name(value: Any) -> Any:
     from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
 
     if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(
-            f"got {shown(value)}; allowed: {', '.join(OPTIMIZERS)}{nearest(value, OPTIMIZERS)}"
-        )
+        raise ValueError(f"got {shown(value)}; allowed: {', '.join(OPTIMIZERS)}{nearest(value, OPTIMIZERS)}")
     return value
 
 
 BUDGET = "step budget"
 Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
 ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
-ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
+ShareOfLength = Annotated[
+    int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")
+]
 Budget = Annotated[
     int | float,
     _checked(
@@ -119,7 +119,9 @@ Name = Annotated[
         "letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)",
     ),
 ]
-Text = Annotated[str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")]
+Text = Annotated[
+    str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")
+]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
 
 
@@ -223,7 +225,9 @@ class ResourcesBlock(Block):
     """`resources:` of one trial; `gpu` may be a fraction of one."""
 
     cpu: Positive = 1
-    gpu: Annotated[float, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1: a trial trains on one device")] = 0
+    gpu: Annotated[
+        float, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1: a trial trains on one device")
+    ] = 0
 
 
 class TrackingBlock(Block):
@@ -291,7 +295,17 @@ class Spec:
 
 
 KEYS = (
-    *("study", "question", "workloads", "preset", "seeds", "step_budget", "optimizer", "schedule", "averaging"),
+    *(
+        "study",
+        "question",
+        "workloads",
+        "preset",
+        "seeds",
+        "step_budget",
+        "optimizer",
+        "schedule",
+        "averaging",
+    ),
     *("evaluate", "overrides", "resources", "tracking", "fuse"),
 )
 REQUIRED = ("study", "workloads", "averaging")
@@ -367,7 +381,11 @@ def set_path(raw: dict[str, Any], assignment: str) -> None:
     """
     path, equals, text = assignment.partition("=")
     steps = re.findall(r"[^.\[\]]+|\[\d+\]", path)
-    if not equals or not steps or "".join(steps).replace("[", "").replace("]", "") != re.sub(r"[.\[\]]", "", path):
+    if (
+        not equals
+        or not steps
+        or "".join(steps).replace("[", "").replace("]", "") != re.sub(r"[.\[\]]", "", path)
+    ):
         raise SpecError("--set", f"got {shown(assignment)}; allowed: path=value, as in optimizer.lr=0.1")
     try:
         value = parse_value(text)
@@ -424,7 +442,8 @@ def _known(raw: Mapping[Any, Any], allowed: Sequence[str], path: str) -> None:
         if key not in allowed:
             where = f"{path}.{key}" if path else str(key)
             raise SpecError(
-                " ".join(where.split())[:80], f"unknown key; allowed: {', '.join(allowed)}{nearest(key, allowed)}"
+                " ".join(where.split())[:80],
+                f"unknown key; allowed: {', '.join(allowed)}{nearest(key, allowed)}",
             )
 
 
@@ -484,7 +503,8 @@ def _grid(full: Mapping[str, Any], own: Mapping[str, Any], own_path: str) -> Gri
         budget, budget_path = own["step_budget"], f"{own_path}.step_budget"
     return Grid(
         step_budgets=tuple(
-            Placed(_scalar(_Budget, "step_budget", value, path), path) for path, value in _axis(budget, budget_path)
+            Placed(_scalar(_Budget, "step_budget", value, path), path)
+            for path, value in _axis(budget, budget_path)
         ),
         optimizers=blocks("optimizer", OptimizerBlock),
         schedules=blocks("schedule", ScheduleBlock),
@@ -517,9 +537,14 @@ def _block(model: type[Block] | None, value: Any, path: str, axes: bool = True) 
     return tuple(placed)
 
 
-def _points(raw: Mapping[str, Any], where: str, axes: bool) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+def _points(
+    raw: Mapping[str, Any], where: str, axes: bool
+) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     sides = [
-        [(key, path, scalar) for path, scalar in (_axis(value, f"{where}.{key}") if axes else [(f"{where}.{key}", value)])]
+        [
+            (key, path, scalar)
+            for path, scalar in (_axis(value, f"{where}.{key}") if axes else [(f"{where}.{key}", value)])
+        ]
         for key, value in raw.items()
     ]
     for side in itertools.product(*sides):
@@ -532,7 +557,8 @@ def _averaging_model(raw: Mapping[str, Any], where: str) -> type[Block]:
     scheme = raw["scheme"]
     if not isinstance(scheme, str) or scheme not in AVERAGING:
         raise SpecError(
-            f"{where}.scheme", f"got {shown(scheme)}; allowed: {', '.join(AVERAGING)}{nearest(scheme, AVERAGING)}"
+            f"{where}.scheme",
+            f"got {shown(scheme)}; allowed: {', '.join(AVERAGING)}{nearest(scheme, AVERAGING)}",
         )
     return AVERAGING[scheme]
 

@@ -46,7 +46,9 @@ def read_target(workload: str, preset: str) -> Target | None:
         return None if entry is None else Target.model_validate(entry)
     except (BadYaml, ValidationError, AttributeError) as error:
         first = str(error).splitlines()[0]
-        raise SpecError(workload, f"broken target ({first}); `wa calibrate {workload}` writes it anew", str(path)) from None
+        raise SpecError(
+            workload, f"broken target ({first}); `wa calibrate {workload}` writes it anew", str(path)
+        ) from None
 
 
 def write_target(workload: str, target: Target) -> Path:

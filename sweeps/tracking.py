@@ -10,9 +10,9 @@ import fcntl
 import json
 import math
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +34,12 @@ def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.
     command = [sys.executable, "-m", "sweeps.tracking", str(run), mode, project, entity or ""]
     with open(run / "wandb.log", "ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=_environment(run, mode)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=_environment(run, mode),
         )
 
 
@@ -90,18 +95,20 @@ class Publisher:
             if cell_id not in cells.index or (self.mode == "offline" and not done):
                 continue
             if len(new) or (done and cell_id in self.open):
-                self._publish_cell(cells.loc[cell_id].to_dict(), new, done)
+                self._publish_cell(_row(cells.loc[cell_id].to_dict()), new, done)
 
     def _finished(self) -> set[str]:
         folder = self.run / "trajectories"
         trajectories = load_plan(self.run)["trajectories"]
-        return {cell for one in trajectories if (folder / one["name"] / "done").exists() for cell in one["cells"]}
+        return {
+            cell for one in trajectories if (folder / one["name"] / "done").exists() for cell in one["cells"]
+        }
 
     def _publish_cell(self, cell: Mapping[str, Any], rows: pd.DataFrame, done: bool) -> None:
         cell_id = str(cell["cell_id"])
         wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
         for row in rows.to_dict("records"):
-            wandb_run.log(_point(cell, row), step=int(row["step"]))
+            wandb_run.log(_point(cell, _row(row)), step=int(row["step"]))
         if done:
             wandb_run.finish()
         else:
@@ -136,11 +143,17 @@ class Publisher:
             "settings": settings,
         }
         try:
-            begun = wandb.init(mode=self.mode, resume="allow" if self.mode == "online" else None, **arguments)
+            begun = wandb.init(
+                mode="online" if self.mode == "online" else "offline",
+                resume="allow" if self.mode == "online" else None,
+                **arguments,
+            )
         except Exception as error:
             if self.mode != "online":
                 raise
-            print(f"W&B is out of reach ({type(error).__name__}); publishing offline from here on", flush=True)
+            print(
+                f"W&B is out of reach ({type(error).__name__}); publishing offline from here on", flush=True
+            )
             self.mode = "offline"
             begun = wandb.init(mode="offline", **arguments)
         begun.define_metric("step")
@@ -155,11 +168,17 @@ def run_name(cell: Mapping[str, Any]) -> str:
     """A W&B run's name: workload, scheme with its horizon, schedule length, seed."""
     horizon = cell["horizon_fraction"]
     reach = "" if horizon is None or pd.isna(horizon) else f" {100 * horizon:.3g}%"
-    return f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
+    return (
+        f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
+    )
 
 
 def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if value is None or pd.isna(value) else _plain(value) for key, value in cell.items()}
+
+
+def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -176,18 +195,19 @@ def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds/eval": row["eval_seconds"],
         "diverged": bool(row["diverged"]),
     }
-    return {key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))}
+    return {
+        key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))
+    }
 
 
 def main(arguments: list[str]) -> int:
     """`python -m sweeps.tracking RUN MODE PROJECT ENTITY`: publish until standard input closes, then once more."""
     run, mode, project, entity = arguments
     lock = _lock(Path(run))
-    os.set_blocking(sys.stdin.fileno(), False)
     publisher = Publisher(Path(run), mode, project, entity or None)
-    complete = False
     while True:
-        complete = sys.stdin.buffer.raw.read(1) == b""  # type: ignore[attr-defined]  # None while it is open
+        # Ready to read means closed: nothing is ever written there.
+        complete = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
         try:
             publisher.publish()
         except Exception as error:
@@ -197,7 +217,6 @@ def main(arguments: list[str]) -> int:
         if complete:
             lock.close()
             return 0
-        time.sleep(POLL_SECONDS)
 
 
 def _lock(run: Path) -> TextIO:

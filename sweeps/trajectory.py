@@ -120,12 +120,19 @@ def _run(
             saved = time.monotonic()
         report(Progress(state.step, trajectory.length_steps, best))
         if diverged:
-            log.warning("training loss is %s at step %d: diverged, the trajectory ends here", loss, state.step)
+            log.warning(
+                "training loss is %s at step %d: diverged, the trajectory ends here", loss, state.step
+            )
             return
 
 
 def _train(
-    state: State, trajectory: Trajectory, workload: Workload, batches: Iterator[Batch], until: int, device: str
+    state: State,
+    trajectory: Trajectory,
+    workload: Workload,
+    batches: Iterator[Batch],
+    until: int,
+    device: str,
 ) -> float:
     """Steps state.step + 1 … until; the last training loss. Averaging time goes to the bank's clock, not ours."""
     training = trajectory.cells[0].training
@@ -141,7 +148,7 @@ def _train(
             group["lr"] = lr * schedule.lr_factor(step - 1)
         loss = workload.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if training.grad_clip is not None:
             nn.utils.clip_grad_norm_(parameters, training.grad_clip, foreach=True)
         optimizer.step()
@@ -158,7 +165,12 @@ class _Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step) once over all attempts."""
 
     def __init__(
-        self, trajectory: Trajectory, workload: Workload, validation: list[Batch], recorder: Recorder, device: str
+        self,
+        trajectory: Trajectory,
+        workload: Workload,
+        validation: list[Batch],
+        recorder: Recorder,
+        device: str,
     ) -> None:
         self.trajectory, self.workload, self.validation = trajectory, workload, validation
         self.recorder, self.device = recorder, device
@@ -246,7 +258,8 @@ def _reset_process(seed: int, device: str, num_devices: float) -> None:
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads empty memory
+    # It costs time, and nothing here reads empty memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (a user's workload may use the global stream)
