@@ -1,0 +1,241 @@
+"""Bad input ends in one line that names file, key path and what is allowed; good input means what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.cells import cells
+from sweeps.cli import main
+from sweeps.spec import SpecError, load_spec, parse_spec
+from sweeps.yaml_file import dump_yaml
+
+FACE = """
+study: horizon
+workloads: [lm, imagenet_vit]
+preset: mini
+seeds: [0, 1, 2]
+step_budget: 1.0
+optimizer: {name: nadamw, lr: [0.003, 0.01]}
+schedule:
+  - {shape: cosine, length: [0.5, 0.75, 1.0], warmup: 0.05, final_lr: 0.0}
+  - {shape: linear, length: 1.0, warmup: 0.05, lr_decay: [0.2, 0.0]}
+averaging:
+  - {scheme: none}
+  - {scheme: lawa, k: [5, 20], every: 0.0005}
+  - {scheme: ema, decay: [0.9, 0.99], every: 8}
+  - {scheme: ema, horizon: [0.005, 0.01, 0.02, 0.04], every: 8}
+evaluate: {every: 0.01}
+overrides: {imagenet_vit: {optimizer: {lr: 0.002}}}
+resources: {cpu: 1, gpu: 0}
+tracking: {wandb: offline, project: averaging}
+fuse: true
+"""
+
+
+@pytest.fixture
+def face(tmp_path: Path) -> Path:
+    path = tmp_path / "face.yaml"
+    path.write_text(FACE)
+    return path
+
+
+def test_the_face_of_the_design_reads(face: Path) -> None:
+    spec = load_spec(face)
+    assert spec.seeds == (0, 1, 2)
+    assert spec.grids["lm"].num_cells() == 2 * 5 * 9
+    assert spec.grids["imagenet_vit"].num_cells() == 1 * 5 * 9  # the override replaces the lr axis
+    assert {p.block.lr for p in spec.grids["imagenet_vit"].optimizers} == {0.002}
+    assert {p.block.lr for p in spec.grids["lm"].optimizers} == {0.003, 0.01}
+
+
+# (--set assignments on the face, key path in the message, what is allowed or the nearest name)
+WRONG = [
+    ("horizn=1", "horizn", "unknown key"),
+    ("averaging[1].evry=2", "averaging[1].evry", "did you mean 'every'"),
+    ("averaging[1].k=five", "averaging[1].k", "an int ≥ 1"),
+    ("averaging[1].k=[5, -1]", "averaging[1].k[1]", "an int ≥ 1"),
+    ("averaging[1].k=2.0", "averaging[1].k", "an int ≥ 1"),
+    ("averaging[1].k=true", "averaging[1].k", "an int ≥ 1"),
+    ("averaging[1].k=[]", "averaging[1].k", "empty list"),
+    ("averaging[1].k=2000000", "averaging[1].k", "at most the step budget"),
+    ("averaging[1].horizon=0.1", "averaging[1]", "k and horizon at once"),
+    ("averaging[2].horizon=0.1", "averaging[2]", "decay and horizon at once"),
+    ("averaging[3].horizon=1.5", "averaging[3].horizon", "(0, 1]"),
+    ("averaging[3].horizon=1000000", "averaging[3].horizon", "at most the step budget"),
+    ("averaging[3].horizon=4", "averaging[3].horizon", "more than `every`"),
+    ("averaging[3].horizon=.nan", "averaging[3].horizon", "(0, 1]"),
+    ("averaging[3].burn_in=1.0", "averaging[3].burn_in", "[0, 1)"),
+    ("averaging[3].burn_in=1000000", "averaging[3].burn_in", "less than the step budget"),
+    ("averaging[3].init=last", "averaging[3].init", "first, zero"),
+    ("averaging[1].until_full=parital", "averaging[1].until_full", "did you mean 'partial'"),
+    ("averaging[1].buffers=dead", "averaging[1].buffers", "live, average, recompute"),
+    ("averaging[2].decay=1.0", "averaging[2].decay", "[0, 1)"),
+    ("averaging[0].scheme=lwa", "averaging[0].scheme", "did you mean 'lawa'"),
+    ("averaging[0].scheme=null", "averaging[0].scheme", "none, lawa, ema, tail"),
+    ("averaging[0]={}", "averaging[0].scheme", "is required"),
+    ("averaging[0].k=3", "averaging[0].k", "unknown key"),
+    ("averaging[0]=lawa", "averaging[0]", "a mapping"),
+    ("averaging=[]", "averaging", "empty list"),
+    ("averaging[2].decay=[0.9, 0.9]", "averaging[2]", "duplicate cell"),
+    ("averaging[0]={scheme: lawa, k: 5, every: 2}", "averaging[1]", "duplicate cell"),
+    ("averaging[0]={scheme: tail}", "averaging[0].start", "is required"),
+    ("averaging[0]={scheme: ema}", "averaging[0]", "neither decay nor horizon"),
+    ("seeds=[]", "seeds", "empty list"),
+    ("seeds=[0, 0]", "averaging[0]", "duplicate cell"),
+    ("seeds=[0, one]", "seeds[1]", "an int from 0"),
+    ("seeds=-1", "seeds", "an int from 0"),
+    ("step_budget=.inf", "step_budget", "multiple of the workload's own budget"),
+    ("step_budget=0", "step_budget", "an int ≥ 1"),
+    ("optimizer.name=nadmw", "optimizer.name", "did you mean 'nadamw'"),
+    ("optimizer.lr=0", "optimizer.lr", "a number > 0"),
+    ("optimizer.lr=[0.1, x]", "optimizer.lr[1]", "a number > 0"),
+    ("optimizer.momentum=0.9", "optimizer.momentum", "nadamw has no such setting"),
+    ("optimizer={name: sgd}", "optimizer.lr", "is required"),
+    ("optimizer=3", "optimizer", "a mapping"),
+    ("schedule[0].length=1.5", "schedule[0].length", "(0, 1]"),
+    ("schedule[0].length=1000000", "schedule[0].length", "at most the step budget"),
+    ("schedule[0].warmup=2.0", "schedule[0].warmup", "[0, 1]"),
+    ("schedule[1].lr_decay=0.96", "schedule[1].lr_decay", "together at most the length"),
+    ("schedule[0].shape=cosin", "schedule[0].shape", "did you mean 'cosine'"),
+    ("schedule[0].final_lr=2", "schedule[0].final_lr", "[0, 1]"),
+    ("schedule[0]={shape: constant, final_lr: 0.1}", "schedule[0].final_lr", "does not decay"),
+    ("evaluate.every=0.0", "evaluate.every", "(0, 1]"),
+    ("evaluate.every=[0.1, 0.2]", "evaluate.every", "(0, 1]"),
+    ("evaluate.every=1000000", "evaluate.every", "at most the step budget"),
+    ("overrides.lmm.optimizer.lr=1", "overrides.lmm", "did you mean 'lm'"),
+    ("overrides.lm.seeds=[1]", "overrides.lm.seeds", "unknown key"),
+    ("overrides.lm.optimizer.lr=-1", "overrides.lm.optimizer.lr", "a number > 0"),
+    ("overrides.lm.optimizer.lrr=1", "overrides.lm.optimizer.lrr", "did you mean 'lr'"),
+    ("overrides=[1]", "overrides", "workload ->"),
+    ("workloads=[lmm]", "workloads[0]", "did you mean 'lm'"),
+    ("workloads=[]", "workloads", "empty list"),
+    ("workloads=[lm, lm]", "workloads[1]", "stands twice"),
+    ("workloads=['no.such:Thing']", "workloads[0]", "cannot import"),
+    ("workloads=['json:dumps2']", "workloads[0]", "cannot import"),
+    ("preset=maxi", "preset", "mini"),
+    ("resources.gpu=2", "resources.gpu", "from 0 to 1"),
+    ("resources.cpu=0", "resources.cpu", "a number > 0"),
+    ("tracking.wandb=maybe", "tracking.wandb", "offline, online, disabled"),
+    ("tracking.projct=x", "tracking.projct", "did you mean 'project'"),
+    ("fuse=maybe", "fuse", "true or false"),
+    ("study=../../etc", "study", "letters, digits"),
+    ("study=null", "study", "is empty"),
+    ("question=[x]", "question", "a text"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "path", "allowed"), WRONG, ids=[w[0] for w in WRONG])
+def test_a_wrong_spec_is_one_line(face: Path, assignment: str, path: str, allowed: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cells(load_spec(face, [assignment]))
+    line = str(caught.value)
+    assert line.startswith(f"{face}: ")
+    assert path in caught.value.path
+    assert allowed in line
+    assert "\n" not in line
+    assert len(line) < 400
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BROKEN_FILES = {
+    "a list": ("- a\n- b\n", "allowed: a mapping"),
+    "empty": ("", "allowed: a mapping"),
+    "a word": ("horizon", "allowed: a mapping"),
+    "not YAML": ("study: 'x\n", "not YAML"),
+    "a tab": ("\tstudy: x\n", "not YAML"),
+    "an object": ("study: !!python/object/apply:os.system [ls]\n", "not YAML"),
+    "a bomb": (BOMB, "unfolds to more than"),
+    "a cycle": ("a: &a [*a]\n", "not YAML"),
+    "deep": ("[" * 3000, "not YAML"),
+    "deep but closed": ("study: " + "[" * 80 + "]" * 80, "deeper than"),
+    "a key twice": ("study: a\nstudy: b\n", "stands twice"),
+    "a list as key": ("? [a, b]\n: c\n", "plain word"),
+    "binary": (b"\xff\xfe\x00", "not UTF-8"),
+    "huge": ("a" * 1_000_001, "larger than"),
+    "no study": ("workloads: lm\naveraging: {scheme: none}\n", "study: is required"),
+    "no averaging": ("study: x\nworkloads: lm\n", "averaging: is required"),
+    "a grid bomb": (
+        "study: x\nworkloads: lm\nseeds: [0, 1]\noptimizer: {lr: &l ["
+        + ", ".join(f"{i}.5" for i in range(1, 1500))
+        + "]}\naveraging: [{scheme: ema, decay: ["
+        + ", ".join(f"0.{i:04d}" for i in range(1, 1500))
+        + "]}]\n",
+        "at most 1,000,000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_a_broken_file_is_one_line(tmp_path: Path, name: str) -> None:
+    content, said = BROKEN_FILES[name]
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.yaml"], "missing.yaml: no such file"),
+        (["face.yaml", "--set", "averaging[1].k=0"], "averaging[1].k"),
+        (["face.yaml", "--set", "nonsense"], "--set"),
+        (["."], "cannot be read"),
+    ],
+)
+def test_bad_input_exits_2_and_launches_nothing(
+    face: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(face.parent)
+    with pytest.raises(SystemExit) as exited:
+        main([command, *arguments])
+    assert exited.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [entry.name for entry in face.parent.iterdir()] == ["face.yaml"]
+
+
+def test_set_overrides_anything(face: Path) -> None:
+    assignments = [
+        "optimizer.lr=1e-3",
+        "averaging[1].k=[3]",
+        "evaluate.every=7",
+        "tracking.project=p",
+        "seeds=9",
+    ]
+    spec = load_spec(face, assignments)
+    assert [p.block.lr for p in spec.grids["lm"].optimizers] == [0.001]  # 1e-3 is a number, as in YAML 1.2
+    assert [p.block.k for p in spec.grids["lm"].averagings if hasattr(p.block, "k")] == [3]
+    assert {cell.evaluate_every_steps for cell in cells(spec)} == {7}
+    assert spec.tracking.project == "p"
+    assert spec.seeds == (9,)
+
+
+def test_the_resolved_spec_means_the_same_cells(face: Path, tmp_path: Path) -> None:
+    spec = load_spec(face, ["optimizer.lr=0.02"])
+    again = tmp_path / "spec.yaml"
+    again.write_text(dump_yaml(dict(spec.raw)))
+    assert cells(load_spec(again)) == cells(spec)
+
+
+def test_defaults_are_the_workloads_own() -> None:
+    made = cells(parse_spec({"study": "s", "workloads": "lm", "averaging": {"scheme": "none"}}))
+    (cell,) = made
+    from workloads.protocol import load
+
+    lm = load("lm")
+    assert cell.training.step_budget == lm.step_budget
+    assert dict(cell.training.settings)["lr"] == lm.optimizer["lr"]
+    assert cell.training.schedule.shape == lm.schedule["shape"]
