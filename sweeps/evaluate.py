@@ -54,7 +54,8 @@ def evaluate_cells(
             if cell.scheme is None:
                 summary = evaluate(workload, model, batches)
             else:
-                with bank.swapped(cell.scheme, recompute=recompute):
+                forwards = recompute if cell.scheme.buffers == "recompute" else None
+                with bank.swapped(cell.scheme, recompute=forwards):
                     summary = evaluate(workload, model, batches)
             yield cell, summary, clock() - start
 

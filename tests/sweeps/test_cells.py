@@ -1,0 +1,150 @@
+"""Cells: shares become steps by hand-worked numbers, ids are functions of what a cell is."""
+
+from typing import Any
+
+import pytest
+
+from sweeps.cells import Cell, cell_from_dict, cell_to_dict, cell_to_row, cells
+from sweeps.spec import SpecError, parse_spec
+from wa import EMA, LAWA, Tail
+
+BASE: dict[str, Any] = {
+    "study": "s",
+    "workloads": "lm",
+    "step_budget": 1000,
+    "optimizer": {"lr": 0.01},
+    "schedule": {"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
+    "averaging": {"scheme": "none"},
+    "evaluate": {"every": 0.01},
+}
+
+
+def only(**changes: Any) -> Cell:
+    (cell,) = cells(parse_spec({**BASE, **changes}))
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("block", "scheme"),
+    [
+        ({"scheme": "lawa", "k": 5, "every": 0.002}, LAWA(k=5, every=2)),
+        ({"scheme": "lawa", "horizon": 0.04, "every": 8}, LAWA(k=5, every=8)),
+        ({"scheme": "lawa", "horizon": 41, "every": 8}, LAWA(k=5, every=8)),
+        ({"scheme": "lawa", "k": 3, "burn_in": 0.1, "until_full": "partial"},
+         LAWA(k=3, burn_in=100, until_full="partial")),
+        ({"scheme": "ema", "decay": 0.9, "every": 8}, EMA(decay=0.9, every=8)),
+        ({"scheme": "ema", "horizon": 0.024, "every": 8}, EMA(decay=0.5, every=8)),  # (24 − 8)/(24 + 8)
+        ({"scheme": "ema", "decay": 0.9, "init": "zero", "buffers": "average", "burn_in": 7},
+         EMA(decay=0.9, init="zero", buffers="average", burn_in=7)),
+        ({"scheme": "tail", "start": 0.5, "every": 10}, Tail(start=500, every=10)),
+    ],
+)  # fmt: skip
+def test_averaging_blocks_in_steps(block: dict[str, Any], scheme: Any) -> None:
+    assert only(averaging=block).scheme == scheme
+
+
+@pytest.mark.parametrize(
+    ("block", "steps"),
+    [
+        ({}, ("cosine", 1000, 50, 950, 0.0)),
+        ({"length": 0.75}, ("cosine", 750, 37, 713, 0.0)),  # int(.05 · 750) = 37
+        ({"length": 500, "warmup": 10}, ("cosine", 500, 10, 490, 0.0)),
+        ({"shape": "linear", "lr_decay": 0.2}, ("linear", 1000, 50, 200, 0.0)),
+        ({"shape": "linear", "lr_decay": 0.2, "final_lr": 0.1}, ("linear", 1000, 50, 200, 0.1)),
+        ({"shape": "linear", "lr_decay": 0.0}, ("constant", 1000, 50, 0, 1.0)),
+        ({"shape": "constant"}, ("constant", 1000, 50, 0, 1.0)),
+    ],
+)
+def test_schedules_in_steps(block: dict[str, Any], steps: tuple[Any, ...]) -> None:
+    # The block is laid over the workload's own schedule: cosine, a 5 % warm-up, to zero.
+    schedule = only(schedule=block).training.schedule
+    found = (
+        schedule.shape,
+        schedule.length_steps,
+        schedule.warmup_steps,
+        schedule.lr_decay_steps,
+        schedule.final_lr,
+    )
+    assert found == steps
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seeds": 1},
+    {"workloads": "imagenet_vit"},
+    {"step_budget": 999},
+    {"optimizer": {"lr": 0.02}},
+    {"optimizer": {"lr": 0.01, "grad_clip": 1.0}},
+    {"optimizer": {"name": "adamw", "lr": 0.01}},
+    {"schedule": {"length": 0.5}},
+    {"schedule": {"warmup": 0.1}},
+    {"schedule": {"final_lr": 0.1}},
+    {"schedule": {"shape": "linear"}},
+]
+
+
+def test_ids_tell_trainings_apart_and_averages_share_one() -> None:
+    trainings = [only(), *(only(**change) for change in CHANGES)]
+    assert len({cell.trajectory_id for cell in trainings}) == len(trainings)
+    blocks = [
+        {"scheme": "none"},
+        {"scheme": "lawa", "k": [2, 3], "every": [1, 2]},
+        {"scheme": "lawa", "k": 2, "until_full": "partial"},
+        {"scheme": "ema", "decay": 0.9, "init": ["first", "zero"]},
+        {"scheme": "ema", "decay": 0.9, "buffers": ["average", "recompute"], "burn_in": [0, 3]},
+        {"scheme": "tail", "start": 0},
+    ]
+    averages = cells(parse_spec({**BASE, "averaging": blocks}))
+    assert len(averages) == 1 + 4 + 1 + 2 + 4 + 1
+    assert {cell.trajectory_id for cell in averages} == {only().trajectory_id}
+    assert len({cell.cell_id for cell in averages}) == len(averages)
+
+
+def test_ids_stay_over_releases() -> None:
+    # Run folders outlive versions of this code: changing these breaks every folder there is.
+    optimizer = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0}
+    cell = only(optimizer=optimizer, averaging={"scheme": "ema", "decay": 0.9})
+    assert (cell.trajectory_id, cell.cell_id) == ("ef92cd972341", "327084d9c6ef")
+
+
+def test_the_evaluation_grid_is_no_part_of_a_cell() -> None:
+    assert only(evaluate={"every": 0.1}).cell_id == only().cell_id
+
+
+def test_round_trip_through_plain_values() -> None:
+    blocks = [{"scheme": "lawa", "k": 2}, {"scheme": "ema", "decay": 0.3}, {"scheme": "tail", "start": 0}]
+    for cell in [only(), *cells(parse_spec({**BASE, "averaging": blocks}))]:
+        again = cell_from_dict(cell_to_dict(cell))
+        assert again == cell
+        assert again.cell_id == cell.cell_id
+
+
+@pytest.mark.parametrize(
+    ("block", "steps"),
+    [
+        ({"scheme": "lawa", "k": 5, "every": 8}, 40),
+        ({"scheme": "ema", "decay": 0.5, "every": 8}, 24),
+        ({"scheme": "ema", "horizon": 0.01, "every": 1}, 10),
+        ({"scheme": "tail", "start": 0.5, "every": 10}, 500),
+    ],
+)
+def test_one_horizon_axis_for_every_scheme(block: dict[str, Any], steps: float) -> None:
+    row = cell_to_row(only(averaging=block), "s", None, 1.0, "cpu")
+    assert row["horizon_steps"] == steps
+    assert row["horizon_fraction"] == steps / 1000
+
+
+def test_an_optimizer_inherits_only_where_the_settings_are_the_same() -> None:
+    own = dict(only(optimizer={}).training.settings)
+    assert dict(only(optimizer={"name": "adamw"}).training.settings) == own
+    with pytest.raises(SpecError, match="is required"):
+        only(optimizer={"name": "sgd"})
+    sgd = only(optimizer={"name": "sgd", "lr": 0.1})
+    assert dict(sgd.training.settings) == {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+
+
+def test_an_average_that_would_never_exist_is_refused() -> None:
+    with pytest.raises(SpecError, match="no average yet"):
+        only(schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10})
+    only(
+        schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10, "until_full": "partial"}
+    )

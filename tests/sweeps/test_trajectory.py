@@ -1,0 +1,269 @@
+"""The loop against itself: fused or not, resumed or not, first or tenth, the same records bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from analysis.records import KEY, load_records, read_live, rows_to_table
+from sweeps import trajectory
+from sweeps.cells import Cell, cells
+from sweeps.plan import Trajectory, trajectories
+from sweeps.spec import parse_spec
+from workloads.protocol import load
+
+MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
+ALL_SCHEMES = [
+    {"scheme": "none"},
+    {"scheme": "lawa", "k": [2, 5], "every": 3},
+    {"scheme": "lawa", "k": 4, "every": 2, "until_full": "partial", "buffers": "average"},
+    {"scheme": "ema", "decay": [0.5, 0.9], "init": ["first", "zero"]},
+    {"scheme": "ema", "decay": 0.8, "every": 2, "burn_in": 10, "buffers": ["average", "recompute"]},
+    {"scheme": "tail", "start": 20, "every": 2},
+]
+
+
+def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
+    spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
+    return cells(parse_spec(spec))
+
+
+def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
+    trajectory.run(one, folder, **options)
+    return rows(folder)
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
+    return frame.sort_values(KEY).reset_index(drop=True)
+
+
+def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    # check_exact: bit for bit; what is measured in seconds apart.
+    pd.testing.assert_frame_equal(one.drop(columns=MEASURED), other.drop(columns=MEASURED), check_exact=True)
+
+
+class Stop(Exception):
+    """Ends a trajectory as a kill would, but in process."""
+
+
+def stop_at(step: int) -> Callable[[trajectory.Progress], None]:
+    def report(progress: trajectory.Progress) -> None:
+        if progress.step == step:
+            raise Stop
+
+    return report
+
+
+def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
+    grid = tiny(ALL_SCHEMES)
+    (fused,) = trajectories(grid, fuse=True)
+    unfused = trajectories(grid, fuse=False)
+    assert len(unfused) == len(grid) == 11
+    together = run(fused, tmp_path / "fused")
+    alone = pd.concat([run(one, tmp_path / one.name) for one in unfused])
+    assert_same(together, alone.sort_values(KEY).reset_index(drop=True))
+    assert together["cell_id"].nunique() == len(grid)
+
+
+def test_fused_equals_unfused_on_a_real_workload(tmp_path: Path) -> None:
+    averaging = [
+        {"scheme": "none"},
+        {"scheme": "lawa", "k": [2, 5], "every": 2},
+        {"scheme": "ema", "horizon": [0.1, 0.4], "every": 2},
+        {"scheme": "tail", "start": 0.5},
+    ]
+    for workload in ("lm", "imagenet_vit"):
+        spec = {"study": "t", "workloads": workload, "step_budget": 40, "averaging": averaging}
+        grid = cells(parse_spec({**spec, "evaluate": {"every": 20}}))
+        (fused,) = trajectories(grid, fuse=True)
+        together = run(fused, tmp_path / workload)
+        alone = pd.concat([run(one, tmp_path / one.name) for one in trajectories(grid, fuse=False)])
+        assert_same(together, alone.sort_values(KEY).reset_index(drop=True))
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
+@pytest.mark.parametrize("step", [7, 28, 56])
+def test_resumed_equals_undisturbed(
+    outside: Path, tmp_path: Path, step: int, checkpoint_seconds: float
+) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    undisturbed = run(one, tmp_path / "undisturbed")
+    folder = tmp_path / "disturbed"
+    with pytest.raises(Stop):
+        run(one, folder, checkpoint_seconds=checkpoint_seconds, report=stop_at(step))
+    assert (folder / "checkpoint").exists() == (checkpoint_seconds == 0.0)
+    before = rows(folder)
+    assert before["step"].max() == step
+    after = run(one, folder, checkpoint_seconds=checkpoint_seconds)
+    assert_same(after, undisturbed)
+    # what was on record before the stop stays as it was, measured seconds too, and time never runs backwards
+    kept = after.merge(before, on=KEY, suffixes=("", "_before"))
+    assert len(kept) == len(before)
+    for name in MEASURED:
+        assert (kept[name] == kept[f"{name}_before"]).all()
+        assert (after.groupby("cell_id")[name].diff().dropna() >= 0).all()
+
+
+def test_a_damaged_checkpoint_means_starting_over(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    undisturbed = run(one, tmp_path / "undisturbed")
+    with pytest.raises(Stop):
+        run(one, tmp_path / "a", checkpoint_seconds=0, report=stop_at(28))
+    (tmp_path / "a" / "checkpoint").write_bytes(b"rubbish")
+    assert_same(run(one, tmp_path / "a"), undisturbed)
+    assert "training from the start" in (tmp_path / "a" / "log").read_text()
+
+
+def test_a_finished_trajectory_is_not_trained_again(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny({"scheme": "none"}), fuse=True)
+    run(one, tmp_path / "a")
+    told: list[int] = []
+    run(one, tmp_path / "a", report=lambda progress: told.append(progress.step))
+    assert told == []
+
+
+def test_first_and_tenth_of_a_process_are_alike(outside: Path, tmp_path: Path) -> None:
+    grid = trajectories(tiny({"scheme": "ema", "decay": 0.9}, seeds=[0, 1, 2]), fuse=True)
+    first = {one.name: run(one, tmp_path / f"first-{one.name}") for one in grid}
+    torch.manual_seed(123)
+    torch.set_num_threads(2)
+    torch.rand(7)
+    for one in reversed(grid):
+        assert_same(run(one, tmp_path / f"again-{one.name}"), first[one.name])
+
+
+def test_records_lie_on_the_grid_and_absent_averages_have_none(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    frame = run(one, tmp_path / "a")
+    grid = [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    for cell in one.cells:
+        steps = frame[frame["cell_id"] == cell.cell_id]["step"].tolist()
+        assert steps == [step for step in grid if cell.scheme is None or cell.scheme.exists(step)]
+
+
+def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -> None:
+    """Train by hand, keep every snapshot, and evaluate Σ c θ: the naive way, on the live batch-norm buffers."""
+    grid = tiny([{"scheme": "none"}, {"scheme": "lawa", "k": 5, "every": 3}, {"scheme": "ema", "decay": 0.9}])
+    (one,) = trajectories(grid, fuse=True)
+    frame = run(one, tmp_path / "a").set_index(["cell_id", "step"])
+    work = load("tinywork:Tiny")
+    training = grid[0].training
+    torch.manual_seed(training.seed)
+    model = work.model()
+    build = trajectory.OPTIMIZERS[training.optimizer]
+    optimizer = build(model.parameters(), **dict(training.settings))
+    weights: dict[int, list[torch.Tensor]] = {}
+    batches = work.batches(training.seed, 1)
+    for step in range(1, 61):
+        optimizer.param_groups[0]["lr"] = 0.03 * training.schedule.lr_factor(step - 1)
+        optimizer.zero_grad()
+        work.loss(model, next(batches)).backward()
+        optimizer.step()
+        weights[step] = [p.detach().double().clone() for p in model.parameters()]
+        if step % 7 and step != 60:
+            continue
+        for cell in grid:
+            coefficients = {step: 1.0} if cell.scheme is None else cell.scheme.coefficients(step)
+            if not coefficients:
+                continue
+            live = [p.detach().clone() for p in model.parameters()]
+            with torch.no_grad():
+                for i, p in enumerate(model.parameters()):
+                    p.copy_(sum(c * weights[s][i] for s, c in coefficients.items()))
+            model.eval()
+            sums = [work.eval_step(model, batch) for batch in work.eval_batches("validation")]
+            loss = sum(float(s["loss"].detach()) for s in sums) / 200
+            assert frame.loc[(cell.cell_id, step), "loss"] == pytest.approx(loss, rel=1e-5)
+            with torch.no_grad():
+                for p, value in zip(model.parameters(), live, strict=True):
+                    p.copy_(value)
+            model.train()
+
+
+def final(folder: Path, **changes: Any) -> float:
+    averaging = changes.pop("averaging", {"scheme": "none"})
+    (one,) = trajectories(tiny(averaging, **changes), fuse=True)
+    frame = run(one, folder)
+    return float(frame["loss"].iloc[-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": 1},
+        {"step_budget": 50},
+        {"optimizer": {"lr": 0.01}},
+        {"optimizer": {"beta1": 0.5}},
+        {"optimizer": {"weight_decay": 0.5}},
+        {"optimizer": {"grad_clip": 0.1}},
+        {"optimizer": {"name": "adamw"}},
+        {"optimizer": {"name": "sgd", "lr": 0.03}},
+        {"schedule": {"shape": "linear"}},
+        {"schedule": {"warmup": 0.5}},
+        {"schedule": {"final_lr": 0.5}},
+        {"schedule": {"length": 0.5}},
+        {"schedule": {"lr_decay": 0.2}},
+        {"averaging": {"scheme": "ema", "decay": 0.9}},
+        {"averaging": {"scheme": "ema", "decay": 0.9, "buffers": "average"}},
+        {"averaging": {"scheme": "ema", "decay": 0.9, "buffers": "recompute"}},
+    ],
+    ids=json.dumps,
+)  # fmt: skip
+def test_every_option_changes_the_result(outside: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    others = [final(tmp_path / "base")]
+    if change.get("averaging", {}).get("buffers"):
+        others.append(final(tmp_path / "live", averaging={"scheme": "ema", "decay": 0.9}))
+    assert final(tmp_path / "changed", **change) not in others
+
+
+def test_divergence_is_recorded_and_ends_the_trajectory(outside: Path, tmp_path: Path) -> None:
+    averaging = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.9}]
+    (one,) = trajectories(tiny(averaging, workload="tinywork:Diverging"), fuse=True)
+    frame = run(one, tmp_path / "a")
+    assert frame.groupby("cell_id")["step"].max().tolist() == [35, 35]
+    last = frame[frame["step"] == 35]
+    assert last["diverged"].all()
+    assert all(math.isnan(loss) for loss in last["loss"])
+    assert not frame[frame["step"] < 35]["diverged"].any()
+    assert (tmp_path / "a" / "done").exists()
+
+
+def test_attempts_are_told(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny({"scheme": "none"}), fuse=True)
+    with pytest.raises(Stop):
+        run(one, tmp_path / "a", report=stop_at(14))
+    run(one, tmp_path / "a")
+    attempts = [json.loads((tmp_path / "a" / f"attempt-{n}.json").read_text()) for n in (0, 1)]
+    assert [a["status"] for a in attempts] == ["failed", "done"]
+    assert all(a["seconds"] > 0 and a["ended"] > a["started"] for a in attempts)
+
+
+def test_seconds_are_measured_and_add_up(outside: Path, tmp_path: Path) -> None:
+    import time
+
+    (one,) = trajectories(tiny(ALL_SCHEMES, workload="tinywork:Slow"), fuse=True)
+    start = time.perf_counter()
+    frame = run(one, tmp_path / "a")
+    wall = time.perf_counter() - start
+    end = frame[frame["step"] == 60]
+    assert end["train_seconds"].nunique() == 1
+    assert end["train_seconds"].iloc[0] >= 60 * 0.02
+    assert end["train_seconds"].iloc[0] + end["eval_seconds"].sum() < wall
+    none = end["cell_id"] == one.cells[0].cell_id
+    assert (end[none]["average_seconds"] == 0).all()
+    assert (end[~none]["average_seconds"] > 0).all()
+
+
+def test_load_records_reads_running_trajectories(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny({"scheme": "none"}), fuse=True)
+    with pytest.raises(Stop):
+        run(one, tmp_path / "trajectories" / "a", report=stop_at(14))
+    assert load_records(tmp_path)["step"].tolist() == [7, 14]
