@@ -75,9 +75,10 @@ class Publisher:
     def __init__(self, run: Path, mode: str, project: str, entity: str | None) -> None:
         self.run, self.mode, self.project, self.entity = run, mode, project, entity
         self.cursor_file = run / "wandb" / "cursors.json"
-        self.cursors: dict[str, int] = {}
+        self.delivered: dict[str, int] = {}
         if self.cursor_file.exists():
-            self.cursors = json.loads(self.cursor_file.read_text(encoding="utf-8"))
+            self.delivered = json.loads(self.cursor_file.read_text(encoding="utf-8"))
+        self.cursors = dict(self.delivered)  # by cell, the last step logged; ahead of `delivered` while it trains
         self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
 
     def publish(self) -> None:
@@ -109,13 +110,13 @@ class Publisher:
         wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
         for row in rows.to_dict("records"):
             wandb_run.log(_point(cell, _row(row)), step=int(row["step"]))
-        if done:
-            wandb_run.finish()
-        else:
+        self.cursors[cell_id] = max([self.cursors.get(cell_id, -1), *rows["step"].tolist()])
+        if not done:
             self.open[cell_id] = wandb_run
-        if len(rows):
-            self.cursors[cell_id] = int(rows["step"].max())
-            write_atomic(self.cursor_file, json.dumps(self.cursors).encode())
+            return
+        wandb_run.finish()  # returns when all is delivered (or on disk, offline): only then the cursor is kept
+        self.delivered[cell_id] = self.cursors[cell_id]
+        write_atomic(self.cursor_file, json.dumps(self.delivered).encode())
 
     def _begin(self, cell: Mapping[str, Any]) -> Any:
         import wandb
@@ -155,6 +156,8 @@ class Publisher:
                 f"W&B is out of reach ({type(error).__name__}); publishing offline from here on", flush=True
             )
             self.mode = "offline"
+            wandb.teardown()  # or the id counts as in use by the run that did not begin
+            self.open.clear()
             begun = wandb.init(mode="offline", **arguments)
         begun.define_metric("step")
         best = "max" if cell["higher_is_better"] else "min"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["wandb_server"]
+
 TINY = textwrap.dedent('''
     import numpy as np
     import torch
@@ -78,12 +80,25 @@ TINY = textwrap.dedent('''
 ''')
 
 
+def write_tiny(folder: Path) -> None:
+    """Put the workload's module into `folder`."""
+    (folder / "tinywork.py").write_text(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the workload's module, for a whole session."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder)
+    return folder
+
+
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder outside the repo with ``tinywork.py`` in it, which is also the current directory."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    (folder / "tinywork.py").write_text(TINY)
+    write_tiny(folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -1,0 +1,194 @@
+"""Robustness, generalization, LR-decay comparison and the choice of baselines."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import baselines, generalization, robustness, study, tables
+from analysis.intervals import Interval
+
+
+def computed(run):
+    read = study.read(run)
+    return read, tables.compute(read)
+
+
+def test_one_axis_for_every_scheme(make_run):
+    _, found = computed(make_run(lengths=[1.0]))
+    horizons = found.horizon_map
+    assert sorted(set(horizons["horizon_fraction"])) == [0.005, 0.01, 0.02, 0.04, 0.08]
+    assert set(horizons["scheme"]) == {"ema", "lawa"}
+    ema = horizons[(horizons["scheme"] == "ema") & (horizons["workload"] == "lm")]
+    np.testing.assert_allclose(ema["ratio"], [0.95, 0.9, 0.9, 0.92, 1.02])
+
+
+def test_flat_region_without_noise_is_the_ties(make_run):
+    _, found = computed(make_run(lengths=[1.0]))
+    ema = found.horizon_map[(found.horizon_map["scheme"] == "ema") & (found.horizon_map["workload"] == "lm")]
+    assert ema["flat"].tolist() == [False, True, True, False, False]
+    region = found.flat_region[found.flat_region["scheme"] == "ema"].iloc[0]
+    assert (region["flat_from"], region["flat_to"]) == (0.01, 0.02)
+    assert region["best_ratio"] == pytest.approx(0.9)
+
+
+def test_flat_region_widens_with_the_spread_over_seeds(make_run):
+    _, found = computed(make_run(lengths=[1.0], spread=0.04))
+    ema = found.horizon_map[(found.horizon_map["scheme"] == "ema") & (found.horizon_map["workload"] == "lm")]
+    assert ema["flat"].tolist() == [False, True, True, True, False]
+
+
+def test_one_seed_has_no_flat_region(make_run):
+    _, found = computed(make_run(lengths=[1.0], seeds=[0]))
+    assert found.horizon_map["flat"].isna().all()
+    assert found.flat_region.empty
+    assert found.horizon_map["best"].sum() >= 4
+
+
+def test_a_lower_bound_is_never_the_best():
+    ratios = pd.DataFrame(
+        {
+            "versus": "same schedule",
+            "workload": "lm",
+            "training": 0,
+            "setting": [0, 1],
+            "geometric_mean": [0.7, 0.9],
+            "geometric_mean_low": [0.6, 0.8],
+            "geometric_mean_high": [0.8, 1.0],
+            "median": [0.7, 0.9],
+            "num_pairs": 3,
+            "bound": ["at least", "exact"],
+        }
+    )
+    cells = pd.DataFrame(
+        {
+            "setting": [0, 1],
+            "scheme": "ema",
+            "scheme_label": ["EMA 1 %", "EMA 2 %"],
+            "horizon_fraction": [0.01, 0.02],
+            "horizon_steps": [10.0, 20.0],
+            "every_steps": [2, 2],
+        }
+    )
+    assert robustness.horizon_map(ratios, cells)["best"].tolist() == [False, True]
+
+
+def test_best_and_final_metric_of_a_cell(make_run):
+    read, found = computed(make_run(lengths=[1.0], noise=0.05))
+    cells = found.generalization_by_cell.set_index("cell_id")
+    for cell_id in read.cells["cell_id"][::7]:
+        mine = read.records[read.records["cell_id"] == cell_id]
+        higher = bool(cells.loc[cell_id, "higher_is_better"])
+        assert cells.loc[cell_id, "best_metric"] == (mine["metric"].max() if higher else mine["metric"].min())
+        assert cells.loc[cell_id, "final_metric"] == mine["metric"].iloc[-1]
+        at_best = mine[mine["step"] == cells.loc[cell_id, "best_step"]]
+        assert at_best["metric"].iloc[0] == cells.loc[cell_id, "best_metric"]
+
+
+def test_differences_are_paired_by_seed(make_run, average):
+    read, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.2)], seed_shift=0.1))
+    by_cell = found.generalization_by_cell.set_index(["setting", "seed"])["final_metric"]
+    raw = int(
+        read.cells[(read.cells["scheme"] == "none") & (read.cells["workload"] == "lm")]["setting"].iloc[0]
+    )
+    row = found.generalization[
+        (found.generalization["workload"] == "lm") & (found.generalization["scheme"] == "ema")
+    ].iloc[0]
+    expected = np.mean([by_cell[row["setting"], s] - by_cell[raw, s] for s in (0, 1, 2)])
+    assert row["final_difference"] == pytest.approx(expected)
+    assert row["num_pairs"] == 3
+    assert row["effect"] == "worse"  # the loss is higher
+
+
+def test_no_effect_where_the_interval_covers_zero():
+    assert generalization.effect(Interval(0.1, -0.1, 0.3), True) == "none"
+    assert generalization.effect(Interval(0.2, 0.1, 0.3), True) == "better"
+    assert generalization.effect(Interval(0.2, 0.1, 0.3), False) == "worse"
+    assert generalization.effect(Interval(-0.2, -0.3, -0.1), False) == "better"
+    assert generalization.effect(Interval(0.2, np.nan, np.nan), False) is None
+    assert generalization.effect(Interval(0.0, 0.0, 0.0), False) == "none"
+
+
+def test_unfinished_and_diverged_runs_have_no_final_metric(make_run):
+    _, found = computed(make_run(lengths=[1.0], stop={"lm-1.0-0": 500}, diverge={"lm-1.0-1": 300}))
+    lm = found.generalization_by_cell[found.generalization_by_cell["workload"] == "lm"]
+    assert lm[lm["seed"] < 2]["final_metric"].isna().all()
+    assert lm[lm["seed"] == 2]["final_metric"].notna().all()
+    rows = found.generalization[found.generalization["workload"] == "lm"]
+    assert set(rows["num_seeds"]) == {1}
+    assert rows["effect"].isna().all()
+
+
+def test_envelope_is_the_best_raw_run_so_far(make_run):
+    read, found = computed(make_run(averages=[]))
+    bound = found.envelope[found.envelope["workload"] == "lm"].set_index("step")["envelope"]
+    assert bound[500] == pytest.approx(1.3)  # the end of the half-length run
+    assert bound[600] == pytest.approx(1.3)  # no other raw run is better yet
+    assert bound[750] == pytest.approx(1.15)
+    assert bound[1000] == pytest.approx(1.0)
+    raw = read.records.merge(read.cells[["cell_id", "workload"]], on="cell_id")
+    for step, value in bound.items():
+        seen = raw[(raw["workload"] == "lm") & (raw["step"] <= step)]["metric"].min()
+        assert value == pytest.approx(seen)
+
+
+def test_no_envelope_for_one_schedule(make_run):
+    _, found = computed(make_run(lengths=[1.0]))
+    assert found.envelope.empty
+    assert found.schedules.empty
+
+
+def test_gap_is_positive_where_the_average_is_ahead(make_run, average):
+    _, found = computed(make_run(averages=[average("ema", 0.01, 0.5)]))
+    gap = found.gap_to_envelope
+    full = gap[(gap["workload"] == "lm") & gap["training_label"].str.contains("100")].set_index("step")["gap"]
+    assert full[480] == pytest.approx(
+        (1.3 + 3.7 * 20 / 500) - (5 - 4 * 0.96)
+    )  # raw half-length minus averaged
+    assert full[480] > 0
+    vit = gap[(gap["workload"] == "imagenet_vit") & gap["training_label"].str.contains("100")]
+    assert (vit.set_index("step")["gap"][480]) > 0
+
+
+def test_schedules_side_by_side(make_run):
+    _, found = computed(make_run())
+    lm = found.schedules[found.schedules["workload"] == "lm"]
+    raw = lm[lm["scheme"] == "none"].set_index("length_fraction")["median_steps"]
+    assert raw[0.5] == pytest.approx(500 * 3 / 3.7)
+    assert raw[0.75] == pytest.approx(750 * 3 / 3.85)
+    assert raw[1.0] == pytest.approx(750)
+    assert set(lm[lm["scheme"] != "none"]["scheme_label"]) == {"EMA 1 %", "LAWA 1 %"}
+    assert set(lm[lm["scheme"] != "none"]["length_fraction"]) == {1.0}
+
+
+def test_median_over_seeds(make_run):
+    read, found = computed(make_run(lengths=[1.0], noise=0.05))
+    row = found.median_curves.iloc[100]
+    cells = read.cells[read.cells["setting"] == row["setting"]]["cell_id"]
+    mine = read.records[read.records["cell_id"].isin(cells) & (read.records["step"] == row["step"])]
+    assert row["median"] == pytest.approx(mine["metric"].median())
+    assert row["num_seeds"] == 3
+
+
+def test_reference_is_the_longest_and_best_baseline_the_fastest(make_run):
+    read, found = computed(make_run())
+    reference = baselines.reference_training(read.cells, found.baselines)
+    best = baselines.best_training(found.baselines)
+    lengths = read.cells.drop_duplicates("training").set_index("training")["length_fraction"]
+    assert {lengths[t] for t in reference.values()} == {1.0}
+    assert {lengths[t] for t in best.values()} == {0.5}
+
+
+def test_without_a_target_the_best_metric_decides(make_run, task):
+    read, found = computed(make_run(tasks=[task("lm", "loss", False, 5.0, 1.0, None)]))
+    best = baselines.best_training(found.baselines)
+    lengths = read.cells.drop_duplicates("training").set_index("training")["length_fraction"]
+    assert lengths[best["lm"]] == 1.0
+
+
+def test_the_chosen_horizon_is_the_nearest_in_the_logarithm(make_run, average):
+    run = make_run(lengths=[1.0], averages=[average("ema", h, 0.9) for h in (0.006, 0.015, 0.1)])
+    _, found = computed(run)
+    assert set(found.chosen["horizon_fraction"]) == {0.015}
+    assert found.chosen["near"].all()
+    far = make_run(lengths=[1.0], averages=[average("ema", 0.05, 0.9)])
+    assert not computed(far)[1].chosen["near"].any()

@@ -1,0 +1,216 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from analysis import palette, report, study
+from analysis.records import BadRun
+
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One report of a small run with two schedules, written once for the tests that only read it."""
+    import sys
+
+    maker = next(
+        m for name, m in sys.modules.items() if name.endswith("conftest") and hasattr(m, "write_run")
+    )
+    averages = [maker.Average(s, h, r) for s in ("ema", "lawa") for h, r in ((0.01, 0.9), (0.04, 0.95))]
+    plan = maker.Plan(lengths=[0.75, 1.0], averages=averages, spread=0.02, seeds=[0, 1])
+    run = maker.write_run(tmp_path_factory.mktemp("report") / "run", plan)
+    report.write(run)
+    return run
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.scripts, self.inside = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        (self.scripts if self.inside == "script" else self.text).append(data)
+
+
+def page(run):
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def charts(found):
+    return next(json.loads(text) for text in found.scripts if text.startswith('{"steps_to_target'))
+
+
+def test_every_figure_as_svg_and_png_every_table_as_csv(small):
+    names = {path.stem for path in (small / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (small / "figures").glob("*.png")}
+    assert names == {
+        *("steps_to_target", "saving_curve", "horizon", "learning_curves", "lr_decay", "generalization"),
+        *("user_hours", "sweep_hours"),
+    }
+    for path in (small / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    ratios = pd.read_csv(small / "tables" / "ratios.csv")
+    ema = ratios[(ratios["scheme_label"] == "EMA 1 %") & (ratios["versus"] == "same schedule")]
+    assert (ema["geometric_mean"].round(2) == 0.89).all()  # seeds 0 and 1: 0.9 · 0.98 and 0.9
+
+
+def test_question_and_answer_come_first(small):
+    text = " ".join(page(small).text)
+    question = text.index("Does averaging reach the target in fewer steps?")
+    answer = text.index("EMA at an averaging horizon of")
+    assert question < answer < text.index("Steps to target") < text.index("Methods") < text.index("Caveats")
+    for word in (
+        "median over seeds of the best validation metric",
+        "right-censored",
+        "node-a",
+        "torch 2.13.0",
+    ):
+        assert word in text
+    assert "2 seeds: a bootstrap interval" in text
+
+
+def test_the_page_needs_no_network(small):
+    found = page(small)
+    for tag, attributes in found.tags:
+        assert tag not in {"link", "iframe", "img", "object", "embed"}
+        for value in (attributes.get("src"), attributes.get("href")):
+            assert value is None or value.startswith("#")
+    data = [text for text in found.scripts if text.startswith("{")]
+    assert len(data) == 2
+    assert not any("http" in text for text in data)
+    assert "cdn" not in (small / "report.html").read_text(encoding="utf-8").lower().replace("cdnot", "")
+
+
+def test_charts_hold_what_the_tables_say(small):
+    spec = charts(page(small))["steps_to_target"]
+    rows = [
+        row for data in spec["datasets"].values() for row in data if "geometric_mean" in row or "value" in row
+    ]
+    csv = pd.read_csv(small / "tables" / "ratios.csv")
+    drawn = {round(row["value"], 6) for row in rows if row.get("num_pairs")}
+    assert drawn <= {round(value, 6) for value in csv["geometric_mean"]}
+    assert len(drawn) >= 3
+
+
+def test_colours_are_the_same_in_every_figure(small):
+    for name, spec in charts(page(small)).items():
+        text = json.dumps(spec)
+        for scheme, label in (("ema", "EMA"), ("lawa", "LAWA")):
+            if f'"{label}"' in text and name != "sweep_hours":
+                assert palette.SCHEME_COLOURS[scheme] in text
+
+
+def test_same_folder_same_bytes(small, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(small, copy)
+    for path in [*(copy / "tables").iterdir(), *(copy / "figures").iterdir(), copy / "report.html"]:
+        path.unlink()
+    report.write(copy)
+    for path in sorted(small.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (copy / path.relative_to(small)).read_bytes(), path
+
+
+def test_hostile_strings_stay_text(make_run, task, average, monkeypatch):
+    monkeypatch.setattr(report, "_write_figures", lambda *_: None)
+    hostile = task(HOSTILE, f"loss{HOSTILE}", False, 5.0, 1.0, 2.0)
+    run = make_run(
+        tasks=[hostile], study=HOSTILE, lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]
+    )
+    report.write(run)
+    found = page(run)
+    assert [tag for tag, _ in found.tags].count("script") == 5
+    assert not any(tag == "img" for tag, _ in found.tags)
+    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert HOSTILE in " ".join(found.text)
+
+
+@pytest.mark.parametrize("case", ["no target", "no baseline", "no average", "one seed", "running", "nothing"])
+def test_every_kind_of_study_gives_a_report(case, make_run, task, average, monkeypatch):
+    monkeypatch.setattr(report, "_PNG_SCALE", 0.1)
+    few = {"lengths": [1.0], "averages": [average("ema", 0.01, 0.9)], "seeds": [0, 1]}
+    run = {
+        "no target": lambda: make_run(**few | {"tasks": [task("lm", "loss", False, 5.0, 1.0, None)]}),
+        "no baseline": lambda: make_run(**few, none=False),
+        "no average": lambda: make_run(**few | {"averages": []}),
+        "one seed": lambda: make_run(**few | {"seeds": [0]}),
+        "running": lambda: make_run(**few, stop={"lm-1.0-0": 60}, missing=("imagenet_vit-1.0-1",)),
+        "nothing": lambda: make_run(
+            **few, missing=tuple(f"{w}-1.0-{s}" for w in ("lm", "imagenet_vit") for s in (0, 1))
+        ),
+    }[case]()
+    path = report.write(run)
+    text = path.read_text(encoding="utf-8")
+    drawn = {one.stem for one in (run / "figures").glob("*.svg")}
+    if case == "no target":
+        assert "withheld" in text
+        assert "saving_curve" in drawn
+        assert "steps_to_target" not in drawn
+    if case in {"running", "nothing"}:
+        assert "This study is incomplete" in text
+    if case == "nothing":
+        assert drawn == set()
+    if case == "no baseline":
+        assert drawn == {"learning_curves", "sweep_hours"}
+
+
+def test_summary_for_the_terminal(small):
+    table = report.summary_table(small)
+    assert list(table.columns) == [
+        *("workload", "schedule", "scheme", "horizon %", "steps to target", "ratio", "best metric", "missed")
+    ]
+    row = table[(table["workload"] == "lm") & (table["scheme"] == "EMA 1 %")].iloc[-1]
+    assert row["horizon %"] == 1
+    assert row["ratio"].startswith("0.8")
+    assert "[" in row["ratio"]
+    assert row["missed"] == "0/2"
+    assert len(table) == 2 * 2 * 5
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(BadRun):
+        report.write(tmp_path)
+
+
+def test_large_curves_are_thinned(make_run, average):
+    from analysis import panels
+
+    table = pd.DataFrame({"setting": [0] * 1000 + [1] * 10, "step": [*range(1000), *range(10)]})
+    thinned = panels.thin(table, "setting", 120)
+    assert len(thinned[thinned["setting"] == 0]) <= 120
+    assert thinned[thinned["setting"] == 0]["step"].max() == 999
+    assert len(thinned[thinned["setting"] == 1]) == 10
+
+
+def test_schemes_it_does_not_know_get_a_colour_of_their_own():
+    colours = palette.scheme_colours(["none", "ema", "bema", "wsm"])
+    assert colours["ema"] == palette.SCHEME_COLOURS["ema"]
+    assert len(set(colours.values())) == 4
+
+
+def test_analysis_imports_no_other_room():
+    import subprocess
+    import sys
+
+    code = "import sys, analysis.report; print({'torch', 'ray', 'wandb', 'wa', 'sweeps'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_reading_is_free_of_side_effects(small):
+    before = {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()}
+    study.read(small)
+    assert before == {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()}
+    assert re.search(r"report\.html", str(sorted(before)))

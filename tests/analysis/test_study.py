@@ -1,0 +1,70 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import study
+from analysis.records import BadRun
+
+
+def test_settings_are_cells_without_their_seed(make_run):
+    cells = study.read(make_run()).cells
+    assert cells["setting"].nunique() == 2 * 3 * 11
+    assert (cells.groupby("setting")["seed"].nunique() == 3).all()
+    assert (cells.groupby("setting")["training"].nunique() == 1).all()
+    assert cells["training"].nunique() == 6
+
+
+def test_numbers_do_not_depend_on_the_order_of_rows(make_run):
+    run = make_run()
+    before = study.read(run).cells
+    table = pq.read_table(run / "cells.parquet")
+    order = np.random.default_rng(0).permutation(len(table))
+    pq.write_table(table.take(order), run / "cells.parquet")
+    after = study.read(run).cells
+    columns = ["cell_id", "training", "averaging", "setting", "training_label", "scheme_label"]
+    assert before[columns].equals(after[columns])
+
+
+def test_labels_are_unique_within_a_workload(make_run, average):
+    same_horizon = [average("ema", 0.02, 0.9, every=2), average("ema", 0.02, 0.9, every=4)]
+    cells = study.read(make_run(averages=same_horizon)).cells
+    one = cells[cells["workload"] == "lm"].drop_duplicates("averaging")
+    assert one["scheme_label"].nunique() == len(one) == 3
+    assert any("every 4" in label for label in one["scheme_label"])
+    trainings = cells[cells["workload"] == "lm"].drop_duplicates("training")
+    assert trainings["training_label"].nunique() == 3
+
+
+def test_progress(make_run):
+    run = make_run(
+        lengths=[0.5, 1.0],
+        stop={"lm-1.0-0": 400},
+        diverge={"lm-1.0-1": 300},
+        missing=("lm-1.0-2",),
+    )
+    cells = study.read(run).cells.drop_duplicates("trajectory_id").set_index("trajectory_id")
+    assert cells.loc["lm-1.0-0", ["state", "last_step"]].tolist() == ["unfinished", 400]
+    assert cells.loc["lm-1.0-1", ["state", "last_step"]].tolist() == ["diverged", 300]
+    assert cells.loc["lm-1.0-2", ["state", "last_step"]].tolist() == ["unfinished", 0]
+    assert cells.loc["lm-0.5-0", ["state", "last_step"]].tolist() == ["finished", 500]
+
+
+def test_two_presets_of_a_workload_never_mix(make_run):
+    run = make_run(lengths=[1.0])
+    table = pq.read_table(run / "cells.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        if row["workload"] == "lm" and row["seed"] == 2:
+            row["preset"] = "full"
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), run / "cells.parquet")
+    assert set(study.read(run).cells["workload"]) == {"imagenet_vit", "lm (mini)", "lm (full)"}
+
+
+def test_not_a_run_folder(tmp_path):
+    with pytest.raises(BadRun, match=r"no cells\.parquet"):
+        study.read(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.01, "1 %"), (0.0102, "1 %"), (0.125, "12 %"), (1.0, "100 %")])
+def test_percent(share, text):
+    assert study.percent(share) == text

@@ -1,0 +1,252 @@
+"""Submitting, against a real Ray head: what arrives there, what comes back, what stays at home."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.submit import command_line, connect
+from cluster.upload import SubmitError, stage
+
+# Stands in for the command `wa run` on the cluster: tells what it was given, imports the user's module.
+PROBE = """
+import json, os, sys, time
+import mypkg.mine
+study = open(sys.argv[1]).read()
+print(json.dumps({"argv": sys.argv[1:], "study": study, "answer": mypkg.mine.ANSWER,
+                  "key": os.environ.get("WANDB_API_KEY"), "files": sorted(os.listdir("."))}), flush=True)
+for line in range(30 * ("slow" in study)):
+    print("line", line, "." * 40, flush=True)
+    time.sleep(0.1)
+print("no newline at the end", end="")
+sys.exit(int(study.split("exit:")[1]))
+"""
+SUBMIT = """
+import json, sys
+from pathlib import Path
+from cluster.submit import submit
+from cluster.upload import SubmitError
+given = json.loads(sys.argv[1])
+given["study"] = Path(given["study"])
+given["working_dir"] = given["working_dir"] and Path(given["working_dir"])
+try:
+    sys.exit(10 + submit(given.pop("study"), given.pop("address"), **given))
+except SubmitError as error:
+    print("SubmitError", error)
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    folder = tmp_path / "user code"
+    (folder / "mypkg").mkdir(parents=True)
+    (folder / "probe.py").write_text(PROBE)
+    (folder / "mypkg" / "mine.py").write_text("ANSWER = 42\n")
+    (folder / ".env").write_text("WANDB_API_KEY=secret")
+    (folder / "venv").mkdir()
+    (folder / "venv" / "pyvenv.cfg").touch()
+    (folder / "dangling").symlink_to("nowhere")
+    return folder
+
+
+def run_submit(
+    env: dict[str, str], study: Path, address: str, code: Path | None, **options: Any
+) -> tuple[int, str]:
+    given = {
+        "study": str(study),
+        "address": address,
+        "working_dir": code and str(code),
+        "out": "/runs/x y",
+        "command": [sys.executable, "probe.py"],
+        **options,
+    }
+    done = subprocess.run(  # a fresh process: Ray reads its authentication mode once
+        [sys.executable, "-c", SUBMIT, json.dumps(given)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert not [word for word in ("Traceback", "Uploading", "WebSocket") if word in done.stderr], done.stderr
+    return done.returncode - 10, done.stdout
+
+
+def probed(output: str) -> dict[str, Any]:
+    return dict(json.loads(next(line for line in output.splitlines() if line.startswith("{"))))
+
+
+@pytest.mark.slow
+def test_hostile_names_code_and_logs_arrive_and_secrets_do_not(head: Any, code: Path, tmp_path: Path) -> None:
+    study = tmp_path / "my 'study'; $(touch pwned) \".yaml"
+    study.write_text("exit: 0")
+    sets = ["optimizer.lr=[0.1, 0.2]", "-x='; touch pwned #", "name=ü\n"]
+    env = head.env | {"WANDB_API_KEY": "topsecret", "RAY_ADDRESS": "http://127.0.0.1:1"}
+    status, output = run_submit(env, study, head.dashboard, code, overrides=sets)
+    assert status == 0, output
+    told = probed(output)
+    expected = [f"wa_study/{study.name}", "--out", "/runs/x y", "--address", "auto"]
+    assert told["argv"] == expected + [word for each in sets for word in ("--set", each)]
+    assert told["study"] == "exit: 0"
+    assert told["answer"] == 42
+    assert told["key"] is None
+    assert told["files"] == ["mypkg", "probe.py", "wa_study"]
+    assert "topsecret" not in output
+    assert output.splitlines()[-2] == "no newline at the end"
+    assert output.splitlines()[-1].endswith("succeeded")
+
+
+@pytest.mark.slow
+def test_without_wait_it_returns_before_the_job_ends(head: Any, code: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("slow exit: 3")
+    status, output = run_submit(head.env, study, head.client, code, wait=False)
+    assert status == 0
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_broken_connection_loses_no_line_and_exit_codes_come_back(
+    head: Any, code: Path, tmp_path: Path
+) -> None:
+    failing, refused = tmp_path / "failing.yaml", tmp_path / "refused.yaml"
+    failing.write_text("slow exit: 3")
+    refused.write_text("exit: 2")
+    with CuttingProxy(int(head.dashboard.rsplit(":", 1)[1])) as proxy, ThreadPoolExecutor() as pool:
+        there = pool.submit(run_submit, head.env, refused, head.dashboard, code)
+        status, output = run_submit(head.env, failing, f"http://127.0.0.1:{proxy.port}", code)
+    assert status == 1, output
+    assert proxy.cuts == 2
+    lines = [line for line in output.splitlines() if line.startswith("line ")]
+    assert lines == [f"line {number} {'.' * 40}" for number in range(30)]
+    assert output.splitlines()[-1].split()[2] == "failed:"
+    assert there.result()[0] == 2
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_one_clear_line(head: Any, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("exit: 0")
+    _, output = run_submit(head.env | {"RAY_AUTH_TOKEN": "f" * 32}, study, head.dashboard, None)
+    assert output.startswith("SubmitError")
+    assert len(output.splitlines()) == 1
+    assert head.dashboard in output
+    assert "RAY_AUTH_TOKEN_PATH" in output
+
+
+@pytest.mark.slow
+def test_the_doctor_reads_the_version_of_a_real_dashboard(head: Any) -> None:
+    script = f"from cluster.doctor import reachable; c = reachable({head.dashboard!r}); print(c.ok, c.detail)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=head.env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"True {head.dashboard} runs Ray {version('ray')}\n"
+
+
+def test_no_cluster_names_address_and_remedy(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SubmitError, match="RAY_AUTH_MODE=token") as caught:
+            connect(address)
+    assert address in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["head:8265", "auto", "", "ftp://head", "http://"])
+def test_address_needs_a_known_scheme(address: str) -> None:
+    with pytest.raises(SubmitError, match="http://HEAD:8265"):
+        connect(address)
+
+
+def test_a_relative_out_lies_in_the_home_of_the_clusters_user() -> None:
+    line = command_line(("printf", "%s\\n"), "s.yaml", "runs/a '$b", ["x=~ *"])
+    done = subprocess.run(
+        ["sh", "-c", line], env={"HOME": "/home/u v"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        *("s.yaml", "--out", "/home/u v/runs/a '$b"),
+        *("--address", "auto", "--set", "x=~ *"),
+    ]
+
+
+def test_command_line_refuses_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "topsecret")
+    assert command_line(("wa", "run"), "s.yaml", "/o") == "wa run s.yaml --out /o --address auto"
+    with pytest.raises(SubmitError, match="WANDB_API_KEY") as caught:
+        command_line(("wa", "run"), "s.yaml", "/o", ["a=topsecret"])
+    assert "topsecret" not in str(caught.value)
+
+
+def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pattern: str, study: Path, working_dir: Path | None = None) -> None:
+        target = tmp_path / pattern
+        target.mkdir()
+        with pytest.raises(SubmitError, match=pattern):
+            stage(study, target, working_dir)
+
+    study = tmp_path / "s.yaml"
+    study.write_text("study: s")
+    code = tmp_path / "code"
+    (code / "wa_study").mkdir(parents=True)
+    refused("no such study", tmp_path / "absent.yaml")
+    refused("no such folder", study, tmp_path / "absent")
+    refused("of its own", study, code)
+    monkeypatch.setattr("cluster.upload.CODE_LIMIT_MB", 0)
+    (code / "big").write_text("x")
+    refused("MB of code", study, code)
+
+
+class CuttingProxy:
+    """Forwards TCP to `target`; the first two log followers are cut off in the middle of a message."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.cuts = target, 0
+
+    def __enter__(self) -> "CuttingProxy":
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        far = socket.create_connection(("127.0.0.1", self.target))
+        request = near.recv(1 << 16)
+        far.sendall(request)
+        limit = 10**12
+        if b"/logs/tail" in request and self.cuts < 2:
+            self.cuts += 1
+            limit = 900 + 600 * self.cuts  # the handshake's answer and some of the log
+        threading.Thread(target=_pump, args=(near, far, 10**12), daemon=True).start()
+        _pump(far, near, limit)
+
+
+def _pump(source: socket.socket, sink: socket.socket, limit: int) -> None:
+    with source, sink:
+        try:
+            while limit > 0 and (data := source.recv(min(1 << 16, limit))):
+                sink.sendall(data)
+                limit -= len(data)
+            for end in (source, sink):
+                end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass

@@ -1,0 +1,208 @@
+"""Real processes killed with SIGKILL in the middle: then `wa run` again, and nothing is lost and nothing double."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.records import KEY, load, load_records, load_trials
+
+pytestmark = pytest.mark.slow
+
+WA = str(Path(sys.executable).with_name("wa"))
+MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
+STUDY = """
+study: kills
+workloads: "tinywork:Slow"
+seeds: [0, 1, 2]
+step_budget: 150
+averaging:
+  - {scheme: none}
+  - {scheme: lawa, k: [2, 5], every: 3}
+  - {scheme: ema, decay: 0.9}
+evaluate: {every: 10}
+tracking: {wandb: offline, project: p}
+"""
+
+
+@pytest.fixture
+def study(outside: Path) -> Path:
+    (outside / "kills.yaml").write_text(STUDY)
+    return outside
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_folder: Path) -> pd.DataFrame:
+    folder = tiny_folder
+    (folder / "kills.yaml").write_text(STUDY)
+    done = subprocess.run(
+        [WA, "run", "kills.yaml", "--out", "run"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load_records(folder / "run")
+
+
+def begin(study: Path, *options: str) -> subprocess.Popen[bytes]:
+    log = open(study / "log", "ab")  # noqa: SIM115
+    command = [WA, "run", "kills.yaml", "--out", "run", "--checkpoint-seconds", "0", *options]
+    process = subprocess.Popen(command, cwd=study, stdout=log, stderr=log, start_new_session=True)
+    log.close()
+    return process
+
+
+def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def num_records(run: Path) -> int:
+    lines = [path.read_bytes().count(b"\n") for path in (run / "trajectories").glob("*/records.jsonl")]
+    return sum(lines)
+
+
+def workers(run: Path) -> list[int]:
+    """Processes that hold a live record file of this run open for writing: the trials."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            names = [os.readlink(link) for link in (entry / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(run)) and name.endswith("records.jsonl") for name in names):
+            found.append(int(entry.name))
+    return found
+
+
+def assert_like_undisturbed(run: Path, undisturbed: pd.DataFrame) -> None:
+    frame = load_records(run)
+    pd.testing.assert_frame_equal(
+        frame.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True
+    )
+    # and not by the reader's grace: on disk, too, each record stands once
+    stored = pd.concat([pd.read_parquet(path) for path in (run / "records").glob("*.parquet")])
+    assert len(stored) == len(stored.drop_duplicates(KEY)) == len(undisturbed)
+    assert not list((run / "trajectories").glob("*/records.jsonl"))
+    for name in MEASURED:
+        assert (frame.groupby("cell_id")[name].diff().dropna() >= 0).all()
+
+
+def finish(study: Path) -> None:
+    process = begin(study)
+    assert process.wait(180) == 0, (study / "log").read_text()
+
+
+@pytest.mark.parametrize("records", [1, 40])
+def test_kill_9_of_the_driver(study: Path, undisturbed: pd.DataFrame, records: int) -> None:
+    run = (study / "run").resolve()
+    process = begin(study)
+    wait(lambda: num_records(run) >= records or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = load_records(run)
+    assert 0 < len(before) < len(undisturbed)
+    finish(study)  # at once: orphans of the killed driver may still be writing
+    assert_like_undisturbed(run, undisturbed)
+    kept = load_records(run).merge(before, on=KEY, suffixes=("", "_before"))
+    assert len(kept) == len(before)
+    assert (kept["train_seconds"] == kept["train_seconds_before"]).all()
+
+
+def test_kill_9_of_a_worker(study: Path, undisturbed: pd.DataFrame) -> None:
+    run = (study / "run").resolve()
+    process = begin(study)
+    wait(lambda: num_records(run) >= 12 or process.poll() is not None)
+    killed = workers(run)
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(180) == 0, (study / "log").read_text()  # Ray starts it again by itself
+    assert_like_undisturbed(run, undisturbed)
+    trials = load_trials(run)
+    assert (trials["status"] == "interrupted").sum() >= 1
+    assert (trials["status"] == "done").sum() == 3
+
+
+def test_sigterm_ends_in_order_and_continues(study: Path, undisturbed: pd.DataFrame) -> None:
+    run = (study / "run").resolve()
+    process = begin(study)
+    wait(lambda: num_records(run) >= 4 or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1  # incomplete, and said so
+    assert "incomplete" in (study / "log").read_text()
+    assert (run / "report.html").exists()
+    finish(study)
+    assert_like_undisturbed(run, undisturbed)
+
+
+def test_a_second_driver_is_refused(study: Path) -> None:
+    process = begin(study)
+    try:
+        wait(lambda: num_records(study / "run") >= 1 or process.poll() is not None)
+        command = [WA, "run", "kills.yaml", "--out", "run"]
+        second = subprocess.run(command, cwd=study, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2
+        assert "another `wa run`" in second.stderr
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_a_finished_study_repeats_nothing_and_a_longer_one_adds(
+    study: Path, undisturbed: pd.DataFrame
+) -> None:
+    finish(study)
+    run = study / "run"
+    before = {path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()}
+    started = time.monotonic()
+    finish(study)
+    assert time.monotonic() - started < 60
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()} == before
+    assert len(load_trials(run)) == 3
+    # one more seed and one more scheme: kept cells stay, the new scheme on old seeds trains anew
+    text = STUDY.replace("[0, 1, 2]", "[0, 1]").replace("decay: 0.9", "decay: [0.9, 0.5]")
+    (study / "kills.yaml").write_text(text)
+    finish(study)
+    frame = load(run)
+    assert sorted(frame[frame["ema_decay"] == 0.5]["seed"].unique()) == [0, 1]
+    kept = frame[frame["cell_id"].isin(undisturbed["cell_id"])]
+    assert len(kept) == len(undisturbed)
+    assert {
+        path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()
+    }.items() >= before.items()
+    # a conflict is one clear line
+    (study / "kills.yaml").write_text(text.replace("every: 10", "every: 30"))
+    command = [WA, "run", "kills.yaml", "--out", "run"]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "evaluate.every" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_failing_workload_fails_its_trial_and_says_why(study: Path) -> None:
+    text = STUDY.replace('"tinywork:Slow"', '["tinywork:Tiny", "tinywork:Failing"]').replace(
+        "[0, 1, 2]", "[0]"
+    )
+    (study / "kills.yaml").write_text(text)
+    process = begin(study)
+    assert process.wait(180) == 1
+    log = (study / "log").read_text()
+    assert "no such luck" in log
+    assert "incomplete" in log
+    frame = load(study / "run")
+    assert set(frame["workload"]) == {"tinywork:Tiny"}
+    trials = load_trials(study / "run")
+    assert (trials["status"] == "failed").sum() == 4  # once and three retries
+    assert json.loads((study / "run" / "plan.json").read_text())["cells"] == 8

@@ -1,0 +1,161 @@
+"""W&B as a projection of the records, through the real client: against a stand-in server, offline, and down."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_server import WandbServer
+
+from analysis.records import load, load_cells
+from sweeps import plan, run_folder, tracking, trajectory
+from sweeps.cells import cells
+from sweeps.spec import parse_spec
+
+pytestmark = pytest.mark.slow
+KEY = "secret0key0" * 4
+
+
+@pytest.fixture
+def run(outside: Path) -> Path:
+    """A finished run folder: 2 seeds × 3 cells, trained in process."""
+    averaging = [
+        {"scheme": "none"},
+        {"scheme": "lawa", "k": 5, "every": 2},
+        {"scheme": "ema", "horizon": 0.2},
+    ]
+    raw = {"study": "w", "workloads": "tinywork:Tiny", "seeds": [0, 1], "averaging": averaging}
+    spec = parse_spec({**raw, "evaluate": {"every": 20}})
+    folder = outside / "run"
+    grid = cells(spec)
+    todo = plan.trajectories(grid, fuse=True)
+    run_folder.write_plan(folder, spec, grid, todo, {"tinywork:Tiny": None})
+    for one in todo:
+        trajectory.run(one, run_folder.trajectory_folder(folder, one.name))
+        run_folder.compact(folder, one.name)
+    return folder
+
+
+def publish(run: Path, mode: str, seconds: float = 90) -> bool:
+    return tracking.finish(tracking.start(run, mode, "proj", None), seconds)
+
+
+def test_online_one_run_a_cell_with_its_config_and_history(run: Path, wandb_server: WandbServer) -> None:
+    assert publish(run, "online"), (run / "wandb.log").read_text()
+    frame, table = load(run), load_cells(run)
+    assert set(wandb_server.runs) == set(table["cell_id"]) == wandb_server.finished
+    for cell in table.to_dict("records"):
+        told = wandb_server.runs[cell["cell_id"]]
+        assert told["groupName"] == "w"
+        assert told["jobType"] == cell["scheme"]
+        assert cell["trajectory_id"] in told["tags"]
+        assert cell["workload"] in told["tags"]
+        config = {key: value["value"] for key, value in json.loads(told["config"]).items() if key != "_wandb"}
+        assert config["seed"] == cell["seed"]
+        assert config["horizon_fraction"] == (None if cell["scheme"] == "none" else cell["horizon_fraction"])
+        rows = sorted(wandb_server.history[cell["cell_id"]].values(), key=lambda row: row["step"])
+        mine = frame[frame["cell_id"] == cell["cell_id"]]
+        assert [row["step"] for row in rows] == mine["step"].tolist()
+        assert [row["validation/loss"] for row in rows] == mine["loss"].tolist()
+        assert [row["validation/accuracy"] for row in rows] == mine["metric"].tolist()
+
+
+def test_publishing_twice_sends_nothing_twice(run: Path, wandb_server: WandbServer) -> None:
+    assert publish(run, "online")
+    before = len(wandb_server.requests)
+    assert publish(run, "online")
+    assert len(wandb_server.requests) == before
+
+
+def test_the_key_reaches_no_file(run: Path, wandb_server: WandbServer) -> None:
+    assert publish(run, "online")
+    holding = [p for p in run.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+    assert holding == []
+
+
+def test_offline_needs_no_account_and_writes_each_cell(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(run.parent))  # no netrc, no settings
+    assert publish(run, "offline"), (run / "wandb.log").read_text()
+    written = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("offline-run-*")}
+    assert written == set(load_cells(run)["cell_id"])
+    assert all(path.stat().st_size > 1000 for path in (run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_disabled_starts_nothing(run: Path) -> None:
+    assert tracking.start(run, "disabled", "proj", None) is None
+    assert publish(run, "disabled")
+    assert not (run / "wandb").exists()
+
+
+def test_down_falls_back_to_offline_and_says_so_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert publish(run, "online", seconds=120), (run / "wandb.log").read_text()
+    log = (run / "wandb.log").read_text()
+    assert log.count("out of reach") == 1
+    assert KEY not in log
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 6
+
+
+def test_a_slow_server_does_not_hold_the_run(run: Path) -> None:
+    server = WandbServer(delay_seconds=5.0)
+    try:
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        os.environ.update(environment)
+        started = time.monotonic()
+        publisher = tracking.start(run, "online", "proj", None)
+        assert not tracking.finish(publisher, seconds=1.0)
+        assert time.monotonic() - started < 5
+        assert publisher is not None
+        publisher.kill()
+        publisher.wait()
+    finally:
+        for name in environment:
+            os.environ.pop(name)
+        server.stop()
+
+
+def test_a_killed_publisher_goes_on_from_its_cursor(run: Path, wandb_server: WandbServer) -> None:
+    publisher = tracking.start(run, "online", "proj", None)
+    assert publisher is not None
+    deadline = time.monotonic() + 60
+    while not (run / "wandb" / "cursors.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    publisher.kill()
+    publisher.communicate()
+    assert publish(run, "online"), (run / "wandb.log").read_text()
+    frame = load(run)
+    for cell_id, rows in frame.groupby("cell_id"):
+        assert (
+            sorted(row["step"] for row in wandb_server.history[str(cell_id)].values())
+            == rows["step"].tolist()
+        )
+
+
+def test_only_the_publisher_imports_wandb() -> None:
+    code = "import sys, sweeps.run, sweeps.launch, sweeps.cli; print('wandb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def point(**row: Any) -> dict[str, Any]:
+    values = {"step": 1, "loss": 1.0, "metric": 2.0, "train_seconds": 0.0, "average_seconds": 0.0}
+    cell = {"metric_name": "accuracy"}
+    return tracking._point(cell, {**values, "eval_seconds": 0.0, "diverged": False, **row})
+
+
+def test_nan_is_left_out_of_a_point() -> None:
+    assert "validation/loss" not in point(loss=float("nan"))
+    assert point()["validation/accuracy"] == 2.0
