@@ -28,7 +28,7 @@ class _Group(click.Group):
 
 def _is_bad_input(error: ValueError) -> bool:
     # By name, so that help and errors of the command line itself need none of these modules.
-    return type(error).__name__ in {"SpecError", "BadRun", "NoRoom", "UnknownWorkload", "BadRequest"}
+    return type(error).__name__ in {"SpecError", "BadRun", "NoRoom", "UnknownWorkload", "SubmitError"}
 
 
 def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,11 +278,12 @@ def submit(
 @main.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--address", help="Also check that this Ray cluster answers.")
-def doctor(run: Path | None, address: str | None) -> None:
+@click.option("--start-ray", is_flag=True, help="Also start a Ray here, and stop it again.")
+def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     """Check this machine (and a run folder's file system) for what a sweep needs."""
     from cluster.doctor import examine, render
 
-    checks = examine(run, address)
+    checks = examine(run, address, start_ray=start_ray)
     click.echo(render(checks))
     if any(check.ok is False for check in checks):
         sys.exit(EXIT_INCOMPLETE)

@@ -1,0 +1,120 @@
+"""The machine a doctor looks at: versions, cores, memory, disk, shared memory, GPUs. Imports none of them."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cluster.checks import Check
+
+PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow", "pydantic", "altair")
+MIN_PYTHON = (3, 11)
+MIN_MEMORY = 2 << 30  # Ray itself about 1 GiB, a trial's process about 0.5 GiB before its model
+MIN_DISK = 2 << 30
+MIN_SHM = 100 << 20  # the object store that `wa run` asks Ray for
+# Linux ends a socket's path at 107 bytes; Ray's own part, /session_…/sockets/plasma_store, takes 65.
+MAX_TEMP_PATH = 107 - 65
+
+
+def place() -> list[Check]:
+    """Every check of the machine itself."""
+    return [python(), packages(), cores(), memory(), disk(), shared_memory(), temp_path(), gpus()]
+
+
+def python() -> Check:
+    ok = sys.version_info >= MIN_PYTHON
+    detail = f"{platform.python_version()} at {sys.executable}, {platform.system()} {platform.machine()}"
+    return Check("python", ok, detail, "" if ok else "use Python 3.11 or newer")
+
+
+def packages(names: tuple[str, ...] = PACKAGES) -> Check:
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    detail = ", ".join(found + [f"{name} missing" for name in missing])
+    return Check("packages", not missing, detail, f"pip install {' '.join(missing)}" if missing else "")
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> Check:
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read(cgroup / "cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max" and int(quota[0]) / int(quota[1]) < seen:
+        allowed = int(quota[0]) / int(quota[1])
+        return Check(
+            "cores",
+            None,
+            f"{seen} seen, {allowed:g} allowed by the container",
+            "start Ray with that many CPUs",
+        )
+    return Check("cores", None, f"{seen}")
+
+
+def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> Check:
+    """Bytes a new process may have: what the machine has available, or what the container's limit leaves."""
+    lines = dict(line.split(":", 1) for line in _read(meminfo).splitlines() if ":" in line)
+    if "MemAvailable" not in lines:
+        return Check("memory", None, "unknown on this system")
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        free = min(free, max(0, int(limit) - int(used)))
+    return _enough("memory", free, MIN_MEMORY, "available", "free some; Ray and one trial need that much")
+
+
+def disk() -> Check:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    return _enough("disk", free, MIN_DISK, f"free in {folder}", "free some, or point TMPDIR elsewhere")
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    if not folder.is_dir():
+        return Check("shared memory", None, f"no {folder}; Ray's object store uses the disk")
+    remedy = "start the container with --shm-size=1g (Kubernetes: an emptyDir with medium Memory)"
+    return _enough("shared memory", shutil.disk_usage(folder).free, MIN_SHM, f"free in {folder}", remedy)
+
+
+def temp_path() -> Check:
+    folder = tempfile.gettempdir()
+    ok = len(os.fsencode(folder)) <= MAX_TEMP_PATH
+    detail = f"{folder}, {len(os.fsencode(folder))} bytes long"
+    return Check("temp path", ok, detail, "" if ok else "Ray's sockets need a shorter one: TMPDIR=/tmp")
+
+
+def gpus() -> Check:
+    """As the driver sees them, without torch: nvidia-smi's names, memory and driver version."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Check("gpus", None, "none seen (no nvidia-smi)")
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    remedy = "run nvidia-smi by hand; the driver does not answer"
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("gpus", False, f"nvidia-smi: {type(error).__name__}", remedy)
+    if done.returncode:
+        return Check("gpus", False, " ".join((done.stdout + done.stderr).split())[:200], remedy)
+    rows = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    masked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    suffix = "" if masked is None else f" (CUDA_VISIBLE_DEVICES={masked!r})"
+    return Check("gpus", None, f"{len(rows)}: {'; '.join(rows)}{suffix}")
+
+
+def _enough(name: str, have: int, need: int, where: str, remedy: str) -> Check:
+    ok = have >= need
+    detail = f"{have / 2**30:.1f} GiB {where}"
+    return Check(name, ok, detail, "" if ok else f"{remedy} ({need / 2**30:.1f} GiB)")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

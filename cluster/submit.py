@@ -1,0 +1,184 @@
+"""Send a study to a running Ray cluster as a Ray Job and follow it."""
+
+import asyncio
+import logging
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cluster.upload import SubmitError, stage
+
+Echo = Callable[[str], object]
+SECRETS = ("WANDB_API_KEY", "RAY_AUTH_TOKEN")
+CHATTY = (  # they tell of each upload and each closed socket
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+PATIENCE_S = 60.0  # how long the cluster may be out of reach before following gives up
+POLL_S = 0.5
+
+
+def submit(
+    study: Path,
+    address: str,
+    *,
+    out: str,
+    overrides: Sequence[str] = (),
+    working_dir: Path | None = None,
+    wait: bool = True,
+    echo: Echo = print,
+    command: Sequence[str] = ("wa", "run"),
+) -> int:
+    """Run `wa run STUDY --out OUT --address auto` on the cluster at `address` as a Ray Job.
+
+    `address`: `http://HEAD:8265` (or https) of the dashboard, or `ray://HEAD:10001`. `out` is a path on the
+    cluster; a relative one lies in the home folder of the cluster's user, since the job's own folder is
+    temporary. Every node must see it. Uploads the study and, if given, the code under `working_dir`. Neither
+    the W&B key nor Ray's token travels: the key belongs in the cluster's environment, the token in the
+    headers that Ray itself sends.
+
+    Returns the exit code: 0 the job succeeded (or, without `wait`, was accepted); 2 the command on the
+    cluster refused its input; 1 anything else. Raises SubmitError, one line, when it cannot be submitted.
+    """
+    with tempfile.TemporaryDirectory(prefix="wa-submit-") as folder:
+        staging = Path(folder)
+        path = stage(study, staging, working_dir)
+        entrypoint = command_line(command, path, out, overrides)
+        client = connect(address)
+        job = _send(client, entrypoint, staging, {"study": study.name, "out": out}, address)
+    echo(f"job {job} at {address}: {entrypoint}")
+    if not wait:
+        return 0
+    return _follow(client, job, address, echo)
+
+
+def command_line(command: Sequence[str], study: str, out: str, overrides: Sequence[str] = ()) -> str:
+    """The job's shell command, every word quoted, a relative `out` put below the cluster user's $HOME.
+
+    Raises SubmitError when the value of WANDB_API_KEY or RAY_AUTH_TOKEN would stand in it.
+    """
+    words = [*command, study, "--out", out, "--address", "auto"]
+    for override in overrides:
+        words += ["--set", override]
+    for name in SECRETS:
+        value = os.environ.get(name)
+        if value and any(value in word for word in words):
+            raise SubmitError(
+                f"the value of {name} stands in the command, which every user of the cluster can read"
+            )
+    quoted = [shlex.quote(word) for word in words]
+    if not PurePosixPath(out).is_absolute():
+        place = len(command) + 2
+        quoted[place] = f'"$HOME"/{shlex.quote(out.removeprefix("~/"))}'
+    return " ".join(quoted)
+
+
+def connect(address: str) -> Any:
+    """A ray.job_submission.JobSubmissionClient on `address`. Raises SubmitError naming it and the remedy."""
+    scheme, separator, host = address.partition("://")
+    if not separator or scheme not in {"http", "https", "ray"} or not host:
+        raise SubmitError(f"--address {address}: must be http://HEAD:8265, https://… or ray://HEAD:10001")
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise SubmitError(_refused(address)) from error
+    except Exception as error:  # what Ray lets through: requests, grpc, its own, by the kind of address
+        raise SubmitError(
+            f"no Ray dashboard answers at {address} ({_first_line(error)}); is the head up, started with "
+            "`ray start --head --dashboard-host=0.0.0.0`, and the port forwarded? A cluster that asks for a "
+            "token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too"
+        ) from error
+
+
+def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str], address: str) -> str:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return str(
+            client.submit_job(
+                entrypoint=entrypoint, runtime_env={"working_dir": str(staging)}, metadata=metadata
+            )
+        )
+    except AuthenticationError as error:
+        raise SubmitError(_refused(address)) from error
+    except (RuntimeError, OSError) as error:
+        raise SubmitError(f"{address} did not take the job: {_first_line(error)}") from error
+
+
+def _follow(client: Any, job: str, address: str, echo: Echo) -> int:
+    try:
+        asyncio.run(_print_logs(client, job, address, echo))
+        return _outcome(client, job, echo)
+    except KeyboardInterrupt:
+        echo(f"no longer following; the job goes on. `ray job logs -f {job}`, `ray job stop {job}`")
+        return 1
+
+
+async def _print_logs(client: Any, job: str, address: str, echo: Echo) -> None:
+    """Echo the job's log line by line until it ends. A broken connection is taken up where it broke."""
+    echoed = 0
+    lost_since: float | None = None
+    while True:
+        read, rest = 0, ""
+        try:
+            async for chunk in client.tail_job_logs(job):  # a new tail begins at the log's first character
+                lost_since = None
+                text = chunk[max(0, echoed - read) :]
+                read += len(chunk)
+                *lines, rest = (rest + text).split("\n")
+                for line in lines:
+                    echo(line)
+                    echoed += len(line) + 1
+            if client.get_job_status(job).is_terminal():
+                if rest:
+                    echo(rest)
+                return
+        except Exception as error:  # aiohttp, requests and Ray's own, all of them: the line is broken
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > PATIENCE_S:
+                raise SubmitError(
+                    f"{address} has been out of reach for {PATIENCE_S:.0f} s ({_first_line(error)}); "
+                    f"job {job} may go on, and submitting again continues its folder"
+                ) from error
+        await asyncio.sleep(POLL_S)
+
+
+def _outcome(client: Any, job: str, echo: Echo) -> int:
+    info = client.get_job_info(job)
+    code = 0 if info.status == "SUCCEEDED" else 2 if info.driver_exit_code == 2 else 1
+    reason = f": {' '.join((info.message or '').split())[:300]}" if code else ""
+    echo(f"job {job} {info.status.lower()}{reason}")
+    return code
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Hide variables that Ray would put above the address the user wrote."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _refused(address: str) -> str:
+    return (
+        f"{address} asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+        "RAY_AUTH_TOKEN) to the cluster's own before this command starts"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
