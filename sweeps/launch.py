@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -34,12 +35,14 @@ from ray.tune.search import Searcher
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
 
+PREFIX = "wa-ray-"  # of Ray's temporary folder, then the driver's pid
 MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
+KNOCK_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 << 20  # records go through the file system; Ray's store stays small
 
 
 class NoRoom(ValueError):
-    """The machine or cluster cannot hold a single trial."""
+    """The machine or cluster cannot hold a single trial, or does not answer."""
 
 
 class Listener(Protocol):
@@ -152,17 +155,27 @@ class Engine:
 def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engine]:
     """Start a local Ray, or join the one at `address`; shut down what was started.
 
-    Raises: NoRoom when not even one trial fits; ConnectionError when nothing answers at `address`.
+    Raises: NoRoom when not even one trial fits, or nothing answers at `address`.
     """
     temporary = None
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        temporary = Path(tempfile.mkdtemp(prefix="wa-ray-"))  # /tmp/ray is never cleaned, ours is
+        _remove_abandoned()
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+        )  # /tmp/ray is never cleaned, ours is
         ray.init(
             include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(temporary), **quiet
         )
     else:
-        ray.init(address=address, **quiet)
+        try:
+            _knock(address)
+            ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            hint = "is it up, and do RAY_AUTH_MODE and the token match its own?"
+            raise NoRoom(
+                f"--address: no Ray answers at {address} ({error}); {hint} (docs/cluster.md)"
+            ) from None
     try:
         slots = sum(_slots(node["Resources"], cpu, gpu) for node in ray.nodes() if node["Alive"])
         if slots == 0:
@@ -176,6 +189,21 @@ def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engin
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Fail within seconds where no one listens; ray.init would try for minutes. Raises: OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+
+
+def _remove_abandoned() -> None:
+    """Remove the temporary folders of drivers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _slots(resources: dict[str, float], cpu: float, gpu: float) -> int:

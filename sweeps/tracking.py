@@ -78,7 +78,9 @@ class Publisher:
         self.delivered: dict[str, int] = {}
         if self.cursor_file.exists():
             self.delivered = json.loads(self.cursor_file.read_text(encoding="utf-8"))
-        self.cursors = dict(self.delivered)  # by cell, the last step logged; ahead of `delivered` while it trains
+        self.cursors = dict(
+            self.delivered
+        )  # by cell, the last step logged; ahead of `delivered` while it trains
         self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
 
     def publish(self) -> None:

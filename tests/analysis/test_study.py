@@ -68,3 +68,14 @@ def test_not_a_run_folder(tmp_path):
 @pytest.mark.parametrize(("share", "text"), [(0.01, "1 %"), (0.0102, "1 %"), (0.125, "12 %"), (1.0, "100 %")])
 def test_percent(share, text):
     assert study.percent(share) == text
+
+
+def test_lr_decay_lengths_are_told_apart_by_name(make_run):
+    run = make_run(lengths=[0.5, 1.0])
+    table = pq.read_table(run / "cells.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        row |= {"schedule": "linear", "lr_decay": row["length_fraction"] / 5, "length_fraction": 1.0}
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), run / "cells.parquet")
+    cells = study.read(run).cells
+    assert set(cells["training_label"]) == {"linear, LR decay 10 %", "linear, LR decay 20 %"}

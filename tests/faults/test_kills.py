@@ -6,32 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from sweep_processes import MEASURED, STUDY, WA, num_records, wait, workers
 
 from analysis.records import KEY, load, load_records, load_trials
 
 pytestmark = pytest.mark.slow
-
-WA = str(Path(sys.executable).with_name("wa"))
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
-STUDY = """
-study: kills
-workloads: "tinywork:Slow"
-seeds: [0, 1, 2]
-step_budget: 150
-averaging:
-  - {scheme: none}
-  - {scheme: lawa, k: [2, 5], every: 3}
-  - {scheme: ema, decay: 0.9}
-evaluate: {every: 10}
-tracking: {wandb: offline, project: p}
-"""
 
 
 @pytest.fixture
@@ -40,50 +24,12 @@ def study(outside: Path) -> Path:
     return outside
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_folder: Path) -> pd.DataFrame:
-    folder = tiny_folder
-    (folder / "kills.yaml").write_text(STUDY)
-    done = subprocess.run(
-        [WA, "run", "kills.yaml", "--out", "run"], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return load_records(folder / "run")
-
-
 def begin(study: Path, *options: str) -> subprocess.Popen[bytes]:
     log = open(study / "log", "ab")  # noqa: SIM115
     command = [WA, "run", "kills.yaml", "--out", "run", "--checkpoint-seconds", "0", *options]
     process = subprocess.Popen(command, cwd=study, stdout=log, stderr=log, start_new_session=True)
     log.close()
     return process
-
-
-def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def num_records(run: Path) -> int:
-    lines = [path.read_bytes().count(b"\n") for path in (run / "trajectories").glob("*/records.jsonl")]
-    return sum(lines)
-
-
-def workers(run: Path) -> list[int]:
-    """Processes that hold a live record file of this run open for writing: the trials."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            names = [os.readlink(link) for link in (entry / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(name.startswith(str(run)) and name.endswith("records.jsonl") for name in names):
-            found.append(int(entry.name))
-    return found
 
 
 def assert_like_undisturbed(run: Path, undisturbed: pd.DataFrame) -> None:

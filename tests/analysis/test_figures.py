@@ -1,0 +1,72 @@
+import pytest
+
+from analysis import baselines, figures, palette, panels, study, tables
+
+
+def drawn(run):
+    read = study.read(run)
+    found = tables.compute(read)
+    return figures.drawing(read, found, baselines.reference_training(read.cells, found.baselines)), found
+
+
+def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run, average):
+    averages = [
+        average("ema", h / 1000, 0.9 + abs(h - 23) / 1000, every=e) for h in range(4, 60, 3) for e in (1, 2)
+    ]
+    d, found = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
+    for workload in d.workloads:
+        mine = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "ema")]
+        assert len(mine) <= figures.MAX_SETTINGS + 2
+        horizons = mine["horizon_fraction"]
+        assert horizons.min() == 0.004
+        assert horizons.max() == 0.058
+        chosen = found.chosen[found.chosen["workload"] == workload]["setting"]
+        best = found.horizon_map[found.horizon_map["best"] & (found.horizon_map["workload"] == workload)]
+        assert set(chosen) | set(best["setting"]) <= set(mine["setting"])
+    assert d.num_left_out == 2 * len(averages) - len(d.shown[d.shown["scheme"] != "none"])
+
+
+def test_what_lies_far_from_the_chosen_horizon_is_not_shown_first(make_run, average):
+    averages = [average("ema", 0.01, 0.9), average("tail", 0.5, 1.1, first=500)]
+    d, _ = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
+    assert d.chosen == ["no averaging", "EMA 1 %"]
+
+
+def test_a_figure_without_data_is_left_out(make_run, average):
+    d, _ = drawn(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
+    assert figures.horizon_lines(d) is None  # one horizon is no axis
+    assert figures.schedule_curves(d) is None  # one schedule is no comparison
+    assert figures.ratio_dots(d) is not None
+    assert panels.grid([]) is None
+
+
+def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
+    d, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
+    light = [
+        sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")
+    ]
+    assert light == sorted(light, reverse=True)
+    assert d.colours["EMA 1 %"] == palette.SCHEME_COLOURS["ema"]
+    assert len(set(d.colours.values())) == len(d.colours)
+
+
+@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK])
+@pytest.mark.parametrize("scheme", [*palette.SCHEME_COLOURS.values(), palette.REFERENCE_LINE])
+def test_colours_stand_out_from_both_backgrounds(colours, scheme):
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    one, other = sorted([luminance(colours["background"]), luminance(scheme)])
+    assert (other + 0.05) / (one + 0.05) >= 3  # WCAG 2.1, 1.4.11 for graphics
+
+
+def test_an_axis_holds_its_values_and_what_must_be_seen():
+    import pandas as pd
+
+    table = pd.DataFrame({"low": [0.8, float("nan")], "high": [0.9, 1.3]})
+    low, high = panels.span(table, ["low", "high"], include=1.0)
+    assert low < 0.8
+    assert high > 1.3
+    assert panels.nice_horizons([0.004, 0.11]) == pytest.approx([0.005, 0.01, 0.02, 0.05, 0.1])

@@ -1,0 +1,51 @@
+"""A real `wa run` in processes that tests may kill, and what to watch them by."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+WA = str(Path(sys.executable).with_name("wa"))
+MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
+STUDY = """
+study: kills
+workloads: "tinywork:Slow"
+seeds: [0, 1, 2]
+step_budget: 150
+averaging:
+  - {scheme: none}
+  - {scheme: lawa, k: [2, 5], every: 3}
+  - {scheme: ema, decay: 0.9}
+evaluate: {every: 10}
+tracking: {wandb: offline, project: p}
+"""
+
+
+def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def num_records(run: Path) -> int:
+    lines = [path.read_bytes().count(b"\n") for path in (run / "trajectories").glob("*/records.jsonl")]
+    return sum(lines)
+
+
+def workers(run: Path) -> list[int]:
+    """Processes that hold a live record file of this run open for writing: the trials."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            names = [os.readlink(link) for link in (entry / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(run)) and name.endswith("records.jsonl") for name in names):
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,83 @@
+"""Everything that one snapshot grid keeps of one block: a ring for its LAWA, accumulators for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from .flat import Block, Piece, Reading
+from .ring import Ring
+from .schemes import LAWA, Recursive, Scheme
+
+
+class Accumulator:
+    """The running average of one recursive scheme: m ← m + gain(n) (θ − m)."""
+
+    def __init__(self, scheme: Recursive, block: Block) -> None:
+        self._scheme = scheme
+        self.dtype = scheme.accumulator_dtype(block.dtype)
+        self.parts = block.zeros(self.dtype)
+
+    def push(self, piece: Piece, live: Tensor, n: int) -> None:
+        """Take in a piece of the n-th snapshot, n = 1, 2, …"""
+        if n == 1:
+            self.parts[piece.index].copy_(live)
+        else:
+            self.parts[piece.index].lerp_(live, self._scheme.gain(n))
+
+
+class Lane:
+    """One (grid, block): takes snapshots, gives averages, and says which scheme caused what cost."""
+
+    def __init__(self, block: Block, schemes: Iterable[Scheme]) -> None:
+        self._windowed = [scheme for scheme in schemes if isinstance(scheme, LAWA)]
+        self._ring = Ring(block, max(scheme.k for scheme in self._windowed)) if self._windowed else None
+        self._accumulators = {
+            scheme: Accumulator(scheme, block) for scheme in schemes if isinstance(scheme, Recursive)
+        }
+
+    def push(self, piece: Piece, reading: Reading, n: int) -> Iterator[tuple[Scheme, float]]:
+        """Take in a piece of the n-th snapshot; yields (scheme, seconds this would have cost it alone)."""
+        for recursive, accumulator in self._accumulators.items():
+            live = reading.to(accumulator.dtype)
+            start = perf_counter()
+            accumulator.push(piece, live, n)
+            yield recursive, perf_counter() - start + reading.seconds[accumulator.dtype]
+        if self._ring is not None:
+            start = perf_counter()
+            self._ring.push(piece, reading, n)
+            seconds = perf_counter() - start + reading.seconds[reading.live.dtype]
+            for scheme in self._windowed:
+                yield scheme, seconds
+
+    def mean(self, scheme: Scheme, piece: Piece, n: int) -> Tensor:
+        """A piece of the average after n snapshots, in the accumulator's dtype; only to copy from."""
+        if isinstance(scheme, LAWA):
+            assert self._ring is not None
+            return self._ring.mean(scheme.k, piece, n)
+        assert isinstance(scheme, Recursive)
+        return self._accumulators[scheme].parts[piece.index]
+
+    @property
+    def nbytes(self) -> int:
+        parts = [part for accumulator in self._accumulators.values() for part in accumulator.parts]
+        return sum(part.nbytes for part in parts) + (self._ring.nbytes if self._ring is not None else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain dicts of copied tensors."""
+        accumulators = {
+            repr(scheme): [part.clone() for part in accumulator.parts]
+            for scheme, accumulator in self._accumulators.items()
+        }
+        return {"accumulators": accumulators, "ring": self._ring.state_dict() if self._ring else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for scheme, accumulator in self._accumulators.items():
+            for part, saved in zip(accumulator.parts, state["accumulators"][repr(scheme)], strict=True):
+                part.copy_(saved)
+        if self._ring is not None:
+            self._ring.load_state_dict(state["ring"])

@@ -1,0 +1,290 @@
+"""Averaging schemes as frozen values: what to average, in closed form, without a tensor in sight.
+
+Every scheme takes snapshots of the weights on a grid, at steps burn_in + every, burn_in + 2·every, …, and
+its average at a step is Σᵢ cᵢ θ(sᵢ) over the snapshots so far: `coefficients(step)` is {sᵢ: cᵢ}. Docs, tests
+and plots read the closed forms here; the bank computes the same averages by running updates.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any, get_args
+
+import torch
+
+from .buffers import Policy
+
+
+class Scheme(ABC):
+    """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form."""
+
+    every: int
+    buffers: Policy
+
+    @property
+    @abstractmethod
+    def burn_in(self) -> int:
+        """Steps before the first snapshot interval begins."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(every, burn_in), both in steps: snapshots at burn_in + every, burn_in + 2·every, …"""
+        return self.every, self.burn_in
+
+    @property
+    @abstractmethod
+    def horizon(self) -> float:
+        """The averaging horizon, in steps: twice the centre-of-mass lag, plus one snapshot interval."""
+
+    @abstractmethod
+    def weights(self, snapshots: int) -> list[float]:
+        """The weights of the latest snapshots, oldest first, after `snapshots` ≥ 1 of them; they sum to 1."""
+
+    @abstractmethod
+    def lag(self, snapshots: int) -> float:
+        """How many snapshots the centre of mass lies behind the latest one, in closed form."""
+
+    def snapshots(self, step: int) -> int:
+        """How many snapshots have been taken once `step` steps are completed."""
+        every, burn_in = self.grid
+        return max(0, step - burn_in) // every
+
+    def snapshot_steps(self, step: int) -> range:
+        """The steps at which snapshots were taken, up to and including `step`."""
+        every, burn_in = self.grid
+        return range(burn_in + every, step + 1, every)
+
+    def takes_snapshot(self, step: int) -> bool:
+        """Whether `step` is one of the snapshot steps."""
+        every, burn_in = self.grid
+        return step > burn_in and (step - burn_in) % every == 0
+
+    def exists(self, step: int) -> bool:
+        """Whether there is an average at `step`; before the first snapshot it is absent."""
+        return self.snapshots(step) >= 1
+
+    def coefficients(self, step: int) -> dict[int, float]:
+        """{snapshot step: weight} of the average at `step`, oldest first; empty while it is absent.
+
+        The weights sum to 1 (to rounding); snapshots that have left a window are not listed.
+        """
+        if not self.exists(step):
+            return {}
+        weights = self.weights(self.snapshots(step))
+        return dict(zip(self.snapshot_steps(step)[-len(weights) :], weights, strict=True))
+
+    def horizon_at(self, step: int) -> float:
+        """The averaging horizon at `step`, in steps: 2 · (centre-of-mass lag) + every; 0.0 while absent.
+
+        The lag is counted from the latest snapshot, so a full window says `horizon` at every step:
+        2 Σᵢ cᵢ (s_latest − sᵢ) + every with the coefficients cᵢ, in closed form.
+        """
+        if not self.exists(step):
+            return 0.0
+        return self.every * (2 * self.lag(self.snapshots(step)) + 1)
+
+
+class Recursive(Scheme):
+    """A scheme that needs one accumulator: m ← m + gain(n) (θ − m) at its n-th snapshot, gain(1) = 1."""
+
+    @abstractmethod
+    def gain(self, n: int) -> float:
+        """The weight of the n-th snapshot (n ≥ 1) when it enters the average."""
+
+    def accumulator_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the accumulator of weights in `dtype`: float32 or wider."""
+        return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class LAWA(Scheme):
+    """Mean of the latest k snapshots, one every `every` steps (latest weight averaging).
+
+    θ̄ = (1/k) Σ_{j<k} θ(s − j·every)      horizon = k · every steps
+
+    until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far,
+    ``"partial"``. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+
+    Raises: ValueError. Source: Ajroldi et al. 2025, section 3 (queue of k copies, every ν steps).
+    """
+
+    k: int
+    every: int = 1
+    _: KW_ONLY
+    burn_in: int = 0
+    until_full: str = "absent"
+    buffers: Policy = "live"
+
+    def __post_init__(self) -> None:
+        _check_int(self, "k", 1)
+        _check_int(self, "every", 1)
+        _check_int(self, "burn_in", 0)
+        _check_word(self, "until_full", ("absent", "partial"))
+        _check_word(self, "buffers", get_args(Policy))
+
+    @classmethod
+    def from_horizon(cls, horizon: float, every: int = 1, **options: Any) -> LAWA:
+        """The LAWA whose horizon k · every is nearest to `horizon` steps (halves up), k ≥ 1.
+
+        Raises: ValueError when `horizon` < `every` or not finite.
+        """
+        _check_horizon(horizon, every, "LAWA")
+        return cls(math.floor(horizon / every + 0.5), every, **options)
+
+    @property
+    def horizon(self) -> int:
+        return self.k * self.every
+
+    def exists(self, step: int) -> bool:
+        return self.snapshots(step) >= (self.k if self.until_full == "absent" else 1)
+
+    def weights(self, snapshots: int) -> list[float]:
+        size = min(snapshots, self.k)
+        return [1 / size] * size
+
+    def lag(self, snapshots: int) -> float:
+        return (min(snapshots, self.k) - 1) / 2
+
+
+@dataclass(frozen=True)
+class EMA(Recursive):
+    """Exponential moving average, one update every `every` steps.
+
+    m ← γ m + (1 − γ) θ,  γ = decay       horizon = every · (1 + γ)/(1 − γ) steps
+
+    init: how it begins. ``"first"``: m is the first snapshot. ``"zero"``: m starts at 0 and is divided by
+    1 − γⁿ after n snapshots; coded as the equal recursion m ← m + (1 − γ)/(1 − γⁿ) (θ − m).
+    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+
+    Raises: ValueError. Source: Ajroldi et al. 2025, section 3; debiasing as Adam's (Kingma & Ba 2015).
+    """
+
+    decay: float
+    every: int = 1
+    _: KW_ONLY
+    burn_in: int = 0
+    init: str = "first"
+    buffers: Policy = "live"
+
+    def __post_init__(self) -> None:
+        if not _is_real(self.decay) or not 0 <= self.decay < 1:
+            raise ValueError(f"EMA: decay must be a number with 0 <= decay < 1, not {self.decay!r}")
+        object.__setattr__(self, "decay", float(self.decay))
+        _check_int(self, "every", 1)
+        _check_int(self, "burn_in", 0)
+        _check_word(self, "init", ("first", "zero"))
+        _check_word(self, "buffers", get_args(Policy))
+
+    @classmethod
+    def from_horizon(cls, horizon: float, every: int = 1, **options: Any) -> EMA:
+        """The EMA with this horizon: γ = (horizon − every)/(horizon + every); decay 0 when they are equal.
+
+        Raises: ValueError when `horizon` < `every` or not finite.
+        """
+        _check_horizon(horizon, every, "EMA")
+        return cls((horizon - every) / (horizon + every), every, **options)
+
+    @property
+    def horizon(self) -> float:
+        return self.every * (1 + self.decay) / (1 - self.decay)
+
+    def gain(self, n: int) -> float:
+        if n == 1:
+            return 1.0
+        return (1 - self.decay) / (self._started(n) if self.init == "zero" else 1)
+
+    def weights(self, snapshots: int) -> list[float]:
+        powers = [self.decay**age for age in reversed(range(snapshots))]
+        if self.init == "zero":
+            return [(1 - self.decay) / self._started(snapshots) * power for power in powers]
+        return [powers[0], *((1 - self.decay) * power for power in powers[1:])]
+
+    def lag(self, snapshots: int) -> float:
+        if self.decay == 0:
+            return 0.0
+        if self.init == "zero":
+            gone = snapshots * self.decay**snapshots / self._started(snapshots)
+            return self.decay / (1 - self.decay) - gone
+        return self.decay * self._started(snapshots - 1) / (1 - self.decay)
+
+    def _started(self, n: int) -> float:
+        """1 − γⁿ without cancellation when γ is close to 1."""
+        return -math.expm1(n * math.log(self.decay)) if self.decay > 0 else float(n > 0)
+
+
+@dataclass(frozen=True)
+class Tail(Recursive):
+    """Mean of every snapshot since a step: start + every, start + 2·every, …
+
+    θ̄ₙ = θ̄ₙ₋₁ + (θ − θ̄ₙ₋₁)/n             horizon: n · every, it grows with the run
+
+    The accumulator is float64, since 1/n of a difference soon rounds to nothing in less.
+    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+
+    Raises: ValueError. Source: Polyak & Juditsky 1992; stochastic weight averaging (Izmailov et al. 2018).
+    """
+
+    start: int
+    every: int = 1
+    _: KW_ONLY
+    buffers: Policy = "live"
+
+    def __post_init__(self) -> None:
+        _check_int(self, "start", 0)
+        _check_int(self, "every", 1)
+        _check_word(self, "buffers", get_args(Policy))
+
+    @property
+    def burn_in(self) -> int:
+        """`start`, by the name the other schemes have for it."""
+        return self.start
+
+    @property
+    def horizon(self) -> float:
+        return math.inf
+
+    def gain(self, n: int) -> float:
+        return 1 / n
+
+    def accumulator_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float64
+
+    def weights(self, snapshots: int) -> list[float]:
+        return [1 / snapshots] * snapshots
+
+    def lag(self, snapshots: int) -> float:
+        return (snapshots - 1) / 2
+
+
+def _is_real(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def _is_int(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _check_int(scheme: object, name: str, least: int) -> None:
+    value: Any = getattr(scheme, name)
+    if not _is_int(value) or value < least:
+        raise ValueError(f"{type(scheme).__name__}: {name} must be an int >= {least}, not {value!r}")
+    object.__setattr__(scheme, name, int(value))  # a numpy int compares equal but does not serialize
+
+
+def _check_word(scheme: object, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(scheme, name)
+    if not isinstance(value, str) or value not in allowed:
+        choices = " or ".join(repr(word) for word in allowed)
+        raise ValueError(f"{type(scheme).__name__}: {name} must be {choices}, not {value!r}")
+
+
+def _check_horizon(horizon: Any, every: Any, name: str) -> None:
+    if not _is_int(every) or every < 1:
+        raise ValueError(f"{name}: every must be an int >= 1, not {every!r}")
+    if not _is_real(horizon) or not every <= horizon < math.inf:
+        raise ValueError(
+            f"{name}: horizon must be a finite number of steps >= every = {every}, not {horizon!r}"
+        )
