@@ -1,0 +1,267 @@
+"""Sentences computed from the tables: the answer at the top of the report, and one paragraph a figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.baselines import CHOSEN_HORIZON, in_front
+from analysis.intervals import Interval, stratified_geometric_mean
+from analysis.study import SCHEME_NAMES, Study, percent
+from analysis.tables import Tables
+
+SHARE = 0.75  # of the baseline's training: the level that stands in where a study has no target
+CURVE_SHARES = (0.5, 0.75, 0.9)
+
+
+def answer(study: Study, tables: Tables) -> str:
+    """The study's result in one sentence with its interval, for the horizon fixed beforehand."""
+    schemes = answer_schemes(tables)
+    if (study.cells["scheme"] == "none").all():
+        return "This study holds raw runs only, so it says nothing on averaging."
+    if not (study.cells["scheme"] == "none").any():
+        return "This study holds no raw runs (scheme none), so there is no baseline to compare averages with."
+    if not schemes:
+        return (
+            f"No averaging horizon near {percent(CHOSEN_HORIZON)} of the step budget was run, so no horizon was "
+            "fixed beforehand; the tables hold what was run."
+        )
+    if study.cells["target"].isna().all():
+        return _answer_without_target(tables, schemes[0])
+    return overall(study, tables, schemes[0])
+
+
+def answer_schemes(tables: Tables) -> list[str]:
+    """Schemes run near the horizon fixed beforehand: on most workloads first, then EMA, LAWA, others."""
+    near = tables.chosen[tables.chosen["near"]]
+    order = {"ema": 0, "lawa": 1}
+    count = near["scheme"].value_counts()
+    return sorted(set(near["scheme"]), key=lambda name: (-count[name], order.get(name, 2), name))
+
+
+def overall(study: Study, tables: Tables, scheme: str, versus: str = "same schedule") -> str:
+    """One sentence on one scheme at the chosen horizon, over all workloads, against one kind of baseline."""
+    mine = tables.chosen[(tables.chosen["scheme"] == scheme) & tables.chosen["near"]]
+    rows = tables.ratios_by_seed
+    rows = rows[(rows["versus"] == versus) & rows["setting"].isin(mine["setting"])]
+    total = study.cells["workload"].nunique()
+    name = f"{SCHEME_NAMES.get(scheme, scheme)} at an averaging horizon of {_horizons(mine)}"
+    known = rows[rows["ratio"].notna()]
+    if known.empty:
+        why = "no pair of runs has met the target" if len(rows) else "no pair of runs has a target"
+        return f"{name} has no steps-to-target ratio: {why}."
+    strata = [part["ratio"].to_numpy(dtype=float) for _, part in known.groupby("workload", sort=True)]
+    interval = stratified_geometric_mean(strata)
+    where = f"{len(strata)} of {total} {_plural(total, 'workload')}"
+    seeds = known.groupby("workload")["seed"].nunique()
+    where += f", {_range(seeds)} {_plural(int(seeds.max()), 'seed')}{'' if total == 1 else ' each'}"
+    return _sentence(name, interval, set(rows["bound"]), f"{where}; {versus}")
+
+
+def _sentence(name: str, interval: Interval, bounds: set[str], where: str) -> str:
+    kind = {"at least", "at most"} & bounds
+    word = (
+        {"at least": "at least ", "at most": "at most "}.get(next(iter(kind)), "") if len(kind) == 1 else ""
+    )
+    number = word + with_interval(interval)
+    tail = f" (geometric mean over {where})"
+    if "both missed" in bounds or len(kind) == 2:
+        tail += "; some runs miss the target, see the tables"
+    if np.isnan(interval.low):
+        return f"{name} reaches the target in {number} of the baseline's steps{tail}; one seed gives no interval."
+    if interval.low <= 1 <= interval.high:
+        return f"{name} shows no effect: the target takes {number} of the baseline's steps{tail}."
+    verb = "reaches the target in" if interval.value < 1 else "is slower: the target takes"
+    return f"{name} {verb} {number} of the baseline's steps{tail}."
+
+
+def _answer_without_target(tables: Tables, scheme: str) -> str:
+    mine = tables.chosen[(tables.chosen["scheme"] == scheme) & tables.chosen["near"]]
+    curve = tables.saving_curve
+    curve = curve[(curve["versus"] == "same schedule") & curve["setting"].isin(mine["setting"])]
+    at = curve[np.isclose(curve["share"], SHARE) & curve["ratio"].notna()]
+    start = (
+        "No workload of this study has a target (wa calibrate computes one by rule), so target statistics are "
+        "withheld. "
+    )
+    if at.empty:
+        return start.strip()
+    per = [
+        f"{row['workload']} {with_interval(Interval(row['ratio'], row['low'], row['high']))}"
+        for row in at.to_dict("records")
+    ]
+    name = f"{SCHEME_NAMES.get(scheme, scheme)} at an averaging horizon of {_horizons(mine)}"
+    return (
+        f"{start}{name} reaches what the baseline has after {percent(SHARE)} of its training in this share of the "
+        f"baseline's steps: {'; '.join(per)}."
+    )
+
+
+def ratio_findings(study: Study, tables: Tables) -> list[str]:
+    """Each scheme over all workloads, then each workload: the chosen horizon beside the best-looking one."""
+    if study.cells["target"].isna().all():
+        return []
+    schemes = answer_schemes(tables)
+    found = [overall(study, tables, scheme) for scheme in schemes[1:]]  # the first is the answer on top
+    if (tables.baselines["rank"] > 1).any():
+        found += [overall(study, tables, scheme, "best baseline") for scheme in schemes]
+    horizons = tables.horizon_map[tables.horizon_map["training"].isin(_reference(tables))]
+    for workload, part in horizons.groupby("workload", sort=True):
+        if not part["best"].any():
+            continue
+        best = part[part["best"]].sort_values(["ratio", "setting"], kind="stable").iloc[0]
+        text = f"On {workload} the best-looking setting is {best['scheme_label']}: {_row(best)}"
+        fixed = part[part["setting"].isin(tables.chosen[tables.chosen["near"]]["setting"])]
+        beside = [
+            f"{r['scheme_label']} {_row(r)}" for r in fixed.to_dict("records") if r["ratio"] == r["ratio"]
+        ]
+        if best["setting"] in set(fixed["setting"]):
+            text += ", which was also fixed beforehand"
+        else:
+            text += f", picked after the fact among {len(part)} and so optimistic"
+        others = [line for line in beside if not line.startswith(f"{best['scheme_label']} ")]
+        found.append(text + (f"; also fixed beforehand: {', '.join(others)}." if others else "."))
+    return found
+
+
+def curve_findings(tables: Tables) -> list[str]:
+    """The saving at an easy, a middling and a tight target level."""
+    curve = tables.saving_curve
+    found = []
+    for chosen in in_front(tables.chosen).to_dict("records"):
+        mine = curve[(curve["versus"] == "same schedule") & (curve["setting"] == chosen["setting"])]
+        at = [mine[np.isclose(mine["share"], share)] for share in CURVE_SHARES]
+        said = [f"{row['ratio'].iloc[0]:.2f}" for row in at if len(row) and row["ratio"].notna().all()]
+        if len(said) == len(CURVE_SHARES):
+            shares = ", ".join(percent(share) for share in CURVE_SHARES)
+            found.append(
+                f"{chosen['workload']}, {chosen['scheme_label']}: {', '.join(said)} at the levels the baseline "
+                f"reaches after {shares} of its training."
+            )
+    return found
+
+
+def horizon_findings(tables: Tables) -> list[str]:
+    """How wide the flat region is."""
+    regions = tables.flat_region[tables.flat_region["training"].isin(_reference(tables))]
+    found = []
+    for row in regions.to_dict("records"):
+        inside = row["flat_from"] <= CHOSEN_HORIZON * 1.05 and row["flat_to"] >= CHOSEN_HORIZON / 1.05
+        name = SCHEME_NAMES.get(row["scheme"], row["scheme"])
+        span = (
+            f"is {percent(row['flat_from'])} alone"
+            if row["flat_from"] == row["flat_to"]
+            else f"reaches from {percent(row['flat_from'])} to {percent(row['flat_to'])}"
+        )
+        found.append(
+            f"On {row['workload']} the flat region of {name} {span}; "
+            f"{percent(CHOSEN_HORIZON)} lies {'inside' if inside else 'outside'}."
+        )
+    return found
+
+
+def schedule_findings(tables: Tables) -> list[str]:
+    """Averages on the reference schedule beside raw runs of the other schedules."""
+    found = []
+    for workload, part in tables.schedules.groupby("workload", sort=True):
+        known = part[part["median_steps"].notna()].sort_values("median_steps", kind="stable")
+        if known.empty:
+            continue
+        said = []
+        for row in known.to_dict("records"):
+            name = f"raw ({row['training_label']})" if row["scheme"] == "none" else str(row["scheme_label"])
+            missed = (
+                f", {row['num_censored']} of {row['num_seeds']} seeds missed" if row["num_censored"] else ""
+            )
+            said.append(f"{name} {row['median_steps']:,.0f}{missed}")
+        found.append(f"{workload}, median steps to the target: {'; '.join(said)}.")
+    gaps = tables.gap_to_envelope
+    for chosen in in_front(tables.chosen).to_dict("records"):
+        gap = gaps[gaps["setting"] == chosen["setting"]]
+        if len(gap):
+            ahead = float((gap["gap"] > 0).mean())
+            found.append(
+                f"{chosen['workload']}, {chosen['scheme_label']} on the reference schedule is ahead of every raw run "
+                f"in {percent(ahead)} of the evaluations."
+            )
+    return found
+
+
+def generalization_findings(tables: Tables) -> list[str]:
+    """What averaging changes at the end of training, 'no effect' said plainly."""
+    table = tables.generalization
+    if "final_difference" not in table:
+        return []
+    words = {"better": "better", "worse": "worse", "none": "no effect"}
+    found = []
+    for chosen in in_front(tables.chosen).to_dict("records"):
+        mine = table[(table["setting"] == chosen["setting"]) & table["final_difference"].notna()]
+        for row in mine.to_dict("records"):
+            interval = Interval(*(row[f"final_difference{end}"] for end in ("", "_low", "_high")))
+            verdict = words.get(row["effect"], "one seed, no interval")
+            found.append(
+                f"{chosen['workload']}, {chosen['scheme_label']}: the final metric changes by "
+                f"{with_interval(interval, '+.3g')}: {verdict}."
+            )
+    return found
+
+
+def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
+    """Both costs, each in its own sentence."""
+    found = []
+    same = tables.ratios[tables.ratios["versus"] == "same schedule"]
+    for chosen in in_front(tables.chosen).to_dict("records"):
+        for row in same[same["setting"] == chosen["setting"]].to_dict("records"):
+            if row["hours_ratio"] == row["hours_ratio"]:
+                interval = Interval(*(row[f"hours_ratio{end}"] for end in ("", "_low", "_high")))
+                found.append(
+                    f"A user of {chosen['scheme_label']} on {chosen['workload']} pays {_bound(row['bound'])}"
+                    f"{with_interval(interval)} of the baseline's {unit} to the target."
+                )
+    hours = tables.sweep_device_hours.groupby("way")["device_hours"].sum()
+    fused, unfused = hours["one trial a trajectory"], hours["one trial a cell"]
+    if fused > 0:
+        found.append(
+            f"The sweep of {len(study.cells):,} cells paid {hours['paid']:.3g} {unit}. By the records, one trial a "
+            f"trajectory costs {fused:.3g} and one trial a cell would have cost {unfused:.3g}: "
+            f"{unfused / fused:.2g} times as much."
+        )
+    return found
+
+
+def with_interval(interval: Interval, form: str = ".2f") -> str:
+    """'0.90 [0.88, 0.92]'; the value alone where there is no interval."""
+    if np.isnan(interval.low):
+        text = f"{interval.value:{form}}"
+    else:
+        text = f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    return text.replace("-", "−")
+
+
+def _row(row: Any) -> str:
+    return _bound(row["bound"]) + with_interval(Interval(row["ratio"], row["low"], row["high"]))
+
+
+def _bound(bound: str) -> str:
+    return {"at least": "≥ ", "at most": "≤ ", "mixed": "about "}.get(bound, "")
+
+
+def _reference(tables: Tables) -> set[int]:
+    settings = tables.settings
+    return set(settings.loc[settings["setting"].isin(tables.chosen["setting"]), "training"])
+
+
+def _horizons(chosen: pd.DataFrame) -> str:
+    shares = sorted({percent(float(share)) for share in chosen["horizon_fraction"]})
+    return f"{' or '.join(shares)} of the step budget, fixed beforehand,"
+
+
+def _range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"

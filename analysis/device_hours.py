@@ -1,0 +1,75 @@
+"""Device-hours: what a user of a scheme pays to the target, and what the sweep paid. Never mixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+USER_RULE = (
+    "What a user pays: wall seconds of training (data included) and of this one average, up to the interpolated "
+    "step at which the target is met, × devices ÷ 3600; evaluation is left out. Seconds between two evaluations "
+    "grow linearly. A run that misses the target pays for all it trained, a lower bound."
+)
+SWEEP_RULE = (
+    "What the sweep paid: wall seconds of every attempt at every trajectory, failed and repeated ones, start-up "
+    "and evaluation included, × devices ÷ 3600. One trial a trajectory: training once, and averaging and "
+    "evaluation of each of its cells, as recorded. One trial a cell: the same, with training once a cell: an "
+    "estimate from the same records, not a measurement."
+)
+
+
+def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """device_hours = (train_seconds + average_seconds at the interpolated step) × num_devices / 3600.
+
+    Linear between records and from 0 at step 0; a missed cell pays what its last record says.
+    Returns: cell_id, device_hours, one row a row of `steps`; null without records or while unfinished.
+    """
+    devices = cells.set_index("cell_id")["num_devices"]
+    rows = records.groupby("cell_id", sort=True).indices
+    at = records["step"].to_numpy(dtype=float)
+    seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=float)
+    hours = []
+    for cell_id, point, status in zip(steps["cell_id"], steps["point"], steps["status"], strict=True):
+        mine = rows.get(cell_id, np.empty(0, dtype=np.int64))
+        if len(mine) == 0 or status == "unfinished":
+            hours.append(np.nan)
+            continue
+        end = point if status == "met" else at[mine][-1]
+        paid = np.interp(end, np.append(0.0, at[mine]), np.append(0.0, seconds[mine]))
+        hours.append(float(paid) * float(devices[cell_id]) / 3600)
+    return pd.DataFrame({"cell_id": steps["cell_id"], "device_hours": np.array(hours, dtype=float)})
+
+
+def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """What the sweep paid, in device-hours, by part.
+
+    Rows (way, part): ``paid`` (wall time of all trials: part ``all``), ``one trial a trajectory`` and ``one trial
+    a cell`` (parts ``training``, ``averaging``, ``evaluation``: sums over the last record of each cell; training
+    counts once a trajectory, or once a cell). Returns: way, part, device_hours.
+    """
+    last = records.groupby("cell_id", as_index=False, sort=True)[
+        ["trajectory_id", "train_seconds", "average_seconds", "eval_seconds"]
+    ].last()
+    last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
+    seconds = ["train_seconds", "average_seconds", "eval_seconds"]
+    hours = last[seconds].mul(last["num_devices"], axis=0) / 3600
+    once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum()
+    averaging, evaluation = hours["average_seconds"].sum(), hours["eval_seconds"].sum()
+    rows = [
+        ("paid", "all", float((trials["seconds"] * trials["num_devices"]).sum() / 3600)),
+        ("one trial a trajectory", "training", float(once)),
+        ("one trial a trajectory", "averaging", float(averaging)),
+        ("one trial a trajectory", "evaluation", float(evaluation)),
+        ("one trial a cell", "training", float(hours["train_seconds"].sum())),
+        ("one trial a cell", "averaging", float(averaging)),
+        ("one trial a cell", "evaluation", float(evaluation)),
+    ]
+    return pd.DataFrame(rows, columns=["way", "part", "device_hours"])
+
+
+def unit(cells: pd.DataFrame) -> str:
+    """What a device-hour is here: ``GPU-hours`` only where every cell ran on GPUs."""
+    devices = set(cells["device"].dropna())
+    return {frozenset({"gpu"}): "GPU-hours", frozenset({"cpu"}): "CPU-core-hours"}.get(
+        frozenset(devices), "device-hours"
+    )

@@ -1,0 +1,309 @@
+"""What the report says around its figures: how to read them, methods filled from the run, caveats, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis import device_hours, robustness, saving_curve, savings
+from analysis.steps_to_target import HELD
+from analysis.study import Study, percent
+from analysis.tables import Tables
+
+HOW_TO_READ = {
+    "steps_to_target": "A dot is the geometric mean over seeds, its bar the bootstrap 95 % interval, a tick one "
+    "seed. Left of 1 the average needs fewer steps. A hollow dot is a bound: some run missed the target.",
+    "saving_curve": "The same ratio at every target level, easy ones left, the baseline's best right. A hollow "
+    "point: some run does not reach the level. One ratio at one target is one point of this curve.",
+    "horizon": "Every scheme on one axis: how far back its average reaches. The strip along the bottom "
+    "is the flat region of a scheme: horizons that cannot be told from its best one.",
+    "learning_curves": "Thick: median over seeds; thin: single seeds. Scroll to zoom, drag to pan, double-click to "
+    "reset; click on the legend to show or hide a setting.",
+    "lr_decay": "Grey: raw runs, each on its own schedule; the wide grey band: the best any raw run has reached by "
+    "a step. In colour: averages of one run on the reference schedule.",
+    "generalization": "Difference in the metric at the end of training, paired by seed. A bar across 0 is no effect.",
+    "user_hours": device_hours.USER_RULE + " The number at a bar is the ratio to the baseline.",
+    "sweep_hours": device_hours.SWEEP_RULE,
+}
+
+
+def how_to_read(name: str, num_left_out: int) -> str:
+    """The line below a figure; it says so where the figure shows some settings only."""
+    text = HOW_TO_READ[name]
+    if num_left_out and name not in {"horizon", "sweep_hours", "lr_decay"}:
+        text += (
+            " Of many settings it shows a few, spread over the horizons, with the ones fixed beforehand and the "
+            f"best-looking ones; {num_left_out} more are in the tables."
+        )
+    return text
+
+
+class Table(NamedTuple):
+    title: str
+    file: str
+    columns: list[str]
+    rows: list[list[str]]
+    left_out: int
+
+
+def summary(settings: pd.DataFrame) -> pd.DataFrame:
+    """The result table, one row a setting; text where a number needs its interval or bound."""
+    out = pd.DataFrame(
+        {
+            "workload": settings["workload"],
+            "schedule": settings["training_label"],
+            "scheme": settings["scheme_label"],
+            "horizon %": settings["horizon_fraction"].astype(float) * 100,
+            "steps to target": settings["steps_to_target"],
+            "ratio": [_ratio(row, "ratio") for row in settings.to_dict("records")],
+            "best metric": settings["best_metric"],
+            "missed": [
+                f"{int(m)}/{n}" for m, n in zip(settings["num_censored"], settings["num_seeds"], strict=True)
+            ],
+        }
+    )
+    order = settings.assign(raw=settings["scheme"] != "none")
+    axes = ["workload", "training", "raw", "scheme", "horizon_fraction"]
+    return out.loc[order.sort_values(axes, kind="stable").index].reset_index(drop=True)
+
+
+def notices(study: Study) -> Iterator[str]:
+    """What a reader must know before the first number: what is unfinished, failed, diverged or without target."""
+    cells = study.cells
+    waiting = cells[cells["state"] == "unfinished"]
+    if len(waiting):
+        total, left = cells["trajectory_id"].nunique(), waiting["trajectory_id"].nunique()
+        yield (
+            f"This study is incomplete: {left} of {total} trajectories are not finished, {len(waiting)} of "
+            f"{len(cells)} cells. Pairs that wait for them are left out of ratios and counted as pending."
+        )
+    last = study.trials.sort_values("attempt", kind="stable").groupby("trajectory_id").tail(1)
+    failed = last[(last["status"] == "failed") & last["trajectory_id"].isin(waiting["trajectory_id"])]
+    if len(failed):
+        yield f"{len(failed)} of its trajectories failed at their last attempt."
+    diverged = cells[cells["state"] == "diverged"]
+    if len(diverged):
+        yield (
+            f"{diverged['trajectory_id'].nunique()} trajectories diverged; their cells count as missing the target, "
+            "unless they met it before."
+        )
+    untargeted = sorted(set(cells.loc[cells["target"].isna(), "workload"]))
+    if untargeted and cells["target"].notna().any():  # else the answer says so
+        yield (
+            f"No target for {', '.join(untargeted)}: target statistics are withheld there; wa calibrate computes "
+            "one by rule. The saving curve needs none."
+        )
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """The run in a few numbers."""
+    cells = study.cells
+    return [
+        ("workloads", str(cells["workload"].nunique())),
+        ("cells", f"{len(cells):,}"),
+        ("trajectories", f"{cells['trajectory_id'].nunique():,}"),
+        ("seeds", str(cells["seed"].nunique())),
+        ("evaluations", f"{len(study.records):,}"),
+    ]
+
+
+def methods(study: Study) -> list[tuple[str, list[str]]]:
+    """Heading -> paragraphs, filled from the run."""
+    return [
+        ("Targets", list(_targets(study))),
+        ("Grid", list(_grid(study))),
+        (
+            "Steps-to-target",
+            [
+                "The first evaluation whose validation metric is equal to the target or better. It is known only "
+                "within one evaluation interval, (the evaluation before, this one]; the point value is linear in "
+                "the metric between the two. An average that does not exist yet has no evaluation. The variant "
+                f"held asks for {HELD} evaluations in a row; with fewer left before the end it cannot be met.",
+                "A run that never meets the target is right-censored at the last step it trained and counted at "
+                "its step budget, a lower bound; a diverged one too. No seed is dropped.",
+            ],
+        ),
+        ("Ratios", [savings.RULE, _INTERVALS]),
+        ("Saving curve", [saving_curve.RULE]),
+        (
+            "Baselines",
+            [
+                "Same schedule: the raw run of the same workload, seed, step budget, optimizer settings and "
+                "schedule. Best baseline: the raw setting of the workload with the smallest median "
+                "steps-to-target over seeds. Figures show the reference schedule: the longest, and among those "
+                "the one whose raw runs are best; averages have no say in it.",
+            ],
+        ),
+        ("Flat region", [robustness.RULE]),
+        ("Device-hours", [device_hours.USER_RULE, device_hours.SWEEP_RULE]),
+        ("Where it ran", list(_provenance(study))),
+    ]
+
+
+# How often a percentile interval of n normal values covers their mean, in %: 3,000 simulated samples each.
+COVERAGE = {2: 50, 3: 75, 4: 80, 5: 83, 6: 85, 7: 87, 8: 89, 9: 90}
+
+
+def few_seeds(study: Study) -> str | None:
+    """What a reader must know of intervals over so few seeds; null for 10 or more."""
+    seeds = int(study.cells.groupby("workload")["seed"].nunique().min()) if len(study.cells) else 0
+    if seeds < 2:
+        return "One seed: nothing here has an interval, and a difference may be luck."
+    if seeds not in COVERAGE:
+        return None
+    return (
+        f"{seeds} seeds: a bootstrap 95 % interval of {seeds} values lies within their range and covers the truth "
+        f"about {COVERAGE[seeds]} times in 100, not 95."
+    )
+
+
+def caveats(study: Study, tables: Tables) -> list[str]:
+    """What the numbers do not say."""
+    found = [
+        "A ratio depends on how tight the target is: read it with the saving curve.",
+        "The best of many horizons looks better than it is; the horizon fixed beforehand does not.",
+        "The best metric of a run is a best over many noisy evaluations.",
+    ]
+    few = few_seeds(study)
+    if few:
+        found.insert(0, few)
+    again = tables.steps_to_target
+    if len(again) and again["lost_again"].any():
+        found.append(
+            f"{int(again['lost_again'].sum())} of {len(again)} cells meet the target once and fall behind it at a "
+            "later evaluation: see the held variant in the tables."
+        )
+    if set(study.cells["preset"]) == {"mini"}:
+        found.append("Mini workloads: small models on small real data; sizes of effects need not carry over.")
+    return found
+
+
+def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
+    """The tables the page shows; the CSV files hold all rows and columns."""
+    yield _text("Results by setting", "settings", summary(tables.settings), most)
+    ratios = tables.ratios
+    if len(ratios):
+        frame = ratios[ratios["scheme"] != "none"][["versus", "workload", "training_label", "scheme_label"]]
+        rows = ratios[ratios["scheme"] != "none"].to_dict("records")
+        frame = frame.assign(
+            geometric=[_ratio(row, "geometric_mean") for row in rows],
+            arithmetic=[_ratio(row, "mean") for row in rows],
+            held=[_ratio(row, "held_geometric_mean", "held_bound") for row in rows],
+            hours=[_ratio(row, "hours_ratio") for row in rows],
+            pairs=[f"{row['num_exact']}/{row['num_pairs']}" for row in rows],
+        )
+        names = {"training_label": "schedule", "scheme_label": "scheme", "geometric": "geometric mean"}
+        names |= {"arithmetic": "arithmetic mean", "hours": "device-hours ratio", "pairs": "pairs both met"}
+        yield _text("Ratios to the baseline", "ratios", frame.rename(columns=names), most)
+    if len(tables.generalization) and "final_difference" in tables.generalization:
+        rows = tables.generalization.to_dict("records")
+        frame = pd.DataFrame(
+            {
+                "workload": [row["workload"] for row in rows],
+                "schedule": [row["training_label"] for row in rows],
+                "scheme": [row["scheme_label"] for row in rows],
+                "best metric": [_ratio(row, "best_metric", form=".4g") for row in rows],
+                "final metric": [_ratio(row, "final_metric", form=".4g") for row in rows],
+                "final − baseline's": [_ratio(row, "final_difference", form="+.3g") for row in rows],
+                "effect": [row["effect"] for row in rows],
+            }
+        )
+        yield _text("Generalization", "generalization", frame, most)
+    yield _text("Device-hours of the sweep", "sweep_device_hours", tables.sweep_device_hours, most)
+
+
+def _text(title: str, file: str, frame: pd.DataFrame, most: int) -> Table:
+    rows = [[_cell(value) for value in row] for row in frame.head(most).itertuples(index=False)]
+    return Table(title, f"tables/{file}.csv", list(frame.columns), rows, max(0, len(frame) - most))
+
+
+def _cell(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return "–"
+    if isinstance(value, float):  # numpy.float64 is one
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _ratio(row: Mapping[Any, Any], name: str, bound: str = "bound", form: str = ".3f") -> str:
+    if pd.isna(row[name]):
+        return "–"
+    sign = {"at least": "≥ ", "at most": "≤ ", "mixed": "~ "}.get(str(row.get(bound)), "")
+    text = f"{sign}{row[name]:{form}}"
+    if not pd.isna(row[f"{name}_low"]):
+        text += f" [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+    return text
+
+
+def _targets(study: Study) -> Iterator[str]:
+    targets = study.plan.get("targets") or {}
+    for workload, target in sorted(targets.items()):
+        if not target:
+            yield f"{workload}: none."
+            continue
+        versions = ", ".join(f"{k} {v}" for k, v in sorted((target.get("versions") or {}).items()))
+        values = ", ".join(f"{value:.5g}" for value in target.get("values") or [])
+        yield (
+            f"{workload} ({target.get('preset')}): {target['metric']} "
+            f"{'at least' if target['higher_is_better'] else 'at most'} {target['value']:.6g}. Rule: "
+            f"{target.get('rule')}. Seeds {_list(target.get('seeds') or [])}, values {values}; computed "
+            f"{target.get('date')} with {versions or 'versions unknown'}."
+        )
+    if not targets:
+        yield "None."
+
+
+def _grid(study: Study) -> Iterator[str]:
+    for workload, part in study.cells.groupby("workload", sort=True):
+        schemes = list(dict.fromkeys(part.sort_values(["scheme", "horizon_fraction"])["scheme_label"]))
+        yield (
+            f"{workload}: {len(part):,} cells in {part['trajectory_id'].nunique()} trajectories; step budget "
+            f"{_list(sorted(set(part['step_budget'])))}; evaluated every "
+            f"{_list(sorted(set(part['evaluate_every_steps'])))} steps; seeds {_list(sorted(set(part['seed'])))}; "
+            f"optimizer {_list(sorted(set(part['optimizer'])))}; schedules: "
+            f"{'; '.join(sorted(set(part['training_label'])))}; averaging: {'; '.join(schemes)}."
+        )
+    horizons = study.cells["horizon_fraction"].dropna()
+    if len(horizons):
+        yield (
+            "Averaging horizon: twice the centre-of-mass lag of the average, in steps and as a share of the step "
+            f"budget; here from {percent(float(horizons.min()))} to {percent(float(horizons.max()))}."
+        )
+
+
+_INTERVALS = (
+    "Intervals: nonparametric bootstrap over seeds, percentile, 10,000 resamples with a fixed seed; over several "
+    "workloads seeds are resampled within each. One seed has no interval."
+)
+
+
+def _provenance(study: Study) -> Iterator[str]:
+    trials = study.trials
+    if len(trials):
+        hosts = sorted(set(trials["host"].dropna()))
+        names = sorted(set(trials["device_name"].dropna()))
+        devices = sorted(set(trials["num_devices"].dropna()))
+        yield (
+            f"{len(trials)} attempts at {trials['trajectory_id'].nunique()} trajectories on {len(hosts)} "
+            f"{'host' if len(hosts) == 1 else 'hosts'} ({_list(hosts)}); {_list(names)}; devices a trial: "
+            f"{_list([f'{number:g}' for number in devices])}."
+        )
+        seen: dict[str, set[str]] = {}
+        for text in sorted(set(trials["versions"].dropna())):
+            for package, version in json.loads(text).items():
+                seen.setdefault(package, set()).add(str(version))
+        if seen:
+            yield (
+                "Versions: " + ", ".join(f"{k} {'/'.join(sorted(v))}" for k, v in sorted(seen.items())) + "."
+            )
+    planned = ", ".join(f"{k} {v}" for k, v in sorted((study.plan.get("versions") or {}).items()))
+    fused = "one trial a trajectory" if study.plan.get("fuse", True) else "one trial a cell"
+    yield f"Planned {study.plan.get('created', 'at an unknown time')}, {fused}{', with ' + planned if planned else ''}."
+
+
+def _list(values: list[Any], most: int = 12) -> str:
+    text = ", ".join(str(value) for value in values[:most])
+    return text + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -1,0 +1,233 @@
+"""What charts are made of: panels, scales, tooltips, rules. One chart grammar for HTML, SVG and PNG."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis.palette import REFERENCE_LINE
+
+WIDTH, HEIGHT, COLUMNS = 420, 280, 2
+FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
+ALONE = 640  # the width of a single panel
+
+
+def grid(parts: list[Any]) -> alt.ConcatChart | None:
+    """Small multiples, COLUMNS in a row, each with its own scales but colours shared; None for no panel."""
+    if not parts:
+        return None
+    if len(parts) == 1:
+        parts = [parts[0].properties(width=ALONE)]
+    chart: alt.ConcatChart = alt.concat(*parts, columns=COLUMNS).resolve_scale(
+        x="independent", y="independent", color="shared", shape="shared"
+    )
+    return chart
+
+
+def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, width: int = WIDTH) -> Any:
+    """A panel of the common size."""
+    text = alt.TitleParams(title, subtitle=subtitle) if subtitle else alt.TitleParams(title)
+    return chart.properties(title=text, width=width, height=height)
+
+
+def zoomable(chart: alt.Chart, name: str) -> Any:
+    """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow."""
+    return chart.add_params(alt.selection_interval(name=name, bind="scales"))
+
+
+def row_size(table: pd.DataFrame) -> dict[str, Any]:
+    """A panel with one row a setting: its height, and the width that is left beside the longest label."""
+    longest = int(table["scheme_label"].str.len().max())
+    return {
+        "height": 24 * int(table["scheme_label"].nunique()) + 14,
+        "width": max(220, 500 - 6 * max(12, longest)),
+    }
+
+
+def legend_pick(shown: list[str], name: str) -> alt.Parameter:
+    """Settings shown; a click on the legend adds one or takes it away."""
+    start = [{"scheme_label": label} for label in shown]
+    return alt.selection_point(
+        fields=["scheme_label"], bind="legend", name=name, toggle="true", value=start, empty=True
+    )
+
+
+def scale(colours: dict[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(colours), range=list(colours.values()))
+
+
+def setting_colour(colours: dict[str, str]) -> alt.Color:
+    """Colour by setting, its legend the switch of `legend_pick`."""
+    legend = alt.Legend(title="click to show or hide", symbolType="stroke", symbolOpacity=1)
+    return alt.Color("scheme_label:N", scale=scale(colours), sort=list(colours), legend=legend)
+
+
+def scheme_colour(schemes: dict[str, str]) -> alt.Color:
+    return alt.Color("scheme_name:N", title=None, scale=scale(schemes), legend=_marks(schemes))
+
+
+def scheme_shape(schemes: dict[str, str]) -> alt.Shape:
+    """Schemes differ in shape as well as in colour."""
+    shapes = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
+    names = list(schemes)
+    return alt.Shape(
+        "scheme_name:N",
+        title=None,
+        scale=alt.Scale(domain=names, range=[shapes[i % len(shapes)] for i in range(len(names))]),
+        legend=_marks(schemes),
+    )
+
+
+def _marks(schemes: dict[str, str]) -> alt.Legend:
+    return alt.Legend(title=None, values=list(schemes), symbolOpacity=1)
+
+
+def dashes() -> Any:
+    """LAWA's lines are dashed, so that they show where an EMA's lie beneath."""
+    dashed = (alt.datum.scheme == "lawa") | (alt.datum.scheme == "tail")
+    return alt.when(dashed).then(alt.value([7, 3])).otherwise(alt.value([1, 0]))
+
+
+def tooltips(*fields: str) -> list[alt.Tooltip]:
+    """``"field:Q:title:format"`` -> tooltip lines; the format may be left out."""
+    lines = []
+    for field in fields:
+        name, kind, title, *form = field.split(":", 3)
+        line = alt.Tooltip(f"{name}:{kind}", title=title)
+        lines.append(line.format(form[0]) if form else line)
+    return lines
+
+
+def metric_title(name: str, higher_is_better: bool) -> str:
+    return f"validation {name} ({'higher' if higher_is_better else 'lower'} is better)"
+
+
+def step_axis() -> alt.Axis:
+    return alt.Axis(format=",d", tickCount=5, grid=False)
+
+
+def level_rule(at: float) -> Any:
+    """A horizontal line at a ratio that means no change."""
+    data = pd.DataFrame({"at": [at]})
+    return alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeWidth=1.2).encode(y=alt.Y("at:Q"))
+
+
+def target_line(target: float) -> list[alt.Chart]:
+    """A dashed horizontal line with its value."""
+    data = pd.DataFrame({"target": [target], "label": [f"target {target:.4g}"]})
+    rule = alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeDash=[6, 4], strokeWidth=1.5, clip=True)
+    text = alt.Chart(data).mark_text(align="left", dx=4, dy=-7, color=REFERENCE_LINE, fontSize=11)
+    return [
+        rule.encode(y=alt.Y("target:Q")),
+        text.encode(y=alt.Y("target:Q"), x=alt.value(0), text="label:N"),
+    ]
+
+
+def marked_at(x: float, label: str) -> list[alt.Chart]:
+    """A dashed vertical line with a word at the top."""
+    data = pd.DataFrame({"x": [x], "label": [label]})
+    rule = alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeDash=[4, 4]).encode(x=alt.X("x:Q"))
+    text = alt.Chart(data).mark_text(align="left", dx=4, dy=8, color=REFERENCE_LINE, fontSize=11)
+    return [rule, text.encode(x=alt.X("x:Q"), y=alt.value(0), text="label:N")]
+
+
+def flat_strips(
+    regions: pd.DataFrame, names: dict[str, str], order: list[str], colour: alt.Color, log: alt.Scale
+) -> list[alt.Chart]:
+    """The flat region of each scheme: a thick strip along the bottom."""
+    strips = []
+    for place, name in enumerate(order):
+        mine = regions.assign(scheme_name=regions["scheme"].map(names).fillna(regions["scheme"]))
+        mine = mine[mine["scheme_name"] == name]
+        mine = mine.assign(start=mine["flat_from"] / 1.08, end=mine["flat_to"] * 1.08)
+        if mine.empty:
+            continue
+        hover = tooltips("scheme_name:N:flat region of", "flat_from:Q:from:.2~p", "flat_to:Q:to:.2~p")
+        strip = alt.Chart(mine).mark_rule(strokeWidth=7, opacity=0.55)
+        strip = strip.encode(x=alt.X("start:Q", scale=log), x2="end:Q", color=colour, tooltip=hover)
+        strips.append(strip.encode(y=alt.value(FLAT_HEIGHT - 6 - 10 * place)))
+    return strips
+
+
+def dots_and_whiskers(
+    table: pd.DataFrame,
+    seeds: pd.DataFrame | None,
+    value: str,
+    seed_value: str,
+    y: alt.Y,
+    title: str,
+    colour: alt.Color,
+    at: float,
+    by_bound: bool = False,
+) -> Any:
+    """A dot a setting, its interval, a tick a seed, and a line at the value that means no change.
+
+    by_bound: a hollow dot where the value is a bound (a seed missed the target).
+    """
+    table = table.rename(columns={f"{value}_low": "low", f"{value}_high": "high", value: "value"})
+    low, high = span(table, ["low", "high", "value"], include=at)
+    if seeds is not None:
+        low, high = span(
+            pd.concat([table[["low", "high", "value"]], seeds.rename(columns={seed_value: "value"})]),
+            ["low", "high", "value"],
+            include=at,
+        )
+    axis = alt.Axis(grid=True, tickCount=6, format=".2f" if by_bound else "~g")
+    x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
+    line = alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=1.5)
+    layers: list[alt.Chart] = [line.encode(x=alt.X("at:Q", title=title))]
+    base = alt.Chart(table).encode(y=y, color=colour)
+    if seeds is not None:
+        ticks = alt.Chart(seeds.rename(columns={seed_value: "value"})).mark_tick(thickness=1.5, size=9)
+        hover = tooltips("scheme_label:N:setting", "seed:Q:seed:d", "value:Q:ratio:.3f", "bound:N:it is")
+        layers.append(ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover))
+    layers.append(base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q"))
+    lines = ["scheme_label:N:setting", "value:Q:mean:.4g", "low:Q:from:.4g", "high:Q:to:.4g"]
+    lines += ["bound:N:it is", "num_pairs:Q:seeds:d"] if by_bound else ["effect:N:effect", "pairs:Q:seeds:d"]
+    dots = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(x=x, tooltip=tooltips(*lines))
+    if by_bound:
+        filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
+        spec: Any = colour.to_dict()
+        fill = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
+        layers.append(dots.encode(fill=fill, fillOpacity=filled))
+    else:
+        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
+    return alt.layer(*layers)
+
+
+def span(table: pd.DataFrame, columns: list[str], include: float) -> tuple[float, float]:
+    """An axis that holds every finite value of the columns and `include`, with 5 % to spare."""
+    found = table[columns].to_numpy(dtype=float).ravel()
+    values = np.append(found[np.isfinite(found)], include)
+    low, high = float(values.min()), float(values.max())
+    spare = 0.05 * (high - low) or 0.05
+    return low - spare, high + spare
+
+
+def zoomed(table: pd.DataFrame, column: str, higher: bool) -> list[float]:
+    """An axis for the part of learning curves that is worth seeing: what is reached after a sixth of the steps."""
+    late = table[table["step"] >= table["step"].max() / 6][column].to_numpy(dtype=float)
+    late = late[np.isfinite(late)]
+    if len(late) == 0:
+        return [0.0, 1.0]
+    low, high = float(late.min()), float(late.max())
+    spare = 0.08 * (high - low) or 0.05
+    return [low - spare, high + spare]
+
+
+def nice_horizons(axis: list[float]) -> list[float]:
+    """1-2-5 ticks within the axis."""
+    ticks = [m * 10.0**e for e in range(-7, 1) for m in (1, 2, 5)]
+    return [tick for tick in ticks if axis[0] <= tick <= axis[1]]
+
+
+def thin(table: pd.DataFrame, key: str, most: int) -> pd.DataFrame:
+    """At most about `most` rows a curve, evenly spread, the last always kept."""
+    place = table.groupby(key).cumcount()
+    size = table.groupby(key)[key].transform("size")
+    every = np.ceil(size / most).astype(int).clip(lower=1)
+    kept: pd.DataFrame = table[(size - 1 - place) % every == 0]
+    return kept

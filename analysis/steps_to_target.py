@@ -1,0 +1,161 @@
+"""Steps-to-target: when a cell's metric first meets the target, known only within one evaluation interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+HELD = 3  # evaluations in a row that all meet the target
+
+Floats = NDArray[np.float64]
+
+
+class Crossing(NamedTuple):
+    """The target is first met within (lower, upper] steps, at `point` by interpolation; all NaN when never met."""
+
+    lower: float
+    upper: float
+    point: float
+
+
+NEVER = Crossing(np.nan, np.nan, np.nan)
+
+
+def first_crossing(steps: Floats, metric: Floats, target: float, higher: bool, in_a_row: int = 1) -> Crossing:
+    """The first of `in_a_row` consecutive evaluations that all meet the target.
+
+    upper = s_i with i the first such evaluation; lower = s_{i-1}, or 0; between them linear in the metric:
+    point = s_{i-1} + (s_i − s_{i-1}) (target − m_{i-1}) / (m_i − m_{i-1}), and s_i where m_{i-1} is not there.
+    A metric equal to the target meets it; NaN and infinities never do. Fewer than `in_a_row` evaluations
+    before the end cannot meet it.
+
+    Args: steps, metric: shape (n,), steps increasing. target: a metric value. higher: greater is better.
+    """
+    quality, goal = _quality(metric, higher), (target if higher else -target)
+    meets = quality >= goal
+    if len(meets) < in_a_row or in_a_row < 1:
+        return NEVER
+    all_meet = np.lib.stride_tricks.sliding_window_view(meets, in_a_row).all(axis=1)
+    if not all_meet.any():
+        return NEVER
+    index = int(np.argmax(all_meet))
+    upper = float(steps[index])
+    if index == 0:
+        return Crossing(0.0, upper, upper)
+    lower = float(steps[index - 1])
+    return Crossing(lower, upper, _between(lower, upper, quality[index - 1], quality[index], goal))
+
+
+def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool) -> Floats:
+    """The `point` of `first_crossing` for many targets at once, NaN where a target is never met.
+
+    The first evaluation to meet a target is the first at which the running best meets it, and the running best
+    is sorted. Args: steps, metric: shape (n,). targets: shape (m,), NaN is never met. Returns: shape (m,).
+    """
+    points = np.full(len(targets), np.nan)
+    quality, goals = _quality(metric, higher), (targets if higher else -targets)
+    if len(quality) == 0:
+        return points
+    index = np.searchsorted(np.maximum.accumulate(quality), np.where(np.isnan(goals), np.inf, goals))
+    met = index < len(quality)
+    for place in np.flatnonzero(met):
+        at = int(index[place])
+        upper = float(steps[at])
+        points[place] = (
+            upper
+            if at == 0
+            else _between(float(steps[at - 1]), upper, quality[at - 1], quality[at], goals[place])
+        )
+    return points
+
+
+def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell that has a target, whether it meets it or not.
+
+    Args: cells: of `analysis.study.progress`. records: validation records, sorted by (cell_id, step).
+    Returns, in steps unless named otherwise:
+      cell_id, target · status: ``met`` | ``missed`` | ``diverged`` | ``unfinished`` ·
+      censored: not met by the end · lower, upper, point: of `first_crossing` · held_lower, held_upper,
+      held_point, held_censored: of HELD evaluations in a row · lost_again: a later evaluation does not meet ·
+      counted_steps: the point; where missed the step budget, a lower bound (training ended at `last_step`,
+      so the target would have taken longer); null while unfinished · held_counted_steps likewise.
+    """
+    series = curves(records)
+    rows = []
+    for cell in cells[cells["target"].notna()].to_dict("records"):
+        steps, metric = series.get(cell["cell_id"], (np.empty(0), np.empty(0)))
+        target, higher = float(cell["target"]), bool(cell["higher_is_better"])
+        first = first_crossing(steps, metric, target, higher)
+        held = first_crossing(steps, metric, target, higher, HELD)
+        met = not np.isnan(first.upper)
+        state = {"finished": "missed"}.get(cell["state"], cell["state"])
+        late = _quality(metric[steps > first.upper], higher) if met else np.empty(0)
+        rows.append(
+            {
+                "cell_id": cell["cell_id"],
+                "target": target,
+                "status": "met" if met else state,
+                "censored": not met,
+                "lower": first.lower,
+                "upper": first.upper,
+                "point": first.point,
+                "held_censored": bool(np.isnan(held.upper)),
+                "held_lower": held.lower,
+                "held_upper": held.upper,
+                "held_point": held.point,
+                "lost_again": bool((late < (target if higher else -target)).any()),
+                "last_step": cell["last_step"],
+                "step_budget": cell["step_budget"],
+                "counted_steps": _counted(first.point, cell),
+                "held_counted_steps": _counted(held.point, cell),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+COLUMNS = [
+    *("cell_id", "target", "status", "censored", "lower", "upper", "point", "held_censored", "held_lower"),
+    *("held_upper", "held_point", "lost_again", "last_step", "step_budget", "counted_steps"),
+    "held_counted_steps",
+]
+
+
+def curves(records: pd.DataFrame) -> dict[str, tuple[Floats, Floats]]:
+    """cell_id -> (steps, metric), both float64; the metric of a diverged record is NaN."""
+    metric = records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
+    metric = np.where(records["diverged"].to_numpy(dtype=bool), np.nan, metric)
+    steps = records["step"].to_numpy(dtype=np.float64)
+    groups = records.groupby("cell_id", sort=True).indices
+    result = {}
+    for cell_id, rows in groups.items():
+        order = rows[np.argsort(steps[rows], kind="stable")]
+        result[str(cell_id)] = (steps[order], metric[order])
+    return result
+
+
+def running_best(metric: Floats, higher: bool) -> Floats:
+    """The best metric so far, NaN before the first finite one."""
+    best = np.maximum.accumulate(_quality(metric, higher))
+    return np.where(np.isneginf(best), np.nan, best if higher else -best)
+
+
+def _quality(metric: Floats, higher: bool) -> Floats:
+    quality = metric if higher else -metric
+    return np.where(np.isfinite(quality), quality, -np.inf)
+
+
+def _between(lower: float, upper: float, before: float, after: float, goal: float) -> float:
+    # At every call before < goal <= after; an evaluation before that is -inf says nothing on where between.
+    if np.isneginf(before):
+        return upper
+    return float(lower + (upper - lower) * (goal - before) / (after - before))
+
+
+def _counted(point: float, cell: Mapping[Any, Any]) -> float:
+    if not np.isnan(point):
+        return point
+    return np.nan if cell["state"] == "unfinished" else float(cell["step_budget"])

@@ -1,0 +1,146 @@
+"""One run folder as tables: cells with their settings named, validation records, trials, plan.
+
+A **setting** is a cell without its seed. It has two halves: its **training** (what changes the trained weights)
+and its **averaging**. Cells of one setting are repetitions over seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import records as schema
+
+TRAINING = [
+    *("workload", "preset", "step_budget", "optimizer", "lr", "beta1", "beta2", "eps", "weight_decay"),
+    *("momentum", "grad_clip", "schedule", "length_steps", "length_fraction", "warmup_steps"),
+    *("lr_decay_steps", "lr_decay", "final_lr", "evaluate_every_steps"),
+]
+AVERAGING = [
+    *("scheme", "k", "every_steps", "ema_decay", "horizon_steps", "horizon_fraction", "burn_in_steps"),
+    *("init", "until_full", "buffers"),
+]
+SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run folder, read. `cells` has the columns of the schema and those that `describe` and `progress` add."""
+
+    plan: dict[str, Any]
+    cells: pd.DataFrame
+    records: pd.DataFrame
+    trials: pd.DataFrame
+
+
+def read(run: str | Path) -> Study:
+    """Reads a run folder, finished or not.
+
+    Raises: analysis.records.BadRun where the folder or a table breaks the schema.
+    """
+    cells = describe(schema.load_cells(run))
+    records = schema.load_records(run)
+    records = records[(records["split"] == "validation") & records["cell_id"].isin(cells["cell_id"])]
+    records = records.sort_values(["cell_id", "step"], kind="stable").reset_index(drop=True)
+    trials = schema.load_trials(run)
+    return Study(schema.load_plan(run), progress(cells, records, trials), records, trials)
+
+
+def describe(cells: pd.DataFrame) -> pd.DataFrame:
+    """Adds what names a setting.
+
+    training, averaging, setting: int64, equal where all their axes are equal, whatever the order of the rows.
+    training_label, scheme_label: short and unique within a workload. Sorted by (setting, seed, cell_id).
+    """
+    cells = cells.assign(workload=_one_preset_a_name(cells))
+    cells["training"] = cells.groupby(TRAINING, dropna=False, sort=True).ngroup()
+    cells["averaging"] = cells.groupby(AVERAGING, dropna=False, sort=True).ngroup()
+    cells["setting"] = cells.groupby(["training", "averaging"], sort=True).ngroup()
+    cells["training_label"] = _labels(cells, "training", TRAINING[2:], _training_label)
+    cells["scheme_label"] = _labels(cells, "averaging", AVERAGING, _scheme_label)
+    return cells.sort_values(["setting", "seed", "cell_id"], kind="stable").reset_index(drop=True)
+
+
+def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Adds how far each cell has come.
+
+    last_step: the last step recorded for its trajectory (an average may have no record there), 0 if none.
+    state: ``finished`` (trained to min(length, step budget), or its trial says done), ``diverged``, ``unfinished``.
+    """
+    trajectories = records.groupby("trajectory_id").agg(last=("step", "max"), diverged=("diverged", "any"))
+    last = cells["trajectory_id"].map(trajectories["last"]).fillna(0).astype("int64")
+    diverged = cells["trajectory_id"].isin(trajectories.index[trajectories["diverged"].astype(bool)])
+    done = cells["trajectory_id"].isin(trials.loc[trials["status"] == "done", "trajectory_id"])
+    end = np.minimum(cells["length_steps"].astype("int64"), cells["step_budget"].astype("int64"))
+    state = np.where(diverged, "diverged", np.where(done | (last >= end), "finished", "unfinished"))
+    return cells.assign(last_step=last, state=state)
+
+
+def percent(share: float) -> str:
+    """0.0102 -> '1 %', 0.125 -> '12 %': two digits are what a horizon is worth."""
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def _one_preset_a_name(cells: pd.DataFrame) -> pd.Series:
+    """The workload; with its preset where a study has several presets of it, so that they never mix."""
+    several = cells.groupby("workload")["preset"].transform("nunique") > 1
+    return cells["workload"].where(~several, cells["workload"] + " (" + cells["preset"] + ")")
+
+
+def _labels(cells: pd.DataFrame, group: str, axes: list[str], name: Any) -> pd.Series:
+    labels: dict[tuple[Any, Any], str] = {}
+    for workload, part in cells.groupby("workload", sort=True):
+        unique = part.drop_duplicates(group).sort_values(group)
+        varying = [axis for axis in axes if unique[axis].nunique(dropna=False) > 1]
+        names = [name(row, varying) for row in unique.to_dict("records")]
+        for label, number in zip(_tell_apart(names, unique, varying), unique[group], strict=True):
+            labels[workload, number] = label
+    keys = zip(cells["workload"], cells[group], strict=True)
+    return pd.Series([labels[key] for key in keys], index=cells.index, dtype="str")
+
+
+def _tell_apart(names: list[str], unique: pd.DataFrame, varying: list[str]) -> list[str]:
+    """Where names are equal, add axes in which their rows differ, the telling ones first, until they are not."""
+    names = list(names)
+    rows = unique.to_dict("records")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        places = [place for place, other in enumerate(names) if other == name]
+        differ = [axis for axis in varying if unique.iloc[places][axis].nunique(dropna=False) > 1]
+        for axis in sorted(differ, key=lambda axis: _FIRST.index(axis) if axis in _FIRST else len(_FIRST)):
+            for place in places:
+                names[place] += f", {_WORDS.get(axis, axis)} {_value(rows[place][axis])}"
+            if len({names[place] for place in places}) == len(places):
+                break
+    return names
+
+
+_FIRST = ["every_steps", "until_full", "init", "buffers", "burn_in_steps", "k", "ema_decay"]
+_WORDS = {"every_steps": "every", "ema_decay": "γ", "burn_in_steps": "from step", "until_full": "until full"}
+
+
+def _value(value: Any) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scheme_label(row: dict[str, Any], varying: list[str]) -> str:
+    name = SCHEME_NAMES.get(row["scheme"], str(row["scheme"]))
+    if row["scheme"] == "none" or pd.isna(row["horizon_fraction"]):
+        return name
+    return f"{name} {percent(float(row['horizon_fraction']))}"
+
+
+def _training_label(row: dict[str, Any], varying: list[str]) -> str:
+    parts = [str(row["schedule"])]
+    if "length_fraction" in varying:
+        parts.append(f"length {percent(float(row['length_fraction']))}")
+    for axis in ("lr_decay", "final_lr", "optimizer", "lr", "weight_decay", "beta1", "beta2", "step_budget"):
+        if axis in varying and not pd.isna(row[axis]):
+            text = percent(row[axis]) if axis in ("lr_decay", "final_lr") else _value(row[axis])
+            parts.append({"lr_decay": "LR decay ", "final_lr": "final LR "}.get(axis, f"{axis} ") + text)
+    return ", ".join(parts)

@@ -1,0 +1,127 @@
+"""Every table of the report, computed once from a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis import baselines, decay_length, device_hours, generalization, robustness, saving_curve, savings
+from analysis.steps_to_target import steps_to_target
+from analysis.study import Study
+
+
+@dataclass(frozen=True)
+class Tables:
+    """DataFrames, named as their CSV files. Rows sorted, so that equal runs give equal bytes."""
+
+    settings: pd.DataFrame  # one row a setting: its axes and labels, the summary beside
+    steps_to_target: pd.DataFrame  # one row a cell
+    ratios: pd.DataFrame  # one row a (versus, setting)
+    ratios_by_seed: pd.DataFrame
+    saving_curve: pd.DataFrame
+    horizon_map: pd.DataFrame
+    flat_region: pd.DataFrame
+    generalization: pd.DataFrame
+    generalization_by_cell: pd.DataFrame
+    baselines: pd.DataFrame
+    chosen: pd.DataFrame  # the horizon fixed beforehand, per workload and scheme
+    schedules: pd.DataFrame
+    median_curves: pd.DataFrame
+    envelope: pd.DataFrame
+    gap_to_envelope: pd.DataFrame
+    sweep_device_hours: pd.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """One CSV a table; floats to 10 significant digits."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for field in fields(self):
+            path = folder / f"{field.name}.csv"
+            getattr(self, field.name).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def compute(study: Study) -> Tables:
+    """All statistics of a run folder; nothing is drawn."""
+    cells, records = study.cells, study.records
+    steps = steps_to_target(cells, records)
+    scores = baselines.score(cells, records, steps)
+    pairs = baselines.pair(cells, scores)
+    hours = device_hours.hours_to_target(cells, records, steps)
+    by_seed = savings.ratios_by_seed(pairs, steps, hours)
+    ratios = savings.ratios(by_seed)
+    horizons = robustness.horizon_map(ratios, cells)
+    by_cell = generalization.metrics_by_cell(cells, records)
+    general = generalization.generalization(by_cell, pairs)
+    chosen = baselines.chosen_settings(cells, baselines.reference_training(cells, scores))
+    medians = decay_length.median_curves(cells, records)
+    bound = decay_length.envelope(cells, medians)
+    return Tables(
+        settings=settings(cells, steps, ratios, general),
+        steps_to_target=_named(cells, steps).merge(hours, on="cell_id", how="left"),
+        ratios=_labelled(cells, ratios),
+        ratios_by_seed=_labelled(cells, by_seed),
+        saving_curve=_labelled(cells, saving_curve.saving_curve(cells, records, pairs)),
+        horizon_map=_labelled(cells, horizons),
+        flat_region=robustness.flat_region(horizons),
+        generalization=_labelled(cells, general),
+        generalization_by_cell=_named(
+            cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])
+        ),
+        baselines=scores,
+        chosen=chosen,
+        schedules=_labelled(
+            cells, decay_length.against_schedules(cells, records, steps, list(chosen["setting"]))
+        ),
+        median_curves=_labelled(cells, medians),
+        envelope=bound,
+        gap_to_envelope=_labelled(cells, decay_length.gap_to_envelope(cells, medians, bound)),
+        sweep_device_hours=device_hours.sweep_hours(cells, records, study.trials),
+    )
+
+
+def settings(
+    cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
+
+    steps_to_target: median over seeds, missed counted at the step budget · num_censored: seeds that missed ·
+    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
+    """
+    merged = cells.merge(steps[["cell_id", "counted_steps", "censored", "status"]], on="cell_id", how="left")
+    merged["missed"] = merged["status"].isin(["missed", "diverged"])
+    table = merged.groupby("setting", as_index=False, sort=True).agg(
+        workload=("workload", "first"),
+        training=("training", "first"),
+        training_label=("training_label", "first"),
+        scheme=("scheme", "first"),
+        scheme_label=("scheme_label", "first"),
+        horizon_fraction=("horizon_fraction", "first"),
+        metric_name=("metric_name", "first"),
+        higher_is_better=("higher_is_better", "first"),
+        target=("target", "first"),
+        step_budget=("step_budget", "first"),
+        num_seeds=("seed", "nunique"),
+        num_unfinished=("state", lambda states: int((states == "unfinished").sum())),
+        steps_to_target=("counted_steps", "median"),
+        num_censored=("missed", "sum"),
+    )
+    same = ratios[ratios["versus"] == "same schedule"]
+    same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
+    table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound"]], "left", on="setting")
+    if "best_metric" in general:
+        keep = ["setting", "best_metric", "final_metric", "effect"]
+        return table.merge(general[keep], on="setting", how="left")
+    return table.assign(best_metric=np.nan, final_metric=np.nan, effect=None)
+
+
+def _labelled(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    names = ["setting", "scheme", "scheme_label", "training_label", "horizon_fraction"]
+    new = [name for name in names[1:] if name not in table.columns]
+    return table.merge(cells.drop_duplicates("setting")[["setting", *new]], on="setting", how="left")
+
+
+def _named(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    new = ["cell_id", "workload", "training", "setting", "seed", "scheme_label", "training_label"]
+    return cells[new].merge(table, on="cell_id", how="right")

@@ -1,0 +1,152 @@
+"""Build imagenet.webp and imagenet.json from the Debian package openclipart-png 1:0.18+dfsg-19.
+
+Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
+    python workloads/data/build/imagenet.py
+Clip art on white, padded to a square, 32×32; its top folders are the classes. Same source, same bytes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+PACKAGE, VERSION = "openclipart-png", "1:0.18+dfsg-19"
+SOURCE_SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
+FOLDER = "usr/share/openclipart/png"
+SIDE = 32
+LEVELS = 32  # a channel: lossless WebP of 256 levels is 2.5 MB, of 32 1.5 MB; lossy WebP blurs colours more
+COLUMNS = 64  # images a row of the mosaic
+NEAR_EQUAL = 8  # RMS difference of two 16×16 thumbnails, in 255ths: closer ones are one image
+CAPS = {"computer/icons": 1000, "signs_and_symbols/flags": 400}  # so that no single series rules its class
+NOT_A_CLASS = {"unsorted"}
+SMALLEST_CLASS = 65
+VALIDATION_FRACTION = 0.3
+OUT = Path(__file__).resolve().parent.parent
+
+Pixels = NDArray[np.uint8]
+
+
+def download(folder: Path) -> Path:
+    """The unpacked package, the sha256 of its archive checked."""
+    subprocess.run(["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True)
+    (archive,) = folder.glob("*.deb")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SOURCE_SHA256:
+        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
+    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / "unpacked")], check=True)
+    return folder / "unpacked" / FOLDER
+
+
+def small(path: Path) -> Pixels | None:
+    """One picture as (32, 32, 3); None where Pillow cannot read it, takes it for a bomb, or all is one colour."""
+    try:
+        picture = Image.open(path).convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError):
+        return None
+    flat = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    flat.alpha_composite(picture)
+    side = max(flat.size)
+    square = Image.new("RGB", (side, side), (255, 255, 255))
+    square.paste(flat.convert("RGB"), ((side - flat.width) // 2, (side - flat.height) // 2))
+    pixels = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(np.int64)
+    levels = (pixels * (LEVELS - 1) + 127) // 255
+    if (levels == levels[0, 0]).all():
+        return None
+    return ((levels * 255 + (LEVELS - 1) // 2) // (LEVELS - 1)).astype(np.uint8)
+
+
+def shuffled(names: Sequence[str], salt: str) -> list[str]:
+    """An order that depends on the names alone: by hash."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).digest())
+
+
+def distinct(pictures: dict[str, Pixels]) -> list[str]:
+    """The names without those nearly equal to an earlier one, in the given order.
+
+    Distances come from whole numbers below 2**53, so they are exact whatever the BLAS.
+    """
+    stack = np.stack(list(pictures.values())).astype(np.int64)
+    thumbs = stack.reshape(len(stack), 16, 2, 16, 2, 3).sum((2, 4)).reshape(len(stack), -1) // 4
+    points = thumbs.astype(np.float64)
+    squares = (points**2).sum(1)
+    limit = NEAR_EQUAL**2 * points.shape[1]
+    kept: list[int] = []
+    seen, seen_squares = np.empty_like(points), np.empty_like(squares)
+    for i in range(len(points)):
+        n = len(kept)
+        if n and (seen_squares[:n] - 2 * (seen[:n] @ points[i])).min() + squares[i] <= limit:
+            continue
+        seen[n], seen_squares[n] = points[i], squares[i]
+        kept.append(i)
+    names = list(pictures)
+    return [names[i] for i in kept]
+
+
+def classes(names: Sequence[str]) -> dict[str, list[str]]:
+    """Class -> names, capped in shuffled order; small classes are left out."""
+    taken: dict[str, int] = defaultdict(int)
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in shuffled(names, "cap"):
+        top, _, rest = name.partition("/")
+        series = f"{top}/{rest.partition('/')[0]}"
+        taken[series] += 1
+        if top not in NOT_A_CLASS and taken[series] <= CAPS.get(series, len(names)):
+            found[top].append(name)
+    return {top: found[top] for top in sorted(found) if len(found[top]) >= SMALLEST_CLASS}
+
+
+def split(groups: dict[str, list[str]]) -> dict[str, list[tuple[str, int]]]:
+    """Split -> (name, label), stratified, shuffled anew after capping."""
+    parts: dict[str, list[tuple[str, int]]] = {"train": [], "validation": []}
+    for label, group in enumerate(groups.values()):
+        num_validation = round(len(group) * VALIDATION_FRACTION)
+        for i, name in enumerate(shuffled(group, "split")):
+            parts["validation" if i < num_validation else "train"].append((name, label))
+    for part, pairs in parts.items():
+        rank = {name: i for i, name in enumerate(shuffled([name for name, _ in pairs], "order"))}
+        parts[part] = sorted(pairs, key=lambda pair: rank[pair[0]])
+    return parts
+
+
+def mosaic(tiles: Sequence[Pixels]) -> Image.Image:
+    """The tiles row by row, COLUMNS a row, the rest white."""
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = np.full((rows * SIDE, COLUMNS * SIDE, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // COLUMNS * SIDE, i % COLUMNS * SIDE
+        sheet[y : y + SIDE, x : x + SIDE] = tile
+    return Image.fromarray(sheet)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = download(Path(folder))
+        paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.png"))}
+        read = {name: small(path) for name, path in paths.items()}
+    pictures = {name: pixels for name, pixels in read.items() if pixels is not None}
+    groups = classes(distinct(pictures))
+    parts = split(groups)
+    labels = {part: [label for _, label in pairs] for part, pairs in parts.items()}
+    order = [name for part in ("train", "validation") for name, _ in parts[part]]
+    mosaic([pictures[name] for name in order]).save(
+        OUT / "imagenet.webp", lossless=True, quality=100, method=6
+    )
+    index = {"side": SIDE, "columns": COLUMNS, "classes": list(groups), **labels}
+    (OUT / "imagenet.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
+    print({top: len(group) for top, group in groups.items()}, {part: len(x) for part, x in labels.items()})
+    for name in ("imagenet.webp", "imagenet.json"):
+        content = (OUT / name).read_bytes()
+        print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()
