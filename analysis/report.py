@@ -21,7 +21,7 @@ import vl_convert
 
 from analysis import baselines, conclusions, device_hours, figures, methods, palette
 from analysis.study import Study, read
-from analysis.tables import Tables, compute
+from analysis.tables import Tables, compute, core, settings
 
 _VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 _PNG_SCALE = 1.5
@@ -57,8 +57,9 @@ def write(run: str | Path) -> Path:
 def summary_table(run: str | Path) -> pd.DataFrame:
     """One row a setting, for a terminal: workload, schedule, scheme, horizon in % of the step budget,
     median steps to target, ratio with interval against the same schedule, best metric, seeds that missed."""
-    tables = compute(read(run))
-    return methods.summary(tables.settings)
+    study = read(run)
+    found = core(study)
+    return methods.summary(settings(study.cells, found.steps, found.ratios, found.general))
 
 
 def make_sections(study: Study, tables: Tables) -> list[Section]:
@@ -162,6 +163,9 @@ def _renamed(spec: dict[str, Any], name: str) -> dict[str, Any]:
 def _write_figures(sections: list[Section], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = palette.theme(palette.LIGHT)
+    for name in methods.HOW_TO_READ:  # what an earlier report drew and this one leaves out
+        for ending in ("svg", "png"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
     for section in sections:
         if section.chart is None:
             continue

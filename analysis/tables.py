@@ -42,27 +42,48 @@ class Tables:
             getattr(self, field.name).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
 
 
-def compute(study: Study) -> Tables:
-    """All statistics of a run folder; nothing is drawn."""
+@dataclass(frozen=True)
+class Core:
+    """What every other table is made from."""
+
+    steps: pd.DataFrame
+    scores: pd.DataFrame
+    pairs: pd.DataFrame
+    hours: pd.DataFrame
+    by_seed: pd.DataFrame
+    ratios: pd.DataFrame
+    by_cell: pd.DataFrame
+    general: pd.DataFrame
+
+
+def core(study: Study) -> Core:
+    """Steps-to-target, pairs, ratios and metrics: enough for the result table in a terminal."""
     cells, records = study.cells, study.records
     steps = steps_to_target(cells, records)
     scores = baselines.score(cells, records, steps)
     pairs = baselines.pair(cells, scores)
     hours = device_hours.hours_to_target(cells, records, steps)
     by_seed = savings.ratios_by_seed(pairs, steps, hours)
-    ratios = savings.ratios(by_seed)
-    horizons = robustness.horizon_map(ratios, cells)
     by_cell = generalization.metrics_by_cell(cells, records)
     general = generalization.generalization(by_cell, pairs)
+    return Core(steps, scores, pairs, hours, by_seed, savings.ratios(by_seed), by_cell, general)
+
+
+def compute(study: Study) -> Tables:
+    """All statistics of a run folder; nothing is drawn."""
+    cells, records = study.cells, study.records
+    c = core(study)
+    steps, scores, by_cell, general = c.steps, c.scores, c.by_cell, c.general
+    horizons = robustness.horizon_map(c.ratios, cells)
     chosen = baselines.chosen_settings(cells, baselines.reference_training(cells, scores))
     medians = decay_length.median_curves(cells, records)
     bound = decay_length.envelope(cells, medians)
     return Tables(
-        settings=settings(cells, steps, ratios, general),
-        steps_to_target=_named(cells, steps).merge(hours, on="cell_id", how="left"),
-        ratios=_labelled(cells, ratios),
-        ratios_by_seed=_labelled(cells, by_seed),
-        saving_curve=_labelled(cells, saving_curve.saving_curve(cells, records, pairs)),
+        settings=settings(cells, steps, c.ratios, general),
+        steps_to_target=_named(cells, steps).merge(c.hours, on="cell_id", how="left"),
+        ratios=_labelled(cells, c.ratios),
+        ratios_by_seed=_labelled(cells, c.by_seed),
+        saving_curve=_labelled(cells, saving_curve.saving_curve(cells, records, c.pairs)),
         horizon_map=_labelled(cells, horizons),
         flat_region=robustness.flat_region(horizons),
         generalization=_labelled(cells, general),

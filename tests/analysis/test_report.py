@@ -153,6 +153,8 @@ def test_every_kind_of_study_gives_a_report(case, make_run, task, average, monke
             **few, missing=tuple(f"{w}-1.0-{s}" for w in ("lm", "imagenet_vit") for s in (0, 1))
         ),
     }[case]()
+    (run / "figures").mkdir()
+    (run / "figures" / "lr_decay.svg").write_text("drawn when there were two schedules")
     path = report.write(run)
     text = path.read_text(encoding="utf-8")
     drawn = {one.stem for one in (run / "figures").glob("*.svg")}

@@ -1,0 +1,9 @@
+"""All of them: `make bench`, or `python -m benchmarks --short`."""
+
+import sys
+
+from benchmarks import bank, launching, trajectory
+
+for benchmark in (bank, trajectory, launching):
+    print(f"# {benchmark.__name__}", flush=True)
+    benchmark.main("--short" in sys.argv)

@@ -1,0 +1,102 @@
+"""How full the slots are, and how fast a grid is planned.
+
+    python -m benchmarks.launching [--short]
+
+Occupancy: 24 equal trials on 2 slots through Ray Tune; the seconds trials took / what the slots offered from the
+first trial's start to the last one's end.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from analysis.records import load_trials
+from sweeps.cells import cells
+from sweeps.plan import trajectories
+from sweeps.run import run_study
+from sweeps.spec import parse_spec
+
+
+class Sleeper:
+    """A workload of steps that only wait, so that what is measured is the launching."""
+
+    step_budget = 10
+    batch_size = 1
+    metric = "loss"
+    higher_is_better = False
+    optimizer: Mapping[str, Any] = {"name": "sgd", "lr": 0.1}
+    schedule: Mapping[str, Any] = {"shape": "constant"}
+    step_seconds = 0.3
+    eval_seconds = 0.0
+
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def batches(self, seed: int, first_step: int) -> Iterator[Tensor]:
+        while True:
+            yield torch.ones(1, 1)
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        sleep(self.step_seconds)
+        value: Tensor = (model(batch) ** 2).mean()
+        return value
+
+    def eval_batches(self, split: str) -> list[Tensor]:
+        return [torch.ones(1, 1)]
+
+    def eval_step(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        return {"loss": (model(batch) ** 2).sum()}
+
+    def summarize(self, sums: Mapping[str, float]) -> tuple[float, float, int]:
+        return sums["loss"], sums["loss"], 1
+
+
+def occupancy(trials: int) -> float:
+    """Seconds in trials / (2 slots × span), from the attempts' own clocks."""
+    raw = {"study": "b", "workloads": "benchmarks.launching:Sleeper", "seeds": list(range(trials))}
+    more = {"averaging": {"scheme": "none"}, "evaluate": {"every": 0.1}, "tracking": {"wandb": "disabled"}}
+    with tempfile.TemporaryDirectory() as folder:
+        run_study(parse_spec({**raw, **more}), Path(folder) / "run", Console(quiet=True))
+        table = load_trials(Path(folder) / "run")
+    assert (table["status"] == "done").all()
+    began, ended = (pd.to_datetime(table[name]) for name in ("started", "ended"))
+    span = (ended.max() - began.min()).total_seconds()
+    return float(table["seconds"].sum() / (2 * span))
+
+
+def plan_seconds(num_cells: int = 10_000) -> float:
+    """Seconds from a spec in memory to trajectories."""
+    decays = [round(0.5 + 0.004 * i, 4) for i in range(100)]
+    averaging = [{"scheme": "none"}, {"scheme": "ema", "decay": decays[:99], "every": 8}]
+    raw = {"study": "b", "workloads": "lm", "seeds": list(range(10)), "averaging": averaging}
+    lengths = {"length": [0.1 * i for i in range(1, 11)]}
+    start = perf_counter()
+    grid = cells(parse_spec({**raw, "schedule": lengths}))
+    assert len(grid) == num_cells
+    assert len(trajectories(grid, fuse=True)) == 100
+    return perf_counter() - start
+
+
+def main(short: bool = False) -> dict[str, float]:
+    """Measure and print; short: a smoke test's length."""
+    plan_seconds()  # imports and the model's size, once
+    found = {"seconds to plan 10,000 cells": plan_seconds()}
+    trials = 6 if short else 24
+    found[f"occupancy of 2 slots over {trials} equal trials of 3 s"] = occupancy(trials)
+    for name, value in found.items():
+        print(f"{value:8.3f}  {name}")
+    return found
+
+
+if __name__ == "__main__":
+    main("--short" in sys.argv)

@@ -1,0 +1,19 @@
+"""The short form of the benchmarks: they run, and nothing is far from what the README quotes."""
+
+import pytest
+
+from benchmarks import launching, trajectory
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_loop_is_nearly_as_fast_as_a_bare_one() -> None:
+    # 0.95 is what `make bench` shows on a quiet machine; a shared one gets room for noise.
+    for name, value in trajectory.main(short=True).items():
+        assert value > 0.8, name
+
+
+def test_slots_are_full_and_planning_is_quick() -> None:
+    found = launching.main(short=True)
+    assert found["seconds to plan 10,000 cells"] < 2
+    assert found["occupancy of 2 slots over 6 equal trials of 3 s"] > 0.85
