@@ -1,12 +1,12 @@
 import pytest
 
-from analysis import baselines, figures, palette, panels, study, tables
+from analysis import baselines, curve_figures, drawing, figures, palette, panels, study, tables
 
 
 def drawn(run):
     read = study.read(run)
     found = tables.compute(read)
-    return figures.drawing(read, found, baselines.reference_training(read.cells, found.baselines)), found
+    return drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines)), found
 
 
 def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run, average):
@@ -16,7 +16,7 @@ def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run,
     d, found = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
     for workload in d.workloads:
         mine = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "ema")]
-        assert len(mine) <= figures.MAX_SETTINGS + 2
+        assert len(mine) <= drawing.MAX_SETTINGS + 2
         horizons = mine["horizon_fraction"]
         assert horizons.min() == 0.004
         assert horizons.max() == 0.058
@@ -35,7 +35,7 @@ def test_what_lies_far_from_the_chosen_horizon_is_not_shown_first(make_run, aver
 def test_a_figure_without_data_is_left_out(make_run, average):
     d, _ = drawn(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
     assert figures.horizon_lines(d) is None  # one horizon is no axis
-    assert figures.schedule_curves(d) is None  # one schedule is no comparison
+    assert curve_figures.schedule_curves(d) is None  # one schedule is no comparison
     assert figures.ratio_dots(d) is not None
     assert panels.grid([]) is None
 

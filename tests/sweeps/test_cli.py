@@ -1,0 +1,81 @@
+"""The commands teach, plan launches nothing, and help needs neither torch nor ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sweeps.cli import main
+
+COMMANDS = ["plan", "run", "report", "workloads", "calibrate", "submit", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = CliRunner().invoke(main, [command, "--help"])
+    assert done.exit_code == 0
+    assert len(done.output.splitlines()) >= 6
+
+
+def test_help_shows_a_first_study_and_the_exit_codes() -> None:
+    output = CliRunner().invoke(main, ["--help"]).output
+    assert all(command in output for command in COMMANDS)
+    assert "wa run sweeps/quickstart.yaml" in output
+    assert "Exit codes" in output
+
+
+def test_help_is_immediate() -> None:
+    heavy = {"torch", "ray", "wandb", "pandas", "altair"}
+    code = f"import sys, sweeps.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plan_of_a_shipped_study_launches_nothing(outside: Path) -> None:
+    before = sorted(outside.iterdir())
+    for name in ("quickstart", "sweeps/quickstart.yaml"):
+        done = CliRunner().invoke(main, ["plan", name])
+        assert done.exit_code == 0, done.output
+        for word in ("48 cells", "12 trajectories", "device-hours", "MiB", "target"):
+            assert word in done.output
+    assert [p for p in sorted(outside.iterdir()) if p.name != "__pycache__"] == before
+
+
+def test_a_file_here_comes_before_a_shipped_name(outside: Path) -> None:
+    (outside / "sweeps").mkdir()
+    (outside / "sweeps" / "quickstart.yaml").write_text(
+        "study: mine\nworkloads: lm\naveraging: {scheme: none}\n"
+    )
+    assert "mine: 1 cells" in CliRunner().invoke(main, ["plan", "sweeps/quickstart.yaml"]).output
+
+
+def test_workloads_lists_budgets_and_provenance() -> None:
+    output = CliRunner().invoke(main, ["workloads"]).output
+    assert "lm" in output
+    assert "imagenet_vit" in output
+    assert "pkg.mod:Name" in output
+
+
+def test_report_of_no_run_folder_is_bad_input(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "not a run folder" in done.output
+
+
+def test_more_than_the_machine_has_is_bad_input(outside: Path) -> None:
+    text = "study: s\nworkloads: 'tinywork:Tiny'\naveraging: {scheme: none}\nresources: {cpu: 4096}\n"
+    (outside / "s.yaml").write_text(text)
+    done = CliRunner().invoke(main, ["run", "s.yaml", "--out", "run"])
+    assert done.exit_code == 2
+    assert "4096 CPU" in done.output
+
+
+@pytest.mark.slow
+def test_doctor_reports_and_exits_by_what_it_finds(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["doctor", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "python" in done.output
