@@ -10,22 +10,20 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from sweeps.optimizers import settings
-from sweeps.schedules import Schedule, Shape
-from sweeps.spec import (
+from sweeps.blocks import (
     EmaBlock,
     EvaluateBlock,
-    Grid,
     LawaBlock,
     NoneBlock,
     OptimizerBlock,
-    Placed,
     ScheduleBlock,
-    Spec,
     SpecError,
     TailBlock,
     nearest,
 )
+from sweeps.optimizers import settings
+from sweeps.schedules import Schedule, Shape
+from sweeps.spec import Grid, Placed, Spec
 from wa import EMA, LAWA, Tail
 from workloads.protocol import UnknownWorkload, Workload, families, load
 

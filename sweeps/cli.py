@@ -221,8 +221,9 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     """
     from analysis.records import load
     from sweeps import calibrate as rule
+    from sweeps.blocks import SpecError
     from sweeps.run import run_study
-    from sweeps.spec import SpecError, parse_spec
+    from sweeps.spec import parse_spec
     from sweeps.targets import write_target
     from workloads.protocol import families
 

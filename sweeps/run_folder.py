@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from analysis.records import CELLS, RECORDS, TRIALS, read_live, rows_to_table
 from sweeps import plan
+from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
 from sweeps.recorder import write_atomic
-from sweeps.spec import Spec, SpecError
+from sweeps.spec import Spec
 from sweeps.targets import Target
 from sweeps.yaml_file import dump_yaml
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sweeps.blocks import SpecError
 from sweeps.recorder import write_atomic
-from sweeps.spec import Spec, SpecError
+from sweeps.spec import Spec
 from sweeps.yaml_file import BadYaml, dump_yaml, read_yaml
 from workloads.protocol import UnknownWorkload, source_file
 

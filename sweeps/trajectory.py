@@ -6,17 +6,13 @@ bit (the `_seconds` columns apart, which are measured).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeps import checkpoint
+from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.cells import Cell, Scheme
 from sweeps.evaluate import evaluate_cells
 from sweeps.optimizers import OPTIMIZERS
@@ -73,10 +70,10 @@ def run(
     checkpoint_seconds: least time between checkpoints, which are written after an evaluation.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with Recorder(folder / "records.jsonl") as recorder, _log(folder / "log") as log:
+    with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
         if (folder / "done").exists():
             return
-        attempt = _Attempt.begin(folder, device, num_devices)
+        attempt = Attempt.begin(folder, device, num_devices)
         try:
             _run(trajectory, folder, device, num_devices, checkpoint_seconds, report, recorder, attempt, log)
         except BaseException as error:
@@ -95,7 +92,7 @@ def _run(
     checkpoint_seconds: float,
     report: Callable[[Progress], None],
     recorder: Recorder,
-    attempt: _Attempt,
+    attempt: Attempt,
     log: logging.Logger,
 ) -> None:
     training = trajectory.cells[0].training
@@ -340,64 +337,3 @@ def _to(device: str, batch: Batch) -> Batch:
     if isinstance(batch, (list, tuple)):
         return type(batch)(_to(device, part) for part in batch)
     return batch
-
-
-# --- who ran it, when, and what it said --------------------------------------------------------------------------
-
-
-@dataclass
-class _Attempt:
-    """One attempt at a trajectory, kept as ``attempt-<n>.json``: a row of trials.parquet."""
-
-    path: Path
-    row: dict[str, Any]
-    began: float
-
-    @classmethod
-    def begin(cls, folder: Path, device: str, num_devices: float) -> _Attempt:
-        number = len(list(folder.glob("attempt-*.json")))
-        row = {
-            "attempt": number,
-            "host": platform.node(),
-            "device_name": torch.cuda.get_device_name() if device != "cpu" else _cpu_name(),
-            "num_devices": float(num_devices),
-            "versions": json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")}),
-            "started": _now(),
-        }
-        attempt = cls(folder / f"attempt-{number}.json", row, time.monotonic())
-        attempt.write("running")
-        return attempt
-
-    def write(self, status: str) -> None:
-        seconds = time.monotonic() - self.began
-        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status}
-        write_atomic(self.path, json.dumps(row).encode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-class _log:
-    """The trajectory's own log file as a logger that reaches no other handler."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> logging.Logger:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.logger = logging.Logger("trajectory")
-        self.logger.addHandler(self.handler)
-        return self.logger
-
-    def __exit__(self, *_: object) -> None:
-        self.handler.close()

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from sweeps import calibrate
+from sweeps.blocks import SpecError
 from sweeps.cli import main
-from sweeps.spec import SpecError, parse_spec
+from sweeps.spec import parse_spec
 from sweeps.targets import Target, read_target, study_targets, targets_file, write_target
 from workloads.protocol import families
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_from_dict, cell_to_dict, cell_to_row, cells
-from sweeps.spec import SpecError, parse_spec
+from sweeps.spec import parse_spec
 from wa import EMA, LAWA, Tail
+from workloads.protocol import load
 
 BASE: dict[str, Any] = {
     "study": "s",
@@ -56,8 +58,8 @@ def test_averaging_blocks_in_steps(block: dict[str, Any], scheme: Any) -> None:
     ],
 )
 def test_schedules_in_steps(block: dict[str, Any], steps: tuple[Any, ...]) -> None:
-    # The block is laid over the workload's own schedule: cosine, a 5 % warm-up, to zero.
-    schedule = only(schedule=block).training.schedule
+    base = {"warmup": 0.05} if block.get("shape") == "constant" else {"warmup": 0.05, "final_lr": 0.0}
+    schedule = only(schedule={**base, **block}).training.schedule
     found = (
         schedule.shape,
         schedule.length_steps,
@@ -131,6 +133,14 @@ def test_one_horizon_axis_for_every_scheme(block: dict[str, Any], steps: float) 
     row = cell_to_row(only(averaging=block), "s", None, 1.0, "cpu")
     assert row["horizon_steps"] == steps
     assert row["horizon_fraction"] == steps / 1000
+
+
+def test_what_a_schedule_leaves_out_is_the_workloads_own() -> None:
+    own = load("lm").schedule
+    schedule = only(schedule={}).training.schedule
+    assert schedule.shape == own["shape"]
+    assert schedule.warmup_steps == int(own["warmup"] * 1000)
+    assert schedule.final_lr == own["final_lr"]
 
 
 def test_an_optimizer_inherits_only_where_the_settings_are_the_same() -> None:

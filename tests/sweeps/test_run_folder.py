@@ -10,8 +10,9 @@ import pytest
 
 from analysis.records import load, load_cells, load_records, load_trials
 from sweeps import plan, run_folder, trajectory
+from sweeps.blocks import SpecError
 from sweeps.run import Work, work
-from sweeps.spec import SpecError, parse_spec
+from sweeps.spec import parse_spec
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.9}]
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.spec import SpecError, load_spec, parse_spec
+from sweeps.spec import load_spec, parse_spec
 from sweeps.yaml_file import dump_yaml
 
 FACE = """

@@ -1,0 +1,75 @@
+"""Who trained a trajectory, where and when, and what it said: attempt-<n>.json and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sweeps.recorder import write_atomic
+
+
+@dataclass
+class Attempt:
+    """One attempt at a trajectory, kept as ``attempt-<n>.json``: a row of trials.parquet."""
+
+    path: Path
+    row: dict[str, Any]
+    began: float
+
+    @classmethod
+    def begin(cls, folder: Path, device: str, num_devices: float) -> Attempt:
+        number = len(list(folder.glob("attempt-*.json")))
+        row = {
+            "attempt": number,
+            "host": platform.node(),
+            "device_name": torch.cuda.get_device_name() if device != "cpu" else _cpu_name(),
+            "num_devices": float(num_devices),
+            "versions": json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")}),
+            "started": _now(),
+        }
+        attempt = cls(folder / f"attempt-{number}.json", row, time.monotonic())
+        attempt.write("running")
+        return attempt
+
+    def write(self, status: str) -> None:
+        seconds = time.monotonic() - self.began
+        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status}
+        write_atomic(self.path, json.dumps(row).encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+class TrajectoryLog:
+    """The trajectory's own log file as a logger that reaches no other handler."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> logging.Logger:
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.logger = logging.Logger("trajectory")
+        self.logger.addHandler(self.handler)
+        return self.logger
+
+    def __exit__(self, *_: object) -> None:
+        self.handler.close()

@@ -1,0 +1,241 @@
+"""The blocks of a spec: which keys there are, and which values each may hold.
+
+Every check says what is allowed, since its message is the line a user reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+class SpecError(ValueError):
+    """Bad input: ``file: key path: what is wrong; what is allowed``."""
+
+    def __init__(self, path: str, message: str, source: str = "spec") -> None:
+        self.path, self.message, self.source = path, message, source
+        super().__init__(": ".join(part for part in (source, path, message) if part))
+
+    def at(self, source: str) -> SpecError:
+        """The same error, naming the file it comes from."""
+        return SpecError(self.path, self.message, source)
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    """A value as an error line quotes it: one line, at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known name nearest to `name`, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked(accept: Callable[[Any], bool], allowed: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not accept(value):
+            raise ValueError(f"got {shown(value)}; allowed: {allowed}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _integer(low: int, high: int, what: str = "") -> BeforeValidator:
+    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+    return _checked(lambda v: type(v) is int and low <= v <= high, bound + what)
+
+
+def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+    return _checked(lambda v: _is_number(v) and accept(v), allowed)
+
+
+def _steps_or_share(steps: int, share: Callable[[float], bool], interval: str, of: str) -> BeforeValidator:
+    # The face's rule: an int is steps, a float is a share.
+    return _checked(
+        lambda v: (type(v) is int and steps <= v < 2**40) or (type(v) is float and share(v)),
+        f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})",
+    )
+
+
+def _one_of(*names: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value not in names or not isinstance(value, str):
+            raise ValueError(f"got {shown(value)}; allowed: {', '.join(names)}{nearest(value, names)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _optimizer_name(value: Any) -> Any:
+    from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
+
+    if not isinstance(value, str) or value not in OPTIMIZERS:
+        raise ValueError(f"got {shown(value)}; allowed: {', '.join(OPTIMIZERS)}{nearest(value, OPTIMIZERS)}")
+    return value
+
+
+BUDGET = "step budget"
+Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
+ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
+ShareOfLength = Annotated[
+    int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")
+]
+Budget = Annotated[
+    int | float,
+    _checked(
+        lambda v: (type(v) is int and 1 <= v < 2**40) or (type(v) is float and 0 < v <= 1000),
+        "an int ≥ 1 (steps) or a float in (0, 1000] (multiple of the workload's own budget)",
+    ),
+]
+Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
+NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
+UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
+Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "a number in [0, 1]")]
+Count = Annotated[int, _integer(1, 2**40)]
+Seed = Annotated[int, _integer(0, 2**31 - 1)]
+Buffers = Annotated[Literal["live", "average", "recompute"], _one_of("live", "average", "recompute")]
+Name = Annotated[
+    str,
+    _checked(
+        lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", v) is not None,
+        "letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)",
+    ),
+]
+Text = Annotated[
+    str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")
+]
+Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
+
+
+# --- blocks: scalars only; lists have become axes before they get here --------------------------------------------
+
+
+class Block(BaseModel):
+    """A mapping of known keys with checked scalar values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerBlock(Block):
+    """`optimizer:`; what is left out is the workload's own value."""
+
+    name: Annotated[str, BeforeValidator(_optimizer_name)] | None = None
+    lr: Positive | None = None
+    beta1: UnitOpen | None = None
+    beta2: UnitOpen | None = None
+    eps: Positive | None = None
+    weight_decay: NonNegative | None = None
+    momentum: UnitOpen | None = None
+    grad_clip: Positive | None = None  # largest global gradient norm
+
+
+class ScheduleBlock(Block):
+    """`schedule:`; `length` is where training ends, `warmup` and `lr_decay` are shares of it."""
+
+    shape: Annotated[str, _one_of("cosine", "linear", "constant")] | None = None
+    length: Share | None = None
+    warmup: ShareOfLength | None = None
+    lr_decay: ShareOfLength | None = None
+    final_lr: Unit | None = None
+
+
+class NoneBlock(Block):
+    """`averaging: {scheme: none}`: the live weights."""
+
+    scheme: Literal["none"]
+
+
+class LawaBlock(Block):
+    """`averaging: {scheme: lawa}`: k or horizon, never both."""
+
+    scheme: Literal["lawa"]
+    k: Count | None = None
+    horizon: Share | None = None
+    every: Share = 1
+    burn_in: ShareFromZero = 0
+    until_full: Annotated[str, _one_of("absent", "partial")] = "absent"
+    buffers: Buffers = "live"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> LawaBlock:
+        _exactly_one("k", self.k, "horizon", self.horizon)
+        return self
+
+
+class EmaBlock(Block):
+    """`averaging: {scheme: ema}`: decay or horizon, never both."""
+
+    scheme: Literal["ema"]
+    decay: UnitOpen | None = None
+    horizon: Share | None = None
+    every: Share = 1
+    burn_in: ShareFromZero = 0
+    init: Annotated[str, _one_of("first", "zero")] = "first"
+    buffers: Buffers = "live"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> EmaBlock:
+        _exactly_one("decay", self.decay, "horizon", self.horizon)
+        return self
+
+
+class TailBlock(Block):
+    """`averaging: {scheme: tail}`: the mean of every snapshot since `start`."""
+
+    scheme: Literal["tail"]
+    start: ShareFromZero
+    every: Share = 1
+    buffers: Buffers = "live"
+
+
+AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock
+AVERAGING: dict[str, type[AveragingBlock]] = {
+    "none": NoneBlock,
+    "lawa": LawaBlock,
+    "ema": EmaBlock,
+    "tail": TailBlock,
+}
+
+
+class EvaluateBlock(Block):
+    """`evaluate:`; every so many steps, and at the end."""
+
+    every: Share = 0.01
+
+
+class ResourcesBlock(Block):
+    """`resources:` of one trial; `gpu` may be a fraction of one."""
+
+    cpu: Positive = 1
+    gpu: Annotated[
+        float, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1: a trial trains on one device")
+    ] = 0
+
+
+class TrackingBlock(Block):
+    """`tracking:`; W&B mode, project and entity."""
+
+    wandb: Annotated[str, _one_of("offline", "online", "disabled")] = "offline"
+    project: Name = "averaging"
+    entity: Name | None = None
+
+
+def _exactly_one(a: str, value_a: object, b: str, value_b: object) -> None:
+    if value_a is not None and value_b is not None:
+        raise ValueError(f"{a} and {b} at once; allowed: one of them ({b} is {a} told in steps)")
+    if value_a is None and value_b is None:
+        raise ValueError(f"neither {a} nor {b}; allowed: exactly one of them")
