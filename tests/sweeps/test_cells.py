@@ -78,8 +78,8 @@ CHANGES: list[dict[str, Any]] = [
     {"optimizer": {"lr": 0.01, "grad_clip": 1.0}},
     {"optimizer": {"name": "adamw", "lr": 0.01}},
     {"schedule": {"length": 0.5}},
-    {"schedule": {"warmup": 0.1}},
-    {"schedule": {"final_lr": 0.1}},
+    {"schedule": {"warmup": 0.3}},
+    {"schedule": {"final_lr": 0.3}},
     {"schedule": {"shape": "linear"}},
 ]
 
