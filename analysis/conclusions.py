@@ -223,10 +223,10 @@ def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
     hours = tables.sweep_device_hours.groupby("way")["device_hours"].sum()
     fused, unfused = hours["one trial a trajectory"], hours["one trial a cell"]
     if fused > 0:
+        times = f": {unfused / fused:.2g} times as much" if unfused > 1.05 * fused else ""
         found.append(
             f"The sweep of {len(study.cells):,} cells paid {hours['paid']:.3g} {unit}. By the records, one trial a "
-            f"trajectory costs {fused:.3g} and one trial a cell would have cost {unfused:.3g}: "
-            f"{unfused / fused:.2g} times as much."
+            f"trajectory costs {fused:.3g} and one trial a cell would have cost {unfused:.3g}{times}."
         )
     return found
 

@@ -207,7 +207,7 @@ def span(table: pd.DataFrame, columns: list[str], include: float) -> tuple[float
     return low - spare, high + spare
 
 
-def zoomed(table: pd.DataFrame, column: str, higher: bool) -> list[float]:
+def zoomed(table: pd.DataFrame, column: str) -> list[float]:
     """An axis for the part of learning curves that is worth seeing: what is reached after a sixth of the steps."""
     late = table[table["step"] >= table["step"].max() / 6][column].to_numpy(dtype=float)
     late = late[np.isfinite(late)]

@@ -71,7 +71,7 @@ CELLS = pa.schema(
         ("until_full", pa.string()),  # lawa: absent | partial
         ("buffers", pa.string()),  # live | average | recompute
         ("evaluate_every_steps", pa.int64()),
-        ("metric_name", pa.string()),
+        ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
         ("higher_is_better", pa.bool_()),
         ("target", pa.float64()),  # null until `wa calibrate`
         ("num_devices", pa.float64()),  # devices one trial holds: GPUs when it has any, else CPUs
@@ -113,13 +113,16 @@ def load(run: str | Path) -> pd.DataFrame:
 
 
 def load_cells(run: str | Path) -> pd.DataFrame:
-    """The cell table, one row a cell, nullable integers where a column does not apply to every scheme."""
+    """The cell table, one row a cell, nullable integers where a column does not apply to every scheme.
+
+    The file's ``metric``, a name, is called ``metric_name`` here: beside records, ``metric`` is a value.
+    """
     path = Path(run) / "cells.parquet"
     if not path.is_file():
         raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one")
     table = pq.read_table(path)
     _check(table, CELLS, path)
-    return _to_pandas(table)
+    return _to_pandas(table).rename(columns={"metric": "metric_name"})
 
 
 def load_records(run: str | Path) -> pd.DataFrame:

@@ -19,7 +19,18 @@ import markupsafe
 import pandas as pd
 import vl_convert
 
-from analysis import baselines, conclusions, device_hours, figures, methods, palette
+from analysis import (
+    baselines,
+    conclusions,
+    cost_figures,
+    curve_figures,
+    device_hours,
+    figures,
+    methods,
+    page_tables,
+    palette,
+)
+from analysis.drawing import drawing
 from analysis.study import Study, read
 from analysis.tables import Tables, compute, core, settings
 
@@ -59,23 +70,28 @@ def summary_table(run: str | Path) -> pd.DataFrame:
     median steps to target, ratio with interval against the same schedule, best metric, seeds that missed."""
     study = read(run)
     found = core(study)
-    return methods.summary(settings(study.cells, found.steps, found.ratios, found.general))
+    return page_tables.summary(settings(study.cells, found.steps, found.ratios, found.general))
 
 
 def make_sections(study: Study, tables: Tables) -> list[Section]:
     """The report's figures in order, each with what the tables say about it."""
     unit = device_hours.unit(study.cells)
-    d = figures.drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
+    d = drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
     c = conclusions
     drawn = [
         ("steps_to_target", "Steps to target", c.ratio_findings(study, tables), figures.ratio_dots(d)),
         ("saving_curve", "The saving at every target", c.curve_findings(tables), figures.saving_curves(d)),
         ("horizon", "The averaging horizon", c.horizon_findings(tables), figures.horizon_lines(d)),
-        ("learning_curves", "Learning curves", [], figures.learning_curves(d)),
-        ("lr_decay", "Averaging and LR schedules", c.schedule_findings(tables), figures.schedule_curves(d)),
+        ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d)),
+        (
+            "lr_decay",
+            "Averaging and LR schedules",
+            c.schedule_findings(tables),
+            curve_figures.schedule_curves(d),
+        ),
         ("generalization", "Generalization", c.generalization_findings(tables), figures.final_metric(d)),
-        ("user_hours", f"What a user pays, in {unit}", [], figures.user_hours(d, unit)),
-        ("sweep_hours", f"What the sweep paid, in {unit}", [], figures.sweep_hours(d, unit)),
+        ("user_hours", f"What a user pays, in {unit}", [], cost_figures.user_hours(d, unit)),
+        ("sweep_hours", f"What the sweep paid, in {unit}", [], cost_figures.sweep_hours(d, unit)),
     ]
     costs = c.hours_findings(study, tables, unit)
     said = {"user_hours": costs[:-1], "sweep_hours": costs[-1:]}
@@ -110,7 +126,7 @@ def render(study: Study, tables: Tables, sections: list[Section]) -> str:
         notices=list(methods.notices(study)),
         facts=methods.facts(study),
         sections=sections,
-        tables=list(methods.shown_tables(tables)),
+        tables=list(page_tables.shown_tables(tables)),
         methods=methods.methods(study),
         caveats=methods.caveats(study, tables),
         charts=_json(charts),

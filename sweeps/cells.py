@@ -326,7 +326,7 @@ def cell_to_row(
         "until_full": options.get("until_full"),
         "buffers": options.get("buffers", "live"),
         "evaluate_every_steps": cell.evaluate_every_steps,
-        "metric_name": cell.metric_name,
+        "metric": cell.metric_name,
         "higher_is_better": cell.higher_is_better,
         "target": target,
         "num_devices": num_devices,

@@ -121,7 +121,7 @@ def write_plan(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fuse": spec.fuse,
         "seeds": list(spec.seeds),
-        "cells": len(rows),
+        "cells": [row["cell_id"] for row in rows],
         "targets": {
             name: None if target is None else target.model_dump() for name, target in targets.items()
         },

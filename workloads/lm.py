@@ -124,7 +124,7 @@ PRESETS = {
             "eps": 1e-8,
             "weight_decay": 0.1,
         },
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
+        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},  # as plainLM
         step_seconds=0.0105,
         eval_seconds=0.095,
     ),

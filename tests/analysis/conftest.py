@@ -154,7 +154,7 @@ def _cell(
         "until_full": "absent" if lawa else None,
         "buffers": None if raw else "live",
         "evaluate_every_steps": GRID,
-        "metric_name": task.metric,
+        "metric": task.metric,
         "higher_is_better": task.higher,
         "target": task.target,
         "num_devices": 2.0,

@@ -125,6 +125,9 @@ def test_envelope_is_the_best_raw_run_so_far(make_run):
     assert bound[600] == pytest.approx(1.3)  # no other raw run is better yet
     assert bound[750] == pytest.approx(1.15)
     assert bound[1000] == pytest.approx(1.0)
+    vit = found.envelope[found.envelope["workload"] == "imagenet_vit"].set_index("step")["envelope"]
+    assert vit[100] == pytest.approx(0.1 + 0.37 / 5)  # the half-length run is ahead of the others
+    assert vit[600] == pytest.approx(0.47)
     raw = read.records.merge(read.cells[["cell_id", "workload"]], on="cell_id")
     for step, value in bound.items():
         seen = raw[(raw["workload"] == "lm") & (raw["step"] <= step)]["metric"].min()

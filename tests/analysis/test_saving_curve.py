@@ -24,6 +24,8 @@ def test_levels_are_the_median_running_best_at_a_share_of_the_training():
     found = levels([one, two], 40.0, False, np.array([0.1, 0.25, 0.5, 0.625, 0.75, 1.0]))
     np.testing.assert_allclose(found[1:], [5.0, 4.0, 4.0, 4.0, 2.0])
     assert np.isnan(found[0])  # before the first evaluation
+    far = (steps, np.full(4, 100.0))
+    np.testing.assert_allclose(levels([one, two, far], 40.0, False, np.array([0.5])), [5.0])
     up = levels([(steps, -one[1])], 40.0, True, np.array([0.5, 1.0]))
     np.testing.assert_allclose(up, [-3.0, -1.0])
 

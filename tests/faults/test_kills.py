@@ -151,4 +151,4 @@ def test_a_failing_workload_fails_its_trial_and_says_why(study: Path) -> None:
     assert set(frame["workload"]) == {"tinywork:Tiny"}
     trials = load_trials(study / "run")
     assert (trials["status"] == "failed").sum() == 4  # once and three retries
-    assert json.loads((study / "run" / "plan.json").read_text())["cells"] == 8
+    assert len(json.loads((study / "run" / "plan.json").read_text())["cells"]) == 8
