@@ -207,4 +207,5 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     # Int64 keeps k = 5 an integer beside an EMA's null; plain int64 where nothing is null.
     frame = table.to_pandas(types_mapper=_NULLABLE.get)
     whole = [name for name in frame.columns if frame[name].dtype == "Int64" and not frame[name].isna().any()]
-    return frame.astype(dict.fromkeys(whole, "int64"))
+    plain: pd.DataFrame = frame.astype(dict.fromkeys(whole, "int64"))
+    return plain

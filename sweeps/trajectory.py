@@ -67,7 +67,8 @@ def run(
     """Train one trajectory to its end, or on from its last checkpoint, recording into `folder`.
 
     device: a torch device. num_devices: how many the trial holds; on a CPU this many threads compute.
-    checkpoint_seconds: least time between checkpoints, which are written after an evaluation.
+    checkpoint_seconds: least time between checkpoints, which are written after an evaluation and take at most a
+    twentieth of the time; 0 writes one after every evaluation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
@@ -104,17 +105,20 @@ def _run(
     evaluator = _Evaluator(trajectory, workload, validation, recorder, device)
     batches = workload.batches(training.seed, state.step + 1)
 
-    saved = time.monotonic()
+    saved, saving_seconds = time.monotonic(), 0.0
     while state.step < trajectory.length_steps:
         until = evaluator.next_step(state.step)
         loss = _train(state, trajectory, workload, batches, until, device)
         diverged = not math.isfinite(loss)
         best = evaluator.evaluate(state, diverged)
         log.info("step %d training loss %.6g", state.step, loss)
-        if time.monotonic() - saved >= checkpoint_seconds and state.step < trajectory.length_steps:
+        # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
+        pause = max(checkpoint_seconds, 19 * saving_seconds) if checkpoint_seconds else 0.0
+        if (began := time.monotonic()) >= saved + pause and state.step < trajectory.length_steps:
             _save(state, folder / "checkpoint")
             attempt.write("running")
             saved = time.monotonic()
+            saving_seconds = saved - began
         report(Progress(state.step, trajectory.length_steps, best))
         if diverged:
             log.warning(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.layers import Block, RMSNorm, linear
-from workloads.protocol import Batch, Summary, Sums
+from workloads.protocol import Batch, Summary, Sums, Workload
 
 WHITE = 255  # the background, so what a shifted crop is filled with
 
@@ -161,7 +161,7 @@ class ImagenetViT:
         return Summary(loss, accuracy if self.metric == "accuracy" else loss, int(sums["examples"]))
 
 
-PRESETS = {
+PRESETS: dict[str, Workload] = {
     "mini": ImagenetViT(
         step_budget=6000,
         batch_size=8,

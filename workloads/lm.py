@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.layers import Block, RMSNorm, linear
-from workloads.protocol import Batch, Summary, Sums
+from workloads.protocol import Batch, Summary, Sums, Workload
 
 VOCABULARY = 128  # the text is ASCII
 
@@ -112,7 +112,7 @@ class LanguageModel:
         return Summary(loss=loss, metric=loss, examples=int(sums["examples"]))
 
 
-PRESETS = {
+PRESETS: dict[str, Workload] = {
     "mini": LanguageModel(
         step_budget=4000,
         batch_size=8,

@@ -34,7 +34,7 @@ class Summary(NamedTuple):
 class Workload(Protocol):
     """One family at one preset.
 
-    Attributes (data):
+    Attributes (data, plain or properties):
       step_budget: T, optimizer steps of a full-length run.
       batch_size: examples a step.
       metric: the name of the target metric, for example ``"loss"`` or ``"accuracy"``.
@@ -45,14 +45,22 @@ class Workload(Protocol):
       eval_seconds: seconds one evaluation of one model takes there.
     """
 
-    step_budget: int
-    batch_size: int
-    metric: str
-    higher_is_better: bool
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
+    @property
+    def step_budget(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+    @property
+    def optimizer(self) -> Mapping[str, Any]: ...
+    @property
+    def schedule(self) -> Mapping[str, Any]: ...
+    @property
+    def step_seconds(self) -> float: ...
+    @property
+    def eval_seconds(self) -> float: ...
 
     def model(self) -> nn.Module:
         """A fresh model on the CPU; its initial weights are a function of torch's global seed alone."""
@@ -126,7 +134,8 @@ def _load_dotted(name: str, preset: str) -> Workload:
         raise UnknownWorkload(f"cannot import workload {name!r}: {error}") from error
     if inspect.isclass(found) or inspect.isroutine(found):
         takes_preset = "preset" in inspect.signature(found).parameters
-        found = found(preset=preset) if takes_preset else found()
+        make: Any = found
+        found = make(preset=preset) if takes_preset else make()
     missing = [
         member
         for member in (
