@@ -127,3 +127,12 @@ def test_each_different_resample_is_weighed_by_how_often_it_was_drawn():
     values = np.array([1.0, 2.0, 5.0])
     direct = np.quantile(values[resample(3, 10_000, 0)].mean(axis=1), [0.025, 0.975])
     np.testing.assert_allclose(bootstrap(values)[1:], direct)
+
+
+@pytest.mark.parametrize("num_resamples", [1, 2, 20, 41, 81, 999])
+@pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 1.0, 2.0], [0.1, 0.1, 0.5, 0.9]])
+def test_counted_resamples_have_the_quantiles_of_listed_ones(values, num_resamples):
+    sample = np.array(values)
+    draws = sample[resample(len(sample), num_resamples, 0)].mean(axis=1)
+    found = bootstrap(sample, num_resamples=num_resamples)
+    np.testing.assert_allclose(found[1:], np.quantile(draws, [0.025, 0.975]))

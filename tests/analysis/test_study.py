@@ -79,3 +79,11 @@ def test_lr_decay_lengths_are_told_apart_by_name(make_run):
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), run / "cells.parquet")
     cells = study.read(run).cells
     assert set(cells["training_label"]) == {"linear, LR decay 10 %", "linear, LR decay 20 %"}
+
+
+def test_a_run_is_finished_by_its_records_where_trials_are_not_written_yet(make_run):
+    run = make_run(lengths=[0.5, 1.0], stop={"lm-1.0-0": 980})
+    (run / "trials.parquet").unlink()
+    cells = study.read(run).cells.drop_duplicates("trajectory_id").set_index("trajectory_id")
+    assert (cells["state"] == "unfinished").sum() == 1
+    assert cells.loc["lm-1.0-0", "state"] == "unfinished"
