@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 Floats = NDArray[np.float64]
 Statistic = Literal["mean", "geometric_mean", "median"]
@@ -28,7 +28,7 @@ def bootstrap(
     values: Floats,
     statistic: Statistic = "mean",
     *,
-    method: Literal["percentile", "bca"] = "percentile",
+    method: Literal["expanded", "percentile", "bca"] = "expanded",
     level: float = LEVEL,
     num_resamples: int = RESAMPLES,
     seed: int = 0,
@@ -36,10 +36,12 @@ def bootstrap(
     """Nonparametric bootstrap interval of a statistic of `values`, NaN dropped.
 
     percentile: the (1 ± level)/2 quantiles of the statistic over resamples drawn with replacement.
+    expanded: the same, their distance from the value stretched by `small_sample_factor`, on the log scale for a
+    geometric mean: three seeds then cover as often as they say.
     bca: the same quantiles moved by the bias correction z₀ and the acceleration a (Efron 1987, eq. 6.8–6.10):
     α' = Φ(z₀ + (z₀ + z_α) / (1 − a (z₀ + z_α))).
-    With n values there are only C(2n−1, n) different resamples (10 for n = 3): the interval of 3 seeds lies
-    within their range and covers less than `level`.
+    With n values there are only C(2n−1, n) different resamples (10 for n = 3), all within the values' range: a
+    percentile interval of 3 normal values covers their mean 75 times in 100, an expanded one 93 times.
 
     Args: values: shape (n,). Returns: Interval; all NaN for n = 0, low and high NaN for n = 1.
     """
@@ -56,11 +58,28 @@ def bootstrap(
     if method == "bca":
         tails = _bca_tails(values, statistic, draws, counts, value, tails)
     low, high = _quantiles(draws[:, None], counts, tails)[:, 0]
+    if method == "expanded":
+        factor = small_sample_factor(len(values), len(values) - 1, level)
+        if statistic == "geometric_mean":
+            low, high = value * (low / value) ** factor, value * (high / value) ** factor
+        else:
+            low, high = value + factor * (low - value), value + factor * (high - value)
     return Interval(value, float(low), float(high))
 
 
+def small_sample_factor(n: float, degrees: float, level: float = LEVEL) -> float:
+    """√(n/(n−1)) · t/z: what a percentile interval of n values lacks in width, with so many degrees of freedom.
+
+    The resampled variance is (n−1)/n of the unbiased one, and its own error makes quantiles Student's, not
+    normal. Source: the narrowness bias of Hesterberg 2015 (The American Statistician 69:371–386), whose expanded
+    percentile interval it follows, stretched rather than read further out, since 10 resamples have no tails.
+    """
+    upper = (1 + level) / 2
+    return float(np.sqrt(n / (n - 1)) * t.ppf(upper, degrees) / norm.ppf(upper))
+
+
 def bootstrap_columns(matrix: Floats, *, level: float = LEVEL, num_resamples: int = RESAMPLES) -> Floats:
-    """Percentile intervals of the mean of each column, rows resampled together, so that bands stay paired.
+    """Expanded intervals of the mean of each column, rows resampled together, so that bands stay paired.
 
     A NaN takes no part in its column. Args: matrix: shape (n, m). Returns: shape (3, m): mean, low, high.
     """
@@ -76,13 +95,15 @@ def bootstrap_columns(matrix: Floats, *, level: float = LEVEL, num_resamples: in
     draws = np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
     low_high = _quantiles(draws, times, np.array([(1 - level) / 2, (1 + level) / 2]))
     low_high[:, counts < 2] = np.nan
-    return np.vstack([mean[None, :], low_high])
+    factors = np.array([small_sample_factor(c, c - 1, level) if c > 1 else np.nan for c in counts])
+    return np.vstack([mean[None, :], mean + factors * (low_high - mean)])
 
 
 def stratified_geometric_mean(strata: list[Floats], *, level: float = LEVEL, seed: int = 0) -> Interval:
     """The geometric mean over strata (workloads) of the geometric mean within each (seeds).
 
-    Seeds are resampled within each stratum; the strata are the ones studied and stay. NaN dropped.
+    Seeds are resampled within each stratum; the strata are the ones studied and stay. NaN dropped. Expanded on
+    the log scale, with the degrees of freedom of all strata together.
     Args: strata: one array a workload. Returns: Interval; low and high NaN unless each has 2 values or more.
     """
     logs = [np.log(values[~np.isnan(values)]) for values in strata]
@@ -96,8 +117,12 @@ def stratified_geometric_mean(strata: list[Floats], *, level: float = LEVEL, see
         [part[resample(len(part), RESAMPLES, seed + 1 + i)].mean(axis=1) for i, part in enumerate(logs)],
         axis=0,
     )
-    low, high = np.exp(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
-    return Interval(value, float(low), float(high))
+    sizes = np.array([len(part) for part in logs])
+    factor = small_sample_factor(float(sizes.min()), float((sizes - 1).sum()), level)
+    low, high = np.log(value) + factor * (
+        np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - np.log(value)
+    )
+    return Interval(value, float(np.exp(low)), float(np.exp(high)))
 
 
 @lru_cache(maxsize=256)

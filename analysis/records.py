@@ -128,13 +128,14 @@ def load_cells(run: str | Path) -> pd.DataFrame:
 def load_records(run: str | Path) -> pd.DataFrame:
     """The record table: compacted Parquet and live JSON lines together, each (cell, step, split) once."""
     run = Path(run)
-    tables = []
+    # Live files first: what is compacted meanwhile is then read twice, and not missed.
+    tables = [
+        rows_to_table(read_live(path)) for path in sorted((run / "trajectories").glob("*/records.jsonl"))
+    ]
     for path in sorted((run / "records").glob("*.parquet")):
         table = pq.read_table(path)
         _check(table, RECORDS, path)
         tables.append(table)
-    for path in sorted((run / "trajectories").glob("*/records.jsonl")):
-        tables.append(rows_to_table(read_live(path)))
     table = pa.concat_tables(tables) if tables else RECORDS.empty_table()
     frame = _to_pandas(table)
     return (

@@ -4,8 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import methods
-from analysis.intervals import bootstrap, bootstrap_columns, multisets, resample, stratified_geometric_mean
+from analysis.intervals import (
+    bootstrap,
+    bootstrap_columns,
+    multisets,
+    resample,
+    small_sample_factor,
+    stratified_geometric_mean,
+)
 
 SAMPLE = np.random.default_rng(3).lognormal(sigma=0.4, size=20)
 
@@ -35,6 +41,7 @@ def test_same_seed_same_interval_another_seed_another():
 def test_every_option_changes_the_result():
     plain = bootstrap(SAMPLE)
     assert bootstrap(SAMPLE, method="bca").low != plain.low
+    assert bootstrap(SAMPLE, method="percentile").low > plain.low
     assert bootstrap(SAMPLE, level=0.5).low > plain.low
     assert bootstrap(SAMPLE, num_resamples=50).low != plain.low
     assert bootstrap(SAMPLE, "median").value != plain.value
@@ -57,25 +64,40 @@ def test_equal_values_have_an_interval_of_no_width():
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6))
 def test_the_interval_lies_within_the_values_and_around_the_mean(values):
-    found = bootstrap(np.array(values), num_resamples=400)
+    found = bootstrap(np.array(values), method="percentile", num_resamples=400)
     assert min(values) - 1e-9 <= found.low <= found.value + 1e-9
     assert found.value - 1e-9 <= found.high <= max(values) + 1e-9
 
 
-def test_coverage_near_the_level_with_many_values_and_below_it_with_three():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(("n", "percentile"), [(3, 75), (6, 85), (40, 94)])
+def test_coverage(n, percentile):
+    samples = np.random.default_rng(0).normal(size=(1500, n))
 
-    def covered(n):
-        samples = rng.normal(size=(400, n))
-        hits = 0
-        for sample in samples:
-            found = bootstrap(sample, num_resamples=1_000)
-            hits += found.low <= 0 <= found.high
-        return hits / len(samples)
+    def covered(method):
+        found = [bootstrap(sample, method=method, num_resamples=1_000) for sample in samples]
+        return 100 * np.mean([interval.low <= 0 <= interval.high for interval in found])
 
-    assert 0.90 <= covered(40) <= 0.98
-    assert 100 * covered(3) == pytest.approx(methods.COVERAGE[3], abs=5)  # what the report tells its reader
-    assert 100 * covered(6) == pytest.approx(methods.COVERAGE[6], abs=5)
+    assert covered("percentile") == pytest.approx(percentile, abs=3)
+    assert covered("expanded") == pytest.approx(95, abs=3)
+
+
+def test_coverage_over_strata():
+    samples = np.random.default_rng(0).normal(size=(1500, 2, 3))
+    found = [stratified_geometric_mean(list(np.exp(0.1 * sample))) for sample in samples]
+    assert 100 * np.mean([i.low <= 1 <= i.high for i in found]) == pytest.approx(95, abs=3)
+
+
+def test_expanded_is_the_students_interval_in_the_limit_of_a_normal_sample():
+    sample = stats.norm.ppf((np.arange(200) + 0.5) / 200)
+    student = stats.t.interval(0.95, 199, loc=sample.mean(), scale=stats.sem(sample))
+    found = bootstrap(sample, num_resamples=100_000)
+    assert found[1:] == pytest.approx(student, abs=0.004)
+
+
+def test_the_factor_by_hand():
+    # √(3/2) · t.975(2 degrees) / z.975
+    assert small_sample_factor(3, 2) == pytest.approx(np.sqrt(1.5) * 4.302653 / 1.959964, rel=1e-6)
+    assert small_sample_factor(1e6, 1e6) == pytest.approx(1, abs=1e-5)
 
 
 def test_columns_are_the_means_and_intervals_of_each_column():
@@ -126,7 +148,7 @@ def test_each_different_resample_is_weighed_by_how_often_it_was_drawn():
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     values = np.array([1.0, 2.0, 5.0])
     direct = np.quantile(values[resample(3, 10_000, 0)].mean(axis=1), [0.025, 0.975])
-    np.testing.assert_allclose(bootstrap(values)[1:], direct)
+    np.testing.assert_allclose(bootstrap(values, method="percentile")[1:], direct)
 
 
 @pytest.mark.parametrize("num_resamples", [1, 2, 20, 41, 81, 999])
@@ -134,5 +156,5 @@ def test_each_different_resample_is_weighed_by_how_often_it_was_drawn():
 def test_counted_resamples_have_the_quantiles_of_listed_ones(values, num_resamples):
     sample = np.array(values)
     draws = sample[resample(len(sample), num_resamples, 0)].mean(axis=1)
-    found = bootstrap(sample, num_resamples=num_resamples)
+    found = bootstrap(sample, method="percentile", num_resamples=num_resamples)
     np.testing.assert_allclose(found[1:], np.quantile(draws, [0.025, 0.975]))
