@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from analysis import panels
-from analysis.baselines import in_front
 from analysis.drawing import Drawing
 from analysis.palette import REFERENCE_LINE
 from analysis.study import SCHEME_NAMES, percent
@@ -90,7 +89,7 @@ def schedule_curves(d: Drawing) -> alt.ConcatChart | None:
     for number, workload in enumerate(d.workloads):
         mine = medians[medians["workload"] == workload]
         raw = mine[mine["scheme"] == "none"]
-        averaged = mine[mine["setting"].isin(in_front(d.tables.chosen)["setting"])]
+        averaged = mine[mine["setting"].isin(d.tables.chosen["setting"])]
         edge = bound[bound["workload"] == workload]
         if edge.empty:
             continue

@@ -26,7 +26,7 @@ def summary(settings: pd.DataFrame) -> pd.DataFrame:
             "schedule": settings["training_label"],
             "scheme": settings["scheme_label"],
             "horizon %": settings["horizon_fraction"].astype(float) * 100,
-            "steps to target": settings["steps_to_target"],
+            "steps to target": [_steps(row) for row in settings.to_dict("records")],
             "ratio": [_ratio(row, "ratio") for row in settings.to_dict("records")],
             "best metric": settings["best_metric"],
             "missed": [
@@ -85,6 +85,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):  # numpy.float64 is one
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
+
+
+def _steps(row: Mapping[Any, Any]) -> str:
+    """The median; where more than half of the seeds missed, it is only known to be larger than the step budget."""
+    if pd.isna(row["steps_to_target"]):
+        return "–"
+    missed = "> " if 2 * row["num_censored"] > row["num_seeds"] else ""
+    return f"{missed}{row['steps_to_target']:,.0f}"
 
 
 def _ratio(row: Mapping[Any, Any], name: str, bound: str = "bound", form: str = ".3f") -> str:

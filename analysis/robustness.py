@@ -44,7 +44,7 @@ def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
     """From the map: the widest run of neighbouring flat horizons around the best one, per scheme.
 
     Returns: workload, training, scheme, flat_from, flat_to (horizon fractions), best_horizon, best_ratio; a row
-    only where intervals exist.
+    only where intervals exist and the scheme was run at several horizons.
     """
     rows = []
     known = horizons[horizons["flat"].notna()]
@@ -54,6 +54,8 @@ def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
         by_horizon = part.groupby("horizon_fraction", sort=True)["flat"].any()
         best = part[part["best"]].iloc[0]
         axis = by_horizon.index.to_numpy(dtype=float)
+        if len(axis) < 2:
+            continue  # one horizon has no neighbours to be flat with
         flat = by_horizon.to_numpy(dtype=bool)
         low = high = int(np.flatnonzero(axis == best["horizon_fraction"])[0])
         while low > 0 and flat[low - 1]:

@@ -71,8 +71,10 @@ def run(
     twentieth of the time; 0 writes one after every evaluation.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "done").exists():
+        return
     with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
-        if (folder / "done").exists():
+        if (folder / "done").exists():  # by whoever held the lock until now
             return
         attempt = Attempt.begin(folder, device, num_devices)
         try:

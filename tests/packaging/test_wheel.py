@@ -58,4 +58,4 @@ def test_the_installed_wheel_plans_the_quickstart_elsewhere(wheel: Path, tmp_pat
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "48 cells" in done.stdout
+    assert "60 cells" in done.stdout

@@ -40,7 +40,7 @@ def test_plan_of_a_shipped_study_launches_nothing(outside: Path) -> None:
     for name in ("quickstart", "sweeps/quickstart.yaml"):
         done = CliRunner().invoke(main, ["plan", name])
         assert done.exit_code == 0, done.output
-        for word in ("48 cells", "12 trajectories", "device-hours", "MiB", "target"):
+        for word in ("60 cells", "12 trajectories", "device-hours", "MiB", "target"):
             assert word in done.output
     assert [p for p in sorted(outside.iterdir()) if p.name != "__pycache__"] == before
 
