@@ -258,9 +258,8 @@ def _horizon(placed: Placed, horizon: int | float, every: int, total: int) -> fl
     steps = float(horizon) if isinstance(horizon, int) else horizon * total
     if steps > total:
         raise placed.error("horizon", f"{steps:g} steps; allowed: at most the step budget, {total} steps")
-    if steps < every or (steps == every and isinstance(placed.block, EmaBlock)):
-        than = "at least" if isinstance(placed.block, LawaBlock) else "more than"
-        raise placed.error("horizon", f"{steps:g} steps; allowed: {than} `every`, {every} steps")
+    if steps < every:
+        raise placed.error("horizon", f"{steps:g} steps; allowed: at least `every`, {every} steps")
     return steps
 
 

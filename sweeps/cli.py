@@ -26,6 +26,19 @@ class _Group(click.Group):
             context.exit(EXIT_BAD_INPUT)
 
 
+class _Command(click.Command):
+    """A command whose --set takes several values: ``--set a=1 b=2`` is ``--set a=1 --set b=2``."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        spread: list[str] = []
+        for argument in arguments:
+            follows = len(spread) > 1 and spread[-2] == "--set"
+            if follows and "=" in argument and not argument.startswith("-"):
+                spread.append("--set")
+            spread.append(argument)
+        return super().parse_args(context, spread)
+
+
 def _is_bad_input(error: ValueError) -> bool:
     # By name, so that help and errors of the command line itself need none of these modules.
     return type(error).__name__ in {"SpecError", "BadRun", "NoRoom", "UnknownWorkload", "SubmitError"}
@@ -37,7 +50,7 @@ def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
         "sets",
         multiple=True,
         metavar="PATH=VALUE",
-        help="Override one key, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; may be repeated.",
+        help="Override keys, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; several may follow.",
     )(command)
 
 
@@ -62,7 +75,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=_Command)
 @click.argument("file")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done."
@@ -123,7 +136,7 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
         console.print(f"{workload}: {said}")
 
 
-@main.command()
+@main.command(cls=_Command)
 @click.argument("file")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists."
@@ -244,7 +257,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
 
 
-@main.command()
+@main.command(cls=_Command)
 @click.argument("file")
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
 @click.option("--out", help="Run folder as the cluster sees it; default runs/<study>.")

@@ -114,6 +114,9 @@ def _run(
         diverged = not math.isfinite(loss)
         best = evaluator.evaluate(state, diverged)
         log.info("step %d training loss %.6g", state.step, loss)
+        if diverged:
+            log.warning("diverged: the trajectory ends here")
+            return
         # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
         pause = max(checkpoint_seconds, 19 * saving_seconds) if checkpoint_seconds else 0.0
         if (began := time.monotonic()) >= saved + pause and state.step < trajectory.length_steps:
@@ -122,11 +125,6 @@ def _run(
             saved = time.monotonic()
             saving_seconds = saved - began
         report(Progress(state.step, trajectory.length_steps, best))
-        if diverged:
-            log.warning(
-                "training loss is %s at step %d: diverged, the trajectory ends here", loss, state.step
-            )
-            return
 
 
 def _train(

@@ -33,7 +33,11 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = [
         *(REPO / "sweeps").glob("*.yaml"),
-        *(path for path in (REPO / "workloads" / "data").rglob("*") if path.suffix != ".pyc" and path.is_file()),
+        *(
+            path
+            for path in (REPO / "workloads" / "data").rglob("*")
+            if path.suffix != ".pyc" and path.is_file()
+        ),
         REPO / "workloads" / "targets.yaml",
         *(path for path in (REPO / "cluster").rglob("*") if path.suffix in {".yaml", ".sbatch"}),
         *(path for path in (REPO / "analysis").iterdir() if path.suffix in {".html", ".py"}),
@@ -46,7 +50,17 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
 
 def test_the_installed_wheel_plans_the_quickstart_elsewhere(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(install, check=True)
     code = (
         "import wa, sweeps, workloads, analysis, cluster, sys; from sweeps.cli import main;"

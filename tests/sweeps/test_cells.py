@@ -36,6 +36,7 @@ def only(**changes: Any) -> Cell:
          LAWA(k=3, burn_in=100, until_full="partial")),
         ({"scheme": "ema", "decay": 0.9, "every": 8}, EMA(decay=0.9, every=8)),
         ({"scheme": "ema", "horizon": 0.024, "every": 8}, EMA(decay=0.5, every=8)),  # (24 − 8)/(24 + 8)
+        ({"scheme": "ema", "horizon": 8, "every": 8}, EMA(decay=0.0, every=8)),
         ({"scheme": "ema", "decay": 0.9, "init": "zero", "buffers": "average", "burn_in": 7},
          EMA(decay=0.9, init="zero", buffers="average", burn_in=7)),
         ({"scheme": "tail", "start": 0.5, "every": 10}, Tail(start=500, every=10)),

@@ -45,6 +45,21 @@ def test_plan_of_a_shipped_study_launches_nothing(outside: Path) -> None:
     assert [p for p in sorted(outside.iterdir()) if p.name != "__pycache__"] == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "seeds=[0]", "step_budget=100", "--out", "x"],
+        ["--set", "seeds=[0]", "--set", "step_budget=100"],
+        ["--set", "step_budget=100", "--out", "x", "--set", "seeds=[0]"],
+    ],
+)
+def test_set_takes_one_value_or_several(outside: Path, arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, ["plan", "quickstart", *arguments])
+    assert done.exit_code == 0, done.output
+    assert "20 cells" in done.output
+    assert "150" in done.output  # 50 and 100 steps
+
+
 def test_a_file_here_comes_before_a_shipped_name(outside: Path) -> None:
     (outside / "sweeps").mkdir()
     (outside / "sweeps" / "quickstart.yaml").write_text(
