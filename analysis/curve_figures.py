@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import panels
 from analysis.drawing import Drawing
 from analysis.palette import REFERENCE_LINE
-from analysis.study import SCHEME_NAMES, percent
+from analysis.study import SCHEME_NAMES, decays_throughout, percent
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else medians only
@@ -117,7 +117,8 @@ def _schedule_names(d: Drawing, workload: str) -> pd.DataFrame:
     names = [
         ", ".join(
             [percent(float(row["length_fraction"]))] * lengths
-            + [f"LR decay {percent(float(row['lr_decay']))}"] * (decays and not pd.isna(row["lr_decay"]))
+            + [f"LR decay {percent(float(row['lr_decay']))}"]
+            * (decays and not pd.isna(row["lr_decay"]) and not decays_throughout(row))
         )
         or str(row["training_label"])
         for row in cells.to_dict("records")

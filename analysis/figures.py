@@ -12,6 +12,8 @@ from analysis import panels
 from analysis.drawing import Drawing
 from analysis.study import SCHEME_NAMES
 
+WIDEST = 1.6  # a ratio up to which the saving curve's axis makes room for its bands
+
 
 def ratio_dots(d: Drawing) -> alt.ConcatChart | None:
     """Steps-to-target ratio of every setting of the reference schedule: dot, whisker, seeds as ticks, line at 1."""
@@ -60,9 +62,11 @@ def saving_curves(d: Drawing) -> alt.ConcatChart | None:
     pick = panels.legend_pick(d.chosen, "saving_pick")
     colours = {label: colour for label, colour in d.colours.items() if label != SCHEME_NAMES["none"]}
     colour = panels.setting_colour(colours)
-    low, high = panels.span(
-        table[table["scheme_label"].isin(d.chosen)], ["low", "high", "ratio"], include=1.0
-    )
+    seen_first = table[table["scheme_label"].isin(d.chosen)]
+    low, high = panels.span(seen_first, ["low", "high", "ratio"], include=1.0)
+    high = min(
+        high, max(WIDEST, panels.span(seen_first, ["ratio"], include=1.0)[1])
+    )  # wild bands run off the axis
     parts: list[Any] = []
     for number, workload in enumerate(d.workloads):
         mine = table[table["workload"] == workload]

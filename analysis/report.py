@@ -65,12 +65,19 @@ def write(run: str | Path) -> Path:
     return path
 
 
-def summary_table(run: str | Path) -> pd.DataFrame:
+def summary_table(run: str | Path, most: int | None = None) -> pd.DataFrame:
     """One row a setting, for a terminal: workload, schedule, scheme, horizon in % of the step budget,
-    median steps to target, ratio with interval against the same schedule, best metric, seeds that missed."""
+    median steps to target, ratio with interval against the same schedule, best metric, seeds that missed.
+
+    most: with more rows than this, only the reference schedule of each workload is shown.
+    """
     study = read(run)
     found = core(study)
-    return page_tables.summary(settings(study.cells, found.steps, found.ratios, found.general))
+    table = settings(study.cells, found.steps, found.ratios, found.general)
+    if most is not None and len(table) > most:
+        reference = baselines.reference_training(study.cells, found.scores)
+        table = table[table["training"].isin(list(reference.values()))].reset_index(drop=True)
+    return page_tables.summary(table)
 
 
 def make_sections(study: Study, tables: Tables) -> list[Section]:

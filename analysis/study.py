@@ -6,6 +6,7 @@ and its **averaging**. Cells of one setting are repetitions over seeds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,18 @@ def _scheme_label(row: dict[str, Any], varying: list[str]) -> str:
     return f"{name} {percent(float(row['horizon_fraction']))}"
 
 
+def decays_throughout(row: Mapping[Any, Any]) -> bool:
+    """Whether the learning rate decays from the end of the warm-up on, as it does unless `lr_decay` says less."""
+    steps = [row[name] for name in ("warmup_steps", "lr_decay_steps", "length_steps")]
+    return not any(pd.isna(step) for step in steps) and steps[0] + steps[1] >= steps[2]
+
+
 def _training_label(row: dict[str, Any], varying: list[str]) -> str:
     parts = [str(row["schedule"])]
     if "length_fraction" in varying:
         parts.append(f"length {percent(float(row['length_fraction']))}")
     for axis in ("lr_decay", "final_lr", "optimizer", "lr", "weight_decay", "beta1", "beta2", "step_budget"):
-        if axis in varying and not pd.isna(row[axis]):
+        if axis in varying and not pd.isna(row[axis]) and not (axis == "lr_decay" and decays_throughout(row)):
             text = percent(row[axis]) if axis in ("lr_decay", "final_lr") else _value(row[axis])
             parts.append({"lr_decay": "LR decay ", "final_lr": "final LR "}.get(axis, f"{axis} ") + text)
     return ", ".join(parts)

@@ -11,6 +11,7 @@ import click
 
 STUDIES = Path(__file__).parent
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
+SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
 
 
 class _Group(click.Group):
@@ -174,7 +175,7 @@ def run(
 def _conclude(run: Path, console: Any) -> None:
     from analysis import report as reports
 
-    frame = reports.summary_table(run)
+    frame = reports.summary_table(run, most=SHOWN_ROWS)
     if len(frame):
         console.print(
             _table(

@@ -15,7 +15,7 @@ def test_the_answer_names_horizon_ratio_interval_workloads_and_seeds(make_run):
     assert answer.startswith(
         "EMA at an averaging horizon of 1 % of the step budget, fixed beforehand, reaches"
     )
-    assert "0.90 [0.89, 0.91]" in answer
+    assert "0.90 [0.88, 0.92]" in answer
     assert "2 of 2 workloads, 3 seeds each" in answer
 
 
@@ -86,7 +86,7 @@ def test_findings_of_every_figure(make_run):
     assert any("median steps to the target" in line for line in conclusions.schedule_findings(found))
     assert any("final metric changes by" in line for line in conclusions.generalization_findings(found))
     costs = conclusions.hours_findings(read, found, "CPU-core-hours")
-    assert any("0.99 [0.97, 1.01]" in line for line in costs[:-1])
+    assert any("0.99 [0.94, 1.04]" in line for line in costs[:-1])
     assert "times as much" in costs[-1]
 
 

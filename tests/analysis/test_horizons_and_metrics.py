@@ -32,7 +32,7 @@ def test_flat_region_without_noise_is_the_ties(make_run):
 
 
 def test_flat_region_widens_with_the_spread_over_seeds(make_run):
-    _, found = computed(make_run(lengths=[1.0], spread=0.04))
+    _, found = computed(make_run(lengths=[1.0], spread=0.015))
     ema = found.horizon_map[(found.horizon_map["scheme"] == "ema") & (found.horizon_map["workload"] == "lm")]
     assert ema["flat"].tolist() == [False, True, True, True, False]
 
@@ -85,7 +85,7 @@ def test_best_and_final_metric_of_a_cell(make_run):
 
 
 def test_differences_are_paired_by_seed(make_run, average):
-    read, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.2)], seed_shift=0.1))
+    read, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.2)], seed_shift=0.02))
     by_cell = found.generalization_by_cell.set_index(["setting", "seed"])["final_metric"]
     raw = int(
         read.cells[(read.cells["scheme"] == "none") & (read.cells["workload"] == "lm")]["setting"].iloc[0]

@@ -79,7 +79,7 @@ def test_question_and_answer_come_first(small):
         "torch 2.13.0",
     ):
         assert word in text
-    assert "2 seeds: a bootstrap 95\u00a0% interval" in text
+    assert "2 seeds: intervals are widened for so few" in text
 
 
 def test_the_page_needs_no_network(small):
