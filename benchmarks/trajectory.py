@@ -22,7 +22,6 @@ from sweeps.cells import Training, cells
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
-from wa import EMA, LAWA
 from workloads.protocol import load
 
 HORIZONS = [0.0125, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # of a run of 2,000 steps and more: every ≥ 8
@@ -79,21 +78,24 @@ def against_bare(workload: str, steps: int, rounds: int) -> float:
     return median(ratios)
 
 
-def shares(workload: str, steps: int) -> dict[str, float]:
-    """Averaging and evaluation of a bank of 16 with every = 8 as shares of the training time; 50 evaluations.
+def bank_share(workload: str, rounds: int, steps: int = 640) -> float:
+    """What a bank of 16 with every = 8 adds to a trajectory without averages, as a share; evaluation taken off."""
+    bare = one_trajectory(workload, steps, {"scheme": "none"}, steps)
+    banked = one_trajectory(workload, steps, [{"scheme": "none"}, *BANK], steps)
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for one in (bare, banked):
+            wall, rows = run_seconds(one)
+            seconds.append(wall - sum(row["eval_seconds"] for row in rows))
+        ratios.append(seconds[1] / seconds[0] - 1)
+    return median(ratios)
 
-    Each LAWA is charged the ring in full, which they share: the bank took what all EMA and one LAWA are charged.
-    The rest is the start (imports done, data read), checkpoints and records.
-    """
-    one = one_trajectory(workload, steps, [{"scheme": "none"}, *BANK], max(1, steps // 50))
-    wall, rows = run_seconds(one)
-    kinds = {cell.cell_id: type(cell.scheme) for cell in one.cells}
-    train = rows[0]["train_seconds"]
-    evaluation = sum(row["eval_seconds"] for row in rows)
-    emas = sum(row["average_seconds"] for row in rows if kinds[row["cell_id"]] is EMA)
-    ring = max(row["average_seconds"] for row in rows if kinds[row["cell_id"]] is LAWA)
-    rest = wall - train - evaluation - emas - ring
-    return {"averaging": (emas + ring) / train, "evaluation": evaluation / train, "the rest": rest / train}
+
+def evaluation_share(workload: str, steps: int = 1000) -> float:
+    """50 evaluations of a bank of 16 and the raw weights / the training time of so many steps."""
+    _, rows = run_seconds(one_trajectory(workload, steps, [{"scheme": "none"}, *BANK], max(1, steps // 50)))
+    return float(sum(row["eval_seconds"] for row in rows) / rows[0]["train_seconds"])
 
 
 def fused_over_unfused(workload: str, steps: int) -> float:
@@ -112,8 +114,8 @@ def main(short: bool = False) -> dict[str, float]:
     for workload in ("lm", "imagenet_vit"):
         found[f"{workload}: steps a second, trajectory / bare loop"] = against_bare(workload, steps, rounds)
         if not short:
-            for name, share in shares(workload, 2000).items():
-                found[f"{workload}: {name} of a bank of 16 / training (50 evaluations)"] = share
+            found[f"{workload}: what a bank of 16 adds to a trajectory"] = bank_share(workload, rounds)
+            found[f"{workload}: 50 evaluations of 17 cells / 1,000 steps"] = evaluation_share(workload)
     if not short:
         found["lm: device-seconds of 17 cells, fused / one trial per cell"] = fused_over_unfused("lm", 640)
     for name, value in found.items():
