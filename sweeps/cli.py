@@ -315,7 +315,7 @@ def _study_file(name: str) -> Path:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 def _table(headers: Any, rows: Any, title: str | None = None) -> Any:

@@ -10,6 +10,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from sweeps.plan import Trajectory, cost
@@ -64,14 +66,17 @@ class Progress:
         self.running.discard(name)
         self._draw(say=True)
 
-    def eta_seconds(self) -> float | None:
-        """Expected work left at the pace so far; None before there is a pace."""
-        all_work = sum(self.expected.values())
-        worked = sum(self.expected[name] * self._share_done(name) for name in self.by_name)
-        elapsed = time.monotonic() - self.began
-        return None if worked <= 0 else elapsed * (all_work - worked) / worked
+    def share_done(self) -> float:
+        """Share of the expected work that is done."""
+        worked = sum(self.expected[name] * self._share_of(name) for name in self.by_name)
+        return worked / sum(self.expected.values())
 
-    def _share_done(self, name: str) -> float:
+    def eta_seconds(self) -> float | None:
+        """Time for what is left at the pace so far; None before there is a pace."""
+        done = self.share_done()
+        return None if done <= 0 else (time.monotonic() - self.began) * (1 - done) / done
+
+    def _share_of(self, name: str) -> float:
         if name in self.finished or name in self.lost:
             return 1.0
         return self.steps.get(name, 0) / self.by_name[name].length_steps
@@ -98,12 +103,20 @@ class Progress:
 
     def _draw(self, say: bool = False) -> None:
         if self.live is not None:
-            self.live.update(Text(self.line(), overflow="ellipsis", no_wrap=True))
+            self.live.update(self._bar_and_line())
         elif say or time.monotonic() - self.said > LINE_SECONDS:
             self.said = time.monotonic()
             self.console.print(
                 f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True
             )
+
+    def _bar_and_line(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(
+            ProgressBar(total=1.0, completed=self.share_done(), width=24),
+            Text(self.line(), overflow="ellipsis", no_wrap=True),
+        )
+        return grid
 
     def __enter__(self) -> Self:
         if self.live is not None:

@@ -93,6 +93,20 @@ def test_sigterm_ends_in_order_and_continues(study: Path, undisturbed: pd.DataFr
     assert_like_undisturbed(run, undisturbed)
 
 
+def test_one_trial_per_cell_gives_the_same_records(study: Path, undisturbed: pd.DataFrame) -> None:
+    process = begin(study, "--set", "fuse=false", "step_budget=60", "seeds=[0]")
+    assert process.wait(180) == 0, (study / "log").read_text()
+    assert len(load_trials(study / "run")) == 4
+    command = [WA, "run", "kills.yaml", "--out", "fused", "--set", "step_budget=60", "seeds=[0]"]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert len(load_trials(study / "fused")) == 1
+    one_each, fused = load_records(study / "run"), load_records(study / "fused")
+    pd.testing.assert_frame_equal(
+        one_each.drop(columns=MEASURED), fused.drop(columns=MEASURED), check_exact=True
+    )
+
+
 def test_a_second_driver_is_refused(study: Path) -> None:
     process = begin(study)
     try:
