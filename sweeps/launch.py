@@ -165,7 +165,11 @@ def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engin
             tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
         )  # /tmp/ray is never cleaned, ours is
         ray.init(
-            include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(temporary), **quiet
+            address="local",  # whatever RAY_ADDRESS says: without --address it is this machine
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(temporary),
+            **quiet,
         )
     else:
         try:

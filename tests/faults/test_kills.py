@@ -107,6 +107,12 @@ def test_one_trial_per_cell_gives_the_same_records(study: Path, undisturbed: pd.
     )
 
 
+def test_without_address_it_is_this_machine(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody's cluster, which is none of ours
+    process = begin(study, "--set", "step_budget=20", "seeds=[0]")
+    assert process.wait(120) == 0, (study / "log").read_text()
+
+
 def test_a_second_driver_is_refused(study: Path) -> None:
     process = begin(study)
     try:
