@@ -26,9 +26,10 @@ class Attempt:
     began: float
 
     @classmethod
-    def begin(cls, folder: Path, device: str, num_devices: float) -> Attempt:
+    def begin(cls, folder: Path, trajectory_id: str, device: str, num_devices: float) -> Attempt:
         number = len(list(folder.glob("attempt-*.json")))
         row = {
+            "trajectory_id": trajectory_id,
             "attempt": number,
             "host": platform.node(),
             "device_name": torch.cuda.get_device_name() if device != "cpu" else _cpu_name(),

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -148,7 +148,6 @@ class Engine:
     slots: int
     cpu: float
     gpu: float
-    temporary: Path | None = field(default=None)
 
 
 @contextmanager
@@ -161,9 +160,8 @@ def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engin
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
         _remove_abandoned()
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
-        )  # /tmp/ray is never cleaned, ours is
+        # /tmp/ray is never cleaned, ours is.
+        temporary = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         ray.init(
             address="local",  # whatever RAY_ADDRESS says: without --address it is this machine
             include_dashboard=False,
@@ -188,7 +186,7 @@ def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engin
                 f"a trial needs {cpu:g} CPU and {gpu:g} GPU; "
                 f"the largest node here is part of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU"
             )
-        yield Engine(slots, cpu, gpu, temporary)
+        yield Engine(slots, cpu, gpu)
     finally:
         ray.shutdown()
         if temporary is not None:
@@ -228,9 +226,8 @@ def launch(
     outcome = Outcome([], [])
     if not trajectories:
         return outcome
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
-        on.slots
-    )  # else a Searcher's actors start one after another
+    # Else a Searcher's actors start one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
     num_devices = on.gpu or on.cpu
     configs = [
         {
@@ -251,7 +248,6 @@ def launch(
             search_alg=PlanSearcher(configs),
             num_samples=-1,
             reuse_actors=True,
-            max_concurrent_trials=None,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             trial_name_creator=lambda trial: str(trial.trial_id),
         ),

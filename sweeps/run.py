@@ -36,12 +36,11 @@ def work(spec: Spec, run: Path | None, calibrating: bool = False) -> Work:
     if run is not None:
         run_folder.check_compatible(run, wanted, spec)
         started = run_folder.started(run)
-    done = [one for one in started if run is not None and run_folder.is_done(run, one)]
-    done_cells = {cell.cell_id for one in done for cell in one.cells}
-    unfinished = [one for one in started if one not in done]
+    done = {one.name: one for one in started if run is not None and run_folder.is_done(run, one)}
+    done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
+    unfinished = [one for one in started if one.name not in done]
     to_do = [cell for cell in wanted if cell.cell_id not in done_cells]
-    names = {one.name for one in done}
-    return Work(wanted, targets, plan.trajectories(to_do, spec.fuse, unfinished, names), len(done))
+    return Work(wanted, targets, plan.trajectories(to_do, spec.fuse, unfinished, done), len(done))
 
 
 def run_study(
@@ -54,7 +53,7 @@ def run_study(
 ) -> bool:
     """Bring the run folder to the state the spec describes; whether the study is complete.
 
-    Raises: SpecError or launch.NoRoom before anything is launched; ConnectionError where no Ray answers.
+    Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
     with run_folder.locked(run):
         todo = work(spec, run, calibrating)

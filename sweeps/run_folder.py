@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.records import CELLS, RECORDS, TRIALS, read_live, rows_to_table
+from analysis.records import CELLS, TRIALS, read_live, rows_to_table
 from sweeps import plan
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
@@ -98,9 +98,8 @@ def write_plan(
     """spec.yaml, cells.parquet, plan.json and a folder with trajectory.json for each trajectory."""
     devices, device = plan.num_devices(spec)
     here = {cell.cell_id for cell in cells}
-    earlier = [
-        cell for one in started(run) for cell in one.cells if is_done(run, one) and cell.cell_id not in here
-    ]
+    known = started(run)
+    earlier = [cell for one in known if is_done(run, one) for cell in one.cells if cell.cell_id not in here]
     rows = [
         cell_to_row(cell, spec.study, _value(targets.get(cell.training.workload)), devices, device)
         for cell in [*cells, *{cell.cell_id: cell for cell in earlier}.values()]
@@ -109,12 +108,9 @@ def write_plan(
         folder = trajectory_folder(run, trajectory.name)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory)).encode())
-    table = pa.Table.from_pylist(rows, schema=CELLS)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    write_atomic(run / "cells.parquet", buffer.getvalue().to_pybytes())
+    _write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
     write_atomic(run / "spec.yaml", dump_yaml(dict(spec.raw)).encode())
-    every = {one.name: one for one in [*started(run), *trajectories]}
+    every = {one.name: one for one in [*known, *trajectories]}
     document = {
         "study": spec.study,
         "question": spec.question,
@@ -150,9 +146,7 @@ def compact(run: Path, name: str) -> None:
     if live.exists():
         records = run / "records"
         records.mkdir(exist_ok=True)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(rows_to_table(read_live(live)).select(RECORDS.names), buffer)
-        write_atomic(records / f"{name}.parquet", buffer.getvalue().to_pybytes())
+        _write_table(records / f"{name}.parquet", rows_to_table(read_live(live)))
         live.unlink()
     (folder / "checkpoint").unlink(missing_ok=True)
 
@@ -162,10 +156,12 @@ def write_trials(run: Path) -> None:
     rows = []
     for path in sorted((run / "trajectories").glob("*/attempt-*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
-        trajectory = json.loads((path.parent / "trajectory.json").read_text(encoding="utf-8"))
         status = "interrupted" if row["status"] == "running" else row["status"]
-        first = plan.from_dict(trajectory)
-        rows.append({"trajectory_id": first.trajectory_id, **row, "status": status})
+        rows.append({**row, "status": status})
+    _write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=TRIALS), buffer)
-    write_atomic(run / "trials.parquet", buffer.getvalue().to_pybytes())
+    pq.write_table(table, buffer)
+    write_atomic(path, buffer.getvalue().to_pybytes())

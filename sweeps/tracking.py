@@ -78,19 +78,21 @@ class Publisher:
         self.delivered: dict[str, int] = {}
         if self.cursor_file.exists():
             self.delivered = json.loads(self.cursor_file.read_text(encoding="utf-8"))
-        self.cursors = dict(
-            self.delivered
-        )  # by cell, the last step logged; ahead of `delivered` while it trains
+        # By cell, the last step logged; ahead of `delivered` while the cell trains.
+        self.cursors = dict(self.delivered)
         self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
+        self.published: set[str] | None = None  # the cells that were finished at the last whole pass
 
     def publish(self) -> None:
         """One pass. Online, runs of cells that still train stay open; offline, whole cells only.
 
         (An offline run that a kill cuts short holds nothing, so it is written in one go once its cell is done.)
         """
+        finished = self._finished()  # before the records: what is done now has all of its rows in them
+        if self.mode == "offline" and finished == self.published:
+            return  # nothing to say, so nothing to read beside those who train
         cells = load_cells(self.run).set_index("cell_id", drop=False)
         records = load_records(self.run)
-        finished = self._finished()
         for cell_id, rows in records.groupby("cell_id", sort=True):
             cell_id = str(cell_id)
             done = cell_id in finished
@@ -99,6 +101,7 @@ class Publisher:
                 continue
             if len(new) or (done and cell_id in self.open):
                 self._publish_cell(_row(cells.loc[cell_id].to_dict()), new, done)
+        self.published = finished
 
     def _finished(self) -> set[str]:
         folder = self.run / "trajectories"

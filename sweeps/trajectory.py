@@ -76,7 +76,7 @@ def run(
     with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
         if (folder / "done").exists():  # by whoever held the lock until now
             return
-        attempt = Attempt.begin(folder, device, num_devices)
+        attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
         try:
             _run(trajectory, folder, device, num_devices, checkpoint_seconds, report, recorder, attempt, log)
         except BaseException as error:
