@@ -163,6 +163,7 @@ class Publisher:
             self.mode = "offline"
             wandb.teardown()  # or the id counts as in use by the run that did not begin
             self.open.clear()
+            self.cursors = dict(self.delivered)  # what was only logged may be lost: say it again, offline
             begun = wandb.init(mode="offline", **arguments)
         begun.define_metric("step")
         best = "max" if cell["higher_is_better"] else "min"

@@ -144,6 +144,37 @@ def test_a_killed_publisher_goes_on_from_its_cursor(run: Path, wandb_server: Wan
         )
 
 
+def test_a_cell_that_ends_while_records_are_read_waits_for_the_next_pass(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "wandb").mkdir()
+    ends = run_folder.started(run)[0]
+    marker = run_folder.trajectory_folder(run, ends.name) / "done"
+    marker.unlink()
+
+    def read_then_end(folder: Path) -> Any:
+        frame = tracking_load(folder)
+        marker.touch()
+        return frame[~((frame["trajectory_id"] == ends.trajectory_id) & (frame["step"] == 60))]
+
+    tracking_load = tracking.load_records
+    published: dict[str, list[int]] = {}
+
+    def remember(cell: dict[str, Any], rows: Any, done: bool) -> None:
+        published.setdefault(cell["cell_id"], []).extend(rows["step"])
+
+    publisher = tracking.Publisher(run, "offline", "proj", None)
+    monkeypatch.setattr(publisher, "_publish_cell", remember)
+    monkeypatch.setattr(tracking, "load_records", read_then_end)
+    publisher.publish()
+    mine = {cell.cell_id for cell in ends.cells}
+    assert published
+    assert not mine & set(published)
+    monkeypatch.setattr(tracking, "load_records", tracking_load)
+    publisher.publish()
+    assert all(published[cell_id] == [20, 40, 60] for cell_id in mine)
+
+
 def test_only_the_publisher_imports_wandb() -> None:
     code = "import sys, sweeps.run, sweeps.launch, sweeps.cli; print('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
