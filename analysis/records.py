@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 # One row: the evaluation of one cell after `step` optimizer steps.
@@ -30,8 +31,10 @@ RECORDS = pa.schema(
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
         ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations
         ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
+        ("metrics", pa.map_(pa.string(), pa.float64())),  # what stands beside the target metric, by name
     ]
 )
+BESIDE = "metric_"  # before the name of a metric that stands beside, as a column: metric_accuracy
 KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
 
 # One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
@@ -53,6 +56,13 @@ CELLS = pa.schema(
         ("weight_decay", pa.float64()),
         ("momentum", pa.float64()),
         ("grad_clip", pa.float64()),
+        ("precondition_every", pa.float64()),  # steps
+        ("precondition_start", pa.float64()),  # steps
+        ("block_size", pa.float64()),
+        ("matrix_eps", pa.float64()),
+        ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
+        ("compile", pa.string()),  # torch.compile's backend
+        ("accumulate", pa.int64()),  # micro-batches a step
         ("schedule", pa.string()),  # shape: cosine | linear | constant
         ("length_steps", pa.int64()),  # training ends there
         ("length_fraction", pa.float64()),
@@ -76,6 +86,7 @@ CELLS = pa.schema(
         ("target", pa.float64()),  # null until `wa calibrate`
         ("num_devices", pa.float64()),  # devices one trial holds: GPUs when it has any, else CPUs
         ("device", pa.string()),  # "gpu" | "cpu": device-hours are GPU-hours only on "gpu"
+        ("processes", pa.int64()),  # data-parallel processes of one trial
     ]
 )
 
@@ -104,7 +115,8 @@ def load(run: str | Path) -> pd.DataFrame:
     """Records joined with their cells, of finished and running trajectories alike.
 
     One row a record, sorted by (cell_id, split, step); record columns first, then the cell's axes. The target
-    metric's name is ``metric_name``, its value ``metric``.
+    metric's name is ``metric_name``, its value ``metric``; what stands beside it has columns of its own, such as
+    ``metric_accuracy``.
 
     Raises: BadRun where `run` has no cells.parquet or a table breaks the schema.
     """
@@ -126,7 +138,10 @@ def load_cells(run: str | Path) -> pd.DataFrame:
 
 
 def load_records(run: str | Path) -> pd.DataFrame:
-    """The record table: compacted Parquet and live JSON lines together, each (cell, step, split) once."""
+    """The record table: compacted Parquet and live JSON lines together, each (cell, step, split) once.
+
+    A metric that stands beside the target metric is a column of its own: ``metric_<name>``, NaN where it is not.
+    """
     run = Path(run)
     # Live files first: what is compacted meanwhile is then read twice, and not missed.
     tables = [
@@ -137,7 +152,7 @@ def load_records(run: str | Path) -> pd.DataFrame:
         _check(table, RECORDS, path)
         tables.append(table)
     table = pa.concat_tables(tables) if tables else RECORDS.empty_table()
-    frame = _to_pandas(table)
+    frame = _to_pandas(_beside_as_columns(table))
     return (
         frame.drop_duplicates(KEY, keep="first")
         .sort_values(["cell_id", "split", "step"], kind="stable")
@@ -178,6 +193,16 @@ def read_live(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def _beside_as_columns(table: pa.Table) -> pa.Table:
+    maps = table["metrics"].combine_chunks()
+    if isinstance(maps, pa.ChunkedArray):  # of no chunks
+        maps = pa.array([], type=maps.type)
+    table = table.drop_columns("metrics")
+    for name in sorted(set(pc.unique(maps.keys).to_pylist())):
+        table = table.append_column(BESIDE + name, pc.map_lookup(maps, name, "first").fill_null(np.nan))
+    return table
+
+
 def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
     """Rows (dicts with the columns of RECORDS, null for NaN) -> a table of the schema."""
     rows = list(rows)
@@ -189,6 +214,8 @@ def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.T
 
 
 def _value(value: Any, kind: pa.DataType) -> Any:
+    if pa.types.is_map(kind):
+        return [(name, np.nan if number is None else number) for name, number in value.items()]
     return np.nan if value is None and pa.types.is_floating(kind) else value
 
 

@@ -88,6 +88,13 @@ def _optimizer_name(value: Any) -> Any:
     return value
 
 
+def _compile(value: Any) -> Any:
+    backends = ("inductor", "aot_eager", "eager")
+    if not isinstance(value, bool) and (not isinstance(value, str) or value not in backends):
+        raise ValueError(f"got {shown(value)}; allowed: true, false or a backend: {', '.join(backends)}")
+    return value
+
+
 BUDGET = "step budget"
 Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
 ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
@@ -140,7 +147,19 @@ class OptimizerBlock(Block):
     eps: Positive | None = None
     weight_decay: NonNegative | None = None
     momentum: UnitOpen | None = None
+    precondition_every: Count | None = None  # steps
+    precondition_start: Annotated[int, _integer(0, 2**40, " (steps)")] | None = None
+    block_size: Count | None = None
+    matrix_eps: Positive | None = None
     grad_clip: Positive | None = None  # largest global gradient norm
+
+
+class TrainingBlock(Block):
+    """`training:`; how a step is computed: what is left out is the workload's own way."""
+
+    precision: Annotated[str, _one_of("fp32", "bf16")] | None = None
+    compile: Annotated[bool | str, BeforeValidator(_compile)] | None = None
+    accumulate: Annotated[int, _integer(1, 65536, " (micro-batches a step)")] | None = None
 
 
 class ScheduleBlock(Block):
@@ -218,12 +237,34 @@ class EvaluateBlock(Block):
 
 
 class ResourcesBlock(Block):
-    """`resources:` of one trial; `gpu` may be a fraction of one."""
+    """`resources:` of one trial; `gpu` may be a fraction of one, or several, with a process each."""
 
     cpu: Positive = 1
     gpu: Annotated[
-        float, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1: a trial trains on one device")
+        float,
+        _number(
+            lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
+            "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
+        ),
     ] = 0
+    processes: Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")] | None = None
+
+    @model_validator(mode="after")
+    def _a_device_each(self) -> ResourcesBlock:
+        if self.processes is None:
+            return self
+        if self.gpu and self.processes != max(1, self.gpu):
+            raise ValueError(
+                f"{self.processes} processes on {self.gpu:g} GPU; allowed: one a GPU, or leave it out"
+            )
+        if not self.gpu and self.processes > self.cpu:
+            raise ValueError(f"{self.processes} processes on {self.cpu:g} CPU; allowed: at most one a CPU")
+        return self
+
+    @property
+    def num_processes(self) -> int:
+        """Data-parallel processes of one trial: one a GPU; on CPUs one, unless it says more."""
+        return self.processes or max(1, int(self.gpu))
 
 
 class TrackingBlock(Block):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,16 +20,18 @@ from sweeps.blocks import (
     ScheduleBlock,
     SpecError,
     TailBlock,
+    TrainingBlock,
     nearest,
 )
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Grid, Placed, Spec
 from wa import EMA, LAWA, Tail
-from workloads.protocol import UnknownWorkload, Workload, families, load
+from workloads.protocol import UnknownWorkload, Workload, families, load, takes_part
 
 Scheme = LAWA | EMA | Tail
 SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail}
+SETTINGS = [name for name in OptimizerBlock.model_fields if name not in ("name", "grad_clip")]
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,15 @@ class Training:
     settings: tuple[tuple[str, float], ...]  # the optimizer's, sorted by name
     grad_clip: float | None
     schedule: Schedule
+    precision: str = "fp32"  # of the forward pass: fp32 | bf16, by autocast
+    compile: str | None = None  # torch.compile's backend
+    accumulate: int = 1  # micro-batches a step
 
     @cached_property
     def trajectory_id(self) -> str:
-        """12 hex digits, a function of the fields alone."""
-        return _digest(asdict(self))
+        """12 hex digits, a function of the fields alone; a field with a default counts where it differs."""
+        same = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return _digest({k: v for k, v in asdict(self).items() if k not in same or v != same[k]})
 
 
 @dataclass(frozen=True)
@@ -126,13 +133,15 @@ def _cells(spec: Spec) -> Iterator[tuple[Cell, str]]:
                 raise SpecError(
                     "preset" if "preset" in str(error) else f"workloads[{i}]", f"{error}{known}"
                 ) from None
-            yield from _cells_of(workload, name, preset, spec.grids[name], spec.seeds)
+            processes = spec.resources.num_processes
+            yield from _cells_of(workload, name, preset, spec.grids[name], spec.seeds, processes)
 
 
 def _cells_of(
-    workload: Workload, name: str, preset: str, grid: Grid, seeds: tuple[int, ...]
+    workload: Workload, name: str, preset: str, grid: Grid, seeds: tuple[int, ...], processes: int
 ) -> Iterator[tuple[Cell, str]]:
     optimizers = [_optimizer(placed, workload, name) for placed in grid.optimizers]
+    trainings = [_training(placed, workload, name, processes) for placed in grid.trainings]
     for budget in grid.step_budgets:
         total = (
             budget.block
@@ -150,12 +159,10 @@ def _cells_of(
             schemes = [
                 (_scheme(placed, total, schedule.length_steps), placed.path) for placed in grid.averagings
             ]
-            for optimizer, values, clip in optimizers:
-                for seed in seeds:
-                    training = Training(name, preset, seed, total, optimizer, values, clip, schedule)
-                    for scheme, path in schemes:
-                        cell = Cell(training, scheme, every, workload.metric, workload.higher_is_better)
-                        yield cell, path
+            for (optimizer, values, clip), how, seed in itertools.product(optimizers, trainings, seeds):
+                training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
+                for scheme, path in schemes:
+                    yield Cell(training, scheme, every, workload.metric, workload.higher_is_better), path
 
 
 def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
@@ -176,6 +183,8 @@ def _optimizer(
             raise placed.error(
                 key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip"
             )
+    if optimizer == "schedule_free_adamw" and given.get("beta1") == 0:
+        raise placed.error("beta1", "got 0: schedule-free averages with it; allowed: a number in (0, 1)")
     # The workload's own values carry over to an optimizer that takes the same settings (adamw from nadamw).
     inherits = list(takes) == list(settings(str(own["name"])))
     values = {}
@@ -188,6 +197,24 @@ def _optimizer(
         values[key] = float(value)
     clip = block.grad_clip if block.grad_clip is not None else own.get("grad_clip")
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
+
+
+def _training(placed: Placed, workload: Workload, name: str, processes: int) -> tuple[str, str | None, int]:
+    block: TrainingBlock = placed.block
+    own = {"precision": "fp32", "compile": False, "accumulate": 1, **getattr(workload, "training", {})}
+    given = {key: value for key, value in block.model_dump().items() if value is not None}
+    precision, compiled, accumulate = {**own, **given}.values()
+    parts = accumulate * processes
+    if parts > 1 and not takes_part(workload):
+        raise placed.error(
+            "accumulate",
+            f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)",
+        )
+    if workload.batch_size % parts:
+        message = f"{accumulate} micro-batches × {processes} processes do not divide a batch of {workload.batch_size}"
+        raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
+    backend = ("inductor" if compiled else None) if isinstance(compiled, bool) else str(compiled)
+    return str(precision), backend, int(accumulate)
 
 
 def _schedule(placed: Placed, workload: Workload, total: int) -> Schedule:
@@ -288,7 +315,7 @@ def _no_twins(found: list[tuple[Cell, str]]) -> None:
 
 
 def cell_to_row(
-    cell: Cell, study: str, target: float | None, num_devices: float, device: str
+    cell: Cell, study: str, target: float | None, num_devices: float, device: str, processes: int
 ) -> dict[str, Any]:
     """The cell as a row of `analysis.records.CELLS`."""
     training, schedule, scheme = cell.training, cell.training.schedule, cell.scheme
@@ -305,8 +332,11 @@ def cell_to_row(
         "seed": training.seed,
         "step_budget": total,
         "optimizer": training.optimizer,
-        **{name: values.get(name) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum")},
+        **{name: values.get(name) for name in SETTINGS},
         "grad_clip": training.grad_clip,
+        "precision": training.precision,
+        "compile": training.compile,
+        "accumulate": training.accumulate,
         "schedule": schedule.shape,
         "length_steps": schedule.length_steps,
         "length_fraction": _significant(schedule.length_steps / total),
@@ -330,6 +360,7 @@ def cell_to_row(
         "target": target,
         "num_devices": num_devices,
         "device": device,
+        "processes": processes,
     }
 
 

@@ -42,7 +42,14 @@ class _Command(click.Command):
 
 def _is_bad_input(error: ValueError) -> bool:
     # By name, so that help and errors of the command line itself need none of these modules.
-    return type(error).__name__ in {"SpecError", "BadRun", "NoRoom", "UnknownWorkload", "SubmitError"}
+    return type(error).__name__ in {
+        "SpecError",
+        "BadRun",
+        "NoRoom",
+        "UnknownWorkload",
+        "SubmitError",
+        "BadData",
+    }
 
 
 def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,28 +204,61 @@ def report(run: Path) -> None:
 def workloads() -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
     from sweeps.targets import read_target
-    from workloads.protocol import families, load
+    from workloads.protocol import families, presets
 
     rows = []
     for name in families():
-        for preset in ("mini",):
-            made = load(name, preset)
+        for preset, made in presets(name).items():
             target = read_target(name, preset)
             direction = "↑" if made.higher_is_better else "↓"
-            provenance = (
-                "—" if target is None else f"seeds {', '.join(map(str, target.seeds))}; {target.date}"
-            )
             value = "—" if target is None else f"{target.value:.6g}"
             budget = f"{made.step_budget:,}"
-            rows.append(
-                (name, preset, budget, str(made.batch_size), f"{made.metric} {direction}", value, provenance)
-            )
-    headers = ("workload", "preset", "step budget", "batch", "metric", "target", "held-out seeds; date")
+            metric = f"{made.metric} {direction}"
+            rows.append((name, preset, budget, f"{made.batch_size:,}", metric, value, _provenance(target)))
+    headers = (
+        "workload",
+        "preset",
+        "step budget",
+        "batch",
+        "metric",
+        "target",
+        "where the target comes from",
+    )
     console = _console()
     console.print(_table(headers, rows))
     console.print(
         "Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload)."
     )
+
+
+def _provenance(target: Any) -> str:
+    if target is None:
+        return "— (`wa calibrate` sets one)"
+    if not target.seeds:
+        return str(target.rule)
+    return f"calibrated: seeds {', '.join(map(str, target.seeds))}; {target.date}"
+
+
+@main.command("check-workload")
+@click.argument("name")
+@click.option("--preset", default="mini", show_default=True)
+@click.option(
+    "--steps", default=24, show_default=True, type=click.IntRange(8), help="Steps of the trial runs."
+)
+def check_workload(name: str, preset: str, steps: int) -> None:
+    """Check that a workload keeps the protocol's promises: deterministic, resumable, safe to fuse.
+
+    NAME is a shipped workload, or your own as 'pkg.mod:Name'. Trains a few short trajectories in a temporary folder.
+    """
+    from sweeps.conformance import check
+
+    failed = 0
+    for one in check(name, preset, steps):
+        failed += not one.ok
+        click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}{': ' + one.detail if one.detail else ''}")
+    if failed:
+        click.echo(f"{failed} checks failed (workloads/protocol.py says what is promised)")
+        sys.exit(EXIT_INCOMPLETE)
 
 
 @main.command()

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sweeps.cells import Cell
+from sweeps.data_parallel import Team
 from wa import Bank
 from workloads.protocol import Batch, Summary, Workload
 
+ALONE = Team()
 
-def evaluate(workload: Workload, model: nn.Module, batches: Sequence[Batch]) -> Summary:
+
+def evaluate(
+    workload: Workload,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    team: Team = ALONE,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Summary:
     """One model on one split: sums over the batches in float64, in their order, then the workload's summary.
 
-    Leaves parameters, buffers, train mode and random state as they were.
+    batches: this rank's, which are batches rank, rank + size, … of the split. precision: the context of a forward
+    pass. Leaves parameters, buffers, train mode and random state as they were.
     """
     training = model.training
     model.eval()
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    pieces: dict[str, list[Tensor]] = {}
     try:
         with torch.no_grad():
             for batch in batches:
-                for name, value in workload.eval_step(model, batch).items():
-                    sums[name] = sums[name] + value.double() if name in sums else value.double()
-        return Summary(*workload.summarize({name: value.item() for name, value in sums.items()}))
+                with precision():
+                    step = workload.eval_step(model, batch)
+                for name, value in step.items():
+                    if value.ndim:
+                        pieces.setdefault(name, []).append(value.cpu())
+                    else:
+                        sums[name] = sums[name] + value.double() if name in sums else value.double()
+        if not sums and team.size > 1:
+            raise RuntimeError(f"fewer validation batches than processes ({team.size}): use fewer processes")
+        totals: dict[str, Any] = {name: team.sum(value).item() for name, value in sums.items()}
+        totals |= {name: team.join(parts) for name, parts in pieces.items()}
+        return Summary(*workload.summarize(totals))
     finally:
         model.train(training)
 
@@ -37,13 +58,18 @@ def evaluate_cells(
     model: nn.Module,
     bank: Bank,
     cells: Sequence[Cell],
-    batches: Sequence[Batch],
+    batches: Callable[[], Iterable[Batch]],
     recompute: Callable[[nn.Module], Iterator[None]],
+    own_weights: Callable[[], AbstractContextManager[Any]] = nullcontext,
     clock: Callable[[], float] = time.perf_counter,
+    team: Team = ALONE,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[tuple[Cell, Summary, float]]:
     """(cell, summary, seconds) for each cell whose weights exist now; swapping in is part of the seconds.
 
-    `recompute(model)` runs training-mode forward passes for schemes whose buffers are recomputed.
+    batches: those of the split, from the start at each call. `recompute(model)` runs training-mode forward passes
+    for schemes whose buffers are recomputed. own_weights: inside, the model has the weights its optimizer wants
+    evaluated.
     """
     existing = set(bank)
     for cell in cells:
@@ -52,11 +78,14 @@ def evaluate_cells(
         with random_state_kept():
             start = clock()
             if cell.scheme is None:
-                summary = evaluate(workload, model, batches)
+                with own_weights():
+                    summary = evaluate(workload, model, batches(), team, precision)
             else:
                 forwards = recompute if cell.scheme.buffers == "recompute" else None
                 with bank.swapped(cell.scheme, recompute=forwards):
-                    summary = evaluate(workload, model, batches)
+                    if forwards is not None:
+                        team.average_statistics(model)
+                    summary = evaluate(workload, model, batches(), team, precision)
             yield cell, summary, clock() - start
 
 

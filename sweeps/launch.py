@@ -34,6 +34,7 @@ from ray.tune.search import Searcher
 
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
+from workloads.data import VARIABLE
 
 PREFIX = "wa-ray-"  # of Ray's temporary folder, then the driver's pid
 MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
@@ -71,6 +72,8 @@ def _train(config: dict[str, Any]) -> None:
             sys.path.append(path)
     from sweeps import plan, trajectory
 
+    if config["data_dir"] is not None:
+        os.environ[VARIABLE] = config["data_dir"]
     folder = Path(config["folder"])
     one = plan.from_dict(json.loads((folder / "trajectory.json").read_text(encoding="utf-8")))
 
@@ -82,6 +85,7 @@ def _train(config: dict[str, Any]) -> None:
         folder,
         device=config["device"],
         num_devices=config["num_devices"],
+        processes=config["processes"],
         checkpoint_seconds=config["checkpoint_seconds"],
         report=report,
     )
@@ -148,10 +152,11 @@ class Engine:
     slots: int
     cpu: float
     gpu: float
+    processes: int = 1
 
 
 @contextmanager
-def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engine]:
+def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = None) -> Iterator[Engine]:
     """Start a local Ray, or join the one at `address`; shut down what was started.
 
     Raises: NoRoom when not even one trial fits, or nothing answers at `address`.
@@ -186,7 +191,7 @@ def engine(cpu: float, gpu: float, address: str | None = None) -> Iterator[Engin
                 f"a trial needs {cpu:g} CPU and {gpu:g} GPU; "
                 f"the largest node here is part of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU"
             )
-        yield Engine(slots, cpu, gpu)
+        yield Engine(slots, cpu, gpu, processes)
     finally:
         ray.shutdown()
         if temporary is not None:
@@ -212,7 +217,10 @@ def _slots(resources: dict[str, float], cpu: float, gpu: float) -> int:
     by_cpu = int(resources.get("CPU", 0) / cpu + 1e-9)
     if not gpu:
         return by_cpu
-    return min(by_cpu, int(resources.get("GPU", 0)) * int(1 / gpu + 1e-9))  # a fraction never spans two GPUs
+    gpus = int(resources.get("GPU", 0))
+    return min(
+        by_cpu, gpus // int(gpu) if gpu >= 1 else gpus * int(1 / gpu + 1e-9)
+    )  # a fraction spans no two GPUs
 
 
 def launch(
@@ -235,6 +243,8 @@ def launch(
             "folder": str(trajectory_folder(run, one.name).resolve()),
             "device": "cuda" if on.gpu else "cpu",
             "num_devices": num_devices,
+            "processes": on.processes,
+            "data_dir": os.environ.get(VARIABLE),
             "checkpoint_seconds": checkpoint_seconds,
             "sys_path": [str(Path.cwd())],
         }

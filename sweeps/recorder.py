@@ -67,7 +67,13 @@ class Recorder:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no NaN: null stands for it. repr of a float64 reads back to the same bits.
     assert list(row) == RECORDS.names, f"a record has the columns {RECORDS.names}, not {list(row)}"
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return {k: _finite(v) for k, v in row.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lock(descriptor: int, path: Path, seconds: float) -> None:

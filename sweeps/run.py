@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from sweeps import plan, run_folder, tracking
+from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cells
 from sweeps.progress import Progress, duration
 from sweeps.spec import Spec
 from sweeps.targets import Target, study_targets
+from workloads.data import VARIABLE, BadData
+from workloads.protocol import load
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def run_study(
 
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
+    _check_data(spec, address)
     with run_folder.locked(run):
         todo = work(spec, run, calibrating)
         for one in run_folder.started(run):  # finished, but killed before compaction
@@ -75,6 +81,21 @@ def run_study(
     return complete
 
 
+def _check_data(spec: Spec, address: str | None) -> None:
+    """Ask the workloads that read a data folder whether all is there. Raises: SpecError."""
+    if spec.data_dir is not None:
+        os.environ[VARIABLE] = str(Path(spec.data_dir).expanduser().resolve())  # for this study's trials too
+    if address is not None and address.startswith("ray://"):
+        return  # the data lies there, not here
+    for name, preset in itertools.product(spec.workloads, spec.presets):
+        check = getattr(load(name, preset), "check_data", None)
+        try:
+            if check is not None:
+                check()
+        except BadData as error:
+            raise SpecError("data_dir", str(error), spec.source) from None
+
+
 def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> None:
     for workload, target in todo.targets.items():
         if target is None and not calibrating:
@@ -92,7 +113,8 @@ def _launch(
         return True
     from sweeps import launch  # ray, which takes a second
 
-    with launch.engine(spec.resources.cpu, spec.resources.gpu, address) as engine:
+    need = spec.resources
+    with launch.engine(need.cpu, need.gpu, need.num_processes, address) as engine:
         with Progress(console, todo.trajectories, todo.num_done) as progress:
             outcome = launch.launch(engine, run, todo.trajectories, progress, checkpoint_seconds)
         console.print(progress.line())

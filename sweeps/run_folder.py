@@ -79,6 +79,8 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         if (row["num_devices"], row["device"]) != (devices, device):
             held = f"{row['num_devices']:g} {row['device']}"
             _conflict(run, spec, "resources", held, f"{devices:g} {device}")
+        if row["processes"] != (processes := spec.resources.num_processes):
+            _conflict(run, spec, "resources.processes", str(row["processes"]), str(processes))
 
 
 def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
@@ -97,11 +99,12 @@ def write_plan(
 ) -> None:
     """spec.yaml, cells.parquet, plan.json and a folder with trajectory.json for each trajectory."""
     devices, device = plan.num_devices(spec)
+    processes = spec.resources.num_processes
     here = {cell.cell_id for cell in cells}
     known = started(run)
     earlier = [cell for one in known if is_done(run, one) for cell in one.cells if cell.cell_id not in here]
     rows = [
-        cell_to_row(cell, spec.study, _value(targets.get(cell.training.workload)), devices, device)
+        cell_to_row(cell, spec.study, _value(targets.get(cell.training.workload)), devices, device, processes)
         for cell in [*cells, *{cell.cell_id: cell for cell in earlier}.values()]
     ]
     for trajectory in trajectories:

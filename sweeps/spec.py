@@ -25,6 +25,7 @@ from sweeps.blocks import (
     SpecError,
     Text,
     TrackingBlock,
+    TrainingBlock,
     nearest,
     shown,
 )
@@ -55,11 +56,12 @@ class Grid:
     step_budgets: tuple[Placed, ...]  # block: int | float
     optimizers: tuple[Placed, ...]
     schedules: tuple[Placed, ...]
+    trainings: tuple[Placed, ...]
     averagings: tuple[Placed, ...]
     evaluate: Placed
 
     def num_cells(self) -> int:
-        axes = (self.step_budgets, self.optimizers, self.schedules, self.averagings)
+        axes = (self.step_budgets, self.optimizers, self.schedules, self.trainings, self.averagings)
         return math.prod(len(axis) for axis in axes)
 
 
@@ -73,6 +75,7 @@ class Spec:
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
     grids: Mapping[str, Grid]  # workload -> its axes
+    data_dir: str | None  # of full presets; None: what WA_DATA_DIR says
     resources: ResourcesBlock
     tracking: TrackingBlock
     fuse: bool
@@ -90,18 +93,20 @@ KEYS = (
         "step_budget",
         "optimizer",
         "schedule",
+        "training",
         "averaging",
     ),
-    *("evaluate", "overrides", "resources", "tracking", "fuse"),
+    *("evaluate", "overrides", "data_dir", "resources", "tracking", "fuse"),
 )
 REQUIRED = ("study", "workloads", "averaging")
-OVERRIDABLE = ("step_budget", "optimizer", "schedule", "averaging", "evaluate")
+OVERRIDABLE = ("step_budget", "optimizer", "schedule", "training", "averaging", "evaluate")
 DEFAULTS: Mapping[str, Any] = {
     "preset": "mini",
     "seeds": [0],
     "step_budget": 1.0,
     "optimizer": {},
     "schedule": {},
+    "training": {},
     "evaluate": {},
     "overrides": {},
     "resources": {},
@@ -148,6 +153,7 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
         presets=presets,
         seeds=tuple(_scalar(_Seeds, "seeds", seed, path) for path, seed in seeds),
         grids=grids,
+        data_dir=None if full.get("data_dir") is None else _scalar(_DataDir, "data_dir", full["data_dir"]),
         resources=_block(ResourcesBlock, full["resources"], "resources", axes=False)[0].block,
         tracking=_block(TrackingBlock, full["tracking"], "tracking", axes=False)[0].block,
         fuse=_scalar(_Fuse, "fuse", full["fuse"]),
@@ -169,6 +175,10 @@ class _Study(Block):
 
 class _Question(Block):
     question: Text
+
+
+class _DataDir(Block):
+    data_dir: Text
 
 
 class _Seeds(Block):
@@ -248,7 +258,7 @@ def _grid(full: Mapping[str, Any], own: Mapping[str, Any], own_path: str) -> Gri
         value, path, origins = full[key], key, {}
         if key in own:
             mine, mine_path = own[key], f"{own_path}.{key}"
-            if isinstance(mine, Mapping) and key in ("optimizer", "schedule", "evaluate"):
+            if isinstance(mine, Mapping) and key in ("optimizer", "schedule", "training", "evaluate"):
                 value = _merged(value, mine, mine_path)  # a mapping changes those keys in every block
                 origins = {name: f"{mine_path}.{name}" for name in mine}
             else:
@@ -265,6 +275,7 @@ def _grid(full: Mapping[str, Any], own: Mapping[str, Any], own_path: str) -> Gri
         ),
         optimizers=blocks("optimizer", OptimizerBlock),
         schedules=blocks("schedule", ScheduleBlock),
+        trainings=blocks("training", TrainingBlock),
         averagings=blocks("averaging"),
         evaluate=blocks("evaluate", EvaluateBlock, axes=False)[0],
     )
@@ -332,6 +343,7 @@ def _example(path: str) -> str:
     examples = {
         "optimizer": "name: nadamw, lr: 0.003",
         "schedule": "shape: cosine, length: 1.0",
+        "training": "precision: bf16, accumulate: 4",
         "averaging": "scheme: ema, decay: 0.99, every: 8",
         "evaluate": "every: 0.01",
         "resources": "cpu: 1, gpu: 0",

@@ -11,6 +11,7 @@ from sweeps.blocks import SpecError
 from sweeps.recorder import write_atomic
 from sweeps.spec import Spec
 from sweeps.yaml_file import BadYaml, dump_yaml, read_yaml
+from workloads.algoperf import published_target
 from workloads.protocol import UnknownWorkload, source_file
 
 HEADER = "# Written by `wa calibrate`, never by hand: workload -> preset -> target and its provenance.\n"
@@ -29,7 +30,7 @@ class Target(BaseModel):
     seeds: list[int]  # held out: no study may use them
     values: list[float]  # the best validation metric of each
     versions: dict[str, str]
-    date: str
+    date: str  # empty where it was published
 
 
 def targets_file(workload: str) -> Path:
@@ -38,18 +39,38 @@ def targets_file(workload: str) -> Path:
 
 
 def read_target(workload: str, preset: str) -> Target | None:
-    """The target of a workload at a preset; None before `wa calibrate`. Raises: SpecError for a broken file."""
+    """The target of a workload at a preset: what `wa calibrate` set, else what was published for a full preset.
+
+    None where there is neither. Raises: SpecError for a broken file.
+    """
     path = targets_file(workload)
-    if not path.exists():
-        return None
     try:
-        entry = (read_yaml(path) or {}).get(workload, {}).get(preset)
-        return None if entry is None else Target.model_validate(entry)
+        entry = (read_yaml(path) or {}).get(workload, {}).get(preset) if path.exists() else None
+        if entry is None:
+            return _published(workload) if preset == "full" else None
+        return Target.model_validate(entry)
     except (BadYaml, ValidationError, AttributeError) as error:
         first = str(error).splitlines()[0]
         raise SpecError(
             workload, f"broken target ({first}); `wa calibrate {workload}` writes it anew", str(path)
         ) from None
+
+
+def _published(workload: str) -> Target | None:
+    of = published_target(workload)
+    if of is None:
+        return None
+    return Target(
+        value=of.value,
+        metric=of.metric,
+        higher_is_better=of.higher_is_better,
+        preset="full",
+        rule=f"published: {of.source}",
+        seeds=[],
+        values=[],
+        versions={},
+        date="",
+    )
 
 
 def write_target(workload: str, target: Target) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from analysis.records import load_cells, load_plan, load_records
+from analysis.records import BESIDE, load_cells, load_plan, load_records
 from sweeps.recorder import write_atomic
 
 POLL_SECONDS = 2.0
@@ -203,6 +203,11 @@ def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds/average": row["average_seconds"],
         "seconds/eval": row["eval_seconds"],
         "diverged": bool(row["diverged"]),
+        **{
+            f"validation/{name.removeprefix(BESIDE)}": value
+            for name, value in row.items()
+            if name.startswith(BESIDE)
+        },
     }
     return {
         key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))

@@ -10,8 +10,10 @@ import logging
 import math
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sweeps import checkpoint
+from sweeps import checkpoint, data_parallel
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.cells import Cell, Scheme
+from sweeps.data_parallel import Team
 from sweeps.evaluate import evaluate_cells
-from sweeps.optimizers import OPTIMIZERS
-from sweeps.plan import Trajectory
+from sweeps.optimizers import OPTIMIZERS, evaluation_weights
+from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder, write_atomic
 from wa import Bank
-from workloads.protocol import Batch, Summary, Workload, load
+from workloads.protocol import Batch, Part, Summary, Workload, load
+
+RandomStates = tuple[list[Tensor], list[Tensor] | None]  # by rank: of the CPU, of the GPU
 
 RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
 
@@ -61,12 +67,14 @@ def run(
     *,
     device: str = "cpu",
     num_devices: float = 1.0,
+    processes: int = 1,
     checkpoint_seconds: float = 10.0,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> None:
     """Train one trajectory to its end, or on from its last checkpoint, recording into `folder`.
 
-    device: a torch device. num_devices: how many the trial holds; on a CPU this many threads compute.
+    device: "cpu" or "cuda". num_devices: how many the trial holds; on a CPU this many threads compute.
+    processes: data-parallel ranks, one a GPU; this process is rank 0 and starts the others.
     checkpoint_seconds: least time between checkpoints, which are written after an evaluation and take at most a
     twentieth of the time; 0 writes one after every evaluation.
     """
@@ -77,8 +85,15 @@ def run(
         if (folder / "done").exists():  # by whoever held the lock until now
             return
         attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
+        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report)
+        task = {
+            "trajectory": to_dict(trajectory),
+            "folder": str(folder.resolve()),
+            "num_devices": num_devices,
+        }
         try:
-            _run(trajectory, folder, device, num_devices, checkpoint_seconds, report, recorder, attempt, log)
+            with data_parallel.lead(processes, device, folder, task) as team:
+                _run(trajectory, folder, team, device, num_devices, leader)
         except BaseException as error:
             log.exception("ended early")
             attempt.write("failed" if isinstance(error, Exception) else "interrupted")
@@ -87,122 +102,217 @@ def run(
         write_atomic(folder / "done", b"")
 
 
+def follow(trajectory: Trajectory, folder: Path, team: Team, *, device: str, num_devices: float) -> None:
+    """The same as a rank above 0: it trains and evaluates its part and writes nothing."""
+    _run(trajectory, folder, team, device, num_devices, leader=None)
+
+
+@dataclass
+class _Leader:
+    """What rank 0 alone has and does: records, checkpoints, the log."""
+
+    folder: Path
+    recorder: Recorder
+    attempt: Attempt
+    log: logging.Logger
+    checkpoint_seconds: float
+    report: Callable[[Progress], None]
+    saved: float = field(default_factory=time.monotonic)
+    saving_seconds: float = 0.0
+
+    def wants_checkpoint(self) -> bool:
+        # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
+        pause = max(self.checkpoint_seconds, 19 * self.saving_seconds) if self.checkpoint_seconds else 0.0
+        return time.monotonic() >= self.saved + pause
+
+    def checkpoint(self, state: State, random: RandomStates) -> None:
+        began = time.monotonic()
+        _save(state, self.folder / "checkpoint", random)
+        self.attempt.write("running")
+        self.saved = time.monotonic()
+        self.saving_seconds = self.saved - began
+
+
 def _run(
     trajectory: Trajectory,
     folder: Path,
+    team: Team,
     device: str,
     num_devices: float,
-    checkpoint_seconds: float,
-    report: Callable[[Progress], None],
-    recorder: Recorder,
-    attempt: Attempt,
-    log: logging.Logger,
+    leader: _Leader | None,
 ) -> None:
     training = trajectory.cells[0].training
     workload = load(training.workload, training.preset)
-    _reset_process(training.seed, device, num_devices)
-    state = _fresh_state(trajectory, workload, device)
-    _restore(state, folder / "checkpoint", log)
-    validation = [_to(device, batch) for batch in workload.eval_batches("validation")]
-    evaluator = _Evaluator(trajectory, workload, validation, recorder, device)
-    batches = workload.batches(training.seed, state.step + 1)
+    _reset_process(training.seed, device, num_devices / team.size)
+    state = _fresh_state(trajectory, workload, device, team)
+    _restore(state, folder / "checkpoint", team, leader.log if leader else None)
+    trainer = _Trainer(trajectory, workload, state, team, device)
+    evaluator = _Evaluator(trajectory, workload, team, device, leader.recorder if leader else None)
 
-    saved, saving_seconds = time.monotonic(), 0.0
     while state.step < trajectory.length_steps:
-        until = evaluator.next_step(state.step)
-        loss = _train(state, trajectory, workload, batches, until, device)
+        loss = trainer.train(until=evaluator.next_step(state.step))
         diverged = not math.isfinite(loss)
-        best = evaluator.evaluate(state, diverged)
-        log.info("step %d training loss %.6g", state.step, loss)
+        best = evaluator.evaluate(state, trainer, diverged)
+        if leader:
+            leader.log.info("step %d training loss %.6g", state.step, loss)
         if diverged:
-            log.warning("diverged: the trajectory ends here")
+            if leader:
+                leader.log.warning("diverged: the trajectory ends here")
             return
-        # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
-        pause = max(checkpoint_seconds, 19 * saving_seconds) if checkpoint_seconds else 0.0
-        if (began := time.monotonic()) >= saved + pause and state.step < trajectory.length_steps:
-            _save(state, folder / "checkpoint")
-            attempt.write("running")
-            saved = time.monotonic()
-            saving_seconds = saved - began
-        report(Progress(state.step, trajectory.length_steps, best))
+        ended = state.step == trajectory.length_steps
+        (save,) = team.decide([leader is not None and leader.wants_checkpoint() and not ended])
+        if save:
+            random = _random_states(state, team)
+            if leader:
+                leader.checkpoint(state, random)
+        if leader:
+            leader.report(Progress(state.step, trajectory.length_steps, best))
 
 
-def _train(
-    state: State,
-    trajectory: Trajectory,
-    workload: Workload,
-    batches: Iterator[Batch],
-    until: int,
-    device: str,
-) -> float:
-    """Steps state.step + 1 … until; the last training loss. Averaging time goes to the bank's clock, not ours."""
-    training = trajectory.cells[0].training
-    schedule, lr = training.schedule, dict(training.settings)["lr"]
-    model, optimizer, bank = state.model, state.optimizer, state.bank
-    parameters = list(model.parameters())
-    clock = _clock(device)
-    start, averaging = clock(), 0.0
-    loss = torch.zeros(())
-    for step in range(state.step + 1, until + 1):
-        batch = _to(device, next(batches))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * schedule.lr_factor(step - 1)
-        loss = workload.loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if training.grad_clip is not None:
-            nn.utils.clip_grad_norm_(parameters, training.grad_clip, foreach=True)
-        optimizer.step()
-        before = time.perf_counter()
-        bank.update(step)
-        averaging += time.perf_counter() - before
-    state.step = until
-    last = float(loss.detach())
-    state.train_seconds += clock() - start - averaging
-    return last
+class _Trainer:
+    """Optimizer steps of one rank, each over its part of the batch in one or more micro-batches."""
+
+    def __init__(
+        self, trajectory: Trajectory, workload: Workload, state: State, team: Team, device: str
+    ) -> None:
+        self.training = trajectory.cells[0].training
+        self.workload, self.state, self.team, self.device = workload, state, team, device
+        self.parameters = list(state.model.parameters())
+        self.clock = _clock(device)
+        if self.training.compile is not None:
+            state.model.compile(backend=self.training.compile)
+        self.model = team.replicate(state.model)
+        self.batches = self._parts(state.step + 1)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.training.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device, torch.bfloat16)
+
+    def recompute(self, model: nn.Module) -> Iterator[None]:
+        """Forward passes over the first training batches, for batch-norm statistics."""
+        # Its own random stream, so that a scheme's statistics do not depend on its company.
+        torch.manual_seed(self.training.seed)
+        batches = self._parts(1)
+        with torch.no_grad():
+            for _ in range(RECOMPUTE_BATCHES):
+                for part in next(batches):
+                    with self.precision():
+                        self.workload.loss(model, _to(self.device, part))
+                    yield
+
+    def _parts(self, first_step: int) -> Iterator[tuple[Batch, ...]]:
+        """This rank's micro-batches, step after step."""
+        each = self.training.accumulate
+        count = each * self.team.size
+        if count == 1:
+            return ((batch,) for batch in self.workload.batches(self.training.seed, first_step))
+        mine = range(self.team.rank * each, (self.team.rank + 1) * each)
+        parts = [self.workload.batches(self.training.seed, first_step, Part(index, count)) for index in mine]
+        return zip(*parts, strict=True)
+
+    def train(self, until: int) -> float:
+        """Steps state.step + 1 … until; the last training loss. Averaging time goes to the bank's clock."""
+        state, schedule = self.state, self.training.schedule
+        lr = dict(self.training.settings)["lr"]
+        start, averaging = self.clock(), 0.0
+        loss = torch.zeros(())
+        for step in range(state.step + 1, until + 1):
+            parts = [_to(self.device, part) for part in next(self.batches)]
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr * schedule.lr_factor(step - 1)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss = self._backward(parts)
+            if self.training.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip, foreach=True)
+            state.optimizer.step()
+            self.team.average_statistics(state.model)
+            before = time.perf_counter()
+            state.bank.update(step)
+            averaging += time.perf_counter() - before
+        state.step = until
+        last = float(self.team.sum(loss.detach()))
+        state.train_seconds += self.clock() - start - averaging
+        return last
+
+    def _backward(self, parts: list[Batch]) -> Tensor:
+        """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""
+        if len(parts) == self.team.size == 1:
+            with self.precision():
+                loss = self.workload.loss(self.model, parts[0])
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+        shares = self._shares(parts)
+        total = torch.zeros((), device=self.device)
+        for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            alone = isinstance(self.model, DistributedDataParallel) and i < len(parts) - 1
+            with self.model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                with self.precision():
+                    loss = self.workload.loss(self.model, part) * share
+                # DistributedDataParallel takes the mean over ranks where the sum is meant.
+                (loss * self.team.size).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _shares(self, parts: list[Batch]) -> list[Tensor]:
+        weigh = getattr(self.workload, "loss_weight", lambda part: 1.0)
+        weights = torch.stack([torch.as_tensor(weigh(part), dtype=torch.float64).cpu() for part in parts])
+        return [share.to(self.device) for share in (weights / self.team.sum(weights.sum())).float()]
 
 
 class _Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step) once over all attempts."""
 
     def __init__(
-        self,
-        trajectory: Trajectory,
-        workload: Workload,
-        validation: list[Batch],
-        recorder: Recorder,
-        device: str,
+        self, trajectory: Trajectory, workload: Workload, team: Team, device: str, recorder: Recorder | None
     ) -> None:
-        self.trajectory, self.workload, self.validation = trajectory, workload, validation
-        self.recorder, self.device = recorder, device
+        self.trajectory, self.workload, self.team = trajectory, workload, team
+        self.device, self.recorder = device, recorder
         self.best: float | None = None
 
     def next_step(self, step: int) -> int:
         every = self.trajectory.cells[0].evaluate_every_steps
         return min((step // every + 1) * every, self.trajectory.length_steps)
 
-    def evaluate(self, state: State, diverged: bool) -> float | None:
+    def evaluate(self, state: State, trainer: _Trainer, diverged: bool) -> float | None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
-        on_file = {
-            cell.cell_id: self.recorder.written[cell.cell_id, state.step]
-            for cell in self.trajectory.cells
-            if (cell.cell_id, state.step) in self.recorder.written
-        }
-        for cell in self.trajectory.cells:
-            if (row := on_file.get(cell.cell_id)) is not None:
-                self._take_clocks(state, cell, row)
-        missing = [cell for cell in self.trajectory.cells if cell.cell_id not in on_file]
+        cells = self.trajectory.cells
+        written = self.recorder.written if self.recorder else {}
+        on_file = [row for cell in cells if (row := written.get((cell.cell_id, state.step))) is not None]
+        for row in on_file:
+            cell = next(cell for cell in cells if cell.cell_id == row["cell_id"])
+            self._take_clocks(state, cell, row)
+        is_missing = self.team.decide([(cell.cell_id, state.step) not in written for cell in cells])
+        missing = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so]
         rows = []
-        clock = _clock(self.device)
         for cell, summary, seconds in evaluate_cells(
-            self.workload, state.model, state.bank, missing, self.validation, self._recompute, clock
+            self.workload,
+            state.model,
+            state.bank,
+            missing,
+            self._validation,
+            trainer.recompute,
+            lambda: evaluation_weights(state.optimizer),
+            trainer.clock,
+            self.team,
+            trainer.precision,
         ):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             rows.append(self._row(state, cell, summary, diverged))
-        self.recorder.append(rows)
-        for row in [*on_file.values(), *rows]:
+        if self.recorder:
+            self.recorder.append(rows)
+        for row in [*on_file, *rows]:
             self._keep_best(row["metric"])
         return self.best
+
+    def _validation(self) -> Iterator[Batch]:
+        """This rank's batches, anew: a full validation set does not fit in memory, a mini's is cached."""
+        if self.team.size == 1:
+            batches = self.workload.eval_batches("validation")
+        else:
+            batches = self.workload.eval_batches("validation", Part(self.team.rank, self.team.size))
+        return (_to(self.device, batch) for batch in batches)
 
     def _row(self, state: State, cell: Cell, summary: Summary, diverged: bool) -> dict[str, Any]:
         return {
@@ -217,6 +327,7 @@ class _Evaluator:
             "average_seconds": _average_seconds(state, cell),
             "eval_seconds": state.eval_seconds[cell.cell_id],
             "diverged": diverged,
+            "metrics": {name: float(value) for name, value in summary.metrics.items()},
         }
 
     def _take_clocks(self, state: State, cell: Cell, row: dict[str, Any]) -> None:
@@ -231,16 +342,6 @@ class _Evaluator:
         higher = self.trajectory.cells[0].higher_is_better
         if self.best is None or (metric > self.best) == higher:
             self.best = metric
-
-    def _recompute(self, model: nn.Module) -> Iterator[None]:
-        # Its own random stream, so that a scheme's statistics do not depend on its company.
-        training = self.trajectory.cells[0].training
-        torch.manual_seed(training.seed)
-        batches = self.workload.batches(training.seed, 1)
-        with torch.no_grad():
-            for _ in range(RECOMPUTE_BATCHES):
-                self.workload.loss(model, _to(self.device, next(batches)))
-                yield
 
 
 def _average_seconds(state: State, cell: Cell) -> float:
@@ -262,6 +363,8 @@ def _reset_process(seed: int, device: str, num_devices: float) -> None:
     # It costs time, and nothing here reads empty memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (a user's workload may use the global stream)
     torch.manual_seed(seed)
@@ -269,16 +372,23 @@ def _reset_process(seed: int, device: str, num_devices: float) -> None:
         torch.cuda.empty_cache()
 
 
-def _fresh_state(trajectory: Trajectory, workload: Workload, device: str) -> State:
+def _fresh_state(trajectory: Trajectory, workload: Workload, device: str, team: Team) -> State:
     training = trajectory.cells[0].training
     model = workload.model().to(device)
     model.train()
+    if team.rank:
+        torch.manual_seed(training.seed + (team.rank << 32))  # dropout of its own; the weights are the same
     build = OPTIMIZERS[training.optimizer]
     schemes: list[Scheme] = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
     return State(model, build(model.parameters(), **dict(training.settings)), Bank(model, schemes))
 
 
-def _save(state: State, path: Path) -> None:
+def _random_states(state: State, team: Team) -> RandomStates:
+    gpu = team.gather(torch.cuda.get_rng_state()) if _on_gpu(state.model) else None
+    return team.gather(torch.get_rng_state()), gpu
+
+
+def _save(state: State, path: Path, random: RandomStates) -> None:
     checkpoint.save(
         path,
         {
@@ -289,17 +399,18 @@ def _save(state: State, path: Path) -> None:
             "train_seconds": state.train_seconds,
             "eval_seconds": dict(state.eval_seconds),
             "average_offset": dict(state.average_offset),
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state() if _on_gpu(state.model) else None,
+            "random": random[0],
+            "random_gpu": random[1],
         },
     )
 
 
-def _restore(state: State, path: Path, log: logging.Logger) -> None:
+def _restore(state: State, path: Path, team: Team, log: logging.Logger | None) -> None:
     try:
         saved = checkpoint.load(path)
     except checkpoint.BadCheckpoint as error:
-        log.warning("%s; training from the start", error)  # slower, and the same numbers
+        if log:
+            log.warning("%s; training from the start", error)  # slower, and the same numbers
         return
     if saved is None:
         return
@@ -308,10 +419,11 @@ def _restore(state: State, path: Path, log: logging.Logger) -> None:
     state.bank.load_state_dict(saved["bank"])
     state.step, state.train_seconds = saved["step"], saved["train_seconds"]
     state.eval_seconds, state.average_offset = dict(saved["eval_seconds"]), dict(saved["average_offset"])
-    torch.set_rng_state(saved["random"])
+    torch.set_rng_state(saved["random"][team.rank])
     if saved["random_gpu"] is not None:
-        torch.cuda.set_rng_state(saved["random_gpu"])
-    log.info("on from step %d", state.step)
+        torch.cuda.set_rng_state(saved["random_gpu"][team.rank])
+    if log:
+        log.info("on from step %d", state.step)
 
 
 def _on_gpu(model: nn.Module) -> bool:

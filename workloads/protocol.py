@@ -10,24 +10,39 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-Batch = Any  # a tensor, or any nesting of tuples, lists and dicts of tensors
-Sums = dict[str, Tensor]  # name -> scalar tensor, added up over the batches of a split
+Batch = Any  # a tensor, or any nesting of tuples, lists and dicts of tensors; other leaves stay on the host
+Sums = dict[str, Tensor]  # name -> scalars, added up over the batches of a split; tensors with axes, joined
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `count` of every batch: what one data-parallel process or one micro-batch sees."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Part()
 
 
 class Summary(NamedTuple):
     """What one evaluation of one model says.
 
     loss: mean validation loss. metric: the target metric (may be the loss). examples: how many were seen.
+    metrics: what stands beside, by name: ``{"accuracy": 0.5}``; it is recorded, no target is set on it.
     """
 
     loss: float
     metric: float
     examples: int
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -43,6 +58,13 @@ class Workload(Protocol):
       schedule: the default schedule block, for example ``{"shape": "cosine", "warmup": 0.05}``.
       step_seconds: seconds a training step takes on one CPU core, for `wa plan`'s estimate.
       eval_seconds: seconds one evaluation of one model takes there.
+
+    A workload may also have:
+      training: the default training block, for example ``{"precision": "bf16", "accumulate": 4}``.
+      loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1),
+        so that the loss of a batch is Σ weight·loss / Σ weight over its parts.
+      check_data(): raises `workloads.data.BadData` where its data is missing or malformed; asked before a study
+        launches anything.
     """
 
     @property
@@ -65,23 +87,35 @@ class Workload(Protocol):
     def model(self) -> nn.Module:
         """A fresh model on the CPU; its initial weights are a function of torch's global seed alone."""
 
-    def batches(self, seed: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         """Endless training batches from step `first_step` (the first step is 1).
 
         Batch s is a function of (seed, s) alone: `batches(seed, 1)` skipped by n equals `batches(seed, n + 1)`.
+        part: this share of each batch; the parts together are the whole batch, each example once. A workload
+        without this argument trains in one process and one piece.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The scalar training loss; `model` is in train mode."""
 
-    def eval_batches(self, split: str) -> Iterable[Batch]:
-        """The batches of ``"validation"``, the same ones in the same order at every call."""
+    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
+        """The batches of ``"validation"``, the same ones in the same order at every call.
+
+        part: every `count`-th batch from batch `index` on.
+        """
 
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
-        """Sums over one batch; `model` is in eval mode and gradients are off. No state, no randomness."""
+        """Sums over one batch; `model` is in eval mode and gradients are off. No state, no randomness.
 
-    def summarize(self, sums: Mapping[str, float]) -> Summary:
-        """Sums over all batches of a split -> (loss, metric, examples)."""
+        Scalars are added up in float64. A tensor with axes (the predictions a ranking metric needs) is joined
+        with those of the other batches along its first axis, in their order.
+        """
+
+    def summarize(self, sums: Mapping[str, Any]) -> Summary:
+        """Sums over all batches of a split -> (loss, metric, examples[, metrics]).
+
+        sums: floats, and CPU tensors for what was joined.
+        """
 
 
 class UnknownWorkload(ValueError):
@@ -110,10 +144,21 @@ def load(name: str, preset: str = "mini") -> Workload:
         raise UnknownWorkload(
             f"no workload {name!r}; there are {', '.join(families())}, or your own as 'pkg.mod:Name'"
         )
-    presets: Mapping[str, Workload] = importlib.import_module(f"workloads.{name}").PRESETS
-    if preset not in presets:
-        raise UnknownWorkload(f"workload {name!r} has no preset {preset!r}; it has {', '.join(presets)}")
-    return presets[preset]
+    there = presets(name)
+    if preset not in there:
+        raise UnknownWorkload(f"workload {name!r} has no preset {preset!r}; it has {', '.join(there)}")
+    return there[preset]
+
+
+def presets(family: str) -> Mapping[str, Workload]:
+    """The presets of a family of this folder."""
+    found: Mapping[str, Workload] = importlib.import_module(f"workloads.{family}").PRESETS
+    return found
+
+
+def takes_part(workload: Workload) -> bool:
+    """Whether its batches can be had in parts."""
+    return all("part" in inspect.signature(f).parameters for f in (workload.batches, workload.eval_batches))
 
 
 def source_file(name: str) -> Path:

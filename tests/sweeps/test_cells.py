@@ -131,7 +131,7 @@ def test_round_trip_through_plain_values() -> None:
     ],
 )
 def test_one_horizon_axis_for_every_scheme(block: dict[str, Any], steps: float) -> None:
-    row = cell_to_row(only(averaging=block), "s", None, 1.0, "cpu")
+    row = cell_to_row(only(averaging=block), "s", None, 1.0, "cpu", 1)
     assert row["horizon_steps"] == steps
     assert row["horizon_fraction"] == steps / 1000
 

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from sweeps.cli import main
+from workloads.protocol import families
 
-COMMANDS = ["plan", "run", "report", "workloads", "calibrate", "submit", "doctor"]
+COMMANDS = ["plan", "run", "report", "workloads", "check-workload", "calibrate", "submit", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,8 +71,11 @@ def test_a_file_here_comes_before_a_shipped_name(outside: Path) -> None:
 
 def test_workloads_lists_budgets_and_provenance() -> None:
     output = CliRunner().invoke(main, ["workloads"]).output
-    assert "lm" in output
-    assert "imagenet_vit" in output
+    rows = {tuple(line.split()[:2]): line for line in output.splitlines()}
+    assert {(name, preset) for name in families() for preset in ("mini", "full")} <= set(rows)
+    assert "calibrated: seeds 1000, 1001, 1002" in rows["lm", "mini"]
+    assert "published: AlgoPerf v0.5" in rows["wmt", "full"]
+    assert "30.8491" in rows["wmt", "full"]
     assert "pkg.mod:Name" in output
 
 

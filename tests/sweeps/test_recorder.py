@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ def row(cell: str = "c", step: int = 1, **changes: Any) -> dict[str, Any]:
         "average_seconds": 0.0,
         "eval_seconds": 0.5,
         "diverged": False,
+        "metrics": {},
     }
     return {**values, **changes}
 
@@ -48,7 +51,26 @@ def test_what_is_appended_is_read_back_to_the_bit(tmp_path: Path) -> None:
     frame = load_records(tmp_path)
     assert frame["loss"].tolist() == [r["loss"] for r in rows]
     assert frame["metric"].tolist() == [r["metric"] for r in rows]
-    assert frame.columns.tolist() == RECORDS.names
+    assert frame.columns.tolist() == [name for name in RECORDS.names if name != "metrics"]
+
+
+def test_metrics_beside_are_columns_of_their_own_live_and_compacted(tmp_path: Path) -> None:
+    rows = [
+        row(step=1, metrics={"accuracy": 0.5, "bleu": float("nan")}),
+        row(step=2, metrics={"accuracy": 1 / 3}),
+        row(step=3),
+    ]
+    path = live(tmp_path)
+    with Recorder(path) as recorder:
+        recorder.append(rows)
+    from_live = load_records(tmp_path)
+    assert from_live["metric_accuracy"].tolist()[:2] == [0.5, 1 / 3]
+    assert np.isnan(from_live["metric_accuracy"][2])
+    assert from_live["metric_bleu"].isna().all()
+    (tmp_path / "records").mkdir()
+    pq.write_table(rows_to_table(read_live(path)), tmp_path / "records" / "t.parquet")
+    path.unlink()
+    pd.testing.assert_frame_equal(load_records(tmp_path), from_live, check_exact=True)
 
 
 def test_a_repeat_is_not_written(tmp_path: Path) -> None:

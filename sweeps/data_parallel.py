@@ -1,0 +1,155 @@
+"""The processes of one trial: each trains on its part of every batch, together they are one training run.
+
+Rank 0 is the trial itself and the only one that records; the others are its children, run the same loop and end
+with it. Gradients are averaged by torch's DistributedDataParallel. A team of one talks to nobody.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wa.buffers import STATISTICS, statistics_modules
+
+PATIENCE = timedelta(minutes=30)  # of a rank that waits for another: an evaluation may be long
+END_SECONDS = 20.0  # what followers get to end by themselves
+
+
+# Each rank keeps its statistics until `average_statistics`. The option has another name since torch 2.13.
+_BUFFER_OPTIONS = {"broadcast_buffers", "forward_sync_buffers"}
+_KEEP_BUFFERS: dict[str, Any] = {
+    max(_BUFFER_OPTIONS & set(inspect.signature(DistributedDataParallel).parameters)): False
+}
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train one trajectory; every method is called by all ranks, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Σ over ranks, the same on all."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def decide(self, flags: Sequence[bool]) -> list[bool]:
+        """What rank 0 says."""
+        if self.size == 1:
+            return list(flags)
+        told = torch.tensor(list(flags), dtype=torch.uint8)
+        dist.broadcast(told, src=0)
+        return [bool(flag) for flag in told.tolist()]
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Each rank's tensor, all of one shape and dtype, by rank; on the CPU."""
+        if self.size == 1:
+            return [value]
+        value = value.cpu()
+        gathered = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(gathered, value)
+        return gathered
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Pieces of the batches rank, rank + size, … -> those of all batches, joined in the batches' order."""
+        if self.size == 1:
+            return torch.cat(list(pieces))
+        counts = self.gather(torch.tensor(len(pieces)))
+        most = max(int(count) for count in counts)
+        joined = []
+        for piece in [*pieces, *[pieces[0][:0]] * (most - len(pieces))]:
+            lengths = [int(n) for n in self.gather(torch.tensor(len(piece)))]
+            padded = piece.new_zeros((max(lengths), *piece.shape[1:]))
+            padded[: len(piece)] = piece
+            joined += [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+        return torch.cat(joined)
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """The model to call for a loss; its backward pass averages gradients over ranks."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, **_KEEP_BUFFERS)
+
+    @torch.no_grad()
+    def average_statistics(self, model: nn.Module) -> None:
+        """Running statistics ← their mean over ranks, each of which saw other examples."""
+        if self.size == 1:
+            return
+        for module in statistics_modules(model).values():
+            for name in STATISTICS:
+                buffer = cast(Tensor, module._buffers[name])
+                buffer.copy_(self.sum(buffer) / self.size)
+
+
+@contextmanager
+def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Iterator[Team]:
+    """Be rank 0 of a team of `size`; its other ranks run `sweeps.follower` on `task` and log into `folder`."""
+    if size == 1:
+        yield Team()
+        return
+    with ExitStack() as stack:
+        rendezvous = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wa-team-"))) / "store"
+        followers = []
+        for rank in range(1, size):
+            log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
+            follower = subprocess.Popen(
+                [sys.executable, "-m", "sweeps.follower"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+            followers.append(follower)
+            stack.callback(_end, follower)
+            told = {**task, "rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
+            assert follower.stdin is not None
+            follower.stdin.write(json.dumps(told).encode() + b"\n")
+            follower.stdin.flush()  # and stays open: its end tells the follower that we are gone
+        stack.enter_context(joined(0, size, device, rendezvous))
+        yield Team(0, size)
+
+
+def _end(follower: subprocess.Popen[bytes]) -> None:
+    assert follower.stdin is not None
+    try:
+        follower.wait(END_SECONDS if sys.exc_info()[0] is None else 1.0)
+    except subprocess.TimeoutExpired:
+        follower.kill()
+        follower.wait()
+    follower.stdin.close()
+
+
+@contextmanager
+def joined(rank: int, size: int, device: str, rendezvous: Path) -> Iterator[None]:
+    """Inside, this process is one of torch's default process group."""
+    if device != "cpu":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

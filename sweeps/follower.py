@@ -1,0 +1,35 @@
+"""`python -m sweeps.follower`: a rank above 0 of a data-parallel trial. The same loop; it records nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+
+def main() -> None:
+    """Read the task, one line of JSON, from standard input; end when that closes, since rank 0 is gone then."""
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    from sweeps import data_parallel, plan, trajectory
+
+    rank, size, device = task["rank"], task["size"], task["device"]
+    with data_parallel.joined(rank, size, device, Path(task["rendezvous"])):
+        trajectory.follow(
+            plan.from_dict(task["trajectory"]),
+            Path(task["folder"]),
+            data_parallel.Team(rank, size),
+            device=device,
+            num_devices=task["num_devices"],
+        )
+
+
+def _end_with_the_leader() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

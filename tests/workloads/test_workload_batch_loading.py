@@ -1,0 +1,30 @@
+"""Worker processes change neither the order nor the content of batches, nor the caller's random state."""
+
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from workloads.loading import load_batches
+
+
+def draw(seed: int, number: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, number]).normal(size=3))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_in_order_from_anywhere(num_workers: int) -> None:
+    state = torch.get_rng_state()
+    endless = load_batches(partial(draw, 5), first=4, num_workers=num_workers)
+    found = list(itertools.islice(endless, 6))
+    assert all(torch.equal(batch, draw(5, 4 + i)) for i, batch in enumerate(found))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_second_one_up_to_an_end(num_workers: int) -> None:
+    found = list(load_batches(partial(draw, 5), first=1, stop=8, step=2, num_workers=num_workers))
+    assert [batch.tolist() for batch in found] == [draw(5, i).tolist() for i in (1, 3, 5, 7)]

@@ -1,0 +1,101 @@
+"""AlgoPerf's constants as data: targets, step hints, runtimes, batch sizes and NadamW's best points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+VERSION = "v0.5"  # the paper's shares of T are shares of this version's step hint
+
+
+@dataclass(frozen=True)
+class NadamW:
+    """One point of NadamW's search space."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    weight_decay: float
+    warmup: float  # share of the step budget
+    dropout: float
+    label_smoothing: float
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """As a workload's default optimizer block."""
+        return {
+            "name": "nadamw",
+            "lr": self.lr,
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "eps": 1e-8,
+            "weight_decay": self.weight_decay,
+        }
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """As a workload's default schedule block: linear warm-up, then cosine to zero."""
+        return {"shape": "cosine", "length": 1.0, "warmup": self.warmup, "final_lr": 0.0}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What AlgoPerf sets for one workload; by version where versions differ."""
+
+    metric: str
+    higher_is_better: bool
+    validation_target: float
+    test_target: float
+    batch_size: int
+    step_hint: Mapping[str, int]
+    max_runtime_seconds: Mapping[str, int]
+    eval_period_seconds: int
+    nadamw: NadamW
+
+    @property
+    def step_budget(self) -> int:
+        """T of a full study."""
+        return self.step_hint[VERSION]
+
+
+@dataclass(frozen=True)
+class PublishedTarget:
+    """A validation target that others set for a full preset."""
+
+    metric: str
+    higher_is_better: bool
+    value: float
+    source: str
+
+
+def published_target(workload: str) -> PublishedTarget | None:
+    """The target of a workload's full preset, with where it was published; None where nobody did."""
+    if (of := constants().get(workload)) is not None:
+        source = f"AlgoPerf {VERSION}"
+        return PublishedTarget(of.metric, of.higher_is_better, of.validation_target, source)
+    row = dict(_table()["targets"].get(workload, {}))
+    return PublishedTarget(value=row.pop("validation_target"), **row) if row else None
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(
+        Path(__file__).with_name("algoperf.yaml").read_text(encoding="utf-8")
+    )
+    return table
+
+
+@cache
+def constants() -> Mapping[str, Constants]:
+    """Workload -> its constants, from algoperf.yaml."""
+    table = _table()
+    points = {number: NadamW(**point) for number, point in table["nadamw"].items()}
+    return {
+        name: Constants(**{**row, "nadamw": points[row["nadamw"]]})
+        for name, row in table["workloads"].items()
+    }

@@ -1,0 +1,55 @@
+"""Batches made by worker processes, in the order and with the content they have without them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from workloads.protocol import Batch
+
+
+class _Numbered(Dataset[Batch]):
+    """Batch i is make(i)."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.make(number)
+
+
+class _Numbers:
+    """The numbers in their order, anew at each iteration."""
+
+    def __init__(self, first: int, stop: int | None, step: int) -> None:
+        self.first, self.stop, self.step = first, stop, step
+
+    def __iter__(self) -> Iterator[int]:
+        if self.stop is None:
+            return itertools.count(self.first, self.step)
+        return iter(range(self.first, self.stop, self.step))
+
+
+def load_batches(
+    make: Callable[[int], Batch], first: int, stop: int | None = None, step: int = 1, num_workers: int = 0
+) -> Iterable[Batch]:
+    """make(first), make(first + step), … below `stop` (None: endless), made ahead by `num_workers` processes.
+
+    make: a function of the number alone that a process can be sent (a module's function, a method of a frozen
+    dataclass, a functools.partial of one). num_workers: 0 makes them here, when they are asked for. Neither
+    touches the caller's random state.
+    """
+    numbers = _Numbers(first, stop, step)
+    if num_workers == 0:
+        return map(make, numbers)
+    return DataLoader(
+        _Numbered(make),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        multiprocessing_context="forkserver",  # safe beside the threads of a trial
+        generator=torch.Generator(),  # else it draws from the training's stream
+    )
