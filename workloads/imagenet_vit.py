@@ -1,25 +1,20 @@
-"""A vision transformer on small colour images; `mini` sorts 32×32 clip art into 13 classes (docs/data.md)."""
+"""A vision transformer: `mini` on 32×32 clip art, `full` is AlgoPerf's ViT S/16 on ImageNet.
+
+Data, splits and numbers: docs/workloads/imagenet_vit.md.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from workloads import data
+from workloads.algoperf import constants
+from workloads.imagenet import ClipArt, ImageNet, ink, lecun_normal_, normalized
 from workloads.layers import Block, RMSNorm, linear
-from workloads.protocol import Batch, Summary, Sums, Workload
-
-WHITE = 255  # the background, so what a shifted crop is filled with
+from workloads.protocol import Workload
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -47,122 +42,164 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, side, side, 3) uint8 -> (batch, num_classes) logits."""
-        ink = (WHITE - images.to(self.positions.dtype)) / 64  # white is 0, so padding is silent
-        x = self.embedding(patchify(ink, self.patch)) + self.positions
+        x = self.embedding(patchify(ink(images), self.patch)) + self.positions
         logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
         return logits
 
 
-@cache
-def images(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (n, 32, 32, 3) and labels (n,) of one split; the mosaic holds train, then validation."""
-    index = json.loads(data.path("imagenet.json").read_text(encoding="ascii"))
-    side, columns = index["side"], index["columns"]
-    sheet = np.asarray(Image.open(data.path("imagenet.webp")).convert("RGB"))
-    tiles = sheet.reshape(-1, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    first = 0 if split == "train" else len(index["train"])
-    labels = np.array(index[split], dtype=np.int64)
-    return np.ascontiguousarray(tiles[first : first + len(labels)]), labels
+# --- AlgoPerf's ViT S/16 ---------------------------------------------------------------------------------------
 
 
-@cache
-def padded_train(margin: int) -> NDArray[np.uint8]:
-    """The training pictures with `margin` white pixels on every side."""
-    edge = (margin, margin)
-    return np.pad(images("train")[0], ((0, 0), edge, edge, (0, 0)), constant_values=WHITE)
+def sincos_positions(grid: int, width: int, device: torch.device) -> Tensor:
+    """(grid², width): sin and cos of column × frequency, then of row × frequency, row by row.
 
-
-@cache
-def validation_batches(batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """All validation pictures and labels, in the file's order."""
-    with torch.inference_mode(False):  # cached: later callers may want gradients
-        pictures, labels = (
-            torch.split(torch.from_numpy(array), batch_size) for array in images("validation")
-        )
-    return tuple(zip(pictures, labels, strict=True))
-
-
-@cache
-def num_classes() -> int:
-    """How many classes the mosaic has."""
-    return len(json.loads(data.path("imagenet.json").read_text(encoding="ascii"))["classes"])
-
-
-@dataclass(frozen=True)
-class ImagenetViT:
-    """Classification with random shifts and flips; metric: "loss" (cross-entropy, nats) or "accuracy".
-
-    A batch is (images, labels): (batch_size, 32, 32, 3) uint8 and (batch_size,) int64.
+    Frequency i of width/4: 10000^(−i/(width/4 − 1)). Source: Chen et al. 2021 (MoCo v3), as AlgoPerf has it.
     """
+    num_frequencies = width // 4
+    frequency = 10000.0 ** (-torch.arange(num_frequencies, device=device) / (num_frequencies - 1))
+    angle = torch.arange(grid, device=device)[:, None] * frequency
+    column, row = angle.repeat(grid, 1), angle.repeat_interleave(grid, 0)
+    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
 
-    step_budget: int
-    batch_size: int
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
-    metric: str = "loss"
-    side: int = 32
+
+def xavier(num_in: int, num_out: int, bias_std: float = 0.0) -> nn.Linear:
+    """A linear layer with Glorot-uniform weights and a bias drawn from N(0, bias_std²)."""
+    layer = nn.Linear(num_in, num_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.normal_(layer.bias, std=bias_std)
+    return layer
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases; dropout of the attention weights."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query, self.key, self.value, self.out = (xavier(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, width) -> (batch, length, width)."""
+        q, k, v = (
+            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        y: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return y
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)), the MLP with tanh-GELU; dropout of each summand."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6), SelfAttention(width, num_heads, dropout), nn.Dropout(dropout)
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6),
+            xavier(width, hidden, bias_std=1e-6),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(dropout),
+            xavier(hidden, width, bias_std=1e-6),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, width) -> (batch, length, width)."""
+        x = x + self.attention(x)
+        y: Tensor = x + self.mlp(x)
+        return y
+
+
+class EncoderClassifier(nn.Module):
+    """Patches, sincos positions, pre-norm blocks, mean over patches, a tanh layer, a head that starts at zero."""
+
+    def __init__(
+        self,
+        patch: int,
+        num_classes: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        hidden: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Conv2d(3, width, patch, stride=patch)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(EncoderBlock(width, num_heads, hidden, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pre_logits = nn.Linear(width, width)
+        self.head = nn.Linear(width, num_classes)
+        for layer in (self.embedding, self.pre_logits):
+            lecun_normal_(layer.weight)
+        nn.init.zeros_(self.head.weight)
+        for layer in (self.embedding, self.pre_logits, self.head):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(batch, side, side, 3), values of 0 … 255 -> (batch, num_classes) logits."""
+        patches = self.embedding(normalized(pictures).permute(0, 3, 1, 2))
+        x = patches.flatten(2).transpose(1, 2)
+        x = self.dropout(x + sincos_positions(patches.shape[-1], x.shape[-1], x.device))
+        pooled = self.norm(self.blocks(x)).mean(1)
+        logits: Tensor = self.head(torch.tanh(self.pre_logits(pooled)))
+        return logits
+
+
+# --- the presets -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallViT(ClipArt):
+    """RMSNorm, SwiGLU and learned positions."""
+
     patch: int = 8
     width: int = 64
     depth: int = 3
     num_heads: int = 2
     hidden: int = 128
-    max_shift: int = 2
-    flip: bool = True
-    eval_batch_size: int = 64
-    higher_is_better: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("loss", "accuracy"):
-            raise ValueError(f"metric is {self.metric!r}; it is loss or accuracy")
-        object.__setattr__(self, "higher_is_better", self.metric == "accuracy")
 
     def model(self) -> nn.Module:
         return VisionTransformer(
-            self.side, self.patch, num_classes(), self.width, self.depth, self.num_heads, self.hidden
+            self.side, self.patch, self.num_classes, self.width, self.depth, self.num_heads, self.hidden
         )
 
-    def batches(self, seed: int, first_step: int) -> Iterator[Batch]:
-        pictures, labels = padded_train(self.max_shift), images("train")[1]
-        step = first_step
-        while True:
-            random = np.random.default_rng([seed, step])
-            chosen = random.integers(len(labels), size=self.batch_size)
-            corners = random.integers(2 * self.max_shift + 1, size=(self.batch_size, 2)).tolist()
-            mirrored = (random.random(self.batch_size) < 0.5 * self.flip).tolist()
-            crops = [
-                pictures[i, y : y + self.side, x : x + self.side][:, :: -1 if mirror else 1]
-                for i, (y, x), mirror in zip(chosen.tolist(), corners, mirrored, strict=True)
-            ]
-            yield torch.from_numpy(np.stack(crops)), torch.from_numpy(labels[chosen])
-            step += 1
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        pictures, labels = batch
-        return F.cross_entropy(model(pictures), labels)
+@dataclass(frozen=True, kw_only=True)
+class ViTS16(ImageNet):
+    """LayerNorm, GELU and fixed positions.
 
-    def eval_batches(self, split: str) -> Iterable[Batch]:
-        if split != "validation":
-            raise ValueError(f"imagenet_vit has no split {split!r}; it has validation")
-        return validation_batches(self.eval_batch_size)
+    Source: AlgoPerf, workloads/imagenet_vit/imagenet_pytorch/models.py (22,122,472 parameters).
+    """
 
-    def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
-        pictures, labels = batch
-        logits = model(pictures)
-        return {
-            "loss": F.cross_entropy(logits, labels, reduction="none").double().sum(),
-            "correct": (logits.argmax(-1) == labels).sum(),
-            "examples": torch.tensor(len(labels)),
-        }
+    patch: int = 16
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    hidden: int = 1536
+    dropout: float = 0.0
 
-    def summarize(self, sums: Mapping[str, float]) -> Summary:
-        loss, accuracy = (float(sums[name] / sums["examples"]) for name in ("loss", "correct"))
-        return Summary(loss, accuracy if self.metric == "accuracy" else loss, int(sums["examples"]))
+    def model(self) -> nn.Module:
+        return EncoderClassifier(
+            self.patch,
+            self.num_classes,
+            self.width,
+            self.depth,
+            self.num_heads,
+            self.hidden,
+            self.dropout,
+        )
 
+
+ALGOPERF = constants()["imagenet_vit"]
 
 PRESETS: dict[str, Workload] = {
-    "mini": ImagenetViT(
+    "mini": SmallViT(
         step_budget=6000,
         batch_size=8,
         optimizer={
@@ -176,5 +213,18 @@ PRESETS: dict[str, Workload] = {
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.005,
         eval_seconds=0.11,
+    ),
+    "full": ViTS16(
+        step_budget=ALGOPERF.step_budget,
+        batch_size=ALGOPERF.batch_size,
+        optimizer=ALGOPERF.nadamw.optimizer,
+        schedule=ALGOPERF.nadamw.schedule,
+        step_seconds=360.0,
+        eval_seconds=5900.0,
+        metric=ALGOPERF.metric,
+        label_smoothing=ALGOPERF.nadamw.label_smoothing,
+        dropout=ALGOPERF.nadamw.dropout,
+        randaugment=2,
+        mixup=0.2,
     ),
 }

@@ -42,33 +42,44 @@ class SwiGLU(nn.Module):
 
 
 @cache
-def rotary_angles(length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    length: int, width: int, device: torch.device, base: float = 10000.0
+) -> tuple[Tensor, Tensor]:
     """cos and sin of position × frequency, each (length, width); the sine carries the sign `rotate` needs.
 
-    Frequency i of width/2: 10000^(−2i/width). Source: Su et al. 2021, section 3.2.2.
+    Frequency i of width/2: base^(−2i/width). Source: Su et al. 2021, section 3.2.2.
     """
     with torch.inference_mode(False):  # cached: the first caller may be an evaluation, later ones train
-        frequency = 10000.0 ** (-torch.arange(0, width, 2, device=device) / width)
+        frequency = base ** (-torch.arange(0, width, 2, device=device) / width)
         angle = torch.arange(length, device=device)[:, None] * frequency
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
     """Rotary position embedding: pair (xᵢ, x_{i+w/2}) at position p turns by p·frequencyᵢ.
 
     x: (…, length, width), width even -> the same shape. Dot products then depend on distances only.
     """
-    cos, sin = rotary_angles(x.shape[-2], x.shape[-1], x.device)
+    # torch.compile warns of a cache and looks through it anyway
+    angles = rotary_angles.__wrapped__ if torch.compiler.is_compiling() else rotary_angles
+    cos, sin = angles(x.shape[-2], x.shape[-1], x.device, base)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, no biases; causal with rotary positions (a text), or neither (patches)."""
 
-    def __init__(self, width: int, num_heads: int, causal: bool, out_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        causal: bool,
+        out_scale: float = 1.0,
+        rotary_base: float = 10000.0,
+    ) -> None:
         super().__init__()
-        self.num_heads, self.causal = num_heads, causal
+        self.num_heads, self.causal, self.rotary_base = num_heads, causal, rotary_base
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width, out_scale)
 
@@ -78,7 +89,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(batch, length, 3 * self.num_heads, width // self.num_heads).transpose(1, 2)
         q, k, v = heads.chunk(3, dim=1)  # each (batch, heads, length, width / heads)
         if self.causal:
-            q, k = rotate(heads[:, : 2 * self.num_heads]).chunk(2, dim=1)
+            q, k = rotate(heads[:, : 2 * self.num_heads], self.rotary_base).chunk(2, dim=1)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         y: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return y
@@ -90,11 +101,19 @@ class Block(nn.Module):
     depth: how many such layers the model has; residual outputs start smaller by √(2·depth).
     """
 
-    def __init__(self, width: int, num_heads: int, hidden: int, depth: int, causal: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        depth: int,
+        causal: bool,
+        rotary_base: float = 10000.0,
+    ) -> None:
         super().__init__()
         out_scale = (2 * depth) ** -0.5
         self.attention_norm = RMSNorm(width)
-        self.attention = Attention(width, num_heads, causal, out_scale)
+        self.attention = Attention(width, num_heads, causal, out_scale, rotary_base)
         self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, hidden, out_scale)
 

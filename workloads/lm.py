@@ -1,6 +1,7 @@
-"""A decoder-only language model on bytes: RMSNorm, rotary positions, SwiGLU, as in the paper's plainLM.
+"""A decoder-only language model: RMSNorm, rotary positions, SwiGLU, as in the paper's plainLM.
 
-`mini` reads the World English Bible, split by whole books (docs/data.md).
+`mini` reads the bytes of the World English Bible, split by whole books; `full` is the paper's own run, 124 M
+parameters on the tokens of FineWeb-Edu (docs/workloads/lm.md).
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import lzma
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,25 +21,45 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.layers import Block, RMSNorm, linear
-from workloads.protocol import Batch, Summary, Sums, Workload
-
-VOCABULARY = 128  # the text is ASCII
+from workloads.loading import load_batches
+from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
 
 
 class Decoder(nn.Module):
-    """Bytes in, logits of the next byte out; position i sees bytes 0 … i."""
+    """Tokens in, logits of the next token out; position i sees tokens 0 … i.
 
-    def __init__(self, width: int, depth: int, num_heads: int, hidden: int) -> None:
+    tied: input and output embedding are one matrix. init_std: every matrix is drawn from N(0, init_std²), the
+    outputs of residual branches from N(0, init_std² / (2·depth)), as plainLM does; None: as their layers do.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        hidden: int,
+        rotary_base: float = 10000.0,
+        tied: bool = False,
+        init_std: float | None = None,
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.Sequential(
-            *(Block(width, num_heads, hidden, depth, causal=True) for _ in range(depth))
+            *(Block(width, num_heads, hidden, depth, True, rotary_base) for _ in range(depth))
         )
         self.norm = RMSNorm(width)
-        self.head = linear(width, VOCABULARY)
+        self.head = linear(width, vocabulary)
+        if tied:
+            self.head.weight = self.embedding.weight
+        if init_std is not None:
+            for name, parameter in self.named_parameters():
+                if parameter.ndim == 2:
+                    scale = (2 * depth) ** -0.5 if name.endswith(".out.weight") else 1.0
+                    nn.init.normal_(parameter, std=init_std * scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, length) int64 -> (batch, length, VOCABULARY) logits."""
+        """(batch, length) int64 -> (batch, length, vocabulary) logits."""
         logits: Tensor = self.head(self.norm(self.blocks(self.embedding(tokens))))
         return logits
 
@@ -64,6 +86,7 @@ class LanguageModel:
     """Next-byte prediction on windows of `context` bytes; metric: mean cross-entropy, nats a byte.
 
     A batch is (batch_size, context + 1) int64: inputs are all but the last byte, targets all but the first.
+    vocabulary: the text is ASCII.
     """
 
     step_budget: int
@@ -77,31 +100,41 @@ class LanguageModel:
     depth: int = 2
     num_heads: int = 2
     hidden: int = 176
+    vocabulary: int = 128
+    rotary_base: float = 10000.0
+    tied: bool = False
+    init_std: float | None = None
     num_eval_windows: int = 256
     eval_batch_size: int = 64
+    training: Mapping[str, Any] = field(default_factory=dict)
     metric: str = field(default="loss", init=False)
     higher_is_better: bool = field(default=False, init=False)
 
     def model(self) -> nn.Module:
-        return Decoder(self.width, self.depth, self.num_heads, self.hidden)
+        shape = (self.vocabulary, self.width, self.depth, self.num_heads, self.hidden)
+        return Decoder(*shape, self.rotary_base, self.tied, self.init_std)
 
-    def batches(self, seed: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         train, offsets = text("train"), np.arange(self.context + 1)
         step = first_step
         while True:
             starts = np.random.default_rng([seed, step]).integers(
                 len(train) - self.context, size=self.batch_size
-            )
+            )[part.index :: part.count]
             yield torch.from_numpy(train[starts[:, None] + offsets].astype(np.int64))
             step += 1
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
-    def eval_batches(self, split: str) -> Iterable[Batch]:
+    def loss_weight(self, batch: Batch) -> float:
+        return len(batch)
+
+    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         if split != "validation":
             raise ValueError(f"lm has no split {split!r}; it has validation")
-        return validation_batches(self.context, self.num_eval_windows, self.eval_batch_size)
+        batches = validation_batches(self.context, self.num_eval_windows, self.eval_batch_size)
+        return batches[part.index :: part.count]
 
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
         losses = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
@@ -110,6 +143,125 @@ class LanguageModel:
     def summarize(self, sums: Mapping[str, float]) -> Summary:
         loss = float(sums["loss"] / (sums["examples"] * self.context))
         return Summary(loss=loss, metric=loss, examples=int(sums["examples"]))
+
+
+# --- full: token shards ------------------------------------------------------------------------------------------
+
+HOLDS = "token shards *train*.bin and *val*.bin, as llm.c's dev/data/fineweb.py writes them (edu_fineweb_…)"
+HEADER_BYTES, MAGIC, VERSION = 1024, 20240520, 1  # 256 int32: magic, version, number of tokens, zeros
+
+
+class Shard(NamedTuple):
+    """One file: a header, then one flat stream of uint16 tokens; documents are joined by end-of-text tokens."""
+
+    path: Path
+    num_tokens: int
+
+
+@cache
+def shards(folder: Path, split: str) -> tuple[Shard, ...]:
+    """The shards of one split, by name. Raises: BadData."""
+    pattern = "*train*.bin" if split == "train" else "*val*.bin"
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        size = path.stat().st_size
+        header = np.fromfile(path, "<i4", count=3).tolist()
+        magic, version, num_tokens = header if len(header) == 3 else (0, 0, 0)
+        expected = HEADER_BYTES + 2 * num_tokens
+        if (magic, version) != (MAGIC, VERSION):
+            raise data.BadData(f"{path}: not a token shard: it should begin with int32 {MAGIC}, {VERSION}")
+        if size != expected:
+            raise data.BadData(f"{path}: {num_tokens:,} tokens make {expected:,} bytes; it has {size:,}")
+        found.append(Shard(path, num_tokens))
+    if not found:
+        raise data.BadData(f"{folder}: no {pattern}; it should hold {HOLDS}")
+    return tuple(found)
+
+
+@cache
+def tokens(path: Path) -> NDArray[np.uint16]:
+    """The tokens of one shard, left on disk."""
+    return np.memmap(path, "<u2", "r", offset=HEADER_BYTES)
+
+
+@lru_cache(maxsize=2)
+def shuffled(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order in which an epoch goes through `size` windows."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+@dataclass(frozen=True)
+class TokenLanguageModel(LanguageModel):
+    """Next-token prediction on shards of tokens; a batch is as in `LanguageModel`.
+
+    Each shard is cut into windows of context + 1 tokens, its rest left out. Every epoch goes through all windows
+    in a new order, as plainLM does; `num_eval_windows` evenly spaced ones of the validation shards are evaluated.
+    """
+
+    num_workers: int = 4
+
+    def check_data(self) -> None:
+        for split, at_least in (("train", self.batch_size), ("validation", 1)):
+            folder = self.folder()
+            num_windows = self.num_windows(folder, split)
+            if num_windows < at_least:
+                raise data.BadData(
+                    f"{folder}: its {split} shards have {num_windows} windows of {self.context + 1} tokens, "
+                    f"fewer than {at_least}"
+                )
+
+    def folder(self) -> Path:
+        """Where the shards lie. Raises: BadData."""
+        return data.dataset("lm", holds=HOLDS)
+
+    def num_windows(self, folder: Path, split: str) -> int:
+        """How many windows the shards of a split have."""
+        return sum(shard.num_tokens // (self.context + 1) for shard in shards(folder, split))
+
+    def window(self, folder: Path, split: str, number: int) -> NDArray[np.int64]:
+        """Window `number` of a split: (context + 1,). Raises: BadData."""
+        length = self.context + 1
+        for shard in shards(folder, split):
+            if number < shard.num_tokens // length:
+                found = tokens(shard.path)[number * length : (number + 1) * length].astype(np.int64)
+                if found.max() >= self.vocabulary:
+                    raise data.BadData(
+                        f"{shard.path}: it has token {found.max()}; the vocabulary ends at {self.vocabulary - 1}"
+                    )
+                return found
+            number -= shard.num_tokens // length
+        raise IndexError("there are fewer windows")
+
+    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
+        self.check_data()
+        make = partial(self.train_batch, self.folder(), seed, part)
+        return iter(load_batches(make, first_step, num_workers=self.num_workers))
+
+    def train_batch(self, folder: Path, seed: int, part: Part, step: int) -> Tensor:
+        """This part of batch `step`; the last windows of an epoch that fill no batch are left out."""
+        num_windows = self.num_windows(folder, "train")
+        epoch, batch = divmod(step - 1, num_windows // self.batch_size)
+        order = shuffled(seed, epoch, num_windows)
+        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][part.index :: part.count]
+        return torch.from_numpy(np.stack([self.window(folder, "train", int(i)) for i in chosen]))
+
+    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
+        if split != "validation":
+            raise ValueError(f"lm has no split {split!r}; it has validation")
+        self.check_data()
+        folder = self.folder()
+        size = min(self.num_eval_windows, self.num_windows(folder, split))
+        make = partial(self.eval_batch, folder, size)
+        num_batches = -(-size // self.eval_batch_size)
+        return load_batches(make, part.index, num_batches, part.count, num_workers=self.num_workers)
+
+    def eval_batch(self, folder: Path, size: int, batch: int) -> Tensor:
+        """Batch number `batch` of the `size` windows that are evaluated."""
+        num_windows = self.num_windows(folder, "validation")
+        numbers = range(batch * self.eval_batch_size, min((batch + 1) * self.eval_batch_size, size))
+        return torch.from_numpy(
+            np.stack([self.window(folder, "validation", i * num_windows // size) for i in numbers])
+        )
 
 
 PRESETS: dict[str, Workload] = {
@@ -127,5 +279,34 @@ PRESETS: dict[str, Workload] = {
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},  # as plainLM
         step_seconds=0.0105,
         eval_seconds=0.095,
+    ),
+    # plainLM, branch wa, config/130M_10BT/save_fastest_to_target_02.yaml; target loss 3.28 (the paper, Fig. 9)
+    "full": TokenLanguageModel(
+        step_budget=9400,
+        batch_size=512,
+        optimizer={
+            "name": "adamw",
+            "lr": 0.01,
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "eps": 1e-12,
+            "weight_decay": 0.01,
+            "grad_clip": 0.1,
+        },
+        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},
+        step_seconds=5900.0,
+        eval_seconds=36_000.0,
+        context=1024,
+        width=768,
+        depth=12,
+        num_heads=12,
+        hidden=2048,
+        vocabulary=50257,
+        rotary_base=500_000.0,
+        tied=True,
+        init_std=0.02,
+        num_eval_windows=9756,  # 10 M tokens
+        eval_batch_size=32,
+        training={"precision": "bf16", "accumulate": 8},
     ),
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from workloads.data import BadData
 from workloads.protocol import Batch
 
 
@@ -45,7 +46,7 @@ def load_batches(
     numbers = _Numbers(first, stop, step)
     if num_workers == 0:
         return map(make, numbers)
-    return DataLoader(
+    loader = DataLoader(
         _Numbered(make),
         batch_size=None,
         sampler=numbers,
@@ -53,3 +54,11 @@ def load_batches(
         multiprocessing_context="forkserver",  # safe beside the threads of a trial
         generator=torch.Generator(),  # else it draws from the training's stream
     )
+    return _in_one_line(loader)
+
+
+def _in_one_line(loader: Iterable[Batch]) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except BadData as error:  # of a worker: its whole traceback, what is wrong in the last line
+        raise BadData(str(error).strip().splitlines()[-1].partition("BadData: ")[2]) from None

