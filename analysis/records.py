@@ -106,6 +106,19 @@ TRIALS = pa.schema(
     ]
 )
 
+# Columns that folders of earlier versions lack, and what was true then.
+LATER: dict[str, Any] = {
+    "metrics": [],
+    "precondition_every": None,
+    "precondition_start": None,
+    "block_size": None,
+    "matrix_eps": None,
+    "precision": "fp32",
+    "compile": None,
+    "accumulate": 1,
+    "processes": 1,
+}
+
 
 class BadRun(ValueError):
     """Not a run folder, or one whose tables break the schema; the message says where."""
@@ -132,9 +145,7 @@ def load_cells(run: str | Path) -> pd.DataFrame:
     path = Path(run) / "cells.parquet"
     if not path.is_file():
         raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one")
-    table = pq.read_table(path)
-    _check(table, CELLS, path)
-    return _to_pandas(table).rename(columns={"metric": "metric_name"})
+    return _to_pandas(read_table(path, CELLS)).rename(columns={"metric": "metric_name"})
 
 
 def load_records(run: str | Path) -> pd.DataFrame:
@@ -147,10 +158,7 @@ def load_records(run: str | Path) -> pd.DataFrame:
     tables = [
         rows_to_table(read_live(path)) for path in sorted((run / "trajectories").glob("*/records.jsonl"))
     ]
-    for path in sorted((run / "records").glob("*.parquet")):
-        table = pq.read_table(path)
-        _check(table, RECORDS, path)
-        tables.append(table)
+    tables += [read_table(path, RECORDS) for path in sorted((run / "records").glob("*.parquet"))]
     table = pa.concat_tables(tables) if tables else RECORDS.empty_table()
     frame = _to_pandas(_beside_as_columns(table))
     return (
@@ -174,9 +182,7 @@ def load_trials(run: str | Path) -> pd.DataFrame:
     path = Path(run) / "trials.parquet"
     if not path.is_file():
         return _to_pandas(TRIALS.empty_table())
-    table = pq.read_table(path)
-    _check(table, TRIALS, path)
-    return _to_pandas(table)
+    return _to_pandas(read_table(path, TRIALS))
 
 
 def read_live(path: Path) -> Iterator[dict[str, Any]]:
@@ -207,16 +213,28 @@ def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.T
     """Rows (dicts with the columns of RECORDS, null for NaN) -> a table of the schema."""
     rows = list(rows)
     columns = {
-        field.name: pa.array([_value(row[field.name], field.type) for row in rows], type=field.type)
-        for field in RECORDS
+        field.name: pa.array([_value(row, field) for row in rows], type=field.type) for field in RECORDS
     }
     return pa.table(columns, schema=RECORDS)
 
 
-def _value(value: Any, kind: pa.DataType) -> Any:
-    if pa.types.is_map(kind):
-        return [(name, np.nan if number is None else number) for name, number in value.items()]
-    return np.nan if value is None and pa.types.is_floating(kind) else value
+def _value(row: dict[str, Any], field: pa.Field) -> Any:
+    if pa.types.is_map(field.type):
+        beside = row.get(field.name, {})  # a live file of an earlier version has none
+        return [(name, np.nan if number is None else number) for name, number in beside.items()]
+    value = row[field.name]
+    return np.nan if value is None and pa.types.is_floating(field.type) else value
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table of a run folder, checked; columns of later versions are filled in. Raises: BadRun."""
+    table = pq.read_table(path)
+    for field in schema:
+        if field.name not in table.column_names and field.name in LATER:
+            then = pa.array([LATER[field.name]] * len(table), type=field.type)
+            table = table.append_column(field, then)
+    _check(table, schema, path)
+    return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
 
 
 def _check(table: pa.Table, schema: pa.Schema, path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.records import CELLS, TRIALS, read_live, rows_to_table
+from analysis.records import CELLS, TRIALS, read_live, read_table, rows_to_table
 from sweeps import plan
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
@@ -65,7 +65,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )
         return
-    there = {row["cell_id"]: row for row in pq.read_table(path).to_pylist()}
+    there = {row["cell_id"]: row for row in read_table(path, CELLS).to_pylist()}
     devices, device = plan.num_devices(spec)
     for study in {row["study"] for row in there.values()} - {spec.study}:
         _conflict(run, spec, "study", study, spec.study)
