@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import Interval, bootstrap
+from analysis.records import BESIDE
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -55,6 +56,35 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         row["effect"] = effect(final, bool(part["higher_is_better"].iloc[0]))
         rows.append(row)
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["workload", "training", "setting", "effect"])
+
+
+def metrics_beside(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """What stands beside the target metric, at the end of training: one row a (setting, metric).
+
+    workload, training, setting, metric · num_seeds, of finished cells with a finite value at their last step ·
+    final, and difference: cell − baseline of the same schedule and seed: means with bootstrap _low and _high, null
+    for one seed alone (a raw setting has no difference).
+    """
+    names = [name for name in records.columns if name.startswith(BESIDE)]
+    columns = ["cell_id", "workload", "training", "setting", "seed", "last_step"]
+    finished = cells[cells["state"] == "finished"][columns]
+    last = records[["cell_id", "step", *names]].merge(finished, on="cell_id")
+    last = last[last["step"] == last["last_step"]]
+    same = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        values = last.set_index("cell_id")[name].astype(float)
+        table = last.assign(value=last[name].astype(float))
+        table["difference"] = table["value"] - table["cell_id"].map(same).map(values)
+        table = table[np.isfinite(table["value"])]
+        for key, part in table.groupby(["workload", "training", "setting"], sort=True):
+            row: dict[str, Any] = dict(zip(["workload", "training", "setting"], key, strict=True))
+            row |= {"metric": name.removeprefix(BESIDE), "num_seeds": part["seed"].nunique()}
+            row |= _named("final", _interval(part["value"]))
+            row |= _named("difference", _interval(part["difference"]))
+            rows.append(row)
+    empty = pd.DataFrame(columns=["workload", "training", "setting", "metric"])
+    return pd.DataFrame(rows).sort_values(["workload", "setting", "metric"]) if rows else empty
 
 
 def effect(difference: Interval, higher_is_better: bool) -> str | None:

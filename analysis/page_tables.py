@@ -71,6 +71,19 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
             }
         )
         yield _text("Generalization", "generalization", frame, most)
+    if len(tables.metrics_beside):
+        rows = tables.metrics_beside.to_dict("records")
+        frame = pd.DataFrame(
+            {
+                "workload": [row["workload"] for row in rows],
+                "schedule": [row["training_label"] for row in rows],
+                "scheme": [row["scheme_label"] for row in rows],
+                "metric": [row["metric"] for row in rows],
+                "final": [_ratio(row, "final", form=".4g") for row in rows],
+                "final − baseline's": [_ratio(row, "difference", form="+.3g") for row in rows],
+            }
+        )
+        yield _text("Metrics beside the target's", "metrics_beside", frame, most)
     yield _text("Device-hours of the sweep", "sweep_device_hours", tables.sweep_device_hours, most)
 
 

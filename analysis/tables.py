@@ -26,6 +26,7 @@ class Tables:
     flat_region: pd.DataFrame
     generalization: pd.DataFrame
     generalization_by_cell: pd.DataFrame
+    metrics_beside: pd.DataFrame  # accuracy beside loss, …
     baselines: pd.DataFrame
     chosen: pd.DataFrame  # the horizon fixed beforehand, per workload and scheme
     schedules: pd.DataFrame
@@ -90,6 +91,7 @@ def compute(study: Study) -> Tables:
         generalization_by_cell=_named(
             cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])
         ),
+        metrics_beside=_labelled(cells, generalization.metrics_beside(cells, records, c.pairs)),
         baselines=scores,
         chosen=chosen,
         schedules=_labelled(

@@ -132,7 +132,7 @@ def _explain(failed: Sequence[str], run: Path, console: Console) -> None:
 
 def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     """workload -> expected cost of what is to train, fused and one trial per cell."""
-    devices, _ = plan.num_devices(spec)
+    devices = plan.num_devices(spec)[0] / spec.resources.num_processes
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
@@ -147,7 +147,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
                 "memory": 0,
             },
         )
-        cost = plan.cost(one)
+        cost = plan.cost(one)  # on one device
         alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
         row["cells"] += len(one.cells)
         row["trajectories"] += 1
@@ -158,6 +158,8 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     return rows
 
 
-def wall(todo: Work, slots: int) -> str:
+def wall(todo: Work, slots: int, processes: int = 1) -> str:
     """Expected wall time on so many slots, in words."""
-    return duration(plan.makespan_seconds([plan.cost(one).seconds for one in todo.trajectories], slots))
+    return duration(
+        plan.makespan_seconds([plan.cost(one).seconds / processes for one in todo.trajectories], slots)
+    )

@@ -58,6 +58,15 @@ class Constants:
     nadamw: NadamW
 
     @property
+    def step_seconds(self) -> float:
+        """GPU-seconds a step: AlgoPerf's runtime on its 8 V100s over its step hint."""
+        return 8 * self.max_runtime_seconds[VERSION] / self.step_hint[VERSION]
+
+    def eval_seconds(self, num_examples: int) -> float:
+        """Estimate for an evaluation there: a forward pass alone is a third of a training step."""
+        return num_examples / self.batch_size * self.step_seconds / 3
+
+    @property
     def step_budget(self) -> int:
         """T of a full study."""
         return self.step_hint[VERSION]

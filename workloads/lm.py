@@ -294,8 +294,8 @@ PRESETS: dict[str, Workload] = {
             "grad_clip": 0.1,
         },
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},
-        step_seconds=5900.0,
-        eval_seconds=36_000.0,
+        step_seconds=3.1,  # of an A100: 6 · 124 M · 524,288 FLOP at 40 % of its bf16 peak
+        eval_seconds=20.0,
         context=1024,
         width=768,
         depth=12,

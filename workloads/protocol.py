@@ -56,8 +56,9 @@ class Workload(Protocol):
       higher_is_better: the metric's direction.
       optimizer: the default optimizer block, for example ``{"name": "nadamw", "lr": 0.01, "beta1": 0.9}``.
       schedule: the default schedule block, for example ``{"shape": "cosine", "warmup": 0.05}``.
-      step_seconds: seconds a training step takes on one CPU core, for `wa plan`'s estimate.
-      eval_seconds: seconds one evaluation of one model takes there.
+      step_seconds: device-seconds of a training step, for `wa plan`'s estimate: on a CPU core for a mini, on a
+        V100 for a full preset of AlgoPerf's.
+      eval_seconds: device-seconds of one evaluation of one model there.
 
     A workload may also have:
       training: the default training block, for example ``{"precision": "bf16", "accumulate": 4}``.

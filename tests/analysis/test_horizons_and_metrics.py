@@ -195,3 +195,30 @@ def test_the_chosen_horizon_is_the_nearest_in_the_logarithm(make_run, average):
     assert found.chosen["near"].all()
     far = make_run(lengths=[1.0], averages=[average("ema", 0.05, 0.9)])
     assert not computed(far)[1].chosen["near"].any()
+
+
+def test_metrics_beside_are_compared_at_the_end_with_the_raw_run_of_the_same_seed(make_run):
+    read = study.read(make_run(lengths=[1.0], spread=0.02, noise=0.01))
+    is_lm = read.records["cell_id"].isin(read.cells.loc[read.cells["workload"] == "lm", "cell_id"])
+    beside = (3 - read.records["metric"] + 0.001 * read.records["step"]).where(is_lm)
+    records = read.records.assign(metric_accuracy=beside)
+    table = tables.compute(study.Study(read.plan, read.cells, records, read.trials)).metrics_beside
+    assert set(table["workload"]) == {"lm"}
+    assert set(table["metric"]) == {"accuracy"}
+    assert table["setting"].is_unique
+    raw = table[table["scheme"] == "none"].iloc[0]
+    assert np.isnan(raw["difference"])
+    one = table[table["scheme"] == "ema"].iloc[0]
+    cells = read.cells[read.cells["state"] == "finished"]
+    final = records[records["step"] == records["step"].max()].set_index("cell_id")["metric_accuracy"]
+    mine = cells[cells["setting"] == one["setting"]].set_index("seed")["cell_id"].map(final)
+    bare = cells[cells["setting"] == raw["setting"]].set_index("seed")["cell_id"].map(final)
+    assert one["num_seeds"] == len(mine) == 3
+    assert one["final"] == pytest.approx(mine.mean())
+    assert one["difference"] == pytest.approx((mine - bare).mean())
+    assert one["difference_low"] < one["difference"] < one["difference_high"]
+
+
+def test_without_metrics_beside_there_is_no_table(make_run):
+    _, found = computed(make_run(lengths=[1.0]))
+    assert found.metrics_beside.empty
