@@ -130,9 +130,8 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
     console.print(
         f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
     )
-    console.print(
-        f"wall: about {wall(todo, slots, spec.resources.num_processes)} on {slots} slots of {devices:g} {device} each, Ray's start apart"
-    )
+    about = wall(todo, slots, spec.resources.num_processes)
+    console.print(f"wall: about {about} on {slots} slots of {devices:g} {device} each, Ray's start apart")
     if todo.num_done:
         console.print(f"{out}: {todo.num_done} trajectories are done and stay")
     for workload, target in todo.targets.items():

@@ -353,6 +353,17 @@ def test_several_gpus_are_a_process_each() -> None:
         cells(parse_spec({**spec, "training": {"accumulate": 3}}))
 
 
+def test_processes_take_over_a_workloads_own_micro_batches() -> None:
+    def accumulate(**changes: Any) -> int:
+        spec = {"study": "t", "workloads": "lm", "preset": "full", "averaging": {"scheme": "none"}, **changes}
+        return cells(parse_spec(spec))[0].training.accumulate
+
+    assert accumulate() == 8
+    assert accumulate(resources={"cpu": 8, "gpu": 4}) == 2
+    assert accumulate(resources={"cpu": 8, "gpu": 16}) == 1
+    assert accumulate(resources={"cpu": 8, "gpu": 4}, training={"accumulate": 8}) == 8
+
+
 def test_a_team_of_one_talks_to_nobody() -> None:
     team, value = Team(), torch.arange(3.0)
     assert team.sum(value) is value

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import gzip
 import itertools
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from workloads import algoperf, data
 from workloads.ogbg import (
     PRESETS,
-    EvaluationBatch,
     GraphClassifier,
     Graphs,
     Ogbg,
@@ -384,8 +382,6 @@ def test_worker_processes_give_the_same_batches(molpcba: Path) -> None:
     assert all(equal(a, b) for a, b in zip(itertools.islice(here.batches(4, 2), 4), batches, strict=False))
     parts = [next(here.batches(4, 2, Part(i, 2))) for i in range(2)]
     assert torch.equal(torch.cat([part.labels for part in parts]), next(here.batches(4, 2)).labels)
-    make = pickle.loads(pickle.dumps(EvaluationBatch(here, "validation")))  # what a worker is sent
-    assert all(equal(make(i), batch) for i, batch in enumerate(here.eval_batches("validation")))
 
 
 def test_a_missing_folder_or_file_is_named(molpcba: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,200 @@
+"""The Conformer (Gulati et al. 2020) as in AlgoPerf: absolute positions, batch norm of its own; CTC outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workloads.algoperf import constants
+from workloads.librispeech import (
+    BatchNorm,
+    ConvSubsampling,
+    LayerNorm,
+    LibriSpeech,
+    Prompts,
+    SpeechRecognition,
+    initialize,
+    valid_frames,
+)
+from workloads.protocol import Workload
+
+LN2 = 0.6931471805599453  # softplus(0)
+
+
+class FeedForward(nn.Module):
+    """W₂ silu(W₁ norm(x)), half of which a block adds."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.hidden = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) -> (…, width)."""
+        y: Tensor = self.out(F.silu(self.hidden(self.norm(x))))
+        return y
+
+
+class Attention(nn.Module):
+    """Self-attention over valid frames; queries scaled channel by channel by softplus(s) / ln 2, 1 at first."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_scale = nn.Parameter(torch.zeros(width // num_heads))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(batch, time, width), valid (batch, time) -> (batch, time, width)."""
+        batch, time, width = x.shape
+        qkv = self.qkv(self.norm(x)).view(batch, time, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, time, width / heads)
+        q = (q * (F.softplus(self.query_scale) / LN2)).to(k.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])
+        y: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, width))
+        return y
+
+
+class Convolution(nn.Module):
+    """Gated linear unit, depthwise convolution over time, batch norm, silu, linear."""
+
+    def __init__(self, width: int, kernel: int, momentum: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.value, self.gate = nn.Linear(width, width), nn.Linear(width, width)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.batch_norm = BatchNorm(width, momentum)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(batch, time, width), valid (batch, time) -> (batch, time, width)."""
+        x = self.norm(x)
+        x = self.value(x) * torch.sigmoid(self.gate(x)) * valid[:, :, None]
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        y: Tensor = self.out(F.silu(self.batch_norm(x, valid)))
+        return y
+
+
+class Block(nn.Module):
+    """Feed-forward / 2, attention, convolution, feed-forward / 2, each added to its input; then a layer norm."""
+
+    def __init__(
+        self, width: int, num_heads: int, hidden: int, kernel: int, momentum: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.before, self.after = FeedForward(width, hidden), FeedForward(width, hidden)
+        self.attention = Attention(width, num_heads)
+        self.convolution = Convolution(width, kernel, momentum)
+        self.norm = LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(batch, time, width), valid (batch, time) -> (batch, time, width)."""
+        x = x + 0.5 * self.dropout(self.before(x))
+        x = x + self.dropout(self.attention(x, valid))
+        x = x + self.dropout(self.convolution(x, valid))
+        y: Tensor = self.norm(x + 0.5 * self.dropout(self.after(x)))
+        return y
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """(length, width): sines, then cosines of position · 10000^(−i / (width / 2 − 1)), i = 0 … width / 2 − 1."""
+    half = width // 2
+    frequency = 10000.0 ** (-torch.arange(half, device=device) / (half - 1))
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class Encoder(nn.Module):
+    """Convolutional subsampling, positions, blocks, layer norm, a linear layer to the outputs."""
+
+    def __init__(self, shape: Conformer, bins: int, num_outputs: int) -> None:
+        super().__init__()
+        width = shape.width
+        self.subsampling = ConvSubsampling(bins, shape.channels, width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, shape.num_heads, shape.hidden, shape.kernel, shape.momentum, shape.dropout)
+            for _ in range(shape.depth)
+        )
+        self.norm = LayerNorm(width)
+        self.head = nn.Linear(width, num_outputs)
+        initialize(self)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, bins), lengths -> logits (batch, ⌈frames / 4⌉, outputs), ⌈lengths / 4⌉."""
+        x, lengths = self.subsampling(features, lengths)
+        x = self.dropout(x + sinusoids(x.shape[1], x.shape[2], x.device))
+        valid = valid_frames(lengths, x.shape[1])
+        for block in self.blocks:
+            x = block(x, valid)
+        return self.head(self.norm(x)), lengths
+
+
+@dataclass(frozen=True)
+class Conformer:
+    """The size of a Conformer. momentum: the weight of a new batch's statistics."""
+
+    channels: int
+    width: int
+    depth: int
+    num_heads: int
+    hidden: int
+    kernel: int
+    momentum: float
+    dropout: float
+
+    def __call__(self, bins: int, num_outputs: int) -> nn.Module:
+        return Encoder(self, bins, num_outputs)
+
+
+FULL = constants()["librispeech_conformer"]
+
+PRESETS: dict[str, Workload] = {
+    "mini": SpeechRecognition(
+        corpus=Prompts(),
+        network=Conformer(
+            channels=16, width=64, depth=1, num_heads=4, hidden=256, kernel=5, momentum=0.03, dropout=0.0
+        ),
+        step_budget=3000,
+        batch_size=4,
+        optimizer={
+            "name": "nadamw",
+            "lr": 0.01,
+            "beta1": 0.9,
+            "beta2": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+        },
+        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
+        step_seconds=0.018,
+        eval_seconds=0.065,
+    ),
+    "full": SpeechRecognition(
+        corpus=LibriSpeech(),
+        network=Conformer(
+            channels=512,
+            width=512,
+            depth=4,
+            num_heads=8,
+            hidden=2048,
+            kernel=5,
+            momentum=0.001,
+            dropout=FULL.nadamw.dropout,
+        ),
+        step_budget=FULL.step_budget,
+        batch_size=FULL.batch_size,
+        optimizer=FULL.nadamw.optimizer,
+        schedule=FULL.nadamw.schedule,
+        step_seconds=FULL.step_seconds,
+        eval_seconds=FULL.eval_seconds(5567),
+        training={"accumulate": 8},  # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
+        metric=FULL.metric,
+    ),
+}
