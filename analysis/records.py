@@ -43,7 +43,8 @@ CELLS = pa.schema(
     [
         ("cell_id", pa.string()),
         ("trajectory_id", pa.string()),
-        ("study", pa.string()),
+        ("study", pa.string()),  # that asked for it first
+        ("studies", pa.list_(pa.string())),  # every study of the folder that has it
         ("workload", pa.string()),
         ("preset", pa.string()),
         ("seed", pa.int64()),
@@ -103,12 +104,15 @@ TRIALS = pa.schema(
         ("ended", pa.string()),
         ("seconds", pa.float64()),  # wall seconds of the attempt, all included
         ("status", pa.string()),  # done | failed | interrupted
+        ("name", pa.string()),  # the trajectory's folder: its id, with a suffix where one training runs twice
     ]
 )
 
-# Columns that folders of earlier versions lack, and what was true then.
+# Columns that folders of earlier versions lack, and what was true then: a value, or a function of the table.
 LATER: dict[str, Any] = {
     "metrics": [],
+    "studies": lambda table: [[study] for study in table["study"].to_pylist()],
+    "name": None,
     "precondition_every": None,
     "precondition_start": None,
     "block_size": None,
@@ -124,16 +128,20 @@ class BadRun(ValueError):
     """Not a run folder, or one whose tables break the schema; the message says where."""
 
 
-def load(run: str | Path) -> pd.DataFrame:
+def load(run: str | Path, study: str | None = None) -> pd.DataFrame:
     """Records joined with their cells, of finished and running trajectories alike.
+
+    study: of a folder that holds several, the cells of this one alone.
 
     One row a record, sorted by (cell_id, split, step); record columns first, then the cell's axes. The target
     metric's name is ``metric_name``, its value ``metric``; what stands beside it has columns of its own, such as
     ``metric_accuracy``.
 
-    Raises: BadRun where `run` has no cells.parquet or a table breaks the schema.
+    Raises: BadRun where `run` has no cells.parquet or no such study, or a table breaks the schema.
     """
     cells = load_cells(run).drop(columns="trajectory_id")
+    if study is not None:
+        cells = cells[has_study(cells, study, run)]
     return load_records(run).merge(cells, on="cell_id", how="inner", validate="many_to_one")
 
 
@@ -145,7 +153,20 @@ def load_cells(run: str | Path) -> pd.DataFrame:
     path = Path(run) / "cells.parquet"
     if not path.is_file():
         raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one")
-    return _to_pandas(read_table(path, CELLS)).rename(columns={"metric": "metric_name"})
+    cells = _to_pandas(read_table(path, CELLS)).rename(columns={"metric": "metric_name"})
+    named = zip(cells["study"], cells["studies"], strict=True)
+    # Tuples are hashable, unlike lists.
+    every = [(study,) if several is None else tuple(several) for study, several in named]
+    return cells.assign(studies=pd.Series(every, index=cells.index, dtype=object))
+
+
+def has_study(cells: pd.DataFrame, study: str, run: str | Path) -> pd.Series:
+    """Which rows of `load_cells` belong to a study of the folder. Raises: BadRun where none do."""
+    mine = cells["studies"].map(lambda names: study in names).astype(bool)
+    if not mine.any():
+        known = sorted({name for names in cells["studies"] for name in names})
+        raise BadRun(f"{run}: no cells of a study {study!r}; it holds {', '.join(map(repr, known))}")
+    return mine
 
 
 def load_records(run: str | Path) -> pd.DataFrame:
@@ -169,11 +190,18 @@ def load_records(run: str | Path) -> pd.DataFrame:
 
 
 def load_plan(run: str | Path) -> dict[str, Any]:
-    """plan.json: study, question, cells, trajectories, targets with their provenance, versions."""
+    """plan.json: study, question, cells, trajectories, targets with their provenance, versions.
+
+    ``studies`` has study, question, fuse, seeds, cells and targets of each study, in the order they came; at the
+    head stand those of the first, but every cell and every workload's target.
+    """
     path = Path(run) / "plan.json"
     if not path.is_file():
         raise BadRun(f"{run}: no plan.json")
     plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "studies" not in plan:  # of an earlier version: one study a folder
+        held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
+        plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
     return plan
 
 
@@ -231,8 +259,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(path)
     for field in schema:
         if field.name not in table.column_names and field.name in LATER:
-            then = pa.array([LATER[field.name]] * len(table), type=field.type)
-            table = table.append_column(field, then)
+            then = LATER[field.name]
+            values = then(table) if callable(then) else [then] * len(table)
+            table = table.append_column(field, pa.array(values, type=field.type))
     _check(table, schema, path)
     return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
 

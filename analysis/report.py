@@ -1,4 +1,4 @@
-"""A run folder -> tables/*.csv, figures/*.{svg,png} and one self-contained report.html.
+"""A run folder -> tables/*.csv, figures/*.{svg,png} and one self-contained report.html a study.
 
 The same run folder gives the same bytes: nothing here reads a clock, and names and orders are fixed.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,9 +29,10 @@ from analysis import (
     methods,
     page_tables,
     palette,
+    report_index,
 )
 from analysis.drawing import drawing
-from analysis.study import Study, read
+from analysis.study import Study, read, read_each
 from analysis.tables import Tables, compute, core, settings
 
 _VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
@@ -52,17 +53,43 @@ class Section:
 def write(run: str | Path) -> Path:
     """Writes tables, figures and the report of a run folder, finished or not; returns the report's path.
 
+    A folder of several studies gets these for each study, in reports/<study>/, and a report.html that leads there.
     Raises: analysis.records.BadRun where the folder or one of its tables breaks the schema.
     """
     run = Path(run)
-    study = read(run)
+    studies = read_each(run)
+    if len(studies) == 1:
+        _write(studies[0], run)
+        return run / "report.html"
+    answers = [_write(study, report_index.folder(run, study)) for study in studies]
+    _remove_those_of_one_study(run)
+    return report_index.write(run, studies, answers)
+
+
+def _write(study: Study, folder: Path) -> str:
+    """The tables, figures and report of one study; returns its answer."""
     tables = compute(study)
-    tables.write(run / "tables")
+    tables.write(folder / "tables")
     sections = [section for section in make_sections(study, tables) if section.chart or section.sentences]
-    _write_figures(sections, run / "figures")
-    path = run / "report.html"
-    path.write_text(render(study, tables, sections), encoding="utf-8")
-    return path
+    _write_figures(sections, folder / "figures")
+    (folder / "report.html").write_text(render(study, tables, sections), encoding="utf-8")
+    return conclusions.answer(study, tables)
+
+
+def _remove_those_of_one_study(run: Path) -> None:
+    """Removes the tables and figures that a folder got while it held one study."""
+    names = [f"tables/{field.name}.csv" for field in fields(Tables)]
+    names += [f"figures/{name}.{ending}" for name in methods.HOW_TO_READ for ending in ("svg", "png")]
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / "tables", run / "figures"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def summary_tables(run: str | Path, most: int | None = None) -> dict[str, pd.DataFrame]:
+    """`summary_table` of each study of a run folder, by its name."""
+    return {str(study.plan.get("study", "study")): _summary(study, most) for study in read_each(run)}
 
 
 def summary_table(run: str | Path, most: int | None = None) -> pd.DataFrame:
@@ -71,7 +98,10 @@ def summary_table(run: str | Path, most: int | None = None) -> pd.DataFrame:
 
     most: with more rows than this, only the reference schedule of each workload is shown.
     """
-    study = read(run)
+    return _summary(read(run), most)
+
+
+def _summary(study: Study, most: int | None) -> pd.DataFrame:
     found = core(study)
     table = settings(study.cells, found.steps, found.ratios, found.general)
     if most is not None and len(table) > most:
@@ -101,7 +131,7 @@ def make_sections(study: Study, tables: Tables) -> list[Section]:
         ("sweep_hours", f"What the sweep paid, in {unit}", [], cost_figures.sweep_hours(d, unit)),
     ]
     costs = c.hours_findings(study, tables, unit)
-    said = {"user_hours": costs[:-1], "sweep_hours": costs[-1:]}
+    said = {"user_hours": costs[:-1], "sweep_hours": [*costs[-1:], *report_index.shared_cost(study, unit)]}
     return [
         Section(
             name,

@@ -7,7 +7,7 @@ and its **averaging**. Cells of one setting are repetitions over seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +32,56 @@ SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "T
 
 @dataclass(frozen=True)
 class Study:
-    """A run folder, read. `cells` has the columns of the schema and those that `describe` and `progress` add."""
+    """A study, read. `cells` has the columns of the schema and those that `describe` and `progress` add."""
 
     plan: dict[str, Any]
     cells: pd.DataFrame
     records: pd.DataFrame
-    trials: pd.DataFrame
+    trials: pd.DataFrame  # of the trajectories that its cells ride on, whichever study they were planned for
+    shared: frozenset[str] = frozenset()  # names of those that serve another study of the folder too
 
 
-def read(run: str | Path) -> Study:
-    """Reads a run folder, finished or not.
+def read(run: str | Path, study: str | None = None) -> Study:
+    """Reads a run folder, finished or not; of several studies in it all cells, or those of one `study`.
 
-    Raises: analysis.records.BadRun where the folder or a table breaks the schema.
+    Raises: analysis.records.BadRun where the folder or a table breaks the schema, or has no such study.
     """
-    cells = describe(schema.load_cells(run))
+    whole = _whole(run)
+    return _described(whole) if study is None else _part(whole, study, run)
+
+
+def read_each(run: str | Path) -> list[Study]:
+    """The studies of a run folder in the order they came. Raises: analysis.records.BadRun."""
+    whole = _whole(run)
+    return [_part(whole, entry["study"], run) for entry in whole.plan["studies"]]
+
+
+def _whole(run: str | Path) -> Study:
+    cells = schema.load_cells(run)
     records = schema.load_records(run)
     records = records[(records["split"] == "validation") & records["cell_id"].isin(cells["cell_id"])]
     records = records.sort_values(["cell_id", "step"], kind="stable").reset_index(drop=True)
     trials = schema.load_trials(run)
-    return Study(schema.load_plan(run), progress(cells, records, trials), records, trials)
+    plan = schema.load_plan(run)
+    return Study(plan, progress(cells, records, trials, plan), records, trials)
+
+
+def _part(whole: Study, study: str, run: str | Path) -> Study:
+    if len(whole.plan["studies"]) == 1 and whole.plan["studies"][0]["study"] == study:
+        return _described(whole)
+    (own,) = [entry for entry in whole.plan["studies"] if entry["study"] == study] or [{"study": study}]
+    cells = whole.cells[schema.has_study(whole.cells, study, run)]
+    records = whole.records[whole.records["cell_id"].isin(cells["cell_id"])].reset_index(drop=True)
+    names = whole.trials["name"]
+    unnamed = names.isna() & whole.trials["trajectory_id"].isin(cells["trajectory_id"])
+    trials = whole.trials[names.isin(cells["trajectory"]) | unnamed].reset_index(drop=True)
+    elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
+    shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
+    return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared))
+
+
+def _described(whole: Study) -> Study:
+    return replace(whole, cells=describe(whole.cells))
 
 
 def describe(cells: pd.DataFrame) -> pd.DataFrame:
@@ -68,19 +99,31 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.sort_values(["setting", "seed", "cell_id"], kind="stable").reset_index(drop=True)
 
 
-def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+def progress(
+    cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, plan: Mapping[str, Any]
+) -> pd.DataFrame:
     """Adds how far each cell has come.
 
-    last_step: the last step recorded for its trajectory (an average may have no record there), 0 if none.
+    trajectory: the name of the one that trains the cell; null while none is planned for it. (One training may run
+    twice, first for some cells and later for others, under two names.)
+    last_step: the last step recorded for that trajectory (an average may have no record there), 0 if none.
     state: ``finished`` (trained to min(length, step budget), or its trial says done), ``diverged``, ``unfinished``.
     """
-    trajectories = records.groupby("trajectory_id").agg(last=("step", "max"), diverged=("diverged", "any"))
-    last = cells["trajectory_id"].map(trajectories["last"]).fillna(0).astype("int64")
-    diverged = cells["trajectory_id"].isin(trajectories.index[trajectories["diverged"].astype(bool)])
-    done = cells["trajectory_id"].isin(trials.loc[trials["status"] == "done", "trajectory_id"])
+    planned = plan.get("trajectories", [])
+    of_cell = {cell: one.get("name", one["trajectory_id"]) for one in planned for cell in one["cells"]}
+    names = cells["cell_id"].map(of_cell).astype("str")
+    elsewhere = cells["trajectory_id"].isin({one["trajectory_id"] for one in planned})
+    names = names.fillna(cells["trajectory_id"].mask(elsewhere))
+    of_record = records["cell_id"].map(dict(zip(cells["cell_id"], names, strict=True)))
+    trajectories = records.groupby(of_record).agg(last=("step", "max"), diverged=("diverged", "any"))
+    last = names.map(trajectories["last"]).fillna(0).astype("int64")
+    diverged = names.isin(trajectories.index[trajectories["diverged"].astype(bool)])
+    ended = trials[trials["status"] == "done"]
+    # Trials of an earlier version have no name: what was trained once has the id for a name.
+    done = names.isin(ended["name"].fillna(ended["trajectory_id"]))
     end = np.minimum(cells["length_steps"].astype("int64"), cells["step_budget"].astype("int64"))
     state = np.where(diverged, "diverged", np.where(done | (last >= end), "finished", "unfinished"))
-    return cells.assign(last_step=last, state=state)
+    return cells.assign(trajectory=names, last_step=last, state=state)
 
 
 def percent(share: float) -> str:

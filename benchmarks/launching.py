@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from analysis.records import load_trials
 from sweeps.cells import cells
 from sweeps.plan import trajectories
-from sweeps.run import run_study
+from sweeps.run import run_studies
 from sweeps.spec import parse_spec
 
 
@@ -66,7 +66,7 @@ def occupancy(trials: int) -> float:
     raw = {"study": "b", "workloads": "benchmarks.launching:Sleeper", "seeds": list(range(trials))}
     more = {"averaging": {"scheme": "none"}, "evaluate": {"every": 0.1}, "tracking": {"wandb": "disabled"}}
     with tempfile.TemporaryDirectory() as folder:
-        run_study(parse_spec({**raw, **more}), Path(folder) / "run", Console(quiet=True))
+        run_studies([parse_spec({**raw, **more})], Path(folder) / "run", Console(quiet=True))
         table = load_trials(Path(folder) / "run")
     assert (table["status"] == "done").all()
     began, ended = (pd.to_datetime(table[name]) for name in ("started", "ended"))

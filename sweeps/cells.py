@@ -330,6 +330,7 @@ def cell_to_row(
         "cell_id": cell.cell_id,
         "trajectory_id": cell.trajectory_id,
         "study": study,
+        "studies": [study],
         "workload": training.workload,
         "preset": training.preset,
         "seed": training.seed,

@@ -84,27 +84,33 @@ def main() -> None:
 
 
 @main.command(cls=_Command)
-@click.argument("file")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done."
 )
 @_sets
-def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
+def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
 
-    FILE is a study's YAML, or the name of a shipped one (quickstart, …).
+    FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
+    what they take together, when what they share is trained once.
     """
     import os
 
     from sweeps.plan import num_devices
     from sweeps.run import expected, wall, work
-    from sweeps.spec import load_spec
+    from sweeps.studies import load_specs
 
-    spec = load_spec(_study_file(file), sets)
-    todo = work(spec, out)
-    rows = expected(spec, todo)
+    specs = load_specs(map(_study_file, files), sets)
+    spec = specs[0]  # resources are the same for all
+    todo = work(specs, out)
+    rows = expected(spec, todo.trajectories)
     devices, device = num_devices(spec)
     hours = "GPU-hours" if device == "gpu" else "device-hours"
+    console = _console()
+    if len(specs) > 1:
+        console.print(_table_of_studies(specs, todo, out, hours))
+    name = spec.study if len(specs) == 1 else "together"
     table = _table(
         ("workload", "cells", "trajectories", "steps", hours, "one trial per cell", "peak memory a trial"),
         [
@@ -119,9 +125,8 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
             )
             for workload, row in rows.items()
         ],
-        title=f"{spec.study}: {len(todo.cells):,} cells, {len(todo.trajectories):,} trajectories to train",
+        title=f"{name}: {len(todo.cells):,} cells, {len(todo.trajectories):,} trajectories to train",
     )
-    console = _console()
     console.print(table)
     fused = sum(row["device_hours"] for row in rows.values())
     alone = sum(row["unfused_device_hours"] for row in rows.values())
@@ -143,8 +148,21 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
         console.print(f"{workload}: {said}")
 
 
+def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> Any:
+    """Each study as if it ran alone, then all of them with what they share trained once."""
+    from sweeps.run import expected, work
+
+    def row(name: str, work: Any) -> tuple[str, ...]:
+        cost = sum(one["device_hours"] for one in expected(specs[0], work.trajectories).values())
+        return name, f"{len(work.cells):,}", f"{len(work.trajectories):,}", f"{cost:.3g}"
+
+    rows = [row(spec.study, work([spec], out)) for spec in specs]
+    headers = ("study", "cells", "trajectories to train", hours)
+    return _table(headers, [*rows, row("all, what they share once", todo)], title="each study alone")
+
+
 @main.command(cls=_Command)
-@click.argument("file")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists."
 )
@@ -158,44 +176,59 @@ def plan(file: str, out: Path | None, sets: tuple[str, ...]) -> None:
 )
 @_sets
 def run(
-    file: str, out: Path | None, address: str | None, checkpoint_seconds: float, sets: tuple[str, ...]
+    files: tuple[str, ...],
+    out: Path | None,
+    address: str | None,
+    checkpoint_seconds: float,
+    sets: tuple[str, ...],
 ) -> None:
     """Run a study to its report; run again to continue.
 
-    FILE is a study's YAML, or the name of a shipped one (quickstart, …). What the run folder already holds is
-    kept, and no finished trajectory is trained twice.
+    FILE is a study's YAML, or the name of a shipped one (quickstart, …). Several studies run into one folder
+    (--out) and train once what they share. What the run folder already holds is kept, also of other studies, and
+    no finished trajectory is trained twice.
     """
-    from sweeps.run import run_study
-    from sweeps.spec import load_spec
+    from sweeps.blocks import SpecError
+    from sweeps.run import run_studies
+    from sweeps.studies import load_specs
 
-    spec = load_spec(_study_file(file), sets)
-    out = out or Path("runs") / spec.study
+    specs = load_specs(map(_study_file, files), sets)
+    if out is None and len(specs) > 1:
+        raise SpecError("--out", "is required: the run folder that the studies share", "several studies")
+    out = out or Path("runs") / specs[0].study
     console = _console()
-    complete = run_study(spec, out, console, address, checkpoint_seconds)
+    complete = run_studies(specs, out, console, address, checkpoint_seconds)
     _conclude(out, console)
     if not complete:
-        console.print(f"the study is incomplete; `wa run {file} --out {out}` continues it", soft_wrap=True)
+        what = "the study is" if len(specs) == 1 else "the studies are"
+        again = f"`wa run {' '.join(files)} --out {out}` continues {'it' if len(specs) == 1 else 'them'}"
+        console.print(f"{what} incomplete; {again}", soft_wrap=True)
         sys.exit(EXIT_INCOMPLETE)
 
 
 def _conclude(run: Path, console: Any) -> None:
     from analysis import report as reports
 
-    frame = reports.summary_table(run, most=SHOWN_ROWS)
-    if len(frame):
-        console.print(
-            _table(
-                [str(c) for c in frame.columns],
-                [[_cell(v) for v in row] for row in frame.itertuples(index=False)],
+    tables = reports.summary_tables(run, most=SHOWN_ROWS)
+    for study, frame in tables.items():
+        if len(frame):
+            console.print(
+                _table(
+                    [str(c) for c in frame.columns],
+                    [[_cell(v) for v in row] for row in frame.itertuples(index=False)],
+                    title=study if len(tables) > 1 else None,
+                )
             )
-        )
     console.print(f"report: {reports.write(run)}", soft_wrap=True)
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write tables, figures and report.html of a run folder again, from its records alone."""
+    """Write tables, figures and report.html of a run folder again, from its records alone.
+
+    Of several studies in it each has a report of its own in reports/<study>/, and report.html is their index.
+    """
     _conclude(run, _console())
 
 
@@ -275,7 +308,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     from analysis.records import load
     from sweeps import calibrate as rule
     from sweeps.blocks import SpecError
-    from sweeps.run import run_study
+    from sweeps.run import run_studies
     from sweeps.spec import parse_spec
     from sweeps.targets import write_target
     from workloads.protocol import families
@@ -287,7 +320,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         )
     spec = parse_spec(rule.study(chosen, preset), "calibrate")
     console = _console()
-    if not run_study(spec, out, console, address, calibrating=True):
+    if not run_studies([spec], out, console, address, calibrating=True):
         console.print(f"calibration is incomplete; the same command continues it in {out}")
         sys.exit(EXIT_INCOMPLETE)
     records = load(out)

@@ -64,6 +64,7 @@ def trajectories(
     """Group cells into trajectories, longest first.
 
     fuse: cells that differ only in averaging are one trajectory; False gives each cell its own, the reference.
+    (Studies that evaluate the same training at different steps do not share it.)
     started: unfinished trajectories on disk; each goes on with the cells it has, the rest are grouped anew.
     taken_names: folders of finished trajectories; the same training for new cells gets a name of its own.
     """
@@ -71,12 +72,16 @@ def trajectories(
     started = list(started)
     going_on = [one for one in started if any(cell.cell_id in wanted for cell in one.cells)]
     taken = {cell.cell_id for one in going_on for cell in one.cells}
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         if cell.cell_id not in taken:
-            groups.setdefault(cell.trajectory_id if fuse else cell.cell_id, []).append(cell)
+            together = cell.trajectory_id if fuse else cell.cell_id
+            groups.setdefault((together, cell.evaluate_every_steps), []).append(cell)
     names = {*taken_names, *(one.name for one in started)}
-    made = [_named(tuple(group), fuse, names) for group in groups.values()]
+    made = []
+    for group in groups.values():
+        made.append(_named(tuple(group), fuse, names))
+        names.add(made[-1].name)
     both = [*going_on, *made]
     return sorted(both, key=lambda one: (-cost(one).seconds, one.name))
 

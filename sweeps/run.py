@@ -12,66 +12,75 @@ from rich.console import Console
 
 from sweeps import plan, run_folder, tracking
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cells
+from sweeps.cells import Cell
 from sweeps.progress import Progress, duration
 from sweeps.spec import Spec
-from sweeps.targets import Target, study_targets
+from sweeps.studies import Resolved, resolve, union
+from sweeps.targets import Target
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load
 
 
 @dataclass(frozen=True)
 class Work:
-    """A study against a run folder: its cells, what is done already, what is to train."""
+    """Studies against a run folder: their cells, what is done already, what is to train."""
 
-    cells: list[Cell]
-    targets: dict[str, Target | None]
+    studies: list[Resolved]
     trajectories: list[plan.Trajectory]  # to train, longest first
     num_done: int  # trajectories in the folder that are finished
 
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of all studies, each once."""
+        return union(self.studies)
 
-def work(spec: Spec, run: Path | None, calibrating: bool = False) -> Work:
-    """Resolve a spec and compare it with a folder. Raises: SpecError, before anything is written.
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        """workload -> target, over all studies."""
+        return {workload: target for one in self.studies for workload, target in one.targets.items()}
 
-    calibrating: the study sets targets, so it has none and may use the held-out seeds.
-    """
-    wanted = cells(spec)
-    targets = dict.fromkeys(spec.workloads) if calibrating else study_targets(spec)
+
+def work(specs: Sequence[Spec], run: Path | None, calibrating: bool = False) -> Work:
+    """Resolve studies and compare them with a folder. Raises: SpecError, before anything is written."""
+    studies = resolve(specs, calibrating)
     started: list[plan.Trajectory] = []
     if run is not None:
-        run_folder.check_compatible(run, wanted, spec)
+        for one in studies:
+            run_folder.check_compatible(run, one.cells, one.spec)
         started = run_folder.started(run)
     done = {one.name: one for one in started if run is not None and run_folder.is_done(run, one)}
-    done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
     unfinished = [one for one in started if one.name not in done]
-    to_do = [cell for cell in wanted if cell.cell_id not in done_cells]
-    return Work(wanted, targets, plan.trajectories(to_do, spec.fuse, unfinished, done), len(done))
+    done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
+    to_do = [cell for cell in union(studies) if cell.cell_id not in done_cells]
+    return Work(studies, plan.trajectories(to_do, specs[0].fuse, unfinished, done), len(done))
 
 
-def run_study(
-    spec: Spec,
+def run_studies(
+    specs: Sequence[Spec],
     run: Path,
     console: Console,
     address: str | None = None,
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
 ) -> bool:
-    """Bring the run folder to the state the spec describes; whether the study is complete.
+    """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
-    _check_data(spec, address)
+    for spec in specs:
+        _check_data(spec, address)
+    first = specs[0]  # what all agree on: resources, tracking, fuse
     with run_folder.locked(run):
-        todo = work(spec, run, calibrating)
+        todo = work(specs, run, calibrating)
         for one in run_folder.started(run):  # finished, but killed before compaction
             if run_folder.is_done(run, one):
                 run_folder.compact(run, one.name)
-        run_folder.write_plan(run, spec, todo.cells, todo.trajectories, todo.targets)
+        run_folder.write_plan(run, todo.studies, todo.trajectories)
         run_folder.write_trials(run)
         _announce(todo, run, console, calibrating)
-        publisher = tracking.start(run, spec.tracking.wandb, spec.tracking.project, spec.tracking.entity)
+        publisher = tracking.start(run, first.tracking.wandb, first.tracking.project, first.tracking.entity)
         try:
-            complete = _launch(spec, todo, run, console, address, checkpoint_seconds)
+            complete = _launch(first, todo, run, console, address, checkpoint_seconds)
         finally:
             run_folder.write_trials(run)
             if not tracking.finish(publisher):
@@ -130,11 +139,11 @@ def _explain(failed: Sequence[str], run: Path, console: Console) -> None:
         console.print(f"trajectory {name} failed: {last} ({log})", markup=False, soft_wrap=True)
 
 
-def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
+def expected(spec: Spec, trajectories: Sequence[plan.Trajectory]) -> dict[str, dict[str, float]]:
     """workload -> expected cost of what is to train, fused and one trial per cell."""
     devices = plan.num_devices(spec)[0] / spec.resources.num_processes
     rows: dict[str, dict[str, float]] = {}
-    for one in todo.trajectories:
+    for one in trajectories:
         workload = one.cells[0].training.workload
         row = rows.setdefault(
             workload,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.records import CELLS, TRIALS, read_live, read_table, rows_to_table
+from analysis.records import CELLS, TRIALS, load_plan, read_live, read_table, rows_to_table
 from sweeps import plan
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
 from sweeps.recorder import write_atomic
 from sweeps.spec import Spec
-from sweeps.targets import Target
+from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
@@ -44,9 +45,10 @@ def trajectory_folder(run: Path, name: str) -> Path:
 
 
 def started(run: Path) -> list[plan.Trajectory]:
-    """Trajectories with a folder, done or not."""
+    """Trajectories that were begun, done or not; what was only planned may still be planned anew."""
     found = sorted((run / "trajectories").glob("*/trajectory.json"))
-    return [plan.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in found]
+    begun = [path for path in found if any(path.parent.glob("attempt-*.json"))]
+    return [plan.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in begun]
 
 
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
@@ -65,10 +67,8 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )
         return
-    there = {row["cell_id"]: row for row in read_table(path, CELLS).to_pylist()}
+    there = _rows(run)
     devices, device = plan.num_devices(spec)
-    for study in {row["study"] for row in there.values()} - {spec.study}:
-        _conflict(run, spec, "study", study, spec.study)
     for cell in cells:
         row = there.get(cell.cell_id)
         if row is None:
@@ -90,40 +90,35 @@ def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
     )
 
 
-def write_plan(
-    run: Path,
-    spec: Spec,
-    cells: Sequence[Cell],
-    trajectories: Sequence[plan.Trajectory],
-    targets: Mapping[str, Target | None],
-) -> None:
-    """spec.yaml, cells.parquet, plan.json and a folder with trajectory.json for each trajectory."""
-    devices, device = plan.num_devices(spec)
-    processes = spec.resources.num_processes
-    here = {cell.cell_id for cell in cells}
-    known = started(run)
-    earlier = [cell for one in known if is_done(run, one) for cell in one.cells if cell.cell_id not in here]
-    rows = [
-        cell_to_row(cell, spec.study, _value(targets.get(cell.training.workload)), devices, device, processes)
-        for cell in [*cells, *{cell.cell_id: cell for cell in earlier}.values()]
-    ]
+def write_plan(run: Path, studies: Sequence[Resolved], trajectories: Sequence[plan.Trajectory]) -> None:
+    """Specs, cells.parquet, plan.json and a folder with trajectory.json for each trajectory.
+
+    What the folder holds of other studies stays. Its first study is the one that spec.yaml and the head of
+    plan.json tell of; with several, specs/<study>.yaml has each.
+    """
+    there = _rows(run)
+    begun = started(run)
+    staying = {
+        cell.cell_id
+        for one in (*(one for one in begun if is_done(run, one)), *trajectories)
+        for cell in one.cells
+    }
+    before = load_plan(run)["studies"] if (run / "plan.json").exists() else []
+    provenance = _provenance(before, there, studies)
+    rows = _merged(there, studies, staying, provenance)
+    entries = _entries(before, rows, studies, provenance)
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory)).encode())
     _write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
-    write_atomic(run / "spec.yaml", dump_yaml(dict(spec.raw)).encode())
-    every = {one.name: one for one in [*known, *trajectories]}
+    _write_specs(run, studies, [entry["study"] for entry in entries])
     document = {
-        "study": spec.study,
-        "question": spec.question,
+        **{key: entries[0][key] for key in ("study", "question", "fuse", "seeds")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fuse": spec.fuse,
-        "seeds": list(spec.seeds),
         "cells": [row["cell_id"] for row in rows],
-        "targets": {
-            name: None if target is None else target.model_dump() for name, target in targets.items()
-        },
+        "targets": _first_known(entry["targets"] for entry in entries),
+        "studies": entries,
         "trajectories": [
             {
                 "name": one.name,
@@ -131,15 +126,108 @@ def write_plan(
                 "cells": [cell.cell_id for cell in one.cells],
                 "expected_seconds": plan.cost(one).seconds,
             }
-            for one in every.values()
+            for one in {one.name: one for one in [*begun, *trajectories]}.values()
         ],
         "versions": {name: version(name) for name in PACKAGES},
     }
+    # Last: a study is in the folder once plan.json says so.
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
 
 
-def _value(target: Target | None) -> float | None:
-    return None if target is None else target.value
+Row = dict[str, Any]
+Provenance = dict[tuple[str, str], Row | None]  # (workload, preset) -> target and where it is from
+
+
+def _rows(run: Path) -> dict[str, Row]:
+    path = run / "cells.parquet"
+    return {row["cell_id"]: row for row in read_table(path, CELLS).to_pylist()} if path.exists() else {}
+
+
+def _provenance(before: Sequence[Row], there: Mapping[str, Row], studies: Sequence[Resolved]) -> Provenance:
+    """The targets of a folder: one a (workload, preset), whichever study it came with, the newest."""
+    found: Provenance = {}
+    for entry in before:
+        for workload, target in entry["targets"].items():
+            if target is not None:
+                found[workload, target["preset"]] = target
+    for one in studies:
+        if len(one.spec.presets) == 1:  # several presets of a workload in one study have no target
+            for workload, held in one.targets.items():
+                found[workload, one.spec.presets[0]] = None if held is None else held.model_dump()
+    return found
+
+
+def _merged(
+    there: Mapping[str, Row], studies: Sequence[Resolved], staying: Set[str], provenance: Provenance
+) -> list[Row]:
+    """The cells that are asked for now, then what stays of earlier ones, each with every study that has it."""
+    rows: dict[str, Row] = {}
+    asking: dict[str, list[str]] = {}
+    for one in studies:
+        devices, device = plan.num_devices(one.spec)
+        for cell in one.cells:
+            asking.setdefault(cell.cell_id, []).append(one.spec.study)
+            if cell.cell_id not in rows:
+                processes = one.spec.resources.num_processes
+                rows[cell.cell_id] = cell_to_row(cell, one.spec.study, None, devices, device, processes)
+    now = {one.spec.study for one in studies}
+    for cell_id, row in {**there, **rows}.items():
+        earlier = there[cell_id]["studies"] if cell_id in there else []
+        asked = asking.get(cell_id, [])
+        # Done, a cell stays in a study that no longer asks for it; else only where it is still asked for.
+        kept = [name for name in earlier if cell_id in staying or name not in now or name in asked]
+        names = [*kept, *(name for name in asked if name not in kept)]
+        if names:
+            target = provenance.get((row["workload"], row["preset"]))
+            value = None if target is None else target["value"]
+            rows[cell_id] = {**row, "study": names[0], "studies": names, "target": value}
+    return list(rows.values())
+
+
+def _entries(
+    before: Sequence[Row], rows: Sequence[Row], studies: Sequence[Resolved], provenance: Provenance
+) -> list[Row]:
+    """plan.json's studies, in the order in which they came."""
+    entries = {entry["study"]: entry for entry in before}
+    for one in studies:
+        spec = one.spec
+        entries[spec.study] = {
+            "study": spec.study,
+            "question": spec.question,
+            "fuse": spec.fuse,
+            "seeds": list(spec.seeds),
+        }
+    for name, entry in entries.items():
+        mine = [row for row in rows if name in row["studies"]]
+        presets: dict[str, set[str]] = {}
+        for row in mine:
+            presets.setdefault(row["workload"], set()).add(row["preset"])
+        entry["cells"] = [row["cell_id"] for row in mine]
+        entry["targets"] = {
+            workload: provenance.get((workload, min(of))) if len(of) == 1 else None
+            for workload, of in presets.items()
+        }
+    return list(entries.values())
+
+
+def _first_known(targets: Iterable[Row]) -> Row:
+    found: Row = {}
+    for one in targets:
+        found |= {name: target for name, target in one.items() if found.get(name) is None}
+    return found
+
+
+def _write_specs(run: Path, studies: Sequence[Resolved], names: Sequence[str]) -> None:
+    first = run / "spec.yaml"
+    resolved = {one.spec.study: dump_yaml(dict(one.spec.raw)).encode() for one in studies}
+    if len(names) > 1:
+        (run / "specs").mkdir(exist_ok=True)
+        if names[0] not in resolved and first.exists():
+            write_atomic(run / "specs" / f"{names[0]}.yaml", first.read_bytes())
+        for name, text in resolved.items():
+            write_atomic(run / "specs" / f"{name}.yaml", text)
+    if names[0] in resolved:
+        write_atomic(first, resolved[names[0]])
 
 
 def compact(run: Path, name: str) -> None:
@@ -160,7 +248,7 @@ def write_trials(run: Path) -> None:
     for path in sorted((run / "trajectories").glob("*/attempt-*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
         status = "interrupted" if row["status"] == "running" else row["status"]
-        rows.append({**row, "status": status})
+        rows.append({**row, "status": status, "name": path.parent.name})
     _write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
 
 

@@ -142,7 +142,7 @@ class Publisher:
             "name": run_name(cell),
             "group": cell["study"],
             "job_type": cell["scheme"],
-            "tags": [str(cell["workload"])[:64], str(cell["trajectory_id"])],
+            "tags": [str(tag)[:64] for tag in (cell["workload"], cell["trajectory_id"], *cell["studies"])],
             "config": _config(cell),
             "dir": str(self.run),
             "reinit": "create_new",
@@ -183,7 +183,11 @@ def run_name(cell: Mapping[str, Any]) -> str:
 
 
 def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if value is None or pd.isna(value) else _plain(value) for key, value in cell.items()}
+    config = {key: value for key, value in cell.items() if key != "studies"}
+    return {
+        "studies": list(cell["studies"]),
+        **{key: None if value is None or pd.isna(value) else _plain(value) for key, value in config.items()},
+    }
 
 
 def _row(row: Mapping[Any, Any]) -> dict[str, Any]:

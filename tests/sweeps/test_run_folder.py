@@ -10,6 +10,7 @@ import pytest
 
 from analysis.records import load, load_cells, load_records, load_trials
 from sweeps import plan, run_folder, trajectory
+from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
 from sweeps.run import Work, work
 from sweeps.spec import parse_spec
@@ -22,8 +23,8 @@ def spec(**changes: Any) -> Any:
     return parse_spec({**raw, **changes})
 
 
-def train(run: Path, todo: Work, asked: Any, only: int | None = None) -> None:
-    run_folder.write_plan(run, asked, todo.cells, todo.trajectories, todo.targets)
+def train(run: Path, todo: Work, only: int | None = None) -> None:
+    run_folder.write_plan(run, todo.studies, todo.trajectories)
     for one in todo.trajectories[:only]:
         trajectory.run(one, run_folder.trajectory_folder(run, one.name))
         run_folder.compact(run, one.name)
@@ -32,7 +33,7 @@ def train(run: Path, todo: Work, asked: Any, only: int | None = None) -> None:
 @pytest.fixture
 def run(outside: Path) -> Path:
     folder = outside / "run"
-    train(folder, work(spec(), folder), spec())
+    train(folder, work([spec()], folder))
     return folder
 
 
@@ -52,8 +53,8 @@ def test_the_folder_holds_what_the_face_says(run: Path) -> None:
 @pytest.mark.parametrize("killed_after", ["nothing", "parquet", "all"])
 def test_compaction_repeats_after_a_kill(outside: Path, killed_after: str) -> None:
     folder = outside / "run"
-    todo = work(spec(), folder)
-    run_folder.write_plan(folder, spec(), todo.cells, todo.trajectories, todo.targets)
+    todo = work([spec()], folder)
+    run_folder.write_plan(folder, todo.studies, todo.trajectories)
     (one,) = todo.trajectories
     home = run_folder.trajectory_folder(folder, one.name)
     trajectory.run(one, home)
@@ -72,32 +73,35 @@ def test_compaction_repeats_after_a_kill(outside: Path, killed_after: str) -> No
 
 
 def test_nothing_is_left_to_do_in_a_finished_folder(run: Path) -> None:
-    assert work(spec(), run).trajectories == []
-    assert work(spec(fuse=False), run).trajectories == []
+    assert work([spec()], run).trajectories == []
+    assert work([spec(fuse=False)], run).trajectories == []
 
 
 def test_a_changed_spec_keeps_and_adds(run: Path) -> None:
     before = load_records(run)
     asked = spec(seeds=[0, 1], averaging=[*AVERAGING, {"scheme": "lawa", "k": 3, "every": 2}])
-    todo = work(asked, run)
+    todo = work([asked], run)
     added = {(cell.training.seed, cell.scheme is None) for one in todo.trajectories for cell in one.cells}
     assert sum(len(one.cells) for one in todo.trajectories) == 4
     assert (0, True) not in added
-    train(run, todo, asked)
+    train(run, todo)
     after = load_records(run)
     assert after.merge(before).shape[0] == len(before)
     assert len(load_cells(run)) == 6
     # and back: cells the spec no longer names keep their rows and records
-    train(run, work(spec(), run), spec())
+    train(run, work([spec()], run))
     assert len(load_cells(run)) == 6
     assert load_records(run).equals(after)
 
 
 def test_an_unfinished_trajectory_goes_on_with_its_cells(outside: Path) -> None:
     folder = outside / "run"
-    train(folder, work(spec(), folder), spec(), only=0)
+    train(folder, work([spec()], folder), only=0)
+    (planned,) = (folder / "trajectories").iterdir()
     asked = spec(averaging=[*AVERAGING, {"scheme": "lawa", "k": 3}])
-    todo = work(asked, folder)
+    assert [len(one.cells) for one in work([asked], folder).trajectories] == [3]  # not begun: planned anew
+    Attempt.begin(planned, planned.name, "cpu", 1.0)
+    todo = work([asked], folder)
     assert [len(one.cells) for one in todo.trajectories] == [2, 1]
     assert len({one.name for one in todo.trajectories}) == 2
 
@@ -106,13 +110,12 @@ def test_an_unfinished_trajectory_goes_on_with_its_cells(outside: Path) -> None:
     ("change", "key"),
     [
         ({"evaluate": {"every": 10}}, "evaluate.every"),
-        ({"study": "other"}, "study"),
         ({"resources": {"cpu": 2}}, "resources"),
     ],
 )
 def test_a_conflict_is_one_clear_error(run: Path, change: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError, match="another --out folder") as caught:
-        work(spec(**change), run)
+        work([spec(**change)], run)
     assert caught.value.path == key
     assert "\n" not in str(caught.value)
 
@@ -122,7 +125,7 @@ def test_somebody_elses_folder_is_refused(outside: Path) -> None:
     folder.mkdir()
     (folder / "chapter1.tex").write_text("x")
     with pytest.raises(SpecError, match="not a run folder"):
-        work(spec(), folder)
+        work([spec()], folder)
 
 
 def test_one_driver_at_a_time(run: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from wandb_server import WandbServer
 
 from analysis.records import load, load_cells
-from sweeps import plan, run_folder, tracking, trajectory
-from sweeps.cells import cells
+from sweeps import run_folder, tracking, trajectory
+from sweeps.run import work
 from sweeps.spec import parse_spec
 
 pytestmark = pytest.mark.slow
@@ -34,10 +34,9 @@ def run(outside: Path) -> Path:
     raw = {"study": "w", "workloads": "tinywork:Tiny", "seeds": [0, 1], "averaging": averaging}
     spec = parse_spec({**raw, "evaluate": {"every": 20}})
     folder = outside / "run"
-    grid = cells(spec)
-    todo = plan.trajectories(grid, fuse=True)
-    run_folder.write_plan(folder, spec, grid, todo, {"tinywork:Tiny": None})
-    for one in todo:
+    todo = work([spec], folder)
+    run_folder.write_plan(folder, todo.studies, todo.trajectories)
+    for one in todo.trajectories:
         trajectory.run(one, run_folder.trajectory_folder(folder, one.name))
         run_folder.compact(folder, one.name)
     return folder
@@ -57,8 +56,10 @@ def test_online_one_run_a_cell_with_its_config_and_history(run: Path, wandb_serv
         assert told["jobType"] == cell["scheme"]
         assert cell["trajectory_id"] in told["tags"]
         assert cell["workload"] in told["tags"]
+        assert "w" in told["tags"]
         config = {key: value["value"] for key, value in json.loads(told["config"]).items() if key != "_wandb"}
         assert config["seed"] == cell["seed"]
+        assert config["studies"] == ["w"]
         assert config["horizon_fraction"] == (None if cell["scheme"] == "none" else cell["horizon_fraction"])
         rows = sorted(wandb_server.history[cell["cell_id"]].values(), key=lambda row: row["step"])
         mine = frame[frame["cell_id"] == cell["cell_id"]]

@@ -1,0 +1,78 @@
+"""Several studies for one run folder: each resolved to its cells, and what must agree between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.blocks import Block, SpecError
+from sweeps.cells import Cell, cells
+from sweeps.spec import Spec, load_spec
+from sweeps.targets import Target, study_targets
+
+ALLOWED = "allowed: the same in every study that is run together"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A study with its cells and its workloads' targets."""
+
+    spec: Spec
+    cells: list[Cell]
+    targets: Mapping[str, Target | None]
+
+
+def load_specs(files: Iterable[Path], overrides: Sequence[str] = ()) -> list[Spec]:
+    """Read studies that are to run together, the overrides applied to each.
+
+    Raises: SpecError, also where two of them cannot share a run folder.
+    """
+    specs = [load_spec(file, overrides) for file in files]
+    for one, other in itertools.combinations(specs, 2):
+        if one.study == other.study:
+            message = f"{other.study!r} is {one.source}'s name too; allowed: a name of its own for each study"
+            raise SpecError("study", message, other.source)
+        for key in ("resources", "tracking"):
+            _same_block(key, getattr(one, key), getattr(other, key), one.source, other.source)
+        for key in ("data_dir", "fuse"):
+            _same(key, getattr(one, key), getattr(other, key), one.source, other.source)
+    return specs
+
+
+def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
+    """Every study's cells and targets. Raises: SpecError, also where a shared cell has two evaluation grids.
+
+    calibrating: the studies set targets, so they have none and may use the held-out seeds.
+    """
+    found = [
+        Resolved(spec, cells(spec), dict.fromkeys(spec.workloads) if calibrating else study_targets(spec))
+        for spec in specs
+    ]
+    first: dict[str, tuple[Cell, str]] = {}
+    for one in found:
+        for cell in one.cells:
+            known, source = first.setdefault(cell.cell_id, (cell, one.spec.source))
+            known_steps, steps = (f"{each.evaluate_every_steps} steps" for each in (known, cell))
+            _same("evaluate.every", known_steps, steps, source, one.spec.source)
+    return found
+
+
+def union(studies: Iterable[Resolved]) -> list[Cell]:
+    """The cells of all studies, each once."""
+    return list({cell.cell_id: cell for one in studies for cell in one.cells}.values())
+
+
+def _same_block(key: str, one: Block, other: Block, source: str, other_source: str) -> None:
+    for name in type(one).model_fields:
+        _same(f"{key}.{name}", getattr(one, name), getattr(other, name), source, other_source)
+
+
+def _same(key: str, value: object, other: object, source: str, other_source: str) -> None:
+    if value != other:
+        raise SpecError(key, f"{_said(other)} here, {_said(value)} in {source}; {ALLOWED}", other_source)
+
+
+def _said(value: object) -> str:
+    return "left out" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
