@@ -112,7 +112,7 @@ TRIALS = pa.schema(
 LATER: dict[str, Any] = {
     "metrics": [],
     "studies": lambda table: [[study] for study in table["study"].to_pylist()],
-    "name": None,
+    "name": lambda table: table["trajectory_id"].to_pylist(),
     "precondition_every": None,
     "precondition_start": None,
     "block_size": None,
@@ -210,7 +210,8 @@ def load_trials(run: str | Path) -> pd.DataFrame:
     path = Path(run) / "trials.parquet"
     if not path.is_file():
         return _to_pandas(TRIALS.empty_table())
-    return _to_pandas(read_table(path, TRIALS))
+    trials = _to_pandas(read_table(path, TRIALS))
+    return trials.assign(name=trials["name"].fillna(trials["trajectory_id"]))
 
 
 def read_live(path: Path) -> Iterator[dict[str, Any]]:

@@ -72,9 +72,7 @@ def _part(whole: Study, study: str, run: str | Path) -> Study:
     (own,) = [entry for entry in whole.plan["studies"] if entry["study"] == study] or [{"study": study}]
     cells = whole.cells[schema.has_study(whole.cells, study, run)]
     records = whole.records[whole.records["cell_id"].isin(cells["cell_id"])].reset_index(drop=True)
-    names = whole.trials["name"]
-    unnamed = names.isna() & whole.trials["trajectory_id"].isin(cells["trajectory_id"])
-    trials = whole.trials[names.isin(cells["trajectory"]) | unnamed].reset_index(drop=True)
+    trials = whole.trials[whole.trials["name"].isin(cells["trajectory"])].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
     shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
     return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared))
@@ -118,9 +116,7 @@ def progress(
     trajectories = records.groupby(of_record).agg(last=("step", "max"), diverged=("diverged", "any"))
     last = names.map(trajectories["last"]).fillna(0).astype("int64")
     diverged = names.isin(trajectories.index[trajectories["diverged"].astype(bool)])
-    ended = trials[trials["status"] == "done"]
-    # Trials of an earlier version have no name: what was trained once has the id for a name.
-    done = names.isin(ended["name"].fillna(ended["trajectory_id"]))
+    done = names.isin(trials.loc[trials["status"] == "done", "name"])
     end = np.minimum(cells["length_steps"].astype("int64"), cells["step_budget"].astype("int64"))
     state = np.where(diverged, "diverged", np.where(done | (last >= end), "finished", "unfinished"))
     return cells.assign(trajectory=names, last_step=last, state=state)

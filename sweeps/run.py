@@ -40,9 +40,12 @@ class Work:
         return {workload: target for one in self.studies for workload, target in one.targets.items()}
 
 
-def work(specs: Sequence[Spec], run: Path | None, calibrating: bool = False) -> Work:
+def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError, before anything is written."""
-    studies = resolve(specs, calibrating)
+    return _against(run, resolve(specs))
+
+
+def _against(run: Path | None, studies: list[Resolved]) -> Work:
     started: list[plan.Trajectory] = []
     if run is not None:
         for one in studies:
@@ -52,7 +55,7 @@ def work(specs: Sequence[Spec], run: Path | None, calibrating: bool = False) -> 
     unfinished = [one for one in started if one.name not in done]
     done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
     to_do = [cell for cell in union(studies) if cell.cell_id not in done_cells]
-    return Work(studies, plan.trajectories(to_do, specs[0].fuse, unfinished, done), len(done))
+    return Work(studies, plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done), len(done))
 
 
 def run_studies(
@@ -67,11 +70,12 @@ def run_studies(
 
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
+    studies = resolve(specs, calibrating)
     for spec in specs:
         _check_data(spec, address)
     first = specs[0]  # what all agree on: resources, tracking, fuse
     with run_folder.locked(run):
-        todo = work(specs, run, calibrating)
+        todo = _against(run, studies)
         for one in run_folder.started(run):  # finished, but killed before compaction
             if run_folder.is_done(run, one):
                 run_folder.compact(run, one.name)
