@@ -69,13 +69,14 @@ def assert_as_alone(run: Path, alone: dict[str, pd.DataFrame], *names: str) -> N
 
 def test_what_two_studies_share_is_trained_once(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
     run = outside / "run"
-    train(run, speedup(), decay())
+    trained = [cell.cell_id for one in train(run, speedup(), decay()) for cell in one.cells]
+    assert len(trained) == len(set(trained)) == 2 * 3 + 2 * 2  # none is asked for twice on the full schedule
     asked = {(seed, 40) for seed in (0, 1)} | {(seed, length) for seed in (0, 1) for length in (20, 40)}
     trials = load_trials(run)
     assert len(trials) == trials["trajectory_id"].nunique() == len(asked) == 4
     assert_as_alone(run, alone)
     cells = load_cells(run)
-    assert len(cells) == 2 * 3 + 2 * 2  # none is asked for twice on the full schedule
+    assert sorted(cells["cell_id"]) == sorted(trained)
     names = {
         ("none", 40): ("speedup", "decay"),
         ("ema", 40): ("speedup",),
