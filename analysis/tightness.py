@@ -139,6 +139,8 @@ def findings(lines: pd.DataFrame) -> list[str]:
     for row in lines.to_dict("records"):
         slope = Interval(row["slope"], row["slope_low"], row["slope_high"])
         r2 = Interval(row["r2"], row["r2_low"], row["r2_high"])
+        if np.isnan(r2.value):
+            continue  # the same ratio everywhere: nothing to explain
         text = (
             f"{row['source'][0].upper()}{row['source'][1:]}, {SCHEME_NAMES.get(row['scheme'], row['scheme'])}: the "
             f"target's tightness explains {_percent(r2)} of the variance of the ratio over {row['num_workloads']} "
@@ -168,7 +170,9 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     fitted = _fit(sums.sum(axis=0)[None, :])[:, 0]
     weights, counts = multisets(num, RESAMPLES, 0)
     draws = np.repeat(_fit(num * weights @ sums), counts, axis=1)
-    low_high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    known = ~np.isnan(draws).all(axis=1)  # no line through points of one share, no correlation of equal ratios
+    low_high = np.full((2, len(draws)), np.nan)
+    low_high[:, known] = np.nanquantile(draws[known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     factor = small_sample_factor(num - 1, num - 2) if num > 2 else np.nan  # a line takes two degrees
     slope = fitted[1] + factor * (low_high[:, 1] - fitted[1])
     r2 = _squared(fitted[2], low_high[:, 2], factor)
