@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis import horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
 from analysis.intervals import Interval, stratified_geometric_mean
+from analysis.pooled import BEST, FIXED
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
@@ -126,6 +128,75 @@ def ratio_findings(study: Study, tables: Tables) -> list[str]:
     return found
 
 
+POOLED = (
+    "geometric mean",
+    "mean ratio",
+    "median ratio",
+    "restricted mean",
+    "device-hours",
+    "suite device-hours",
+)
+
+
+def pooled_findings(tables: Tables) -> list[str]:
+    """The pooled numbers beside each other, what one workload does to them, and the best-looking horizons."""
+    found = []
+    for scheme in answer_schemes(tables):
+        keep = (tables.pooled["versus"] == "same schedule") & (tables.pooled["scheme"] == scheme)
+        mine = tables.pooled[keep & tables.pooled["value"].notna()]
+        fixed = mine[mine["horizon"] == FIXED].set_index("statistic")
+        said = [name for name in POOLED if name in fixed.index]
+        if not said or fixed["num_workloads"].max() < 2:
+            continue
+        name = SCHEME_NAMES.get(scheme, scheme)
+        parts = [f"{statistic} {_pooled(fixed.loc[statistic])}" for statistic in said]
+        values = fixed.loc[said, "value"]
+        found.append(
+            f"{name}, horizon fixed beforehand, over {fixed['num_workloads'].max()} workloads: {'; '.join(parts)}. The "
+            f"same runs, and {100 * (values.max() - values.min()):.0f} points between the ways to count."
+        )
+        if POOLED[0] in fixed.index:
+            found += _without_one(tables, scheme, name, fixed.loc[POOLED[0]])
+        best = mine[(mine["horizon"] == BEST) & (mine["statistic"] == POOLED[0])]
+        found += [
+            f"{name} at the best-looking horizon of each workload, picked after the fact and so optimistic: "
+            f"geometric mean {_pooled(row)}."
+            for row in best.to_dict("records")
+        ]
+    return found
+
+
+def _pooled(row: Any) -> str:
+    interval = Interval(row["value"], row["low"], row["high"])
+    return _bound(row["bound"]) + with_interval(interval)
+
+
+def _without_one(tables: Tables, scheme: str, name: str, whole: Any) -> list[str]:
+    left = tables.leave_one_out
+    left = left[(left["versus"] == "same schedule") & (left["horizon"] == FIXED) & (left["scheme"] == scheme)]
+    left = left[(left["statistic"] == POOLED[0]) & left["value"].notna()].sort_values("value", kind="stable")
+    if len(left) < 2:
+        return []
+    low, high = left.iloc[0], left.iloc[-1]
+    text = (
+        f"Without one workload the geometric mean of {name} lies between {_pooled_part(low)} (without "
+        f"{low['without']}) and {_pooled_part(high)} (without {high['without']})"
+    )
+    if np.isnan(whole["low"]):
+        return [text + "; fewer than three workloads give no interval over workloads."]
+    covers = whole["low"] <= 1 <= whole["high"]
+    changes = left[left["low"].notna() & (((left["low"] <= 1) & (left["high"] >= 1)) != covers)]
+    over = "its interval over workloads and seeds covers 1: no effect is shown for workloads in general"
+    text += f"; {over}" if covers else "; its interval over workloads and seeds leaves out 1"
+    if len(changes):
+        return [f"{text}, but not without {' or '.join(sorted(changes['without']))}."]
+    return [f"{text}, whichever is left out."]
+
+
+def _pooled_part(row: Any) -> str:
+    return with_interval(Interval(row["value"], row["low"], row["high"]))
+
+
 def curve_findings(tables: Tables) -> list[str]:
     """The saving at an easy, a middling and a tight target level."""
     curve = tables.saving_curve
@@ -159,7 +230,8 @@ def horizon_findings(tables: Tables) -> list[str]:
             f"On {row['workload']} the flat region of {name} {span}; "
             f"{percent(CHOSEN_HORIZON)} lies {'inside' if inside else 'outside'}."
         )
-    return found
+    fits = tables.horizon_fit
+    return found + horizon_fit.findings(fits[fits["training"].isin(_reference(tables))])
 
 
 def schedule_findings(tables: Tables) -> list[str]:

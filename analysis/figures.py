@@ -124,18 +124,26 @@ def horizon_lines(d: Drawing) -> alt.ConcatChart | None:
     regions = d.tables.flat_region
     colour = panels.scheme_colour(d.averages)
     axis = [float(table["horizon_fraction"].min() / 1.3), float(table["horizon_fraction"].max() * 1.3)]
+    smooth = d.tables.horizon_curve
     parts: list[Any] = []
     for workload in d.workloads:
         mine = table[table["workload"] == workload]
         if mine.empty:
             continue
+        fit = smooth[(smooth["workload"] == workload) & smooth["training"].isin(mine["training"])]
+        fit = fit[fit["scheme"].isin(mine["scheme"])]
         flat = regions[(regions["workload"] == workload) & regions["training"].isin(mine["training"])]
-        parts.append(panels.titled(_horizon_panel(d, mine, flat, colour, axis), workload, height=240))
+        parts.append(panels.titled(_horizon_panel(d, mine, fit, flat, colour, axis), workload, height=240))
     return panels.grid(parts)
 
 
 def _horizon_panel(
-    d: Drawing, mine: pd.DataFrame, flat: pd.DataFrame, colour: alt.Color, axis: list[float]
+    d: Drawing,
+    mine: pd.DataFrame,
+    fit: pd.DataFrame,
+    flat: pd.DataFrame,
+    colour: alt.Color,
+    axis: list[float],
 ) -> Any:
     log = alt.Scale(type="log", domain=axis, nice=False)
     x = alt.X(
@@ -148,7 +156,11 @@ def _horizon_panel(
     y = alt.Y("ratio:Q", title="steps-to-target ÷ baseline's").scale(domain=[low, high], zero=False)
     strips = panels.flat_strips(flat, SCHEME_NAMES, list(d.averages), colour, log)
     base = alt.Chart(mine).encode(x=x, color=colour)
-    line = base.mark_line(strokeWidth=1.5).encode(y=y, detail="every_steps:N")
+    line = base.mark_line(strokeWidth=1, opacity=0.35).encode(y=y, detail="every_steps:N")
+    fit = fit.assign(scheme_name=fit["scheme"].map(SCHEME_NAMES).fillna(fit["scheme"]))
+    smooth = alt.Chart(fit).encode(x=x, color=colour)
+    band = smooth.mark_area(opacity=0.1, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
+    parabola = smooth.mark_line(strokeWidth=2, clip=True).encode(y=y)
     whisker = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
     hover = panels.tooltips(
         *("scheme_label:N:setting", "ratio:Q:ratio:.3f", "low:Q:from:.3f", "high:Q:to:.3f"),
@@ -156,7 +168,9 @@ def _horizon_panel(
     )
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(y=y, tooltip=hover)
     dots = dots.encode(shape=panels.scheme_shape(d.averages))
-    return alt.layer(*strips, panels.level_rule(1.0), *panels.marked_at(0.01, "1 %"), line, whisker, dots)
+    under = [band, parabola] if len(fit) else []
+    rules = [panels.level_rule(1.0), *panels.marked_at(0.01, "1 %")]
+    return alt.layer(*strips, *under, *rules, line, whisker, dots)
 
 
 def final_metric(d: Drawing) -> alt.ConcatChart | None:

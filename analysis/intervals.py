@@ -57,7 +57,7 @@ def bootstrap(
     draws, counts = _draws(values, statistic, num_resamples, seed)
     if method == "bca":
         tails = _bca_tails(values, statistic, draws, counts, value, tails)
-    low, high = _quantiles(draws[:, None], counts, tails)[:, 0]
+    low, high = counted_quantiles(draws[:, None], counts, tails)[:, 0]
     if method == "expanded":
         factor = small_sample_factor(len(values), len(values) - 1, level)
         if statistic == "geometric_mean":
@@ -67,6 +67,7 @@ def bootstrap(
     return Interval(value, float(low), float(high))
 
 
+@lru_cache(maxsize=1024)
 def small_sample_factor(n: float, degrees: float, level: float = LEVEL) -> float:
     """√(n/(n−1)) · t/z: what a percentile interval of n values lacks in width, with so many degrees of freedom.
 
@@ -93,7 +94,7 @@ def bootstrap_columns(matrix: Floats, *, level: float = LEVEL, num_resamples: in
     weights, times = multisets(n, num_resamples, 0)
     sums, sizes = weights @ filled, weights @ present.astype(np.float64)
     draws = np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
-    low_high = _quantiles(draws, times, np.array([(1 - level) / 2, (1 + level) / 2]))
+    low_high = counted_quantiles(draws, times, np.array([(1 - level) / 2, (1 + level) / 2]))
     low_high[:, counts < 2] = np.nan
     factors = np.array([small_sample_factor(c, c - 1, level) if c > 1 else np.nan for c in counts])
     return np.vstack([mean[None, :], mean + factors * (low_high - mean)])
@@ -157,7 +158,7 @@ def _draws(
     return (weights @ values if statistic == "mean" else np.exp(weights @ np.log(values))), counts
 
 
-def _quantiles(draws: Floats, counts: NDArray[np.int64], tails: Floats) -> Floats:
+def counted_quantiles(draws: Floats, counts: NDArray[np.int64], tails: Floats) -> Floats:
     """numpy.quantile(numpy.repeat(draws, counts, axis=0), tails, axis=0), NaN left out, without the repeat."""
     order = np.argsort(draws, axis=0)
     ordered = np.take_along_axis(draws, order, axis=0)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from analysis import device_hours, robustness, saving_curve, savings
+from analysis import device_hours, horizon_fit, pooled, robustness, saving_curve, savings, survival, tightness
 from analysis.intervals import small_sample_factor
 from analysis.steps_to_target import HELD
 from analysis.study import Study, percent
@@ -15,10 +15,17 @@ from analysis.tables import Tables
 HOW_TO_READ = {
     "steps_to_target": "A dot is the geometric mean over seeds, its bar the bootstrap 95 % interval, a tick one "
     "seed. Left of 1 the average needs fewer steps. A hollow dot is a bound: some run missed the target.",
+    "pooled": "A row a workload, then, shaded, the numbers over all of them. Bars: 95 %, over seeds for a workload, "
+    "over workloads and seeds for the shaded rows. A tick is the same number without one workload. A hollow mark is a "
+    "bound: some run missed the target.",
     "saving_curve": "The same ratio at every target level, easy ones left, the baseline's best right. A hollow "
     "point: some run does not reach the level. One ratio at one target is one point of this curve.",
     "horizon": "Every scheme on one axis: how far back its average reaches. The strip along the bottom "
-    "is the flat region of a scheme: horizons that cannot be told from its best one.",
+    "is the flat region of a scheme: horizons that cannot be told from its best one. The thick curve is the smooth "
+    "fit, a parabola in the logarithm, with its 95 % band.",
+    "tightness": "To the right: targets that the raw run reaches late. A dot is a workload at its target: filled this "
+    "study's, hollow the paper's; their regressions solid and dashed. Thin: its saving curves, one a workload. "
+    "Dots along a line would say that tightness explains the ratio.",
     "learning_curves": "Thick: median over seeds; thin: single seeds. Scroll to zoom, drag to pan, double-click to "
     "reset; click on the legend to show or hide a setting.",
     "lr_decay": "Grey: raw runs, each on its own schedule; the wide grey band: the best any raw run has reached by "
@@ -32,7 +39,7 @@ HOW_TO_READ = {
 def how_to_read(name: str, num_left_out: int) -> str:
     """The line below a figure; it says so where the figure shows some settings only."""
     text = HOW_TO_READ[name]
-    if num_left_out and name not in {"horizon", "sweep_hours", "lr_decay"}:
+    if num_left_out and name not in {"pooled", "tightness", "horizon", "sweep_hours", "lr_decay"}:
         text += (
             " Of many settings it shows a few, spread over the horizons, with the ones fixed beforehand and the "
             f"best-looking ones; {num_left_out} more are in the tables."
@@ -60,7 +67,12 @@ def notices(study: Study) -> Iterator[str]:
             f"{diverged['trajectory_id'].nunique()} trajectories diverged; their cells count as missing the target, "
             "unless they met it before."
         )
-    untargeted = sorted(set(cells.loc[cells["target"].isna(), "workload"]))
+    if withheld := study.plan.get("steps_withheld"):
+        yield (
+            f"In {len(withheld)} cells global_step does not count optimizer steps: their steps are withheld, "
+            "their seconds kept (tables/algoperf_*.csv)."
+        )
+    untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted and cells["target"].notna().any():  # else the answer says so
         yield (
             f"No target for {', '.join(untargeted)}: target statistics are withheld there; wa calibrate computes "
@@ -96,7 +108,9 @@ def methods(study: Study) -> list[tuple[str, list[str]]]:
                 "its step budget, a lower bound; a diverged one too. No seed is dropped.",
             ],
         ),
+        ("Restricted mean", [survival.RULE]),
         ("Ratios", [savings.RULE, _INTERVALS]),
+        ("Over workloads", [pooled.RULE]),
         ("Saving curve", [saving_curve.RULE]),
         (
             "Baselines",
@@ -107,7 +121,8 @@ def methods(study: Study) -> list[tuple[str, list[str]]]:
                 "the one whose raw runs are best; averages have no say in it.",
             ],
         ),
-        ("Flat region", [robustness.RULE]),
+        ("Flat region", [robustness.RULE, horizon_fit.RULE]),
+        ("Tightness", [tightness.RULE]),
         ("Device-hours", [device_hours.USER_RULE, device_hours.SWEEP_RULE]),
         ("Where it ran", list(_provenance(study))),
     ]

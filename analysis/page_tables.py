@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.study import SCHEME_NAMES
 from analysis.tables import Tables
 
 
@@ -57,6 +58,20 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
         names = {"training_label": "schedule", "scheme_label": "scheme", "geometric": "geometric mean"}
         names |= {"arithmetic": "arithmetic mean", "hours": "device-hours ratio", "pairs": "pairs both met"}
         yield _text("Ratios to the baseline", "ratios", frame.rename(columns=names), most)
+    yield from _pooled(tables, most)
+    means = tables.restricted_means
+    if len(means):
+        rows = means.to_dict("records")
+        frame = means[["workload", "training_label", "scheme_label"]].assign(
+            mean=[_ratio(row, "restricted_mean", form=",.0f") for row in rows],
+            grid=[_span(row, "restricted_mean", ",.0f") for row in rows],
+            share=means["budget_share"],
+            median=means["median"],
+            met=[f"{row['num_met']}/{row['num_seeds']}" for row in rows],
+        )
+        names = {"training_label": "schedule", "scheme_label": "scheme", "mean": "restricted mean steps"}
+        names |= {"grid": "grid leaves", "share": "÷ step budget", "median": "Kaplan–Meier median"}
+        yield _text("Restricted mean steps to target", "restricted_means", frame.rename(columns=names), most)
     if len(tables.generalization) and "final_difference" in tables.generalization:
         rows = tables.generalization.to_dict("records")
         frame = pd.DataFrame(
@@ -87,6 +102,49 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
     yield _text("Device-hours of the sweep", "sweep_device_hours", tables.sweep_device_hours, most)
 
 
+def _pooled(tables: Tables, most: int) -> Iterator[Table]:
+    """The pooled numbers with their rules, the same by workload, and without each workload."""
+    keys = ["versus", "horizon", "scheme"]
+    whole = tables.pooled[tables.pooled["value"].notna()]
+    if whole.empty or whole["num_workloads"].max() < 2:
+        return
+    rows = whole.to_dict("records")
+    seeds = [row | {"value_low": row["seeds_low"], "value_high": row["seeds_high"]} for row in rows]
+    frame = _schemes(whole)[[*keys, "statistic"]].assign(
+        ratio=[_ratio(row | {"value_low": row["low"], "value_high": row["high"]}, "value") for row in rows],
+        seeds=[_interval(row, "value") for row in seeds],
+        workloads=whole["num_workloads"],
+        missed=[f"{row['num_missed']}/{row['num_pairs']}" for row in rows],
+        rule=whole["rule"],
+    )
+    names = {"ratio": "ratio [95 %]", "seeds": "[95 %, seeds alone]", "missed": "pairs with a miss"}
+    names |= {"rule": "how it counts"}
+    yield _text("Pooled over workloads", "pooled", frame.rename(columns=names), most)
+    single = tables.pooled_by_workload
+    rows = single.rename(columns={"low": "value_low", "high": "value_high"}).to_dict("records")
+    single = _schemes(single).assign(text=[_ratio(row, "value") for row in rows])
+    frame = _wide(single, [*keys, "workload"], "statistic")
+    yield _text("The same numbers, workload by workload", "pooled_by_workload", frame, most)
+    left = tables.leave_one_out
+    left = _schemes(left).assign(
+        text=left["value"].map("{:.3f}".format), left_out="without " + left["without"]
+    )
+    yield _text(
+        "Pooled without one workload", "leave_one_out", _wide(left, [*keys, "statistic"], "left_out"), most
+    )
+
+
+def _schemes(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(scheme=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
+
+
+def _wide(table: pd.DataFrame, keys: list[str], across: str) -> pd.DataFrame:
+    """One column a value of `across`, rows and columns in the order of the table."""
+    wide = table.pivot(index=keys, columns=across, values="text")
+    rows = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
+    return wide.reindex(rows)[list(dict.fromkeys(table[across]))].reset_index()
+
+
 def _text(title: str, file: str, frame: pd.DataFrame, most: int) -> Table:
     rows = [[_cell(value) for value in row] for row in frame.head(most).itertuples(index=False)]
     return Table(title, f"tables/{file}.csv", list(frame.columns), rows, max(0, len(frame) - most))
@@ -108,11 +166,19 @@ def _steps(row: Mapping[Any, Any]) -> str:
     return f"{missed}{row['steps_to_target']:,.0f}"
 
 
+def _interval(row: Mapping[Any, Any], name: str, form: str = ".3f") -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "–" if pd.isna(low) else f"[{low:{form}}, {high:{form}}]"
+
+
+def _span(row: Mapping[Any, Any], name: str, form: str) -> str:
+    low, high = row[f"{name}_left"], row[f"{name}_right"]
+    return "–" if pd.isna(low) else f"{low:{form}} to {high:{form}}"
+
+
 def _ratio(row: Mapping[Any, Any], name: str, bound: str = "bound", form: str = ".3f") -> str:
     if pd.isna(row[name]):
         return "–"
     sign = {"at least": "≥ ", "at most": "≤ ", "mixed": "~ "}.get(str(row.get(bound)), "")
     text = f"{sign}{row[name]:{form}}"
-    if not pd.isna(row[f"{name}_low"]):
-        text += f" [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
-    return text
+    return text if pd.isna(row[f"{name}_low"]) else f"{text} {_interval(row, name, form)}"

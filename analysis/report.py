@@ -29,7 +29,10 @@ from analysis import (
     methods,
     page_tables,
     palette,
+    pooled_figures,
     report_index,
+    tightness,
+    tightness_figures,
 )
 from analysis.drawing import drawing
 from analysis.study import Study, read, read_each
@@ -117,8 +120,20 @@ def make_sections(study: Study, tables: Tables) -> list[Section]:
     c = conclusions
     drawn = [
         ("steps_to_target", "Steps to target", c.ratio_findings(study, tables), figures.ratio_dots(d)),
+        ("pooled", "Over all workloads", c.pooled_findings(tables), pooled_figures.forest(d)),
         ("saving_curve", "The saving at every target", c.curve_findings(tables), figures.saving_curves(d)),
-        ("horizon", "The averaging horizon", c.horizon_findings(tables), figures.horizon_lines(d)),
+        (
+            "tightness",
+            "Does the target's tightness explain the saving?",
+            tightness.findings(tables.tightness),
+            tightness_figures.tightness(tables.tightness_points, tables.tightness),
+        ),
+        (
+            "horizon",
+            "The averaging horizon",
+            c.horizon_findings(tables),
+            figures.horizon_lines(d),
+        ),
         ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d)),
         (
             "lr_decay",

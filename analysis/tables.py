@@ -8,7 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import baselines, decay_length, device_hours, generalization, robustness, saving_curve, savings
+from analysis import (
+    baselines,
+    decay_length,
+    device_hours,
+    generalization,
+    horizon_fit,
+    pooled,
+    robustness,
+    saving_curve,
+    savings,
+    survival,
+    tightness,
+)
 from analysis.steps_to_target import steps_to_target
 from analysis.study import Study
 
@@ -21,9 +33,19 @@ class Tables:
     steps_to_target: pd.DataFrame  # one row a cell
     ratios: pd.DataFrame  # one row a (versus, setting)
     ratios_by_seed: pd.DataFrame
+    survival: pd.DataFrame  # the Kaplan–Meier curve of each setting
+    restricted_means: pd.DataFrame  # one row a setting
+    restricted_mean_ratios: pd.DataFrame  # one row a (versus, setting)
+    pooled: pd.DataFrame  # one row a (versus, horizon, scheme, statistic), over workloads
+    pooled_by_workload: pd.DataFrame
+    leave_one_out: pd.DataFrame
     saving_curve: pd.DataFrame
     horizon_map: pd.DataFrame
     flat_region: pd.DataFrame
+    horizon_fit: pd.DataFrame  # a parabola a (training, scheme)
+    horizon_curve: pd.DataFrame
+    tightness_points: pd.DataFrame  # the paper's and this study's, and its saving curves
+    tightness: pd.DataFrame  # their regressions
     generalization: pd.DataFrame
     generalization_by_cell: pd.DataFrame
     metrics_beside: pd.DataFrame  # accuracy beside loss, …
@@ -77,16 +99,30 @@ def compute(study: Study) -> Tables:
     steps, scores, by_cell, general = c.steps, c.scores, c.by_cell, c.general
     horizons = robustness.horizon_map(c.ratios, cells)
     chosen = baselines.chosen_settings(cells, baselines.reference_training(cells, scores))
+    over_workloads = pooled.pool(c.by_seed, steps, pooled.picks(chosen, horizons))
     medians = decay_length.median_curves(cells, records)
     bound = decay_length.envelope(cells, medians)
+    fits, smooth = horizon_fit.horizon_fit(c.by_seed, cells)
+    curve = saving_curve.saving_curve(cells, records, c.pairs)
+    points = tightness.points(cells, steps, c.ratios, curve, chosen)
     return Tables(
         settings=settings(cells, steps, c.ratios, general),
         steps_to_target=_named(cells, steps).merge(c.hours, on="cell_id", how="left"),
         ratios=_labelled(cells, c.ratios),
         ratios_by_seed=_labelled(cells, c.by_seed),
-        saving_curve=_labelled(cells, saving_curve.saving_curve(cells, records, c.pairs)),
+        survival=_labelled(cells, survival.kaplan_meier(survival.observations(cells, steps))),
+        restricted_means=_labelled(cells, survival.restricted_means(cells, steps)),
+        restricted_mean_ratios=_labelled(cells, survival.restricted_mean_ratios(c.by_seed, steps)),
+        pooled=pooled.overall(over_workloads),
+        pooled_by_workload=pooled.by_workload(over_workloads),
+        leave_one_out=pooled.leave_one_out(over_workloads),
+        saving_curve=_labelled(cells, curve),
         horizon_map=_labelled(cells, horizons),
         flat_region=robustness.flat_region(horizons),
+        horizon_fit=fits,
+        horizon_curve=smooth,
+        tightness_points=points,
+        tightness=tightness.regressions(points),
         generalization=_labelled(cells, general),
         generalization_by_cell=_named(
             cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])

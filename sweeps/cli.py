@@ -47,6 +47,7 @@ def _is_bad_input(error: ValueError) -> bool:
         "BadRun",
         "NoRoom",
         "UnknownWorkload",
+        "BadLogs",
         "SubmitError",
         "BadData",
     }
@@ -233,6 +234,30 @@ def report(run: Path) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--every",
+    type=click.FloatRange(0, min_open=True),
+    help="Give LAWA's k and EMA's decay at this snapshot interval: steps, or below 1 a share of the step budget.",
+)
+def recommend(run: Path, every: float | None) -> None:
+    """Say which average to use: scheme, horizon, decay, LR-decay length, what it saves, and how sure that is."""
+    from analysis import recommend as recommendation
+
+    _console().print(recommendation.recommend(run, every).text())
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def compare(a: Path, b: Path) -> None:
+    """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
+    from analysis import compare as comparison
+
+    _console().print(comparison.compare(a, b).text())
+
+
+@main.command()
 def workloads() -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
     from sweeps.targets import read_target
@@ -328,6 +353,59 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     for workload, target in rule.targets(records, preset, rule.SEEDS).items():
         path = write_target(workload, target)
         console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
+
+
+@main.group("import")
+def import_() -> None:
+    """Turn another benchmark's logs into a run folder."""
+
+
+@import_.command("algoperf")
+@click.argument("logdir", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty."
+)
+@click.option(
+    "--algoperf-exact",
+    "--exact",
+    "exact",
+    is_flag=True,
+    help="Score by AlgoPerf's own code, quirks included.",
+)
+@click.option(
+    "--counts-calls",
+    multiple=True,
+    metavar="SUBMISSION",
+    help="Its global_step counts calls, not optimizer steps: withhold its steps. May be repeated.",
+)
+def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[str, ...]) -> None:
+    """Import AlgoPerf's trial folders, print their scores and write a report.
+
+    LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
+    """
+    from analysis import algoperf_score
+    from analysis import report as reports
+    from sweeps.import_algoperf import import_algoperf as read_logs
+
+    done = read_logs(logdir, out, frozenset(counts_calls))
+    found = algoperf_score.score(algoperf_score.read_evaluations(out), exact)
+    found.write(out / "tables")
+    console = _console()
+    console.print(f"{done.num_trials:,} trials, {done.num_evaluations:,} evaluations")
+    for note in done.notes:
+        console.print(note, soft_wrap=True)
+    rule = "AlgoPerf's own code" if exact else "the clean rule; --algoperf-exact for AlgoPerf's own code"
+    rows = [
+        (row.submission, f"{row.score:.6f}", f"{row.integral:.6f}", row.num_workloads)
+        for row in found.scores.itertuples()
+    ]
+    console.print(
+        _table(("submission", "score", "integral", "base workloads"), rows, title=f"scores by {rule}")
+    )
+    console.print(
+        f"the two rules differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
+    )
+    console.print(f"report: {reports.write(out)}", soft_wrap=True)
 
 
 @main.command(cls=_Command)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from workloads.data import BadData
+from workloads.data import VARIABLE, BadData
 from workloads.protocol import Batch
 
 
@@ -53,8 +55,16 @@ def load_batches(
         num_workers=num_workers,
         multiprocessing_context="forkserver",  # safe beside the threads of a trial
         generator=torch.Generator(),  # else it draws from the training's stream
+        worker_init_fn=partial(_see_data, os.environ.get(VARIABLE)),
     )
     return _in_one_line(loader)
+
+
+def _see_data(folder: str | None, worker: int) -> None:
+    # A fork server keeps the environment it was started in, which may be that of an earlier trial.
+    os.environ.pop(VARIABLE, None)
+    if folder is not None:
+        os.environ[VARIABLE] = folder
 
 
 def _in_one_line(loader: Iterable[Batch]) -> Iterator[Batch]:

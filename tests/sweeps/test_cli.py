@@ -12,7 +12,19 @@ from click.testing import CliRunner
 from sweeps.cli import main
 from workloads.protocol import families
 
-COMMANDS = ["plan", "run", "report", "workloads", "check-workload", "calibrate", "submit", "doctor"]
+COMMANDS = [
+    "plan",
+    "run",
+    "report",
+    "workloads",
+    "check-workload",
+    "calibrate",
+    "import",
+    "recommend",
+    "compare",
+    "submit",
+    "doctor",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,7 @@
 """Worker processes change neither the order nor the content of batches, nor the caller's random state."""
 
 import itertools
+import os
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workloads.data import BadData
+from workloads.data import VARIABLE, BadData
 from workloads.loading import load_batches
 
 
@@ -29,6 +30,18 @@ def test_in_order_from_anywhere(num_workers: int) -> None:
 def test_every_second_one_up_to_an_end(num_workers: int) -> None:
     found = list(load_batches(partial(draw, 5), first=1, stop=8, step=2, num_workers=num_workers))
     assert [batch.tolist() for batch in found] == [draw(5, i).tolist() for i in (1, 3, 5, 7)]
+
+
+def where(number: int) -> str:
+    return f"{number} {os.environ.get(VARIABLE)}"
+
+
+def test_workers_see_the_data_folder_of_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two", None):
+        monkeypatch.delenv(VARIABLE, raising=False)
+        if folder is not None:
+            monkeypatch.setenv(VARIABLE, folder)
+        assert list(load_batches(where, 1, 3, num_workers=1)) == [f"1 {folder}", f"2 {folder}"]
 
 
 def refuse(number: int) -> Tensor:

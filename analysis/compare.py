@@ -1,0 +1,339 @@
+"""Two run folders side by side: what differs around them, and the cells they share, by steps-to-target and metric."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import device_hours, generalization, records, savings
+from analysis.conclusions import with_interval
+from analysis.intervals import Interval
+from analysis.steps_to_target import steps_to_target
+from analysis.study import AVERAGING, TRAINING, Study, read
+
+RULE = (
+    "Cells are the same where workload, preset, seed and every axis of training and averaging are equal, whatever "
+    "their ids. Each is compared with its twin, paired by seed: steps-to-target of B over A (geometric mean over "
+    "seeds, missed targets counted at the step budget) and final metric of B minus A (mean), with bootstrap 95 % "
+    "intervals. Where the targets differ, both runs are measured at A's. Of settings that do not differ about one in "
+    "twenty looks as if it did."
+)
+_SHOWN = 40  # rows of a table in the text
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs compared; `text` is for a terminal.
+
+    differences: what, A's, B's, in targets, versions, devices, where it matters to the numbers first ·
+    settings: one row a shared setting: workload, schedule, scheme, num_pairs, num_exact, bound (of the ratio, see
+    `savings.ratios`), steps_ratio, hours_ratio, final_difference: each with _low and _high · steps, metric:
+    ``fewer``, ``more``, ``better``, ``worse`` or ``none``, null without an interval ·
+    only_a, only_b: workload, schedule, scheme, seeds · num_identical: shared cells whose records have the same
+    steps and metrics to the last bit.
+    """
+
+    a: str
+    b: str
+    differences: pd.DataFrame
+    settings: pd.DataFrame
+    only_a: pd.DataFrame
+    only_b: pd.DataFrame
+    num_shared: int
+    num_identical: int
+
+    def text(self) -> str:
+        """Differences first, then how much is shared, then the settings, then what only one of them has."""
+        parts = [f"A: {self.a}", f"B: {self.b}", ""]
+        if len(self.differences):
+            parts += ["What differs around them", _aligned(self.differences)]
+        else:
+            parts.append("Targets, versions and devices are the same.")
+        num_a, num_b = (int(side["num_cells"].sum()) for side in (self.only_a, self.only_b))
+        parts += ["", f"{self.num_shared:,} cells are in both; {num_a:,} only in A, {num_b:,} only in B."]
+        if self.num_shared:
+            parts.append(f"{self.num_identical:,} of them have the same records to the last bit.")
+            parts += ["", _verdict(self.settings), _aligned(_words(self.settings))]
+        for name, side in (("A", self.only_a), ("B", self.only_b)):
+            if len(side):
+                parts += ["", f"Only in {name}", _aligned(_by_schedule(side))]
+        return "\n".join([*parts, "", RULE])
+
+
+def compare(a: str | Path, b: str | Path) -> Comparison:
+    """Reads two run folders and compares them: see `of_studies`. Raises: analysis.records.BadRun."""
+    return of_studies(_original_names(read(a), a), _original_names(read(b), b), str(a), str(b))
+
+
+def of_studies(a: Study, b: Study, name_a: str = "A", name_b: str = "B") -> Comparison:
+    """steps_ratio = geometric mean over seeds of steps-to-target(B) / steps-to-target(A), of settings both have."""
+    cells_a, cells_b = (_keyed(study, prefix) for study, prefix in ((a, "a:"), (b, "b:")))
+    twins = cells_b.merge(cells_a[["key", "cell_id"]], on="key", suffixes=("", "_a"))
+    numbers = {key: number for number, key in enumerate(sorted(set(twins["setting_key"])))}
+    pairs = pd.DataFrame(
+        {
+            "versus": "same schedule",  # what ratios and metrics call a baseline of the same training
+            "workload": twins["workload"],
+            "training": 0,
+            "setting": twins["setting_key"].map(numbers).astype("int64"),
+            "seed": twins["seed"],
+            "cell_id": twins["cell_id"],
+            "baseline_cell_id": twins["cell_id_a"],
+        }
+    )
+    both = pd.concat([cells_a, cells_b], ignore_index=True)
+    targets = _targets(cells_a, cells_b)
+    both = both.assign(
+        training=0, setting=both["setting_key"].map(numbers), target=both["workload"].map(targets)
+    )
+    both = both[both["setting"].notna()].astype({"setting": "int64"})
+    rows = pd.concat(
+        [_prefixed(a.records, "a:"), _prefixed(b.records, "b:")], ignore_index=True, join="inner"
+    )
+    rows = rows[rows["cell_id"].isin(both["cell_id"])].reset_index(drop=True)
+    return Comparison(
+        name_a,
+        name_b,
+        _differences(a, b, cells_a, cells_b),
+        _settings(both, rows, pairs, twins, numbers),
+        _only(cells_a, set(cells_b["key"])),
+        _only(cells_b, set(cells_a["key"])),
+        len(twins),
+        _identical(rows, pairs),
+    )
+
+
+def _original_names(study: Study, run: str | Path) -> Study:
+    """Workload names without the preset that `read` adds where a study has several."""
+    names = records.load_cells(run).set_index("cell_id")["workload"]
+    cells = study.cells.assign(workload=study.cells["cell_id"].map(names))
+    return Study(study.plan, cells, study.records, study.trials)
+
+
+def _keyed(study: Study, prefix: str) -> pd.DataFrame:
+    cells = study.cells.copy()
+    rows = cells[[*TRAINING, *AVERAGING]].to_dict("records")
+    cells["setting_key"] = [" ".join(f"{name}={_same(value)}" for name, value in row.items()) for row in rows]
+    cells["key"] = cells["setting_key"] + " seed=" + cells["seed"].astype(str)
+    return _prefixed(cells, prefix).drop_duplicates("key")
+
+
+def _same(value: Any) -> str:
+    # Ten digits: a share written by another version may differ in the last bits.
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:.10g}" if isinstance(value, (int, float, np.number)) else str(value)
+
+
+def _prefixed(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """Ids of the two runs may be equal: they are told apart by their run."""
+    return table.assign(cell_id=prefix + table["cell_id"], trajectory_id=prefix + table["trajectory_id"])
+
+
+def _targets(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, float]:
+    """A's target of each workload, B's where A has none."""
+    known = pd.concat([a, b])[["workload", "target"]].dropna()
+    return {str(name): float(value) for name, value in known.groupby("workload")["target"].first().items()}
+
+
+def _settings(
+    cells: pd.DataFrame,
+    rows: pd.DataFrame,
+    pairs: pd.DataFrame,
+    twins: pd.DataFrame,
+    numbers: dict[str, int],
+) -> pd.DataFrame:
+    names = twins.assign(setting=twins["setting_key"].map(numbers)).drop_duplicates("setting")
+    names = names[["setting", "workload", "training_label", "scheme_label"]]
+    names = names.rename(columns={"training_label": "schedule", "scheme_label": "scheme"})
+    names = names.sort_values("setting", kind="stable")
+    steps = steps_to_target(cells, rows)
+    hours = device_hours.hours_to_target(cells, rows, steps)
+    ratios = savings.ratios(savings.ratios_by_seed(pairs, steps, hours))
+    ratios = ratios.rename(columns=lambda name: name.replace("geometric_mean", "steps_ratio"))
+    ends = ("", "_low", "_high")
+    keep = [f"{name}{end}" for name in ("steps_ratio", "hours_ratio") for end in ends]
+    found = names.merge(ratios[["setting", "num_pairs", "num_exact", "bound", *keep]], "left", on="setting")
+    general = generalization.generalization(generalization.metrics_by_cell(cells, rows), pairs)
+    keep = [f"final_difference{end}" for end in ends]
+    if "final_difference" in general:  # a row a setting, of B's cells: A's are the baselines
+        general = general[general["final_difference"].notna()]
+        found = found.merge(general[["setting", *keep, "effect"]], on="setting", how="left")
+    else:
+        found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
+    count = pairs.groupby("setting").size()
+    found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(count)).astype("int64")
+    found["steps"] = [
+        _direction(Interval(row["steps_ratio"], row["steps_ratio_low"], row["steps_ratio_high"]))
+        for row in found.to_dict("records")
+    ]
+    found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
+    order = ["workload", "schedule", "scheme", "num_pairs", "num_exact", "bound"]
+    return found[[*order, *(name for name in found.columns if name not in order)]].reset_index(drop=True)
+
+
+def _direction(ratio: Interval) -> str | None:
+    if np.isnan(ratio.low):
+        return None
+    return "none" if ratio.low <= 1 <= ratio.high else ("fewer" if ratio.value < 1 else "more")
+
+
+def _identical(rows: pd.DataFrame, pairs: pd.DataFrame) -> int:
+    of = dict(iter(rows.groupby("cell_id", sort=False)[["step", "metric"]]))
+    same = 0
+    for mine, theirs in zip(pairs["cell_id"], pairs["baseline_cell_id"], strict=True):
+        one, other = of.get(mine), of.get(theirs)
+        if one is None or other is None:
+            continue
+        same += np.array_equal(
+            one.to_numpy(dtype=np.float64, na_value=np.nan),
+            other.to_numpy(dtype=np.float64, na_value=np.nan),
+            equal_nan=True,
+        )
+    return same
+
+
+def _only(cells: pd.DataFrame, others: set[str]) -> pd.DataFrame:
+    """What the other run lacks: a row a setting, with the seeds that it lacks there."""
+    mine = cells[~cells["key"].isin(others)]
+    rows = [
+        {
+            "workload": part["workload"].iloc[0],
+            "schedule": part["training_label"].iloc[0],
+            "scheme": part["scheme_label"].iloc[0],
+            "seeds": ", ".join(str(seed) for seed in sorted(set(part["seed"]))),
+            "num_cells": len(part),
+        }
+        for _, part in mine.groupby("setting_key", sort=True)
+    ]
+    return pd.DataFrame(rows, columns=["workload", "schedule", "scheme", "seeds", "num_cells"])
+
+
+def _differences(a: Study, b: Study, cells_a: pd.DataFrame, cells_b: pd.DataFrame) -> pd.DataFrame:
+    """What is not the same around two runs, one row each: what, A's, B's; targets first."""
+    sides = [
+        [
+            *_target_facts(study, cells),
+            *_version_facts(study),
+            *_device_facts(study, cells),
+            ("cells unfinished", str(int((cells["state"] == "unfinished").sum()))),
+            ("fuse", str(study.plan.get("fuse", True))),
+        ]
+        for study, cells in ((a, cells_a), (b, cells_b))
+    ]
+    first, second = dict(sides[0]), dict(sides[1])
+    both = set(cells_a["workload"]) & set(cells_b["workload"])
+    rows = [
+        (what, first.get(what) or "–", second.get(what) or "–")
+        for what in dict.fromkeys([*first, *second])
+        if first.get(what) != second.get(what)
+        and (not what.startswith("target") or what.split(" of ")[1] in both)
+    ]
+    return pd.DataFrame(rows, columns=["what", "A", "B"])
+
+
+def _target_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
+    facts = []
+    targets = study.plan.get("targets") or {}
+    for workload, part in cells.groupby("workload", sort=True):
+        values = sorted(set(part["target"].dropna()))
+        facts.append((f"target of {workload}", ", ".join(f"{value:.8g}" for value in values) or "none"))
+        if of := targets.get(str(workload)):
+            facts.append((f"target rule of {workload}", str(of.get("rule"))))
+            facts.append((f"target seeds of {workload}", ", ".join(map(str, of.get("seeds") or []))))
+    return facts
+
+
+def _version_facts(study: Study) -> list[tuple[str, str]]:
+    """Package versions as trained with; as planned with where nothing has been trained."""
+    seen: dict[str, set[str]] = {}
+    trained = [json.loads(text) for text in sorted(set(study.trials["versions"].dropna()))]
+    for versions in trained or [study.plan.get("versions") or {}]:
+        for package, version in versions.items():
+            seen.setdefault(package, set()).add(str(version))
+    return [(f"version of {package}", " / ".join(sorted(seen[package]))) for package in sorted(seen)]
+
+
+def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
+    trials = study.trials
+    return [
+        ("device", " / ".join(sorted(set(trials["device_name"].dropna())))),
+        ("host", " / ".join(sorted(set(trials["host"].dropna())))),
+        ("kind of device", " / ".join(sorted(set(cells["device"].dropna())))),
+        ("devices a trial", " / ".join(f"{one:g}" for one in sorted(set(cells["num_devices"].dropna())))),
+        ("processes a trial", " / ".join(str(one) for one in sorted(set(cells["processes"].dropna())))),
+    ]
+
+
+# --- the text ----------------------------------------------------------------------------------------------------
+
+
+def _verdict(settings: pd.DataFrame) -> str:
+    said = []
+    for column, words in (("steps", ("fewer", "more")), ("metric", ("better", "worse"))):
+        known = settings[column].notna()
+        if not known.any():
+            what = "steps-to-target" if column == "steps" else "final metric"
+            said.append(f"{what}: no interval (one pair a setting, or none)")
+            continue
+        counts = [int((settings[column] == word).sum()) for word in words]
+        none = int((settings[column] == "none").sum())
+        if column == "steps":
+            said.append(
+                f"steps-to-target: B needs fewer in {counts[0]}, more in {counts[1]}, no effect in {none}"
+            )
+        else:
+            said.append(
+                f"final metric: B is better in {counts[0]}, worse in {counts[1]}, no effect in {none}"
+            )
+    return f"{len(settings):,} settings in both. " + "; ".join(said) + "."
+
+
+def _words(settings: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for row in settings.to_dict("records"):
+        ratio, metric = (
+            Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+            for name in ("steps_ratio", "final_difference")
+        )
+        bound = {"at least": "≥ ", "at most": "≤ ", "mixed": "about "}.get(str(row["bound"]), "")
+        rows.append(
+            {
+                "workload": row["workload"],
+                "schedule": row["schedule"],
+                "scheme": row["scheme"],
+                "seeds": str(row["num_pairs"]),
+                "steps B/A": bound + with_interval(ratio, ".3f") if ratio.value > 0 else "–",
+                "steps": row["steps"] or "–",
+                "final metric B−A": with_interval(metric, "+.3g") if not np.isnan(metric.value) else "–",
+                "metric": row["metric"] if isinstance(row["metric"], str) else "–",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _by_schedule(only: pd.DataFrame) -> pd.DataFrame:
+    """A row a (workload, schedule, seeds): its schemes in a line."""
+    keys = ["workload", "schedule", "seeds"]
+    rows = []
+    for key, part in only.groupby(keys, sort=True):
+        schemes = list(dict.fromkeys(part["scheme"]))
+        said = ", ".join(schemes[:8]) + (f" and {len(schemes) - 8} more" if len(schemes) > 8 else "")
+        rows.append((*key, said))
+    return pd.DataFrame(rows, columns=[*keys, "schemes"])
+
+
+def _aligned(table: pd.DataFrame) -> str:
+    """Rows as columns, each as wide as its longest word; of many the first, and how many more there are."""
+    lines = [[str(name) for name in table.columns], *table.head(_SHOWN).astype(str).to_numpy().tolist()]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    text = "\n".join(
+        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    return text + (f"\n  … and {len(table) - _SHOWN:,} more" if len(table) > _SHOWN else "")
