@@ -170,7 +170,9 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     fitted = _fit(sums.sum(axis=0)[None, :])[:, 0]
     weights, counts = multisets(num, RESAMPLES, 0)
     draws = np.repeat(_fit(num * weights @ sums), counts, axis=1)
-    known = ~np.isnan(draws).all(axis=1)  # no line through points of one share, no correlation of equal ratios
+    known = ~np.isnan(draws).all(
+        axis=1
+    )  # no line through points of one share, no correlation of equal ratios
     low_high = np.full((2, len(draws)), np.nan)
     low_high[:, known] = np.nanquantile(draws[known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     factor = small_sample_factor(num - 1, num - 2) if num > 2 else np.nan  # a line takes two degrees
