@@ -151,9 +151,10 @@ def pooled_findings(tables: Tables) -> list[str]:
         name = SCHEME_NAMES.get(scheme, scheme)
         parts = [f"{statistic} {_pooled(fixed.loc[statistic])}" for statistic in said]
         values = fixed.loc[said, "value"]
+        apart = round(100 * float(values.max() - values.min()))
         found.append(
             f"{name}, horizon fixed beforehand, over {fixed['num_workloads'].max()} workloads: {'; '.join(parts)}. The "
-            f"same runs, and {100 * (values.max() - values.min()):.0f} points between the ways to count."
+            f"same runs, and {apart} {'point' if apart == 1 else 'points'} between the ways to count."
         )
         if POOLED[0] in fixed.index:
             found += _without_one(tables, scheme, name, fixed.loc[POOLED[0]])
