@@ -202,9 +202,8 @@ def _optimizer(
 def _training(placed: Placed, workload: Workload, name: str, processes: int) -> tuple[str, str | None, int]:
     block: TrainingBlock = placed.block
     own = {"precision": "fp32", "compile": False, "accumulate": 1, **getattr(workload, "training", {})}
-    own["accumulate"] = max(
-        1, own["accumulate"] // processes
-    )  # as many parts of a batch as it says, if it can be
+    # As many parts of a batch as the workload says, processes among them.
+    own["accumulate"] = max(1, own["accumulate"] // processes)
     given = {key: value for key, value in block.model_dump().items() if value is not None}
     precision, compiled, accumulate = {**own, **given}.values()
     parts = accumulate * processes

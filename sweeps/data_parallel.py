@@ -107,7 +107,6 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
         return
     with ExitStack() as stack:
         rendezvous = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wa-team-"))) / "store"
-        followers = []
         for rank in range(1, size):
             log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
             follower = subprocess.Popen(
@@ -117,7 +116,6 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
-            followers.append(follower)
             stack.callback(_end, follower)
             told = {**task, "rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
             assert follower.stdin is not None

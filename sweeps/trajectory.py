@@ -279,10 +279,11 @@ class _Evaluator:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
         cells = self.trajectory.cells
         written = self.recorder.written if self.recorder else {}
-        on_file = [row for cell in cells if (row := written.get((cell.cell_id, state.step))) is not None]
-        for row in on_file:
-            cell = next(cell for cell in cells if cell.cell_id == row["cell_id"])
-            self._take_clocks(state, cell, row)
+        on_file = []
+        for cell in cells:
+            if (row := written.get((cell.cell_id, state.step))) is not None:
+                self._take_clocks(state, cell, row)
+                on_file.append(row)
         is_missing = self.team.decide([(cell.cell_id, state.step) not in written for cell in cells])
         missing = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so]
         rows = []

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import algoperf, data
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
 
 
@@ -415,7 +415,7 @@ class Clicks(EventPrediction):
     def train_batch(self, chosen: Sequence[File], seed: int, part: Part, step: int) -> Rows:
         """This part of batch `step`."""
         epoch, batch = divmod(step - 1, sum(file.num_stretches for file in chosen))
-        order = np.random.default_rng([seed, epoch]).permutation(len(chosen))
+        order = epoch_order((seed, epoch), len(chosen))
         file, stretch = located([chosen[i] for i in order], batch)
         first, stop = (self.batch_size * index // part.count for index in (part.index, part.index + 1))
         return self.rows(file.path, read_lines(file.path, file.start(stretch), first, stop))

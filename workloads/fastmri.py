@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.algoperf import constants
 from workloads.data import BadData
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
 
 ACCELERATION = 4  # one column of k-space in so many is measured
@@ -397,7 +397,7 @@ class Knees(Reconstruction):
         examples = []
         for place in self.places(part):
             epoch, position = divmod((step - 1) * self.batch_size + place, len(slices))
-            number = int(np.random.default_rng([seed, 0, epoch]).permutation(len(slices))[position])
+            number = int(epoch_order((seed, 0, epoch), len(slices))[position])
             kspace, truth, volume_max = slices[number]
             mask = np.random.default_rng([seed, 1, number])
             examples.append(example(kspace, truth, volume_max, mask.random(int(kspace.shape[1]), np.float32)))

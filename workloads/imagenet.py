@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums
 
 WHITE = 255  # the background of clip art, so what a shifted crop is filled with
@@ -222,12 +222,6 @@ def listing(root: Path, split: str, num_classes: int) -> Pictures:
     return Pictures(folder, np.array(paths), np.array(labels, dtype=np.int64))
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_pictures: int) -> NDArray[np.int64]:
-    """The order of the pictures in one epoch."""
-    return np.random.default_rng([0, seed, epoch]).permutation(num_pictures)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(Classification):
     """ILSVRC 2012: random resized crops and flips, then RandAugment and mixup where asked for.
@@ -269,7 +263,8 @@ class ImageNet(Classification):
     def _train_batch(self, pictures: Pictures, seed: int, part: Part, step: int) -> Batch:
         """Batch `step`: a slice of its epoch's order; the last pictures that fill no batch are left out."""
         epoch, number = divmod(step - 1, len(pictures.labels) // self.batch_size)
-        order = epoch_order(seed, epoch, len(pictures.labels))[number * self.batch_size :][: self.batch_size]
+        whole = epoch_order((0, seed, epoch), len(pictures.labels))
+        order = whole[number * self.batch_size :][: self.batch_size]
         first, stop = (i * self.batch_size // part.count for i in (part.index, part.index + 1))
         mixed = self.mixup > 0
         crops = [

@@ -11,7 +11,7 @@ import lzma
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums
 
 BLANK = 0
@@ -438,12 +438,6 @@ def tokenizer(path: Path, vocabulary: int) -> Any:
     return model
 
 
-@lru_cache(maxsize=2)
-def shuffled(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """The order of one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
 def audio(path: str) -> NDArray[np.int16]:
     """The samples of one recording. Raises: BadData."""
     import soundfile
@@ -524,7 +518,7 @@ class LibriSpeech:
         self, folder: Path, train: Sequence[Recording], seed: int, batch_size: int, part: Part, step: int
     ) -> Batch:
         epoch, place = divmod(step - 1, len(train) // batch_size)
-        order = shuffled(seed, epoch, len(train))[place * batch_size :][:batch_size]
+        order = epoch_order((seed, epoch), len(train))[place * batch_size :][:batch_size]
         mine = range(part.index, batch_size, part.count)
         # a stream an example, so that a part hides what the whole batch hides
         streams = [np.random.default_rng([seed, epoch, place, i, 1]) for i in mine]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import lzma
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.layers import Block, RMSNorm, linear
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
 
 
@@ -184,12 +184,6 @@ def tokens(path: Path) -> NDArray[np.uint16]:
     return np.memmap(path, "<u2", "r", offset=HEADER_BYTES)
 
 
-@lru_cache(maxsize=2)
-def shuffled(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """The order in which an epoch goes through `size` windows."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
 @dataclass(frozen=True)
 class TokenLanguageModel(LanguageModel):
     """Next-token prediction on shards of tokens; a batch is as in `LanguageModel`.
@@ -241,7 +235,7 @@ class TokenLanguageModel(LanguageModel):
         """This part of batch `step`; the last windows of an epoch that fill no batch are left out."""
         num_windows = self.num_windows(folder, "train")
         epoch, batch = divmod(step - 1, num_windows // self.batch_size)
-        order = shuffled(seed, epoch, num_windows)
+        order = epoch_order((seed, epoch), num_windows)
         chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][part.index :: part.count]
         return torch.from_numpy(np.stack([self.window(folder, "train", int(i)) for i in chosen]))
 

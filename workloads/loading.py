@@ -1,17 +1,28 @@
-"""Batches made by worker processes, in the order and with the content they have without them."""
+"""The order of an epoch, and batches made by worker processes with the content they have without them."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import Batch
+
+
+@lru_cache(maxsize=2)
+def epoch_order(stream: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    """The order in which an epoch goes through `size` examples, a function of the arguments; kept, so read it only.
+
+    stream: what names its random stream, the seed and the epoch among it.
+    """
+    return np.random.default_rng(stream).permutation(size)
 
 
 class _Numbered(Dataset[Batch]):

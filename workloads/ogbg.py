@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import algoperf, data
-from workloads.loading import load_batches
+from workloads.loading import epoch_order, load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
 
 NOT_MEASURED = -1  # a label that is missing: it counts neither in the loss nor in the metric
@@ -322,12 +322,6 @@ def molpcba(folder: Path) -> Molecules:
     )
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of the training graphs in one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
 def mean_average_precision(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:
     """Mean over tasks of the average precision on the graphs measured there; NaN where no task has both labels.
 
@@ -463,7 +457,7 @@ class TrainingBatch:
         places = np.arange(first, first + self.workload.batch_size)[self.part.index :: self.part.count]
         epochs, ranks = np.divmod(places, len(train))
         chosen = [
-            epoch_order(self.seed, epoch, len(train))[ranks[epochs == epoch]]
+            epoch_order((self.seed, epoch), len(train))[ranks[epochs == epoch]]
             for epoch in np.unique(epochs).tolist()
         ]
         return batched(molecules, train[np.concatenate(chosen)])

@@ -24,13 +24,13 @@ from workloads.imagenet import (
     MEAN,
     STD,
     clip_art,
-    epoch_order,
     lecun_normal_,
     listing,
     normalized,
     random_box,
 )
 from workloads.imagenet_resnet import PRESETS, Residual, ResNet50, SmallResNet
+from workloads.loading import epoch_order
 from workloads.protocol import Part
 
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
@@ -353,7 +353,7 @@ def test_an_epoch_meets_each_picture_once(folder: Path) -> None:
     for epoch in (labels[:3], labels[3:]):
         assert sorted(itertools.chain(*epoch)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert labels[:3] != labels[3:]
-    orders = [epoch_order(seed, epoch, 50).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [epoch_order((0, seed, epoch), 50).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 
