@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install quickstart test lint types bench wheel clean
+.PHONY: help install quickstart study test lint types bench wheel clean
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -17,6 +17,10 @@ install: $(STAMP)  ## .venv with pinned versions
 
 quickstart: install  ## a real horizon study to a report, in minutes
 	$(BIN)/wa run sweeps/quickstart.yaml --out runs/quickstart
+
+STUDIES := speedup generalization horizon decay_length no_decay learning_rate optimizers
+study: install  ## every experiment of the paper on the minis, what they share trained once; run again to continue
+	$(BIN)/wa run $(STUDIES:%=sweeps/%.yaml) --out runs/study
 
 test: install  ## the tests
 	$(BIN)/python -m pytest

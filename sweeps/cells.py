@@ -154,12 +154,12 @@ def _cells_of(
             raise grid.evaluate.error(
                 "every", f"{every} steps; allowed: at most the step budget, {total} steps"
             )
-        for schedule_at in grid.schedules:
-            schedule = _schedule(schedule_at, workload, total)
+        for schedule_at, (optimizer, values, clip) in itertools.product(grid.schedules, optimizers):
+            schedule = _schedule(schedule_at, workload, total, optimizer)
             schemes = [
                 (_scheme(placed, total, schedule.length_steps), placed.path) for placed in grid.averagings
             ]
-            for (optimizer, values, clip), how, seed in itertools.product(optimizers, trainings, seeds):
+            for how, seed in itertools.product(trainings, seeds):
                 training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
                 for scheme, path in schemes:
                     yield Cell(training, scheme, every, workload.metric, workload.higher_is_better), path
@@ -219,9 +219,11 @@ def _training(placed: Placed, workload: Workload, name: str, processes: int) -> 
     return str(precision), backend, int(accumulate)
 
 
-def _schedule(placed: Placed, workload: Workload, total: int) -> Schedule:
+def _schedule(placed: Placed, workload: Workload, total: int, optimizer: str) -> Schedule:
     block: ScheduleBlock = placed.block
     own = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "final_lr": 0.0, **workload.schedule}
+    if optimizer == "schedule_free_adamw" and block.lr_decay is None and block.final_lr is None:
+        own["shape"] = "constant"  # what its name says, after the warm-up: its average stands in for a decay
     shape = cast(Shape, block.shape or own["shape"])
     length = to_steps(block.length if block.length is not None else own["length"], total)
     if length > total:
