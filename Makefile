@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install quickstart study test lint types bench wheel clean
+.PHONY: help install quickstart study results test lint types bench wheel clean
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -21,6 +21,10 @@ quickstart: install  ## a real horizon study to a report, in minutes
 STUDIES := speedup generalization horizon decay_length no_decay learning_rate optimizers
 study: install  ## every experiment of the paper on the minis, what they share trained once; run again to continue
 	$(BIN)/wa run $(STUDIES:%=sweeps/%.yaml) --out runs/study
+
+LOGS ?= runs/algoperf
+results: install  ## docs/results.md and its figures, from `make study` and AlgoPerf's logs (wa import … -o $(LOGS))
+	$(BIN)/python -m analysis.results runs/study $(LOGS) docs
 
 test: install  ## the tests
 	$(BIN)/python -m pytest

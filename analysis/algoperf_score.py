@@ -128,7 +128,7 @@ def score(evaluations: pd.DataFrame, exact: bool = False) -> Scores:
     seconds = seconds_to_target(studies)
     times = scored_times(seconds, exact)
     profile = performance_profile(times)
-    return Scores(_areas(times, profile), seconds, studies, profile, differences(evaluations))
+    return Scores(areas(times, profile), seconds, studies, profile, differences(evaluations))
 
 
 def trials_to_target(evaluations: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
@@ -254,7 +254,7 @@ def performance_profile(times: pd.DataFrame, tau: NDArray[np.float64] = TAU) -> 
     )
 
 
-def _areas(times: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
+def areas(times: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
     """score = ⅓ ∫₁⁴ ρ dτ by trapezoid on 100 points; integral = mean over workloads of max(0, (4 − r)/3)."""
     span = TAU[-1] - TAU[0]
     area = {
@@ -276,9 +276,9 @@ def differences(evaluations: pd.DataFrame) -> pd.DataFrame:
     for exact in (False, True):
         seconds = seconds_to_target(best_trials(trials_to_target(evaluations, exact), exact))
         times = scored_times(seconds, exact)
-        areas = _areas(times, performance_profile(times))
+        scores = areas(times, performance_profile(times))
         found: dict[tuple[str, str, str | None], float] = {}
-        for row in areas.itertuples():
+        for row in scores.itertuples():
             found["score", str(row.submission), None] = float(row.score)  # type: ignore[arg-type]
         for row in seconds.itertuples():
             found["seconds", str(row.submission), str(row.workload)] = float(row.seconds)  # type: ignore[arg-type]

@@ -16,10 +16,9 @@ def score(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd
     workload has no target, or medians tie, the best median of the best validation metric.
     Returns: workload, training, length_fraction, num_seeds, median_steps, median_best (metric), rank (1 = best).
     """
-    raw = cells[cells["scheme"] == "none"].merge(
-        steps[["cell_id", "counted_steps"]], on="cell_id", how="left"
-    )
+    raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "ranked_steps"]], on="cell_id", how="left")
     sign = np.where(raw["higher_is_better"].astype(bool), 1.0, -1.0)
+    records = records[records["cell_id"].isin(raw["cell_id"])]
     finite = records[~records["diverged"].astype(bool) & np.isfinite(records["metric"])]
     extremes = finite.groupby("cell_id")["metric"].agg(["min", "max"])
     best = np.where(sign > 0, raw["cell_id"].map(extremes["max"]), raw["cell_id"].map(extremes["min"]))
@@ -27,7 +26,7 @@ def score(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd
     table = raw.groupby(["workload", "training"], as_index=False, sort=True).agg(
         length_fraction=("length_fraction", "first"),
         num_seeds=("seed", "nunique"),
-        median_steps=("counted_steps", "median"),
+        median_steps=("ranked_steps", "median"),
         median_best=("best", "median"),
         badness=("quality", "median"),
     )
@@ -75,19 +74,28 @@ def pair(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[["versus", *keep, "baseline_cell_id"]]
 
 
-def chosen_settings(cells: pd.DataFrame, reference: dict[str, int]) -> pd.DataFrame:
-    """Per workload and scheme, on the reference training, the setting whose horizon is nearest CHOSEN_HORIZON.
+def fixed_settings(cells: pd.DataFrame) -> pd.DataFrame:
+    """Per training and scheme the setting whose horizon is nearest CHOSEN_HORIZON: the one fixed beforehand.
 
     Nearest in the logarithm; among equals the most frequent snapshots. No result of a run enters the choice.
-    Returns: workload, scheme, setting, scheme_label, horizon_fraction, near (within a factor NEAR).
+    Returns: workload, training, scheme, setting, scheme_label, horizon_fraction, near (within a factor NEAR).
     """
-    rows = cells[(cells["scheme"] != "none") & cells["horizon_fraction"].notna()]
-    rows = rows[rows["training"] == rows["workload"].map(reference)].drop_duplicates("setting")
+    rows = cells[(cells["scheme"] != "none") & cells["horizon_fraction"].notna()].drop_duplicates("setting")
     distance = np.abs(np.log(rows["horizon_fraction"].astype(float) / CHOSEN_HORIZON)).round(9)
     rows = rows.assign(distance=distance, near=distance <= np.log(NEAR))
-    rows = rows.sort_values(["workload", "scheme", "distance", "every_steps", "setting"], kind="stable")
-    columns = ["workload", "scheme", "setting", "scheme_label", "horizon_fraction", "near"]
-    return rows.groupby(["workload", "scheme"], sort=True).head(1)[columns].reset_index(drop=True)
+    order = ["workload", "training", "scheme", "distance", "every_steps", "setting"]
+    columns = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "near"]
+    first = (
+        rows.sort_values(order, kind="stable").groupby(["workload", "training", "scheme"], sort=True).head(1)
+    )
+    return first[columns].reset_index(drop=True)
+
+
+def chosen_settings(cells: pd.DataFrame, reference: dict[str, int]) -> pd.DataFrame:
+    """Of `fixed_settings` those of the reference trainings, one row a workload and scheme."""
+    rows = fixed_settings(cells)
+    mine = rows[rows["training"] == rows["workload"].map(reference)]
+    return mine.drop(columns="training").reset_index(drop=True)
 
 
 def in_front(chosen: pd.DataFrame) -> pd.DataFrame:

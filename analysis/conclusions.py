@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import horizon_fit
+from analysis import families, horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
 from analysis.intervals import Interval, stratified_geometric_mean
 from analysis.pooled import BEST, FIXED
@@ -15,11 +15,10 @@ from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
 SHARE = 0.75  # of the baseline's training: the level that stands in where a study has no target
-CURVE_SHARES = (0.5, 0.75, 0.9)
 
 
 def answer(study: Study, tables: Tables) -> str:
-    """The study's result in one sentence with its interval, for the horizon fixed beforehand."""
+    """The result for the horizon fixed beforehand in one sentence with its interval, then on how many families."""
     schemes = answer_schemes(tables)
     if (study.cells["scheme"] == "none").all():
         return "This study holds raw runs only, so it says nothing on averaging."
@@ -44,7 +43,7 @@ def answer_schemes(tables: Tables) -> list[str]:
 
 
 def overall(study: Study, tables: Tables, scheme: str, versus: str = "same schedule") -> str:
-    """One sentence on one scheme at the chosen horizon, over all workloads, against one kind of baseline."""
+    """One scheme at the chosen horizon against one kind of baseline: over all workloads, then on how many of them."""
     mine = tables.chosen[(tables.chosen["scheme"] == scheme) & tables.chosen["near"]]
     rows = tables.ratios_by_seed
     rows = rows[(rows["versus"] == versus) & rows["setting"].isin(mine["setting"])]
@@ -59,7 +58,10 @@ def overall(study: Study, tables: Tables, scheme: str, versus: str = "same sched
     where = f"{len(strata)} of {total} {_plural(total, 'workload')}"
     seeds = known.groupby("workload")["seed"].nunique()
     where += f", {_range(seeds)} {_plural(int(seeds.max()), 'seed')}{'' if total == 1 else ' each'}"
-    return _sentence(name, interval, set(rows["bound"]), f"{where}; {versus}")
+    said = _sentence(name, interval, set(rows["bound"]), f"{where}; {versus}")
+    count = tables.families[(tables.families["versus"] == versus) & (tables.families["scheme"] == scheme)]
+    by_family = [families.sentence(row) for row in count.to_dict("records") if row["num_families"] > 1]
+    return " ".join([said, *by_family])
 
 
 def _sentence(name: str, interval: Interval, bounds: set[str], where: str) -> str:
@@ -196,23 +198,6 @@ def _without_one(tables: Tables, scheme: str, name: str, whole: Any) -> list[str
 
 def _pooled_part(row: Any) -> str:
     return with_interval(Interval(row["value"], row["low"], row["high"]))
-
-
-def curve_findings(tables: Tables) -> list[str]:
-    """The saving at an easy, a middling and a tight target level."""
-    curve = tables.saving_curve
-    found = []
-    for chosen in in_front(tables.chosen).to_dict("records"):
-        mine = curve[(curve["versus"] == "same schedule") & (curve["setting"] == chosen["setting"])]
-        at = [mine[np.isclose(mine["share"], share)] for share in CURVE_SHARES]
-        said = [f"{row['ratio'].iloc[0]:.2f}" for row in at if len(row) and row["ratio"].notna().all()]
-        if len(said) == len(CURVE_SHARES):
-            shares = ", ".join(percent(share) for share in CURVE_SHARES)
-            found.append(
-                f"{chosen['workload']}, {chosen['scheme_label']}: {', '.join(said)} at the levels the baseline "
-                f"reaches after {shares} of its training."
-            )
-    return found
 
 
 def horizon_findings(tables: Tables) -> list[str]:

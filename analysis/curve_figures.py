@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import panels
 from analysis.drawing import Drawing
 from analysis.palette import REFERENCE_LINE
-from analysis.study import SCHEME_NAMES, decays_throughout, percent
+from analysis.study import SCHEME_NAMES
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else medians only
@@ -47,7 +47,7 @@ def learning_curves(d: Drawing) -> alt.ConcatChart | None:
         layers = [
             alt.Chart(seeds)
             .mark_line(clip=True, strokeWidth=0.8)
-            .encode(x=x, y=y, color=colour, opacity=faint, detail="cell:N")
+            .encode(x=x, y=y, color=colour, strokeOpacity=faint, detail="cell:N")
             .transform_filter(pick)
         ]
         layers.append(
@@ -81,27 +81,28 @@ def _seed_curves(d: Drawing, workload: str) -> pd.DataFrame:
 
 
 def schedule_curves(d: Drawing) -> alt.ConcatChart | None:
-    """Raw runs of every schedule, their envelope, and the averages on the reference schedule."""
+    """Raw runs of every schedule, their envelope, and averages beside them.
+
+    Where schedules differ in length: the averages fixed beforehand, of the reference schedule. Where they differ in
+    how far they decay: the best-looking average of each. Learning rates and batch sizes have a figure of their own.
+    """
     bound, medians = d.tables.envelope, d.tables.median_curves
-    if bound.empty:
-        return None
+    axes = d.tables.across_trainings.drop_duplicates("training")[["workload", "training", "axis", "name"]]
+    axes = axes[~axes["axis"].isin(["lr", "batch_size"])]
     parts: list[Any] = []
     for number, workload in enumerate(d.workloads):
-        mine = medians[medians["workload"] == workload]
+        names = axes[axes["workload"] == workload]
+        mine = medians[medians["training"].isin(names["training"])]
         raw = mine[mine["scheme"] == "none"]
-        averaged = mine[mine["setting"].isin(d.tables.chosen["setting"])]
         edge = bound[bound["workload"] == workload]
-        if edge.empty:
+        if edge.empty or raw.empty:
             continue
-        rows = [
-            raw.assign(series="raw, " + raw["training_label"], group="raw run"),
-            averaged.assign(
-                series=averaged["scheme_label"],
-                group=averaged["scheme"].map(SCHEME_NAMES).fillna(averaged["scheme"]),
-            ),
-        ]
+        averaged = mine[mine["setting"].isin(_beside_raw(d, names))]
+        kind = averaged["scheme"].map(SCHEME_NAMES).fillna(averaged["scheme"])
+        rows = [raw.assign(group="raw run"), averaged.assign(group=kind)]
         table = panels.thin(pd.concat(rows), "setting", MAX_POINTS)
-        table = table.merge(_schedule_names(d, workload), on="training")
+        table = table.merge(names[["training", "name"]], on="training")
+        table["series"] = table["name"] + ", " + table["scheme_label"]
         info = d.shown[d.shown["workload"] == workload].iloc[0]
         parts.append(
             panels.titled(_schedule_panel(d, table, edge, info, f"schedule_zoom_{number}"), workload)
@@ -109,21 +110,12 @@ def schedule_curves(d: Drawing) -> alt.ConcatChart | None:
     return panels.grid(parts)
 
 
-def _schedule_names(d: Drawing, workload: str) -> pd.DataFrame:
-    """training -> what sets its schedule apart, in a few words."""
-    cells = d.study.cells[d.study.cells["workload"] == workload].drop_duplicates("training")
-    lengths = cells["length_fraction"].nunique() > 1
-    decays = cells["lr_decay"].nunique(dropna=False) > 1
-    names = [
-        ", ".join(
-            [percent(float(row["length_fraction"]))] * lengths
-            + [f"LR decay {percent(float(row['lr_decay']))}"]
-            * (decays and not pd.isna(row["lr_decay"]) and not decays_throughout(row))
-        )
-        or str(row["training_label"])
-        for row in cells.to_dict("records")
-    ]
-    return pd.DataFrame({"training": cells["training"].to_numpy(), "name": names})
+def _beside_raw(d: Drawing, names: pd.DataFrame) -> pd.Series:
+    """The averaged settings that a panel of `schedule_curves` shows."""
+    rows = d.tables.against_decayed
+    if (names["axis"] == "schedule").all() and len(rows):
+        return rows.loc[rows["best"].astype(bool), "setting"]
+    return d.tables.chosen["setting"]
 
 
 def _schedule_panel(d: Drawing, table: pd.DataFrame, edge: pd.DataFrame, info: Any, zoom: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.records import rows_of_cells
+
 USER_RULE = (
     "What a user pays: wall seconds of training (data included) and of this one average, up to the interpolated "
     "step at which the target is met, × devices ÷ 3600; evaluation is left out. Seconds between two evaluations "
@@ -24,19 +26,21 @@ def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFr
     Linear between records and from 0 at step 0; a missed cell pays what its last record says.
     Returns: cell_id, device_hours, one row a row of `steps`; null without records or while unfinished.
     """
-    devices = cells.set_index("cell_id")["num_devices"]
-    rows = records.groupby("cell_id", sort=True).indices
+    devices = {
+        str(cell_id): float(num) for cell_id, num in zip(cells["cell_id"], cells["num_devices"], strict=True)
+    }
+    rows = rows_of_cells(records)
     at = records["step"].to_numpy(dtype=float)
     seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=float)
     hours = []
     for cell_id, point, status in zip(steps["cell_id"], steps["point"], steps["status"], strict=True):
-        mine = rows.get(cell_id, np.empty(0, dtype=np.int64))
-        if len(mine) == 0 or status == "unfinished":
+        if cell_id not in rows or status == "unfinished":
             hours.append(np.nan)
             continue
-        end = point if status == "met" else at[mine][-1]
-        paid = np.interp(end, np.append(0.0, at[mine]), np.append(0.0, seconds[mine]))
-        hours.append(float(paid) * float(devices[cell_id]) / 3600)
+        mine = at[rows[cell_id]]
+        end = point if status == "met" else mine[-1]
+        paid = np.interp(end, np.append(0.0, mine), np.append(0.0, seconds[rows[cell_id]]))
+        hours.append(float(paid) * devices[cell_id] / 3600)
     return pd.DataFrame({"cell_id": steps["cell_id"], "device_hours": np.array(hours, dtype=float)})
 
 
@@ -47,12 +51,9 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
     a cell`` (parts ``training``, ``averaging``, ``evaluation``: sums over the last record of each cell; training
     counts once a trajectory, or once a cell). Returns: way, part, device_hours.
     """
-    last = records.groupby("cell_id", as_index=False, sort=True)[
-        ["trajectory_id", "train_seconds", "average_seconds", "eval_seconds"]
-    ].last()
+    last = records.groupby("cell_id", as_index=False, sort=True)[["trajectory_id", *_SECONDS]].last()
     last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
-    seconds = ["train_seconds", "average_seconds", "eval_seconds"]
-    hours = last[seconds].mul(last["num_devices"], axis=0) / 3600
+    hours = last[_SECONDS].mul(last["num_devices"], axis=0) / 3600
     once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum()
     averaging, evaluation = hours["average_seconds"].sum(), hours["eval_seconds"].sum()
     rows = [
@@ -65,6 +66,9 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
         ("one trial a cell", "evaluation", float(evaluation)),
     ]
     return pd.DataFrame(rows, columns=["way", "part", "device_hours"])
+
+
+_SECONDS = ["train_seconds", "average_seconds", "eval_seconds"]
 
 
 def unit(cells: pd.DataFrame) -> str:

@@ -49,7 +49,7 @@ def drawing(study: Study, tables: Tables, reference: dict[str, int]) -> Drawing:
     every = tables.settings
     shown = every[every["training"] == every["workload"].map(reference)]
     shown = shown.sort_values(["scheme", "horizon_fraction", "setting"], kind="stable")
-    order = {"none": 0, "ema": 1, "lawa": 2, "tail": 3}
+    order = {"none": 0, "ema": 1, "lawa": 2, "tail": 3, "wsm": 4}
     shown = shown.assign(rank=shown["scheme"].map(order).fillna(9)).sort_values("rank", kind="stable")
     chosen = [SCHEME_NAMES["none"], *sorted(set(in_front(tables.chosen)["scheme_label"]))]
     schemes = {SCHEME_NAMES.get(n, n): c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from analysis import panels
 from analysis.drawing import Drawing
 from analysis.study import SCHEME_NAMES
-
-WIDEST = 1.6  # a ratio up to which the saving curve's axis makes room for its bands
 
 
 def ratio_dots(d: Drawing) -> alt.ConcatChart | None:
@@ -50,68 +47,6 @@ def _best_is_reference(d: Drawing, workload: str) -> bool:
     rows = d.tables.baselines
     best = rows[(rows["workload"] == workload) & (rows["rank"] == 1)]["training"]
     return bool(best.isin(d.shown[d.shown["workload"] == workload]["training"]).all())
-
-
-def saving_curves(d: Drawing) -> alt.ConcatChart | None:
-    """The ratio at every target level, against the same schedule, with its band; the study's target marked."""
-    table = d.tables.saving_curve
-    table = table[(table["versus"] == "same schedule") & table["setting"].isin(d.shown["setting"])]
-    table = table[table["ratio"].notna()]
-    if table.empty:
-        return None
-    pick = panels.legend_pick(d.chosen, "saving_pick")
-    colours = {label: colour for label, colour in d.colours.items() if label != SCHEME_NAMES["none"]}
-    colour = panels.setting_colour(colours)
-    seen_first = table[table["scheme_label"].isin(d.chosen)]
-    low, high = panels.span(seen_first, ["low", "high", "ratio"], include=1.0)
-    high = min(
-        high, max(WIDEST, panels.span(seen_first, ["ratio"], include=1.0)[1])
-    )  # wild bands run off the axis
-    parts: list[Any] = []
-    for number, workload in enumerate(d.workloads):
-        mine = table[table["workload"] == workload]
-        if mine.empty:
-            continue
-        mine = mine.assign(all_reach=mine["num_exact"] == mine["num_pairs"])
-        x = alt.X(
-            "share:Q",
-            title="target level: where the baseline is after this share of its training (→ tighter)",
-            axis=alt.Axis(format=".0%", grid=False, values=[0.1, 0.25, 0.5, 0.75, 1.0]),
-            scale=alt.Scale(domain=[0.08, 1.0], nice=False),
-        )
-        y = alt.Y(
-            "ratio:Q", title="steps ÷ baseline's", scale=alt.Scale(domain=[low, high], nice=False, zero=False)
-        )
-        shade = alt.when(pick).then(alt.value(0.16)).otherwise(alt.value(0))
-        seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
-        band = alt.Chart(mine).mark_area(clip=True).encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
-        band = band.encode(color=colour, opacity=shade, detail="setting:N").transform_filter(pick)
-        hover = panels.tooltips(
-            *("scheme_label:N:setting", "share:Q:target at share:.1%", "level:Q:target level:.4g"),
-            *("ratio:Q:ratio:.3f", "low:Q:from:.3f", "high:Q:to:.3f"),
-            *("num_exact:Q:pairs that reach it:d", "num_pairs:Q:pairs:d"),
-        )
-        line = alt.Chart(mine).mark_line(clip=True, strokeWidth=2)
-        line = line.encode(x=x, y=y, color=colour, opacity=seen, detail="setting:N")
-        line = line.encode(strokeDash=panels.dashes()).transform_filter(pick)
-        line = panels.zoomable(line, f"saving_zoom_{number}")
-        line = line if parts else line.add_params(pick)
-        dots = alt.Chart(mine).mark_point(clip=True, size=20, strokeWidth=1.2)
-        full = alt.when(alt.datum.all_reach).then(alt.value(1)).otherwise(alt.value(0))
-        dots = dots.encode(x=x, y=y, color=colour, opacity=seen, tooltip=hover, detail="setting:N")
-        dots = dots.encode(
-            fill=alt.Color("scheme_label:N", legend=None, scale=panels.scale(colours)), fillOpacity=full
-        )
-        dots = dots.transform_filter(pick)
-        layers = [panels.level_rule(1.0), band, line, dots, *_target_share(d, workload)]
-        parts.append(panels.titled(alt.layer(*layers), workload))
-    return panels.grid(parts)
-
-
-def _target_share(d: Drawing, workload: str) -> list[alt.Chart]:
-    raw = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "none")]
-    share = float((raw["steps_to_target"] / raw["step_budget"]).iloc[0]) if len(raw) else np.nan
-    return panels.marked_at(share, "target") if 0.1 <= share < 1 else []
 
 
 def horizon_lines(d: Drawing) -> alt.ConcatChart | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval, bootstrap
-from analysis.records import BESIDE
+from analysis.intervals import Interval, bootstrap_groups
+from analysis.records import BESIDE, rows_of_cells
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -17,17 +15,26 @@ def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     final_metric is that of the last step trained; null where the run diverged or is unfinished, or where the
     cell has no finite record there. A best value over evaluations is optimistic, the more so the more there are.
     """
-    finite = records[np.isfinite(records["metric"].astype(float)) & ~records["diverged"].astype(bool)]
     columns = ["cell_id", "workload", "training", "setting", "seed", "state", "last_step", "higher_is_better"]
-    table = finite[["cell_id", "step", "metric"]].merge(cells[columns], on="cell_id")
-    sign = np.where(table["higher_is_better"].astype(bool), -1.0, 1.0)
-    table = table.assign(badness=sign * table["metric"])
-    best = table.sort_values(["badness", "step"], kind="stable").groupby("cell_id").head(1)
-    final = table[(table["step"] == table["last_step"]) & (table["state"] == "finished")]
     result = cells[columns].copy()
-    result["best_metric"] = result["cell_id"].map(best.set_index("cell_id")["metric"])
-    result["best_step"] = result["cell_id"].map(best.set_index("cell_id")["step"])
-    result["final_metric"] = result["cell_id"].map(final.set_index("cell_id")["metric"])
+    step, metric = records["step"].to_numpy(), records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
+    finite = np.isfinite(metric) & ~records["diverged"].to_numpy(dtype=bool)
+    best: dict[str, int] = {}  # the record with it
+    final: dict[str, float] = {}
+    rows, place = rows_of_cells(records), np.arange(len(records))
+    for cell in result.to_dict("records"):
+        mine = place[rows.get(cell["cell_id"], slice(0))]
+        mine = mine[finite[mine]]
+        if len(mine) == 0:
+            continue
+        first = np.argmax(metric[mine]) if cell["higher_is_better"] else np.argmin(metric[mine])
+        best[cell["cell_id"]] = int(mine[first])
+        if cell["state"] == "finished" and step[mine[-1]] == cell["last_step"]:
+            final[cell["cell_id"]] = float(metric[mine[-1]])
+    at = pd.Series(best, dtype="int64")
+    result["best_metric"] = result["cell_id"].map(pd.Series(metric[at.to_numpy()], index=at.index))
+    result["best_step"] = result["cell_id"].map(pd.Series(step[at.to_numpy()], index=at.index))
+    result["final_metric"] = result["cell_id"].map(pd.Series(final, dtype="float64"))
     return result
 
 
@@ -44,18 +51,37 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         columns={"cell_id": "baseline_cell_id", "best_metric": "raw_best", "final_metric": "raw_final"}
     )
     done = done.merge(same.merge(raw, on="baseline_cell_id", how="inner"), on="cell_id", how="left")
-    rows: list[dict[str, Any]] = []
-    for key, part in done.groupby(["workload", "training", "setting"], sort=True):
-        row: dict[str, Any] = dict(zip(["workload", "training", "setting"], key, strict=True))
-        final = _interval(part["final_metric"] - part["raw_final"])
-        row |= {"num_seeds": part["seed"].nunique(), "num_pairs": int(part["raw_final"].notna().sum())}
-        row |= _named("best_metric", _interval(part["best_metric"]))
-        row |= _named("final_metric", _interval(part["final_metric"]))
-        row |= _named("best_difference", _interval(part["best_metric"] - part["raw_best"]))
-        row |= _named("final_difference", final)
-        row["effect"] = effect(final, bool(part["higher_is_better"].iloc[0]))
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["workload", "training", "setting", "effect"])
+    if done.empty:
+        return pd.DataFrame(columns=["workload", "training", "setting", "effect"])
+    done["best_difference"] = done["best_metric"] - done["raw_best"]
+    done["final_difference"] = done["final_metric"] - done["raw_final"]
+    table = _over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
+    groups = done.groupby(_SETTING, sort=True)
+    table.insert(4, "num_pairs", groups["raw_final"].count().to_numpy())
+    ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(
+        index=False
+    )
+    higher = groups["higher_is_better"].first().astype(bool)
+    table["effect"] = [effect(Interval(*one), up) for one, up in zip(ends, higher, strict=True)]
+    return table
+
+
+def test_metrics(cells: pd.DataFrame, test: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The metric on the test split at the end of training: one row a setting that was evaluated there.
+
+    Args: test: records of the test split, of `analysis.study.Study`.
+    workload, training, setting · num_seeds, of finished cells with a finite value · test_metric, and test_difference:
+    cell − baseline of the same schedule and seed: means with bootstrap _low and _high, null for one seed alone (a raw
+    setting has no difference) · num_pairs · effect, of test_difference, as in `generalization`.
+    """
+    if test.empty:
+        return pd.DataFrame(columns=[*_SETTING, "effect"])
+    by_cell = metrics_by_cell(cells, test)
+    table = generalization(by_cell[by_cell["final_metric"].notna()], pairs)
+    names = {name: name.replace("final_", "test_") for name in table.columns if name.startswith("final_")}
+    return table.drop(columns=[name for name in table.columns if name.startswith("best_")]).rename(
+        columns=names
+    )
 
 
 def metrics_beside(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -68,23 +94,20 @@ def metrics_beside(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFra
     names = [name for name in records.columns if name.startswith(BESIDE)]
     columns = ["cell_id", "workload", "training", "setting", "seed", "last_step"]
     finished = cells[cells["state"] == "finished"][columns]
-    last = records[["cell_id", "step", *names]].merge(finished, on="cell_id")
+    last = records[["cell_id", "step", *names]].drop_duplicates("cell_id", keep="last")
+    last = last.merge(finished, on="cell_id")
     last = last[last["step"] == last["last_step"]]
     same = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
-    rows: list[dict[str, Any]] = []
+    tables = []
     for name in names:
         values = last.set_index("cell_id")[name].astype(float)
-        table = last.assign(value=last[name].astype(float))
-        table["difference"] = table["value"] - table["cell_id"].map(same).map(values)
-        table = table[np.isfinite(table["value"])]
-        for key, part in table.groupby(["workload", "training", "setting"], sort=True):
-            row: dict[str, Any] = dict(zip(["workload", "training", "setting"], key, strict=True))
-            row |= {"metric": name.removeprefix(BESIDE), "num_seeds": part["seed"].nunique()}
-            row |= _named("final", _interval(part["value"]))
-            row |= _named("difference", _interval(part["difference"]))
-            rows.append(row)
-    empty = pd.DataFrame(columns=["workload", "training", "setting", "metric"])
-    return pd.DataFrame(rows).sort_values(["workload", "setting", "metric"]) if rows else empty
+        table = last.assign(final=last[name].astype(float))
+        table["difference"] = table["final"] - table["cell_id"].map(same).map(values)
+        found = _over_seeds(table[np.isfinite(table["final"])], ["final", "difference"])
+        found.insert(3, "metric", name.removeprefix(BESIDE))
+        tables += [found] if len(found) else []
+    empty = pd.DataFrame(columns=[*_SETTING, "metric"])
+    return pd.concat(tables).sort_values(["workload", "setting", "metric"]) if tables else empty
 
 
 def effect(difference: Interval, higher_is_better: bool) -> str | None:
@@ -96,9 +119,15 @@ def effect(difference: Interval, higher_is_better: bool) -> str | None:
     return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
-def _interval(values: pd.Series) -> Interval:
-    return bootstrap(values.to_numpy(dtype=float), "mean")
+_SETTING = ["workload", "training", "setting"]
 
 
-def _named(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def _over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """One row a setting: num_seeds, and the mean of each column over its seeds with bootstrap _low and _high."""
+    groups = table.groupby(_SETTING, sort=True)
+    number = np.asarray(groups.ngroup(), dtype=np.int64)
+    found = groups.agg(num_seeds=("seed", "nunique")).reset_index()
+    for name in columns:
+        ends = bootstrap_groups(table[name].to_numpy(dtype=np.float64), number, len(found))
+        found[[name, f"{name}_low", f"{name}_high"]] = ends.T
+    return found

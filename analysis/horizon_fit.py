@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import robustness, savings
-from analysis.intervals import LEVEL, RESAMPLES, multisets, small_sample_factor
+from analysis.intervals import LEVEL, RESAMPLES, counted_quantiles, multisets, small_sample_factor
 from analysis.study import SCHEME_NAMES, percent
 
 Floats = NDArray[np.float64]
@@ -225,15 +225,12 @@ def _value(coefficients: Floats, at: Floats) -> Floats:
 
 def _tails(draws: Floats, counts: NDArray[np.int64]) -> Floats:
     """The (1 ± LEVEL)/2 quantiles of each column, a draw counted as often as it came up; NaN left out."""
-    known = ~np.isnan(draws[:, 0])
-    whole = np.repeat(draws[known], counts[known], axis=0)
-    return np.quantile(whole, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return counted_quantiles(draws, counts, np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
 
 
 def _explained(x: Floats, y: Floats, seed: NDArray[np.int64], fitted: Floats) -> float:
-    residual = pd.Series(y - fitted[1] * x - fitted[2] * x**2)
-    total = pd.Series(y)
-    within = [
-        float(((values - values.groupby(seed).transform("mean")) ** 2).sum()) for values in (residual, total)
-    ]
+    num, within = np.bincount(seed), []
+    for values in (y - fitted[1] * x - fitted[2] * x**2, y):
+        means = np.bincount(seed, values) / num
+        within.append(float(((values - means[seed]) ** 2).sum()))
     return 1 - within[0] / within[1] if within[1] > 0 else np.nan

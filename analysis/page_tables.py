@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis import paper_rows
+from analysis.profiles import Profiles
 from analysis.study import SCHEME_NAMES
 from analysis.tables import Tables
 
@@ -17,6 +21,11 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     left_out: int
+
+    @property
+    def tex(self) -> str:
+        """The name of the same table as LaTeX, beside the CSV."""
+        return f"{PurePosixPath(self.file).stem}.tex"
 
 
 def summary(settings: pd.DataFrame) -> pd.DataFrame:
@@ -41,8 +50,12 @@ def summary(settings: pd.DataFrame) -> pd.DataFrame:
     return out.loc[order.sort_values(axes, kind="stable").index].reset_index(drop=True)
 
 
-def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
+def shown_tables(tables: Tables, scored: Profiles | None = None, most: int = 200) -> Iterator[Table]:
     """The tables the page shows; the CSV files hold all rows and columns."""
+    if scored and scored.imported:
+        yield from _scores(scored, most)
+        yield _text("Results by setting", "settings", summary(tables.settings), most)
+        return
     yield _text("Results by setting", "settings", summary(tables.settings), most)
     ratios = tables.ratios
     if len(ratios):
@@ -58,7 +71,10 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
         names = {"training_label": "schedule", "scheme_label": "scheme", "geometric": "geometric mean"}
         names |= {"arithmetic": "arithmetic mean", "hours": "device-hours ratio", "pairs": "pairs both met"}
         yield _text("Ratios to the baseline", "ratios", frame.rename(columns=names), most)
+    yield from _paper(tables, most)
     yield from _pooled(tables, most)
+    if scored and not scored.imported:
+        yield from _scores(scored, most)
     means = tables.restricted_means
     if len(means):
         rows = means.to_dict("records")
@@ -72,6 +88,7 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
         names = {"training_label": "schedule", "scheme_label": "scheme", "mean": "restricted mean steps"}
         names |= {"grid": "grid leaves", "share": "÷ step budget", "median": "Kaplan–Meier median"}
         yield _text("Restricted mean steps to target", "restricted_means", frame.rename(columns=names), most)
+    yield from _across_trainings(tables, most)
     if len(tables.generalization) and "final_difference" in tables.generalization:
         rows = tables.generalization.to_dict("records")
         frame = pd.DataFrame(
@@ -86,6 +103,19 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
             }
         )
         yield _text("Generalization", "generalization", frame, most)
+    if len(tables.test_metrics):
+        rows = tables.test_metrics.to_dict("records")
+        frame = pd.DataFrame(
+            {
+                "workload": [row["workload"] for row in rows],
+                "schedule": [row["training_label"] for row in rows],
+                "scheme": [row["scheme_label"] for row in rows],
+                "test metric": [_ratio(row, "test_metric", form=".4g") for row in rows],
+                "test − baseline's": [_ratio(row, "test_difference", form="+.3g") for row in rows],
+                "effect": [row["effect"] for row in rows],
+            }
+        )
+        yield _text("On the test split, at the end", "test_metrics", frame, most)
     if len(tables.metrics_beside):
         rows = tables.metrics_beside.to_dict("records")
         frame = pd.DataFrame(
@@ -100,6 +130,99 @@ def shown_tables(tables: Tables, most: int = 200) -> Iterator[Table]:
         )
         yield _text("Metrics beside the target's", "metrics_beside", frame, most)
     yield _text("Device-hours of the sweep", "sweep_device_hours", tables.sweep_device_hours, most)
+
+
+def _scores(scored: Profiles, most: int) -> Iterator[Table]:
+    """The scores, the times behind them, and where the two rules part."""
+    by = "rule" if scored.imported else "measured in"
+    rows = scored.scores.to_dict("records")
+    frame = scored.scores[["measure", "submission"]].assign(
+        score=[_with_ends(row, "score") for row in rows],
+        integral=scored.scores["integral"],
+        fastest=[f"{row['num_fastest']}/{row['num_workloads']}" for row in rows],
+    )
+    names = {"measure": by, "score": "score [95 %]", "integral": "closed form", "fastest": "fastest on"}
+    yield _text("Scores", "score_scores", frame.rename(columns=names), most)
+    leads = scored.leads[["measure", "submission", "versus"]].assign(
+        difference=[_with_ends(row, "difference") for row in scored.leads.to_dict("records")]
+    )
+    names = {"measure": by, "submission": "first", "difference": "score − other's [95 %]"}
+    yield _text("By how much the first leads", "score_leads", leads.rename(columns=names), most)
+    times = scored.times.assign(text=[_time(row) for row in scored.times.to_dict("records")])
+    frame = _wide(times, ["measure", "workload"], "submission").rename(columns={"measure": by})
+    yield _text("Median time to the target, studies that miss", "score_times", frame, most)
+    if len(scored.differences):
+        frame = scored.differences.assign(
+            clean=scored.differences["clean"].map(_digits), exact=scored.differences["exact"].map(_digits)
+        )
+        yield _text("Where the two rules differ", "score_differences", frame, most)
+
+
+def _time(row: Mapping[Any, Any]) -> str:
+    """'7,208 (1/5)': the median over studies, ∞ where most miss, and how many do."""
+    text = _digits(row["time"])
+    return f"{text} ({row['num_missed']}/{row['num_studies']})" if row["num_missed"] else text
+
+
+def _digits(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.2f}" if value >= 100 else f"{value:.6g}"
+
+
+def _with_ends(row: Mapping[Any, Any], name: str) -> str:
+    return _ratio({**row, f"{name}_low": row["low"], f"{name}_high": row["high"]}, name)
+
+
+def _paper(tables: Tables, most: int) -> Iterator[Table]:
+    """The paper's numbers with ours; changes of a metric with a sign."""
+    rows = tables.paper_rows.to_dict("records")
+    if rows:
+        forms = ["+.3g" if row["quantity"] == paper_rows.METRIC else ".3f" for row in rows]
+        ours = [row | {"ours_low": row["low"], "ours_high": row["high"]} for row in rows]
+        frame = _schemes(tables.paper_rows)[["quantity", "workload", "scheme"]].assign(
+            paper=[f"{row['paper']:{form}}" for row, form in zip(rows, forms, strict=True)],
+            ours=[_ratio(row, "ours", form=form) for row, form in zip(ours, forms, strict=True)],
+            verdict=tables.paper_rows["verdict"],
+            metrics=[
+                f"{row['paper_metric']} / {row['our_metric']}" if pd.notna(row["our_metric"]) else "–"
+                for row in rows
+            ],
+        )
+        names = {"paper": "the paper", "metrics": "metric, the paper's / ours"}
+        yield _text("The paper's numbers beside ours", "paper_rows", frame.rename(columns=names), most)
+
+
+def _across_trainings(tables: Tables, most: int) -> Iterator[Table]:
+    """Raw runs and the averages fixed beforehand at every learning rate, optimizer, schedule, …"""
+    table = tables.across_trainings
+    table = table[table["fixed"].astype(bool)]
+    if table.empty:
+        return
+    rows = table.to_dict("records")
+    frame = table[["workload", "name", "scheme_label"]].assign(
+        median=[
+            _steps(row | {"steps_to_target": row["median_steps"], "num_censored": row["num_missed"]})
+            for row in rows
+        ],
+        missed=[f"{row['num_missed']}/{row['num_seeds']}" for row in rows],
+        mean=[_ratio(row, "restricted_mean", bound="", form=",.0f") for row in rows],
+        best=[_ratio(row, "best_metric", bound="", form=".4g") for row in rows],
+        final=[_ratio(row, "final_metric", bound="", form=".4g") for row in rows],
+        ratio=[_ratio(row, "ratio") for row in rows],
+        best_ratio=[_ratio(row, "best_ratio", bound="best_bound") for row in rows],
+    )
+    names = {
+        "name": "training",
+        "scheme_label": "scheme",
+        "median": "median steps",
+        "mean": "restricted mean steps",
+    }
+    names |= {"best": "best metric", "final": "final metric", "ratio": "steps ÷ own raw run's"}
+    names |= {"best_ratio": "steps ÷ best raw training's"}
+    yield _text("Across trainings", "across_trainings", frame.rename(columns=names), most)
 
 
 def _pooled(tables: Tables, most: int) -> Iterator[Table]:

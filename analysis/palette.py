@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-SCHEME_COLOURS = {"none": "#808080", "ema": "#2f86d1", "lawa": "#d9661f", "tail": "#1a9e77"}
-MORE_COLOURS = ["#b565c4", "#b08a00", "#d1477a", "#5f7fe0"]  # schemes this version does not know, in order
+SCHEME_COLOURS = {"none": "#808080", "ema": "#2f86d1", "lawa": "#d9661f", "tail": "#1a9e77", "wsm": "#b565c4"}
+MORE_COLOURS = ["#b08a00", "#d1477a", "#5f7fe0"]  # schemes this version does not know, in order
 REFERENCE_LINE = "#8a8a8a"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
@@ -43,6 +43,12 @@ def scheme_colours(schemes: list[str]) -> dict[str, str]:
     unknown = sorted(set(schemes) - set(SCHEME_COLOURS))
     extra = {name: MORE_COLOURS[i % len(MORE_COLOURS)] for i, name in enumerate(unknown)}
     return {name: colour for name, colour in {**SCHEME_COLOURS, **extra}.items() if name in schemes}
+
+
+def submission_colours(names: list[str]) -> dict[str, str]:
+    """submission -> colour, in the order given; they repeat after seven."""
+    spare = [*(colour for name, colour in SCHEME_COLOURS.items() if name != "none"), *MORE_COLOURS]
+    return {name: spare[place % len(spare)] for place, name in enumerate(names)}
 
 
 def setting_colours(settings: pd.DataFrame, chosen: list[str]) -> dict[str, str]:

@@ -260,7 +260,7 @@ def _rows(
     """
     found = _statistics(values)[:, 0]
     known = sizes > 0
-    both_levels = _statistics(_hierarchical(draws)) if known.sum(axis=1).max() >= FEWEST else None
+    both_levels = _statistics(resample_workloads(draws)) if known.sum(axis=1).max() >= FEWEST else None
     seeds_only = _statistics(draws) if scope != "without" else None
     missed = pairs["bound"].isin([*_MISSED])
     done = pairs[pairs["bound"] != PENDING]
@@ -299,7 +299,7 @@ def _rows(
 _MISSED = (AT_LEAST, AT_MOST, BOTH_MISSED)
 
 
-def _hierarchical(draws: Floats) -> Floats:
+def resample_workloads(draws: Floats) -> Floats:
     """Workloads drawn with replacement, and for each drawn one a resample of its seeds of its own.
 
     Args: draws: shape (p, resamples, workloads), the resamples of the seeds. Returns: the same shape.

@@ -7,15 +7,16 @@ evaluation of a cell) and, while trajectories run, ``trajectories/<id>/records.j
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 # One row: the evaluation of one cell after `step` optimizer steps.
 RECORDS = pa.schema(
@@ -23,19 +24,20 @@ RECORDS = pa.schema(
         ("cell_id", pa.string()),
         ("trajectory_id", pa.string()),
         ("step", pa.int64()),  # optimizer steps completed
-        ("split", pa.string()),  # "validation"
+        ("split", pa.string()),  # "validation" | "test", at the end of training
         ("loss", pa.float64()),
         ("metric", pa.float64()),
         ("examples", pa.int64()),  # examples evaluated
         ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
-        ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations
+        ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
         ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
         ("metrics", pa.map_(pa.string(), pa.float64())),  # what stands beside the target metric, by name
     ]
 )
 BESIDE = "metric_"  # before the name of a metric that stands beside, as a column: metric_accuracy
 KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
+NAMES = ["cell_id", "trajectory_id", "split"]  # its columns of strings
 
 # One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
 # of the step budget; `final_lr` is a share of the peak `lr`.
@@ -64,6 +66,8 @@ CELLS = pa.schema(
         ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
         ("compile", pa.string()),  # torch.compile's backend
         ("accumulate", pa.int64()),  # micro-batches a step
+        ("batch_size", pa.int64()),  # examples a step; null: the workload's own
+        ("own_batch_size", pa.int64()),  # of the workload
         ("schedule", pa.string()),  # shape: cosine | linear | constant
         ("length_steps", pa.int64()),  # training ends there
         ("length_fraction", pa.float64()),
@@ -71,8 +75,9 @@ CELLS = pa.schema(
         ("lr_decay_steps", pa.int64()),
         ("lr_decay", pa.float64()),  # share of the schedule's length spent decaying
         ("final_lr", pa.float64()),
-        ("scheme", pa.string()),  # none | lawa | ema | tail
+        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm
         ("k", pa.int64()),
+        ("curve", pa.string()),  # wsm: linear | cosine | sqrt
         ("every_steps", pa.int64()),
         ("ema_decay", pa.float64()),
         ("horizon_steps", pa.float64()),  # averaging horizon: 2 × centre-of-mass lag + every
@@ -82,6 +87,7 @@ CELLS = pa.schema(
         ("until_full", pa.string()),  # lawa: absent | partial
         ("buffers", pa.string()),  # live | average | recompute
         ("evaluate_every_steps", pa.int64()),
+        ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
         ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
         ("higher_is_better", pa.bool_()),
         ("target", pa.float64()),  # null until `wa calibrate`
@@ -120,6 +126,10 @@ LATER: dict[str, Any] = {
     "precision": "fp32",
     "compile": None,
     "accumulate": 1,
+    "batch_size": None,
+    "own_batch_size": None,
+    "curve": None,
+    "evaluate_test": False,
     "processes": 1,
 }
 
@@ -176,17 +186,39 @@ def load_records(run: str | Path) -> pd.DataFrame:
     """
     run = Path(run)
     # Live files first: what is compacted meanwhile is then read twice, and not missed.
-    tables = [
-        rows_to_table(read_live(path)) for path in sorted((run / "trajectories").glob("*/records.jsonl"))
-    ]
-    tables += [read_table(path, RECORDS) for path in sorted((run / "records").glob("*.parquet"))]
-    table = pa.concat_tables(tables) if tables else RECORDS.empty_table()
-    frame = _to_pandas(_beside_as_columns(table))
-    return (
-        frame.drop_duplicates(KEY, keep="first")
-        .sort_values(["cell_id", "split", "step"], kind="stable")
-        .reset_index(drop=True)
-    )
+    live = (rows_to_table(read_live(path)) for path in sorted((run / "trajectories").glob("*/records.jsonl")))
+    done = (read_table(path, RECORDS, NAMES) for path in sorted((run / "records").glob("*.parquet")))
+    tables = [_encoded(_beside_as_columns(table)) for table in chain(live, done) if len(table)]
+    if not tables:
+        return _to_pandas(RECORDS.empty_table().drop_columns("metrics"))
+    # What stands beside in some files only is null, and so NaN, in the rows of the others.
+    table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    del tables
+    order, columns = _order(table), {}
+    for name in sorted(table.column_names, key=lambda name: name if name.startswith(BESIDE) else ""):
+        column = table[name].take(order)
+        table = table.drop_columns(name)  # one column after the other: a run is not in memory twice
+        columns[name] = column.cast(pa.large_string()) if name in NAMES else column
+    return _to_pandas(pa.table(columns))
+
+
+def rows_of_cells(records: pd.DataFrame) -> dict[str, slice | NDArray[np.int64]]:
+    """cell_id -> its rows, by step: a slice each where the table is sorted by (cell_id, step), as `load_records` sorts.
+
+    With it one pass over ten million records needs no groups of strings.
+    """
+    ids, steps = records["cell_id"], records["step"].to_numpy()
+    first = (ids != ids.shift()).to_numpy(dtype=bool)
+    starts = np.flatnonzero(first)
+    names = ids.iloc[starts]
+    if names.is_unique and (first[1:] | (np.diff(steps) >= 0)).all():
+        edges = pairwise([*starts.tolist(), len(records)])
+        return {str(name): slice(*ends) for name, ends in zip(names, edges, strict=True)}
+    found: dict[str, slice | NDArray[np.int64]] = {}
+    for name, places in records.groupby("cell_id", sort=True).indices.items():
+        rows = np.asarray(places, dtype=np.int64)
+        found[str(name)] = rows[np.argsort(steps[rows], kind="stable")]
+    return found
 
 
 def load_plan(run: str | Path) -> dict[str, Any]:
@@ -230,12 +262,41 @@ def read_live(path: Path) -> Iterator[dict[str, Any]]:
 
 def _beside_as_columns(table: pa.Table) -> pa.Table:
     maps = table["metrics"].combine_chunks()
-    if isinstance(maps, pa.ChunkedArray):  # of no chunks
-        maps = pa.array([], type=maps.type)
     table = table.drop_columns("metrics")
-    for name in sorted(set(pc.unique(maps.keys).to_pylist())):
-        table = table.append_column(BESIDE + name, pc.map_lookup(maps, name, "first").fill_null(np.nan))
+    entries = maps.offsets.to_numpy()
+    rows = np.repeat(np.arange(len(maps)), np.diff(entries))
+    inside = slice(int(entries[0]), int(entries[-1]))
+    keys, values = maps.keys.dictionary_encode(), maps.items.to_numpy(zero_copy_only=False)[inside]
+    code = keys.indices.to_numpy()[inside]
+    for number, name in enumerate(keys.dictionary.to_pylist()):
+        column = np.full(len(table), np.nan)
+        # Backwards: of one name twice in a row, the first stays.
+        column[rows[code == number][::-1]] = values[code == number][::-1]
+        table = table.append_column(BESIDE + name, pa.array(column))
     return table
+
+
+def _encoded(table: pa.Table) -> pa.Table:
+    """Names as numbers of a dictionary: there are few, and a row each."""
+    for place, name in enumerate(table.column_names):
+        if name in NAMES and not pa.types.is_dictionary(table[name].type):
+            table = table.set_column(place, name, table[name].dictionary_encode())
+    return table
+
+
+def _order(table: pa.Table) -> NDArray[np.int64]:
+    """The rows by (cell_id, split, step), of equal ones the first. Args: table: of `_encoded` columns, not empty."""
+    key = np.zeros(len(table), dtype=np.int64)
+    for name in ("cell_id", "split"):
+        words = table[name].chunk(0).dictionary.to_pylist()
+        place = np.empty(len(words), dtype=np.int64)
+        place[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
+        key = key * len(words) + place[np.concatenate([chunk.indices for chunk in table[name].chunks])]
+    step = table["step"].to_numpy()
+    key = key * (int(step.max()) + 1) + step
+    order = np.argsort(key, kind="stable")
+    first = np.append(True, np.diff(key[order]) > 0)
+    return np.asarray(order[first])
 
 
 def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
@@ -255,24 +316,30 @@ def _value(row: dict[str, Any], field: pa.Field) -> Any:
     return np.nan if value is None and pa.types.is_floating(field.type) else value
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """A table of a run folder, checked; columns of later versions are filled in. Raises: BadRun."""
-    table = pq.read_table(path)
+def read_table(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
+    """A table of a run folder, checked; columns of later versions are filled in. Raises: BadRun.
+
+    encoded: string columns to read as numbers of a dictionary.
+    """
+    with pq.ParquetFile(path, read_dictionary=encoded) as file:
+        table = file.read(use_threads=False)
     for field in schema:
         if field.name not in table.column_names and field.name in LATER:
             then = LATER[field.name]
             values = then(table) if callable(then) else [then] * len(table)
             table = table.append_column(field, pa.array(values, type=field.type))
-    _check(table, schema, path)
+    _check(table, schema, path, encoded)
     return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
 
 
-def _check(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+def _check(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str]) -> None:
     for field in schema:
         if field.name not in table.column_names:
             raise BadRun(f"{path}: column {field.name!r} is missing")
-        if table.schema.field(field.name).type != field.type:
-            found = table.schema.field(field.name).type
+        found = table.schema.field(field.name).type
+        if field.name in encoded and pa.types.is_dictionary(found):
+            found = found.value_type
+        if found != field.type:
             raise BadRun(f"{path}: column {field.name!r} is {found}, not {field.type}")
 
 
@@ -280,8 +347,9 @@ _NULLABLE = {pa.int64(): pd.Int64Dtype()}
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    # Int64 keeps k = 5 an integer beside an EMA's null; plain int64 where nothing is null.
-    frame = table.to_pandas(types_mapper=_NULLABLE.get)
-    whole = [name for name in frame.columns if frame[name].dtype == "Int64" and not frame[name].isna().any()]
-    plain: pd.DataFrame = frame.astype(dict.fromkeys(whole, "int64"))
-    return plain
+    frame: pd.DataFrame = table.to_pandas(split_blocks=True)
+    for field in table.schema:
+        # Int64 keeps k = 5 an integer beside an EMA's null; plain int64 where nothing is null.
+        if field.type == pa.int64() and table[field.name].null_count:
+            frame[field.name] = table[field.name].to_pandas(types_mapper=_NULLABLE.get)
+    return frame

@@ -1,4 +1,4 @@
-"""A run folder -> tables/*.csv, figures/*.{svg,png} and one self-contained report.html a study.
+"""A run folder -> tables/*.{csv,tex}, figures/*.{svg,png,pdf} and one self-contained report.html a study.
 
 The same run folder gives the same bytes: nothing here reads a clock, and names and orders are fixed.
 """
@@ -6,40 +6,53 @@ The same run folder gives the same bytes: nothing here reads a clock, and names 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import altair as alt
 import jinja2
 import markupsafe
 import pandas as pd
-import vl_convert
 
 from analysis import (
     baselines,
     conclusions,
     cost_figures,
+    curve_conclusions,
     curve_figures,
     device_hours,
+    figure_files,
     figures,
+    latex,
     methods,
     page_tables,
     palette,
+    paper_figures,
+    paper_rows,
     pooled_figures,
+    profiles,
     report_index,
+    saving_figures,
+    score_figures,
+    score_findings,
+    snapshot_figures,
     tightness,
     tightness_figures,
+    training_answers,
+    training_figures,
+    training_findings,
 )
+from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
 from analysis.drawing import drawing
+from analysis.profiles import Profiles
 from analysis.study import Study, read, read_each
 from analysis.tables import Tables, compute, core, settings
 
-_VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-_PNG_SCALE = 1.5
+Drawn = tuple[str, str, list[str], alt.ConcatChart | None]  # name, title, sentences, chart
 
 
 @dataclass(frozen=True)
@@ -62,27 +75,64 @@ def write(run: str | Path) -> Path:
     run = Path(run)
     studies = read_each(run)
     if len(studies) == 1:
-        _write(studies[0], run)
+        _write(studies[0], run, run)
         return run / "report.html"
-    answers = [_write(study, report_index.folder(run, study)) for study in studies]
+    answers = [
+        _write(study, report_index.folder(run, study), run, report_index.links(studies, place))
+        for place, study in enumerate(studies)
+    ]
     _remove_those_of_one_study(run)
     return report_index.write(run, studies, answers)
 
 
-def _write(study: Study, folder: Path) -> str:
+def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.Link] = ()) -> str:
     """The tables, figures and report of one study; returns its answer."""
     tables = compute(study)
-    tables.write(folder / "tables")
-    sections = [section for section in make_sections(study, tables) if section.chart or section.sentences]
-    _write_figures(sections, folder / "figures")
-    (folder / "report.html").write_text(render(study, tables, sections), encoding="utf-8")
-    return conclusions.answer(study, tables)
+    scored = _profiles(study, tables, run)
+    _write_tables(tables, scored, folder / "tables")
+    sections = make_sections(study, tables, scored)
+    sections = [section for section in sections if section.chart or section.sentences]
+    heights = _write_figures(sections, folder / "figures") or {}
+    page = render(study, tables, sections, scored, heights, links)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return _answer(study, tables, scored)
+
+
+def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
+    if (run / EVALUATIONS_FILE).is_file():  # submissions, imported
+        return profiles.of_submissions(read_evaluations(run))
+    return profiles.of_schemes(study, tables)
+
+
+def _answer(study: Study, tables: Tables, scored: Profiles | None) -> str:
+    compares = scored is not None and scored.imported
+    return score_findings.answer(scored) if scored and compares else training_answers.answer(study, tables)
+
+
+def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None:
+    """All rows as CSV, what the page shows as LaTeX; what an earlier report wrote and this one lacks goes."""
+    for name in _table_names():
+        (folder / name).unlink(missing_ok=True)
+    tables.write(folder)
+    if scored:
+        scored.write(folder)
+    for table in page_tables.shown_tables(tables, scored):
+        text = latex.table(table.title, table.columns, table.rows, table.left_out, Path(table.file).name)
+        (folder / table.tex).write_text(text, encoding="ascii")
+
+
+def _table_names() -> list[str]:
+    names = [field.name for field in fields(Tables)] + [f"score_{name}" for name in profiles.FILES]
+    return [f"{name}.{ending}" for name in names for ending in ("csv", "tex")]
+
+
+def _figure_names() -> list[str]:
+    return [f"{name}.{ending}" for name in methods.HOW_TO_READ for ending in figure_files.ENDINGS]
 
 
 def _remove_those_of_one_study(run: Path) -> None:
     """Removes the tables and figures that a folder got while it held one study."""
-    names = [f"tables/{field.name}.csv" for field in fields(Tables)]
-    names += [f"figures/{name}.{ending}" for name in methods.HOW_TO_READ for ending in ("svg", "png")]
+    names = [f"tables/{name}" for name in _table_names()] + [f"figures/{name}" for name in _figure_names()]
     for name in names:
         (run / name).unlink(missing_ok=True)
     for folder in (run / "tables", run / "figures"):
@@ -113,15 +163,38 @@ def _summary(study: Study, most: int | None) -> pd.DataFrame:
     return page_tables.summary(table)
 
 
-def make_sections(study: Study, tables: Tables) -> list[Section]:
+def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) -> list[Section]:
     """The report's figures in order, each with what the tables say about it."""
     unit = device_hours.unit(study.cells)
     d = drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
     c = conclusions
+    score = (score_findings.findings(scored), score_figures.profiles(scored))
+    learning: Drawn = ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d))
+    paid: Drawn = ("sweep_hours", f"What the sweep paid, in {unit}", [], cost_figures.sweep_hours(d, unit))
+    costs = c.hours_findings(study, tables, unit)
+    said = {"user_hours": costs[:-1], "sweep_hours": [*costs[-1:], *report_index.shared_cost(study, unit)]}
+    if scored is not None and scored.imported:  # submissions: no averages and no schedules to tell of
+        hours = report_index.paid(study.trials)
+        said = {
+            "sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]
+        }
+        return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
     drawn = [
+        (
+            "trainings",
+            training_findings.title(tables),
+            training_findings.findings(tables),
+            training_figures.training_panels(d),
+        ),
         ("steps_to_target", "Steps to target", c.ratio_findings(study, tables), figures.ratio_dots(d)),
         ("pooled", "Over all workloads", c.pooled_findings(tables), pooled_figures.forest(d)),
-        ("saving_curve", "The saving at every target", c.curve_findings(tables), figures.saving_curves(d)),
+        ("profiles", "Performance profiles", *score),
+        (
+            "saving_curve",
+            "The saving at every target",
+            curve_conclusions.findings(tables),
+            saving_figures.saving_curves(d),
+        ),
         (
             "tightness",
             "Does the target's tightness explain the saving?",
@@ -129,38 +202,62 @@ def make_sections(study: Study, tables: Tables) -> list[Section]:
             tightness_figures.tightness(tables.tightness_points, tables.tightness),
         ),
         (
+            "paper_rows",
+            "The paper's numbers beside ours",
+            paper_rows.findings(tables.paper_rows),
+            paper_figures.ratios_beside(tables.paper_rows),
+        ),
+        (
             "horizon",
             "The averaging horizon",
             c.horizon_findings(tables),
             figures.horizon_lines(d),
         ),
-        ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d)),
+        (
+            "snapshot_grid",
+            "How often an average looks",
+            training_findings.snapshot_findings(tables),
+            snapshot_figures.snapshot_maps(d),
+        ),
+        learning,
         (
             "lr_decay",
             "Averaging and LR schedules",
-            c.schedule_findings(tables),
+            training_findings.schedule_findings(tables),
             curve_figures.schedule_curves(d),
         ),
         ("generalization", "Generalization", c.generalization_findings(tables), figures.final_metric(d)),
         ("user_hours", f"What a user pays, in {unit}", [], cost_figures.user_hours(d, unit)),
-        ("sweep_hours", f"What the sweep paid, in {unit}", [], cost_figures.sweep_hours(d, unit)),
+        paid,
     ]
-    costs = c.hours_findings(study, tables, unit)
-    said = {"user_hours": costs[:-1], "sweep_hours": [*costs[-1:], *report_index.shared_cost(study, unit)]}
+    return _sections(drawn, said, d.num_left_out)
+
+
+def _sections(drawn: list[Drawn], said: Mapping[str, list[str]], num_left_out: int) -> list[Section]:
     return [
         Section(
             name,
             title,
-            methods.how_to_read(name, d.num_left_out),
+            methods.how_to_read(name, num_left_out),
             said.get(name, sentences),
-            _spec(chart, name),
+            figure_files.spec(chart, name),
         )
         for name, title, sentences, chart in drawn
     ]
 
 
-def render(study: Study, tables: Tables, sections: list[Section]) -> str:
-    """The page; every string from the run folder is escaped."""
+def render(
+    study: Study,
+    tables: Tables,
+    sections: list[Section],
+    scored: Profiles | None = None,
+    heights: Mapping[str, int] = MappingProxyType({}),
+    links: Sequence[report_index.Link] = (),
+) -> str:
+    """The page; every string from the run folder is escaped.
+
+    heights: pixels that a chart will take, by its section's name. links: to the other reports of the folder.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -168,22 +265,25 @@ def render(study: Study, tables: Tables, sections: list[Section]) -> str:
     template = environment.from_string(
         files("analysis").joinpath("report_template.html").read_text(encoding="utf-8")
     )
-    charts = {section.name: section.chart for section in sections if section.chart}
+    charts = {section.name: _json(section.chart) for section in sections if section.chart}
     themes = {"light": palette.theme(palette.LIGHT), "dark": palette.theme(palette.DARK)}
     return template.render(
         study=str(study.plan.get("study", "study")),
         question=study.plan.get("question"),
-        answer=conclusions.answer(study, tables),
+        answer=_answer(study, tables, scored),
         few_seeds=methods.few_seeds(study),
         notices=list(methods.notices(study)),
         facts=methods.facts(study),
         sections=sections,
-        tables=list(page_tables.shown_tables(tables)),
+        tables=list(page_tables.shown_tables(tables, scored)),
         methods=methods.methods(study),
         caveats=methods.caveats(study, tables),
-        charts=_json(charts),
+        charts=charts,
+        heights=heights,
+        links=links,
+        endings=figure_files.ENDINGS,
         themes=_json(themes),
-        vega=markupsafe.Markup(_bundle()) if charts else "",
+        vega=markupsafe.Markup(figure_files.bundle()) if charts else "",
     )
 
 
@@ -193,71 +293,16 @@ def _unbroken(value: object) -> object:
     return str(value).replace(" %", "\u00a0%") if plain else value
 
 
-def _spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
-    if chart is None:
-        return None
-    with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
-        spec: dict[str, Any] = chart.to_dict()
-    for key in ("config", "$schema"):
-        spec.pop(key, None)
-    return _renamed(_slim(spec), name)
-
-
-def _slim(spec: dict[str, Any]) -> dict[str, Any]:
-    """Drops the columns that no mark uses, and digits that no eye sees."""
-    used = json.dumps({key: value for key, value in spec.items() if key != "datasets"})
-    for name, rows in spec.get("datasets", {}).items():
-        columns = (
-            [column for column in rows[0] if re.search(rf"\b{re.escape(column)}\b", used)] if rows else []
-        )
-        spec["datasets"][name] = [{column: _short(row[column]) for column in columns} for row in rows]
-    return spec
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def _renamed(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    """Altair numbers views and parameters by a counter of the process; number them by place instead."""
-    text = json.dumps(spec)
-    found = list(dict.fromkeys(re.findall(r'"((?:view|param)_\d+)(?:_[a-z_]*)?"', text)))
-    for place, old in enumerate(sorted(found, key=lambda one: text.index(f'"{one}'))):
-        text = re.sub(rf'"{old}(?=["_])', f'"{name}_v{place}', text)
-    renamed: dict[str, Any] = json.loads(text)
-    return renamed
-
-
-def _write_figures(sections: list[Section], folder: Path) -> None:
+def _write_figures(sections: list[Section], folder: Path) -> dict[str, int]:
+    """Writes every chart; returns the height of each in pixels."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = palette.theme(palette.LIGHT)
-    for name in methods.HOW_TO_READ:  # what an earlier report drew and this one leaves out
-        for ending in ("svg", "png"):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    for section in sections:
-        if section.chart is None:
-            continue
-        svg = _numbered(vl_convert.vegalite_to_svg(section.chart, vl_version=_VEGALITE, config=config))
-        (folder / f"{section.name}.svg").write_text(svg, encoding="utf-8")
-        png = vl_convert.svg_to_png(svg, scale=_PNG_SCALE)
-        (folder / f"{section.name}.png").write_bytes(png)
-
-
-def _numbered(svg: str) -> str:
-    """Vega numbers the ids in a drawing by a counter of the process; number them by place instead."""
-    found = list(dict.fromkeys(re.findall(r'id="((?:clip|gradient_)\d+)"', svg)))
-    places = {old: f"id{place}" for place, old in enumerate(found)}
-    return re.sub(r"\b(?:clip|gradient_)\d+\b", lambda match: places.get(match[0], match[0]), svg)
+    for name in _figure_names():  # what an earlier report drew and this one leaves out
+        (folder / name).unlink(missing_ok=True)
+    drawn = [section for section in sections if section.chart]
+    return {section.name: figure_files.write(section.chart or {}, folder, section.name) for section in drawn}
 
 
 def _json(value: object) -> markupsafe.Markup:
     """JSON that cannot end the script element it lies in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return markupsafe.Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-@lru_cache(maxsize=1)
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed, so that the page needs no network."""
-    text = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGALITE))
-    return text.replace("</script", "<\\/script")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import pandas as pd
@@ -23,6 +24,24 @@ def folder(run: Path, study: Study) -> Path:
     made = run / "reports" / name
     made.mkdir(parents=True, exist_ok=True)
     return made
+
+
+class Link(NamedTuple):
+    """From a study's report to another page of the folder."""
+
+    text: str
+    href: str
+
+
+def links(studies: Sequence[Study], place: int) -> list[Link]:
+    """To the index, and to the studies before and after this one."""
+    names = [str(study.plan["study"]) for study in studies]
+    found = [Link(f"all {len(names)} studies", "../../report.html")]
+    if place > 0:
+        found.append(Link(f"← {names[place - 1]}", f"../{names[place - 1]}/report.html"))
+    if place + 1 < len(names):
+        found.append(Link(f"{names[place + 1]} →", f"../{names[place + 1]}/report.html"))
+    return found
 
 
 def shared_cost(study: Study, unit: str) -> Iterator[str]:

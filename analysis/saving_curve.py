@@ -1,4 +1,4 @@
-"""The saving curve: the steps ratio at every target level, from easy to the baseline's best.
+"""The saving curve: the ratio in steps and in device-hours at every target level, from easy to the baseline's best.
 
 Cosine decay and averaging do the same job, so the ratio depends on how tight the target is: one ratio at one
 target is half an answer.
@@ -6,16 +6,19 @@ target is half an answer.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import bootstrap_columns
-from analysis.steps_to_target import curves, first_crossings, running_best
+from analysis.intervals import bootstrap_each
+from analysis.records import rows_of_cells
+from analysis.steps_to_target import curves, first_crossings, least_steps, running_best
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Series = dict[str, tuple[Floats, Floats]]
 
 SHARES: Floats = np.round(np.arange(0.10, 1.0001, 0.025), 3)
@@ -24,8 +27,29 @@ RULE = (
     "Level q is the metric that the baseline, its running best at the median over seeds, has reached after a share "
     "q of its training. At each level, for each seed, the steps of the average are divided by the baseline's; the "
     "curve is the geometric mean over seeds, the band its bootstrap 95 % interval, seeds resampled as a whole. "
-    "Missed levels count as at the target: at the step budget, as bounds."
+    "Device-hours at a level are those of training and of this one average up to the interpolated step, × devices. "
+    "Missed levels count as at the target, as bounds: in steps as a missed target does, in device-hours all that was "
+    "trained."
 )
+
+
+class Curve(NamedTuple):
+    """One setting against one kind of baseline. Matrices: (seeds, levels), in pairs of equal seeds.
+
+    level: (levels,), the metric · misses, baseline_misses: the side does not reach the level · log_ratio,
+    log_hours_ratio: ln(average / baseline), a miss counted as a bound, NaN where both miss.
+    """
+
+    versus: str
+    workload: str
+    training: int
+    setting: int
+    share: Floats
+    level: Floats
+    misses: Bools
+    baseline_misses: Bools
+    log_ratio: Floats
+    log_hours_ratio: Floats
 
 
 def levels(series: list[tuple[Floats, Floats]], length: float, higher: bool, shares: Floats) -> Floats:
@@ -47,72 +71,116 @@ def levels(series: list[tuple[Floats, Floats]], length: float, higher: bool, sha
     return median
 
 
-def saving_curve(
+def measure(
     cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, shares: Floats = SHARES
-) -> pd.DataFrame:
-    """ratio(q) = geometric mean over seeds of steps(level q) of the average / of the baseline.
+) -> list[Curve]:
+    """Both sides of every pair at every level of its baseline, one Curve a (versus, setting); unknown levels left out.
 
     Args: cells: of `analysis.study.progress`; unfinished ones take no part. pairs: of `analysis.baselines.pair`.
-    Returns one row a (versus, setting, share): level (metric), ratio, low, high, num_pairs, num_exact (both reach
-    the level), num_at_least (the average does not), num_at_most (the baseline does not), num_both_missed.
     """
-    series = curves(records)
-    of = {str(cell["cell_id"]): cell for cell in cells.to_dict("records") if cell["state"] != "unfinished"}
+    series, clocks = curves(records), _clocks(records)
+    trained = cells.loc[cells["state"] != "unfinished", _OF_CELL]
+    of = {str(cell["cell_id"]): cell for cell in trained.to_dict("records")}
+    raw_runs = trained[trained["scheme"] == "none"].groupby("training")["cell_id"].agg(list)
     pairs = pairs[pairs["cell_id"].isin(list(of)) & pairs["baseline_cell_id"].isin(list(of))]
     pairs = pairs[pairs["cell_id"] != pairs["baseline_cell_id"]].sort_values(["versus", "setting", "seed"])
-    known: dict[Any, Floats] = {}
-    tables = []
-    keys = ["versus", "workload", "training", "setting"]
-    for key, part in pairs.groupby(keys, sort=True):
+    goals: dict[int, Floats] = {}
+    sides: dict[tuple[str, int], tuple[Floats, Floats, Floats]] = {}
+    none = (np.empty(0), np.empty(0))
+
+    def side(cell_id: str, raw: int) -> tuple[Floats, Floats, Floats]:
+        """Steps to each level of this raw training (NaN: missed), the same with bounds, and device-hours."""
+        if (cell_id, raw) not in sides:
+            cell = of[cell_id]
+            steps = first_crossings(*series.get(cell_id, none), goals[raw], bool(cell["higher_is_better"]))
+            at, seconds = clocks.get(cell_id, none)
+            paid = np.where(np.isnan(steps), at[-1] if len(at) else 0.0, steps)
+            hours = np.interp(paid, np.append(0.0, at), np.append(0.0, seconds))
+            counted = np.where(np.isnan(steps), least_steps(cell), steps)
+            sides[cell_id, raw] = steps, counted, hours * float(cell["num_devices"]) / 3600
+        return sides[cell_id, raw]
+
+    found = []
+    for (versus, workload, training, setting), part in _groups(pairs):
         first = of[part["baseline_cell_id"].iloc[0]]
-        higher = bool(first["higher_is_better"])
-        raw_training = int(first["training"])
-        if raw_training not in known:
-            raw = [c for c in of.values() if c["training"] == raw_training and c["scheme"] == "none"]
+        raw = int(first["training"])
+        if raw not in goals:
             length = float(min(first["length_steps"], first["step_budget"]))
-            raw_series = [series[c["cell_id"]] for c in raw if c["cell_id"] in series]
-            known[raw_training] = levels(raw_series, length, higher, shares)
-        goals = known[raw_training]
-        top = _steps(part["cell_id"], series, goals, higher)
-        bottom = _steps(part["baseline_cell_id"], series, goals, higher)
-        budgets = np.array([float(of[c]["step_budget"]) for c in part["cell_id"]])[:, None]
-        table = _columns(top, bottom, budgets, float(first["step_budget"]), shares)
-        names = {
-            name: np.repeat(np.array([value]), len(shares)) for name, value in zip(keys, key, strict=True)
-        }
-        tables.append({**names, "level": goals, **table})
-    order = ["versus", "workload", "training", "setting", "share", "level", "ratio", "low", "high", *_COUNTS]
+            known = [series[cell_id] for cell_id in raw_runs.get(raw, []) if cell_id in series]
+            goals[raw] = levels(known, length, bool(first["higher_is_better"]), shares)
+        steps, counted, hours = _stacked(part["cell_id"], raw, side)
+        raw_steps, raw_counted, raw_hours = _stacked(part["baseline_cell_id"], raw, side)
+        misses, raw_misses = np.isnan(steps), np.isnan(raw_steps)
+        both = misses & raw_misses
+        log, log_hours = _log(counted, raw_counted, both), _log(hours, raw_hours, both)
+        k = ~np.isnan(goals[raw])
+        names = (versus, workload, training, setting)
+        missed = (misses[:, k], raw_misses[:, k])
+        found.append(Curve(*names, shares[k], goals[raw][k], *missed, log[:, k], log_hours[:, k]))
+    return found
+
+
+def saving_curve(measured: list[Curve]) -> pd.DataFrame:
+    """ratio(q) = geometric mean over seeds of steps(level q) of the average / of the baseline.
+
+    Returns one row a (versus, setting, share): workload, training · level (metric) · ratio, low, high · hours_ratio,
+    hours_low, hours_high, of device-hours · num_pairs, num_exact (both reach the level), num_at_least (the average
+    does not), num_at_most (the baseline does not), num_both_missed.
+    """
+    tables = []
+    ratios = bootstrap_each([curve.log_ratio for curve in measured])
+    hours_ratios = bootstrap_each([curve.log_hours_ratio for curve in measured])
+    for curve, ratio, hours in zip(measured, ratios, hours_ratios, strict=True):
+        names = {name: np.repeat(np.array([getattr(curve, name)]), len(curve.share)) for name in _KEYS}
+        tables.append(
+            {
+                **names,
+                "share": curve.share,
+                "level": curve.level,
+                **dict(zip(_ENDS, np.exp([*ratio, *hours]), strict=True)),
+                **counts(curve),
+            }
+        )
+    order = [*_KEYS, "share", "level", *_ENDS, *COUNTS]
     if not tables:
         return pd.DataFrame(columns=order)
-    whole = pd.DataFrame({name: np.concatenate([table[name] for table in tables]) for name in order})
-    return whole[whole["level"].notna()].reset_index(drop=True)
+    return pd.DataFrame({name: np.concatenate([table[name] for table in tables]) for name in order})
 
 
-_COUNTS = ["num_pairs", "num_exact", "num_at_least", "num_at_most", "num_both_missed"]
+_OF_CELL = [
+    *("cell_id", "training", "scheme", "state", "last_step", "length_steps", "step_budget"),
+    *("higher_is_better", "num_devices"),
+]
+_KEYS = ["versus", "workload", "training", "setting"]
+_ENDS = ["ratio", "low", "high", "hours_ratio", "hours_low", "hours_high"]
+COUNTS = ["num_pairs", "num_exact", "num_at_least", "num_at_most", "num_both_missed"]
 
 
-def _steps(cell_ids: pd.Series, series: Series, goals: Floats, higher: bool) -> Floats:
-    none = (np.empty(0), np.empty(0))
-    return np.stack([first_crossings(*series.get(cell_id, none), goals, higher) for cell_id in cell_ids])
+def counts(curve: Curve) -> dict[str, NDArray[np.int64]]:
+    """How many pairs are of each kind at each level, by the names of COUNTS."""
+    misses, raw_misses = curve.misses, curve.baseline_misses
+    kinds = [~misses & ~raw_misses, misses & ~raw_misses, ~misses & raw_misses, misses & raw_misses]
+    found = [np.full(len(curve.share), len(misses)), *(kind.sum(axis=0) for kind in kinds)]
+    return dict(zip(COUNTS, found, strict=True))
 
 
-def _columns(
-    top: Floats, bottom: Floats, budgets: Floats, budget: float, shares: Floats
-) -> dict[str, NDArray[Any]]:
-    misses, baseline_misses = np.isnan(top), np.isnan(bottom)
-    both = misses & baseline_misses
-    counted, baseline_counted = np.where(misses, budgets, top), np.where(baseline_misses, budget, bottom)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(both | (baseline_counted <= 0), np.nan, np.log(counted / baseline_counted))
-    ratio, low, high = np.exp(bootstrap_columns(logs))
-    return {
-        "share": shares,
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "num_pairs": np.full(len(shares), len(top)),
-        "num_exact": (~misses & ~baseline_misses).sum(axis=0),
-        "num_at_least": (misses & ~baseline_misses).sum(axis=0),
-        "num_at_most": (~misses & baseline_misses).sum(axis=0),
-        "num_both_missed": both.sum(axis=0),
-    }
+def _clocks(records: pd.DataFrame) -> Series:
+    """cell_id -> (steps, seconds of training and of this average)."""
+    steps = records["step"].to_numpy(dtype=np.float64)
+    seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=np.float64)
+    return {cell_id: (steps[rows], seconds[rows]) for cell_id, rows in rows_of_cells(records).items()}
+
+
+def _groups(pairs: pd.DataFrame) -> Iterator[tuple[tuple[str, str, int, int], pd.DataFrame]]:
+    for key, part in pairs.groupby(_KEYS, sort=True):
+        versus, workload, training, setting = key
+        yield (str(versus), str(workload), int(str(training)), int(str(setting))), part
+
+
+def _stacked(cell_ids: pd.Series, raw: int, side: Any) -> list[Floats]:
+    return [np.stack(column) for column in zip(*(side(cell_id, raw) for cell_id in cell_ids), strict=True)]
+
+
+def _log(top: Floats, bottom: Floats, unknown: Bools) -> Floats:
+    unknown = unknown | ~(top > 0) | ~(bottom > 0)
+    return np.log(np.where(unknown, np.nan, top) / np.where(unknown, 1.0, bottom))

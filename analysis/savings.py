@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis.intervals import Interval, bootstrap
+from analysis.intervals import Statistic, bootstrap_groups
 
 EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
 
 RULE = (
     "Ratios are paired by seed: steps-to-target of the average over steps-to-target of the baseline with the same "
-    "seed. A run that misses the target is counted at its step budget: where only the average misses, the ratio "
-    "is a lower bound (≥); where only the baseline misses, an upper bound (≤); where both miss there is no ratio, "
-    "and the pair is counted and shown as such. No seed is dropped."
+    "seed. A run that misses the target is counted at its step budget, or at its last step where it stopped before "
+    "that: where only the average misses, the ratio is a lower bound (≥); where only the baseline misses, an upper "
+    "bound (≤); where both miss there is no ratio, and the pair is counted and shown as such. No seed is dropped."
 )
 
 
@@ -57,33 +57,41 @@ def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
     ratio alone · median · bound: ``exact``, ``at least`` (some average missed), ``at most`` (some baseline
     missed), ``mixed``, ``none`` (no ratio) · device_hours, baseline_device_hours: means over the pairs.
     """
-    keys = ["versus", "workload", "training", "setting"]
-    rows: list[dict[str, Any]] = []
-    for key, part in by_seed.groupby(keys, sort=True):
-        values = part["ratio"].to_numpy(dtype=float)
-        rows.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                **count_bounds(part["bound"]),
-                **_named("mean", bootstrap(values, "mean")),
-                **_named("geometric_mean", bootstrap(values, "geometric_mean")),
-                "median": float(np.median(values[~np.isnan(values)]))
-                if (~np.isnan(values)).any()
-                else np.nan,
-                "bound": overall_bound(part["bound"]),
-                **_named(
-                    "held_geometric_mean",
-                    bootstrap(part["held_ratio"].to_numpy(dtype=float), "geometric_mean"),
-                ),
-                "held_bound": overall_bound(part["held_bound"]),
-                **_named(
-                    "hours_ratio", bootstrap(part["hours_ratio"].to_numpy(dtype=float), "geometric_mean")
-                ),
-                "device_hours": part["device_hours"].mean(),
-                "baseline_device_hours": part["baseline_device_hours"].mean(),
-            }
-        )
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_RATIO_COLUMNS)
+    if by_seed.empty:
+        return pd.DataFrame(columns=_RATIO_COLUMNS)
+    groups = by_seed.groupby(["versus", "workload", "training", "setting"], sort=True)
+    table = groups.agg(
+        num_pairs=("bound", "size"),
+        median=("ratio", "median"),
+        device_hours=("device_hours", "mean"),
+        baseline_device_hours=("baseline_device_hours", "mean"),
+    ).reset_index()
+    group = np.asarray(groups.ngroup(), dtype=np.int64)
+    for kind in _KINDS:
+        table[f"num_{kind.replace(' ', '_')}"] = _count(by_seed["bound"], kind, group, len(table))
+    for bound in ("bound", "held_bound"):
+        found = [_count(by_seed[bound], kind, group, len(table)) > 0 for kind in (EXACT, AT_LEAST, AT_MOST)]
+        some = np.select([found[1] & found[2], found[1], found[2], found[0]], _OVERALL, "none")
+        table[bound] = pd.Series(some, dtype="str")
+    for name, (column, statistic) in _MEANS.items():
+        values = by_seed[column].to_numpy(dtype=np.float64)
+        ends = bootstrap_groups(values, group, len(table), statistic)
+        table[[name, f"{name}_low", f"{name}_high"]] = ends.T
+    return table[_RATIO_COLUMNS]
+
+
+_KINDS = [EXACT, AT_LEAST, AT_MOST, BOTH_MISSED, PENDING]
+_OVERALL = ["mixed", AT_LEAST, AT_MOST, EXACT]
+_MEANS: dict[str, tuple[str, Statistic]] = {
+    "mean": ("ratio", "mean"),
+    "geometric_mean": ("ratio", "geometric_mean"),
+    "held_geometric_mean": ("held_ratio", "geometric_mean"),
+    "hours_ratio": ("hours_ratio", "geometric_mean"),
+}
+
+
+def _count(bounds: pd.Series, kind: str, group: NDArray[np.int64], num_groups: int) -> NDArray[np.int64]:
+    return np.bincount(group[(bounds == kind).to_numpy()], minlength=num_groups)
 
 
 _RATIO_COLUMNS = [
@@ -97,11 +105,10 @@ _RATIO_COLUMNS = [
 
 def count_bounds(bounds: pd.Series) -> dict[str, int]:
     """How many pairs are of each kind: num_pairs, num_exact, num_at_least, …"""
-    kinds = [EXACT, AT_LEAST, AT_MOST, BOTH_MISSED, PENDING]
     count = Counter(bounds)
     return {
         "num_pairs": len(bounds),
-        **{f"num_{kind.replace(' ', '_')}": count[kind] for kind in kinds},
+        **{f"num_{kind.replace(' ', '_')}": count[kind] for kind in _KINDS},
     }
 
 
@@ -143,7 +150,3 @@ def _bound(table: pd.DataFrame, status: str, censored: str) -> pd.Series:
 def _ratio(top: pd.Series, bottom: pd.Series, bound: pd.Series) -> pd.Series:
     known = bound.isin([EXACT, AT_LEAST, AT_MOST]) & (bottom > 0) & (top > 0)
     return (top / bottom).where(known).astype(float)
-
-
-def _named(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.records import rows_of_cells
+
 HELD = 3  # evaluations in a row that all meet the target
 
 Floats = NDArray[np.float64]
@@ -61,15 +63,12 @@ def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool
     if len(quality) == 0:
         return points
     index = np.searchsorted(np.maximum.accumulate(quality), np.where(np.isnan(goals), np.inf, goals))
-    met = index < len(quality)
-    for place in np.flatnonzero(met):
-        at = int(index[place])
-        upper = float(steps[at])
-        points[place] = (
-            upper
-            if at == 0
-            else _between(float(steps[at - 1]), upper, quality[at - 1], quality[at], goals[place])
-        )
+    met = np.flatnonzero(index < len(quality))
+    at = index[met]
+    lower, upper, before, after = steps[at - 1], steps[at], quality[at - 1], quality[at]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        between = lower + (upper - lower) * (goals[met] - before) / (after - before)
+    points[met] = np.where((at == 0) | np.isneginf(before), upper, between)  # as in `_between`
     return points
 
 
@@ -81,12 +80,13 @@ def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
       cell_id, target · status: ``met`` | ``missed`` | ``diverged`` | ``unfinished`` ·
       censored: not met by the end · lower, upper, point: of `first_crossing` · held_lower, held_upper,
       held_point, held_censored: of HELD evaluations in a row · lost_again: a later evaluation does not meet ·
-      counted_steps: the point; where missed the step budget, a lower bound (training ended at `last_step`,
-      so the target would have taken longer); null while unfinished · held_counted_steps likewise.
+      counted_steps: the point; where missed a lower bound of it, `least_steps` · held_counted_steps likewise ·
+      ranked_steps, for medians and ranks: the point; where missed the step budget, so that no miss stands before
+      a run that met. All three null while unfinished.
     """
     series = curves(records)
     rows = []
-    for cell in cells[cells["target"].notna()].to_dict("records"):
+    for cell in cells.loc[cells["target"].notna(), _OF_CELL].to_dict("records"):
         steps, metric = series.get(cell["cell_id"], (np.empty(0), np.empty(0)))
         target, higher = float(cell["target"]), bool(cell["higher_is_better"])
         first = first_crossing(steps, metric, target, higher)
@@ -112,15 +112,17 @@ def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
                 "step_budget": cell["step_budget"],
                 "counted_steps": _counted(first.point, cell),
                 "held_counted_steps": _counted(held.point, cell),
+                "ranked_steps": first.point if met or state == "unfinished" else float(cell["step_budget"]),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+_OF_CELL = ["cell_id", "target", "higher_is_better", "state", "last_step", "length_steps", "step_budget"]
 COLUMNS = [
     *("cell_id", "target", "status", "censored", "lower", "upper", "point", "held_censored", "held_lower"),
     *("held_upper", "held_point", "lost_again", "last_step", "step_budget", "counted_steps"),
-    "held_counted_steps",
+    *("held_counted_steps", "ranked_steps"),
 ]
 
 
@@ -129,12 +131,7 @@ def curves(records: pd.DataFrame) -> dict[str, tuple[Floats, Floats]]:
     metric = records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
     metric = np.where(records["diverged"].to_numpy(dtype=bool), np.nan, metric)
     steps = records["step"].to_numpy(dtype=np.float64)
-    groups = records.groupby("cell_id", sort=True).indices
-    result = {}
-    for cell_id, rows in groups.items():
-        order = rows[np.argsort(steps[rows], kind="stable")]
-        result[str(cell_id)] = (steps[order], metric[order])
-    return result
+    return {cell_id: (steps[rows], metric[rows]) for cell_id, rows in rows_of_cells(records).items()}
 
 
 def running_best(metric: Floats, higher: bool) -> Floats:
@@ -156,6 +153,18 @@ def _between(lower: float, upper: float, before: float, after: float, goal: floa
 
 
 def _counted(point: float, cell: Mapping[Any, Any]) -> float:
-    if not np.isnan(point):
-        return point
-    return np.nan if cell["state"] == "unfinished" else float(cell["step_budget"])
+    return least_steps(cell) if np.isnan(point) else point
+
+
+def least_steps(cell: Mapping[Any, Any]) -> float:
+    """What a target that this cell misses takes at least, in steps; NaN while unfinished.
+
+    The step budget where the schedule was trained to its end (min(length, step budget)) or the run diverged: it would
+    not have met the target within the budget. The last step where it stopped before, at a time limit say: no more
+    than that was seen. Args: cell: of `analysis.study.progress`.
+    """
+    if cell["state"] == "unfinished":
+        return np.nan
+    end = min(cell["length_steps"], cell["step_budget"])
+    stopped = cell["state"] == "finished" and cell["last_step"] < end
+    return float(cell["last_step"] if stopped else cell["step_budget"])

@@ -7,7 +7,7 @@ and its **averaging**. Cells of one setting are repetitions over seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ from analysis import records as schema
 TRAINING = [
     *("workload", "preset", "step_budget", "optimizer", "lr", "beta1", "beta2", "eps", "weight_decay"),
     *("momentum", "grad_clip", "precondition_every", "precondition_start", "block_size", "matrix_eps"),
-    *("precision", "compile", "accumulate"),
+    *("precision", "compile", "accumulate", "batch_size"),
     *("schedule", "length_steps", "length_fraction", "warmup_steps"),
     *("lr_decay_steps", "lr_decay", "final_lr", "evaluate_every_steps"),
 ]
 AVERAGING = [
-    *("scheme", "k", "every_steps", "ema_decay", "horizon_steps", "horizon_fraction", "burn_in_steps"),
-    *("init", "until_full", "buffers"),
+    *("scheme", "k", "curve", "every_steps", "ema_decay", "horizon_steps", "horizon_fraction"),
+    *("burn_in_steps", "init", "until_full", "buffers"),
 ]
-SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail"}
+SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail", "wsm": "WSM"}
+
+
+def _no_records() -> pd.DataFrame:
+    return pd.DataFrame({name: [] for name in schema.RECORDS.names if name != "metrics"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Study:
     records: pd.DataFrame
     trials: pd.DataFrame  # of the trajectories that its cells ride on, whichever study they were planned for
     shared: frozenset[str] = frozenset()  # names of those that serve another study of the folder too
+    test: pd.DataFrame = field(default_factory=_no_records)  # `records` of the test split
 
 
 def read(run: str | Path, study: str | None = None) -> Study:
@@ -59,11 +64,17 @@ def read_each(run: str | Path) -> list[Study]:
 def _whole(run: str | Path) -> Study:
     cells = schema.load_cells(run)
     records = schema.load_records(run)
-    records = records[(records["split"] == "validation") & records["cell_id"].isin(cells["cell_id"])]
-    records = records.sort_values(["cell_id", "step"], kind="stable").reset_index(drop=True)
+    test = _of_split(records, "test", cells)
+    records = _of_split(records, "validation", cells)
     trials = schema.load_trials(run)
     plan = schema.load_plan(run)
-    return Study(plan, progress(cells, records, trials, plan), records, trials)
+    return Study(plan, progress(cells, records, trials, plan), records, trials, test=test)
+
+
+def _of_split(records: pd.DataFrame, split: str, cells: pd.DataFrame) -> pd.DataFrame:
+    # What is left of one split is sorted by (cell_id, step), as `load_records` sorts by (cell_id, split, step).
+    mine = (records["split"] == split) & records["cell_id"].isin(cells["cell_id"])
+    return records if mine.all() else records[mine].reset_index(drop=True)
 
 
 def _part(whole: Study, study: str, run: str | Path) -> Study:
@@ -71,11 +82,13 @@ def _part(whole: Study, study: str, run: str | Path) -> Study:
         return _described(whole)
     (own,) = [entry for entry in whole.plan["studies"] if entry["study"] == study] or [{"study": study}]
     cells = whole.cells[schema.has_study(whole.cells, study, run)]
-    records = whole.records[whole.records["cell_id"].isin(cells["cell_id"])].reset_index(drop=True)
+    records, test = (
+        of[of["cell_id"].isin(cells["cell_id"])].reset_index(drop=True) for of in (whole.records, whole.test)
+    )
     trials = whole.trials[whole.trials["name"].isin(cells["trajectory"])].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
     shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
-    return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared))
+    return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared), test)
 
 
 def _described(whole: Study) -> Study:
@@ -89,6 +102,8 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
     training_label, scheme_label: short and unique within a workload. Sorted by (setting, seed, cell_id).
     """
     cells = cells.assign(workload=_one_preset_a_name(cells))
+    # Rows of an earlier version do not tell, others of the same workload may.
+    cells["own_batch_size"] = cells.groupby("workload")["own_batch_size"].transform("first")
     cells["training"] = cells.groupby(TRAINING, dropna=False, sort=True).ngroup()
     cells["averaging"] = cells.groupby(AVERAGING, dropna=False, sort=True).ngroup()
     cells["setting"] = cells.groupby(["training", "averaging"], sort=True).ngroup()
@@ -175,6 +190,9 @@ def _scheme_label(row: dict[str, Any], varying: list[str]) -> str:
     name = SCHEME_NAMES.get(row["scheme"], str(row["scheme"]))
     if row["scheme"] == "none" or pd.isna(row["horizon_fraction"]):
         return name
+    if row["scheme"] == "wsm":  # by the LR decay that it emulates, which need not be its horizon
+        budget = row["horizon_steps"] / row["horizon_fraction"]
+        return f"{name} {row['curve']} {percent(row['k'] * row['every_steps'] / budget)}"
     return f"{name} {percent(float(row['horizon_fraction']))}"
 
 
@@ -192,4 +210,7 @@ def _training_label(row: dict[str, Any], varying: list[str]) -> str:
         if axis in varying and not pd.isna(row[axis]) and not (axis == "lr_decay" and decays_throughout(row)):
             text = percent(row[axis]) if axis in ("lr_decay", "final_lr") else _value(row[axis])
             parts.append({"lr_decay": "LR decay ", "final_lr": "final LR "}.get(axis, f"{axis} ") + text)
+    if "batch_size" in varying:
+        examples = row["own_batch_size"] if pd.isna(row["batch_size"]) else row["batch_size"]
+        parts.append("own batch" if pd.isna(examples) else f"batch {examples}")
     return ", ".join(parts)

@@ -191,13 +191,13 @@ def restricted_pairs(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
     Adds until (T) · counted, baseline_counted: the crossing by interpolation, or T · lower, upper, baseline_lower,
     baseline_upper: the ends of its evaluation interval, or T. Nothing of it means much while a pair is pending.
     """
-    known = steps.set_index("cell_id")[["step_budget", "lower", "upper"]].astype(np.float64)
+    known = steps.set_index("cell_id")[["step_budget", "point", "lower", "upper"]].astype(np.float64)
     sides = {"": by_seed["cell_id"], "baseline_": by_seed["baseline_cell_id"]}
     budgets = [cell_id.map(known["step_budget"]) for cell_id in sides.values()]
     until = budgets[0].clip(upper=budgets[1])
     added: dict[str, Any] = {"until": until}
     for side, cell_id in sides.items():
-        added[f"{side}counted"] = np.minimum(by_seed[f"{side}steps"].astype(np.float64), until)
+        added[f"{side}counted"] = np.minimum(cell_id.map(known["point"]).fillna(until), until)
         for end in ("lower", "upper"):
             added[f"{side}{end}"] = np.minimum(cell_id.map(known[end]).fillna(until), until)
     return by_seed.assign(**added)

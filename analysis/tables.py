@@ -9,17 +9,25 @@ import numpy as np
 import pandas as pd
 
 from analysis import (
+    across_trainings,
     baselines,
+    basin,
     decay_length,
+    decay_replaced,
     device_hours,
+    families,
     generalization,
     horizon_fit,
+    paper_rows,
     pooled,
+    pooled_curve,
     robustness,
     saving_curve,
     savings,
+    snapshot_grid,
     survival,
     tightness,
+    training_axis,
 )
 from analysis.steps_to_target import steps_to_target
 from analysis.study import Study
@@ -33,6 +41,7 @@ class Tables:
     steps_to_target: pd.DataFrame  # one row a cell
     ratios: pd.DataFrame  # one row a (versus, setting)
     ratios_by_seed: pd.DataFrame
+    families: pd.DataFrame  # one row a (versus, scheme): on how many the ratio's interval lies below 1
     survival: pd.DataFrame  # the Kaplan–Meier curve of each setting
     restricted_means: pd.DataFrame  # one row a setting
     restricted_mean_ratios: pd.DataFrame  # one row a (versus, setting)
@@ -40,6 +49,8 @@ class Tables:
     pooled_by_workload: pd.DataFrame
     leave_one_out: pd.DataFrame
     saving_curve: pd.DataFrame
+    pooled_curve: pd.DataFrame  # one row a (versus, scheme, share), over workloads
+    paper_rows: pd.DataFrame  # the paper's numbers beside ours; empty in other studies than its own
     horizon_map: pd.DataFrame
     flat_region: pd.DataFrame
     horizon_fit: pd.DataFrame  # a parabola a (training, scheme)
@@ -49,12 +60,21 @@ class Tables:
     generalization: pd.DataFrame
     generalization_by_cell: pd.DataFrame
     metrics_beside: pd.DataFrame  # accuracy beside loss, …
+    test_metrics: pd.DataFrame  # of the test split, where it was evaluated
     baselines: pd.DataFrame
     chosen: pd.DataFrame  # the horizon fixed beforehand, per workload and scheme
     schedules: pd.DataFrame
     median_curves: pd.DataFrame
     envelope: pd.DataFrame
     gap_to_envelope: pd.DataFrame
+    shorter_schedules: pd.DataFrame  # averages of the full run where a shorter schedule ends
+    across_trainings: pd.DataFrame  # one row a setting of a workload with several trainings
+    optimizers: pd.DataFrame  # raw runs of one against another
+    basin: pd.DataFrame  # of peak LRs: one row a (workload, rule, averaging)
+    basin_by_seed: pd.DataFrame
+    against_decayed: pd.DataFrame  # averages on less decayed schedules
+    snapshot_grid: pd.DataFrame  # ν × k and ν × γ
+    snapshot_interval: pd.DataFrame  # groups of equal horizon
     sweep_device_hours: pd.DataFrame
 
     def write(self, folder: Path) -> None:
@@ -98,25 +118,34 @@ def compute(study: Study) -> Tables:
     c = core(study)
     steps, scores, by_cell, general = c.steps, c.scores, c.by_cell, c.general
     horizons = robustness.horizon_map(c.ratios, cells)
-    chosen = baselines.chosen_settings(cells, baselines.reference_training(cells, scores))
+    reference = baselines.reference_training(cells, scores)
+    chosen = baselines.chosen_settings(cells, reference)
+    axes = training_axis.training_axes(cells)
+    summary, means = settings(cells, steps, c.ratios, general), survival.restricted_means(cells, steps)
+    octaves = basin.widths(cells, axes, steps, by_cell)
     over_workloads = pooled.pool(c.by_seed, steps, pooled.picks(chosen, horizons))
+    overall = pooled.overall(over_workloads)
     medians = decay_length.median_curves(cells, records)
     bound = decay_length.envelope(cells, medians)
     fits, smooth = horizon_fit.horizon_fit(c.by_seed, cells)
-    curve = saving_curve.saving_curve(cells, records, c.pairs)
+    measured = saving_curve.measure(cells, records, c.pairs)
+    curve = saving_curve.saving_curve(measured)
     points = tightness.points(cells, steps, c.ratios, curve, chosen)
     return Tables(
-        settings=settings(cells, steps, c.ratios, general),
+        settings=summary,
         steps_to_target=_named(cells, steps).merge(c.hours, on="cell_id", how="left"),
         ratios=_labelled(cells, c.ratios),
         ratios_by_seed=_labelled(cells, c.by_seed),
+        families=families.families(c.ratios, chosen),
         survival=_labelled(cells, survival.kaplan_meier(survival.observations(cells, steps))),
-        restricted_means=_labelled(cells, survival.restricted_means(cells, steps)),
+        restricted_means=_labelled(cells, means),
         restricted_mean_ratios=_labelled(cells, survival.restricted_mean_ratios(c.by_seed, steps)),
-        pooled=pooled.overall(over_workloads),
+        pooled=overall,
         pooled_by_workload=pooled.by_workload(over_workloads),
         leave_one_out=pooled.leave_one_out(over_workloads),
         saving_curve=_labelled(cells, curve),
+        pooled_curve=pooled_curve.pooled_curve(measured, chosen),
+        paper_rows=paper_rows.paper_rows(cells, steps, scores, c.ratios, general, overall, chosen),
         horizon_map=_labelled(cells, horizons),
         flat_region=robustness.flat_region(horizons),
         horizon_fit=fits,
@@ -128,6 +157,7 @@ def compute(study: Study) -> Tables:
             cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])
         ),
         metrics_beside=_labelled(cells, generalization.metrics_beside(cells, records, c.pairs)),
+        test_metrics=_labelled(cells, generalization.test_metrics(cells, study.test, c.pairs)),
         baselines=scores,
         chosen=chosen,
         schedules=_labelled(
@@ -136,6 +166,14 @@ def compute(study: Study) -> Tables:
         median_curves=_labelled(cells, medians),
         envelope=bound,
         gap_to_envelope=_labelled(cells, decay_length.gap_to_envelope(cells, medians, bound)),
+        shorter_schedules=decay_length.against_shorter(cells, records, reference, by_cell),
+        across_trainings=across_trainings.across_trainings(cells, axes, summary, c.ratios, means, general),
+        optimizers=across_trainings.optimizers_compared(cells, axes, steps, c.hours),
+        basin=basin.basins(octaves),
+        basin_by_seed=octaves,
+        against_decayed=decay_replaced.against_decayed(cells, axes, by_cell, scores),
+        snapshot_grid=snapshot_grid.snapshot_grid(horizons, cells, steps),
+        snapshot_interval=snapshot_grid.snapshot_interval(horizons, cells, steps),
         sweep_device_hours=device_hours.sweep_hours(cells, records, study.trials),
     )
 
@@ -145,11 +183,14 @@ def settings(
 ) -> pd.DataFrame:
     """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
 
-    steps_to_target: median over seeds, missed counted at the step budget · num_censored: seeds that missed ·
+    steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
+    of it · num_censored: seeds that missed ·
     ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
     """
-    merged = cells.merge(steps[["cell_id", "counted_steps", "censored", "status"]], on="cell_id", how="left")
+    names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
+    merged = cells.merge(steps[names], on="cell_id", how="left")
     merged["missed"] = merged["status"].isin(["missed", "diverged"])
+    merged["unfinished"] = merged["state"] == "unfinished"
     table = merged.groupby("setting", as_index=False, sort=True).agg(
         workload=("workload", "first"),
         training=("training", "first"),
@@ -162,9 +203,14 @@ def settings(
         target=("target", "first"),
         step_budget=("step_budget", "first"),
         num_seeds=("seed", "nunique"),
-        num_unfinished=("state", lambda states: int((states == "unfinished").sum())),
-        steps_to_target=("counted_steps", "median"),
+        num_unfinished=("unfinished", "sum"),
+        steps_to_target=("ranked_steps", "median"),
+        least=("counted_steps", "median"),
         num_censored=("missed", "sum"),
+    )
+    least = table.pop("least")
+    table["steps_to_target"] = table["steps_to_target"].mask(
+        2 * table["num_censored"] > table["num_seeds"], least
     )
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})

@@ -79,8 +79,8 @@ def target_points(
     Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`. ratios: of
       `analysis.savings.ratios`. chosen: of `analysis.baselines.chosen_settings`.
     """
-    raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "counted_steps"]], on="cell_id")
-    taken = raw.assign(share=raw["counted_steps"] / raw["step_budget"])
+    raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "ranked_steps"]], on="cell_id")
+    taken = raw.assign(share=raw["ranked_steps"] / raw["step_budget"])
     share = taken.groupby("training")["share"].median()
     near = chosen[chosen["near"]][["setting", "scheme"]]
     same = ratios[ratios["versus"] == "same schedule"].drop(columns="scheme", errors="ignore")

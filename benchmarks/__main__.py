@@ -2,8 +2,8 @@
 
 import sys
 
-from benchmarks import bank, launching, trajectory
+from benchmarks import analysis, bank, launching, trajectory
 
-for benchmark in (bank, trajectory, launching):
+for benchmark in (bank, trajectory, launching, analysis):
     print(f"# {benchmark.__name__}", flush=True)
     benchmark.main("--short" in sys.argv)

@@ -1,4 +1,4 @@
-"""Send a study to a running Ray cluster as a Ray Job and follow it."""
+"""Send studies to a running Ray cluster as a Ray Job and follow it."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ POLL_S = 0.5
 
 
 def submit(
-    study: Path,
+    studies: Sequence[Path],
     address: str,
     *,
     out: str,
@@ -35,11 +35,11 @@ def submit(
     echo: Echo = print,
     command: Sequence[str] = ("wa", "run"),
 ) -> int:
-    """Run `wa run STUDY --out OUT --address auto` on the cluster at `address` as a Ray Job.
+    """Run `wa run STUDY... --out OUT --address auto` on the cluster at `address` as a Ray Job.
 
     `address`: `http://HEAD:8265` (or https) of the dashboard, or `ray://HEAD:10001`. `out` is a path on the
     cluster; a relative one lies in the home folder of the cluster's user, since the job's own folder is
-    temporary. Every node must see it. Uploads the study and, if given, the code under `working_dir`. Neither
+    temporary. Every node must see it. Uploads the studies and, if given, the code under `working_dir`. Neither
     the W&B key nor Ray's token travels: the key belongs in the cluster's environment, the token in the
     headers that Ray itself sends.
 
@@ -48,22 +48,25 @@ def submit(
     """
     with tempfile.TemporaryDirectory(prefix="wa-submit-") as folder:
         staging = Path(folder)
-        path = stage(study, staging, working_dir)
-        entrypoint = command_line(command, path, out, overrides)
+        paths = stage(studies, staging, working_dir)
+        entrypoint = command_line(command, paths, out, overrides)
         client = connect(address)
-        job = _send(client, entrypoint, staging, {"study": study.name, "out": out}, address)
+        names = " ".join(study.name for study in studies)
+        job = _send(client, entrypoint, staging, {"study": names, "out": out}, address)
     echo(f"job {job} at {address}: {entrypoint}")
     if not wait:
         return 0
     return _follow(client, job, address, echo)
 
 
-def command_line(command: Sequence[str], study: str, out: str, overrides: Sequence[str] = ()) -> str:
+def command_line(
+    command: Sequence[str], studies: Sequence[str], out: str, overrides: Sequence[str] = ()
+) -> str:
     """The job's shell command, every word quoted, a relative `out` put below the cluster user's $HOME.
 
     Raises SubmitError when the value of WANDB_API_KEY or RAY_AUTH_TOKEN would stand in it.
     """
-    words = [*command, study, "--out", out, "--address", "auto"]
+    words = [*command, *studies, "--out", out, "--address", "auto"]
     for override in overrides:
         words += ["--set", override]
     for name in SECRETS:
@@ -74,7 +77,7 @@ def command_line(command: Sequence[str], study: str, out: str, overrides: Sequen
             )
     quoted = [shlex.quote(word) for word in words]
     if not PurePosixPath(out).is_absolute():
-        place = len(command) + 2
+        place = len(command) + len(studies) + 1
         quoted[place] = f'"$HOME"/{shlex.quote(out.removeprefix("~/"))}'
     return " ".join(quoted)
 

@@ -1,7 +1,8 @@
-"""What a job carries to the cluster: the study, and the user's own code when asked for. Nothing else."""
+"""What a job carries to the cluster: the studies, and the user's own code when asked for. Nothing else."""
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 STUDY_FOLDER = "wa_study"
@@ -13,24 +14,29 @@ class SubmitError(ValueError):
     """A submission that cannot go ahead; the message is one line: what is wrong, and what to do."""
 
 
-def stage(study: Path, staging: Path, working_dir: Path | None = None) -> str:
-    """Fill the empty folder `staging` with what the job needs; the study's path relative to it.
+def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = None) -> list[str]:
+    """Fill the empty folder `staging` with what the job needs; the studies' paths relative to it.
 
-    The study lies in `wa_study/`, the user's code at the top, where Ray puts the job's imports. Hidden
+    The studies lie in `wa_study/`, the user's code at the top, where Ray puts the job's imports. Hidden
     names (`.env`, `.git`, `.netrc`), `__pycache__` and virtual environments stay behind.
 
     Raises SubmitError: no such study or folder, a name that clashes, more than 100 MB of code.
     """
-    if not study.is_file():
-        raise SubmitError(f"{study}: no such study file")
+    names = [study.name for study in studies]
+    for study in studies:
+        if not study.is_file():
+            raise SubmitError(f"{study}: no such study file")
+        if names.count(study.name) > 1:
+            raise SubmitError(f"{study}: two studies have this file name; each needs one of its own")
     if working_dir is not None:
         _copy_code(working_dir, staging)
     folder = staging / STUDY_FOLDER
     if folder.exists():
         raise SubmitError(f"{working_dir}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     folder.mkdir()
-    shutil.copyfile(study, folder / study.name)
-    return f"{STUDY_FOLDER}/{study.name}"
+    for study in studies:
+        shutil.copyfile(study, folder / study.name)
+    return [f"{STUDY_FOLDER}/{name}" for name in names]
 
 
 def _copy_code(source: Path, target: Path) -> None:

@@ -108,6 +108,13 @@ Budget = Annotated[
         "an int ≥ 1 (steps) or a float in (0, 1000] (multiple of the workload's own budget)",
     ),
 ]
+BatchSize = Annotated[
+    int | float,
+    _checked(
+        lambda v: (type(v) is int and 1 <= v < 2**31) or (type(v) is float and 0 < v <= 1000),
+        "an int ≥ 1 (examples) or a float in (0, 1000] (multiple of the workload's own)",
+    ),
+]
 Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
 NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
 UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
@@ -155,7 +162,9 @@ class OptimizerBlock(Block):
 
 
 class TrainingBlock(Block):
-    """`training:`; how a step is computed: what is left out is the workload's own way."""
+    """`training:`; of how many examples, and how, a step is computed: what is left out is the workload's own."""
+
+    batch_size: BatchSize | None = None  # of all processes and micro-batches together
 
     precision: Annotated[str, _one_of("fp32", "bf16")] | None = None
     compile: Annotated[bool | str, BeforeValidator(_compile)] | None = None
@@ -221,19 +230,38 @@ class TailBlock(Block):
     buffers: Buffers = "live"
 
 
-AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock
+class WsmBlock(Block):
+    """`averaging: {scheme: wsm}`: k or lr_decay (how long the emulated decay lasts), never both."""
+
+    scheme: Literal["wsm"]
+    k: Count | None = None
+    lr_decay: Share | None = None
+    every: Share = 1
+    curve: Annotated[str, _one_of("linear", "cosine", "sqrt")] = "linear"
+    burn_in: ShareFromZero = 0
+    buffers: Buffers = "live"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> WsmBlock:
+        _exactly_one("k", self.k, "lr_decay", self.lr_decay)
+        return self
+
+
+AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock | WsmBlock
 AVERAGING: dict[str, type[AveragingBlock]] = {
     "none": NoneBlock,
     "lawa": LawaBlock,
     "ema": EmaBlock,
     "tail": TailBlock,
+    "wsm": WsmBlock,
 }
 
 
 class EvaluateBlock(Block):
-    """`evaluate:`; every so many steps, and at the end."""
+    """`evaluate:`; every so many steps, and at the end; `test`: then on the test split too."""
 
     every: Share = 0.01
+    test: Flag = False
 
 
 class ResourcesBlock(Block):

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 from sweeps.blocks import (
@@ -21,16 +21,25 @@ from sweeps.blocks import (
     SpecError,
     TailBlock,
     TrainingBlock,
+    WsmBlock,
     nearest,
 )
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Grid, Placed, Spec
-from wa import EMA, LAWA, Tail
-from workloads.protocol import UnknownWorkload, Workload, families, load, takes_part
+from wa import EMA, LAWA, WSM, Tail
+from workloads.protocol import (
+    UnknownWorkload,
+    Workload,
+    families,
+    load,
+    splits,
+    takes_part,
+    with_batch_size,
+)
 
-Scheme = LAWA | EMA | Tail
-SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail}
+Scheme = LAWA | EMA | Tail | WSM
+SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "wsm": WSM}
 SETTINGS = [name for name in OptimizerBlock.model_fields if name not in ("name", "grad_clip")]
 
 
@@ -49,6 +58,7 @@ class Training:
     precision: str = "fp32"  # of the forward pass: fp32 | bf16, by autocast
     compile: str | None = None  # torch.compile's backend
     accumulate: int = 1  # micro-batches a step
+    batch_size: int | None = None  # examples a step; None: the workload's own
 
     @cached_property
     def trajectory_id(self) -> str:
@@ -66,6 +76,7 @@ class Cell:
     evaluate_every_steps: int
     metric_name: str
     higher_is_better: bool
+    evaluate_test: bool = False  # on the test split too, at the end of training
 
     @property
     def trajectory_id(self) -> str:
@@ -154,6 +165,10 @@ def _cells_of(
             raise grid.evaluate.error(
                 "every", f"{every} steps; allowed: at most the step budget, {total} steps"
             )
+        if evaluate.test and "test" not in (there := splits(workload)):
+            raise grid.evaluate.error(
+                "test", f"{name} ({preset}) has no test split; it has {', '.join(there)}"
+            )
         for schedule_at, (optimizer, values, clip) in itertools.product(grid.schedules, optimizers):
             schedule = _schedule(schedule_at, workload, total, optimizer)
             schemes = [
@@ -162,7 +177,8 @@ def _cells_of(
             for how, seed in itertools.product(trainings, seeds):
                 training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
                 for scheme, path in schemes:
-                    yield Cell(training, scheme, every, workload.metric, workload.higher_is_better), path
+                    metric, higher = workload.metric, workload.higher_is_better
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test), path
 
 
 def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
@@ -199,12 +215,15 @@ def _optimizer(
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
 
 
-def _training(placed: Placed, workload: Workload, name: str, processes: int) -> tuple[str, str | None, int]:
+def _training(
+    placed: Placed, workload: Workload, name: str, processes: int
+) -> tuple[str, str | None, int, int | None]:
     block: TrainingBlock = placed.block
+    batch_size = _batch_size(placed, workload, name)
     own = {"precision": "fp32", "compile": False, "accumulate": 1, **getattr(workload, "training", {})}
     # As many parts of a batch as the workload says, processes among them.
     own["accumulate"] = max(1, own["accumulate"] // processes)
-    given = {key: value for key, value in block.model_dump().items() if value is not None}
+    given = {key: value for key, value in block.model_dump(include=set(own)).items() if value is not None}
     precision, compiled, accumulate = {**own, **given}.values()
     parts = accumulate * processes
     if parts > 1 and not takes_part(workload):
@@ -212,11 +231,27 @@ def _training(placed: Placed, workload: Workload, name: str, processes: int) -> 
             "accumulate",
             f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)",
         )
-    if workload.batch_size % parts:
-        message = f"{accumulate} micro-batches × {processes} processes do not divide a batch of {workload.batch_size}"
+    whole = workload.batch_size if batch_size is None else batch_size
+    if whole % parts:
+        message = f"{accumulate} micro-batches × {processes} processes do not divide a batch of {whole}"
         raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
     backend = ("inductor" if compiled else None) if isinstance(compiled, bool) else str(compiled)
-    return str(precision), backend, int(accumulate)
+    return str(precision), backend, int(accumulate), batch_size
+
+
+def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
+    """Examples a step; None where they are the workload's own: one training, one name."""
+    asked, own = placed.block.batch_size, workload.batch_size
+    if asked is None:
+        return None
+    examples = asked if isinstance(asked, int) else max(1, round(asked * own))
+    if examples == own:
+        return None
+    try:
+        with_batch_size(workload, examples)
+    except ValueError as error:
+        raise placed.error("batch_size", f"{name} {error}; allowed: its own, {own}") from None
+    return examples
 
 
 def _schedule(placed: Placed, workload: Workload, total: int, optimizer: str) -> Schedule:
@@ -267,30 +302,44 @@ def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
         tail = Tail(start=start, every=every, buffers=block.buffers)
         return _within(placed, tail, "start", start, total, length)
     burn_in = to_steps(block.burn_in, total, least=0)
-    horizon = None if block.horizon is None else _horizon(placed, block.horizon, every, total)
     if isinstance(block, LawaBlock):
-        k = block.k if horizon is None else max(1, round(horizon / every))
-        assert k is not None
-        if k * every > total:
-            key = "k" if horizon is None else "horizon"
-            raise placed.error(
-                key, f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps"
-            )
+        k = _window(placed, "horizon", every, total)
         lawa = LAWA(k=k, every=every, burn_in=burn_in, until_full=block.until_full, buffers=block.buffers)
         return _within(placed, lawa, "burn_in", burn_in, total, length)
+    if isinstance(block, WsmBlock):
+        k = _window(placed, "lr_decay", every, total)
+        wsm = WSM(k=k, every=every, curve=block.curve, burn_in=burn_in, buffers=block.buffers)
+        return _within(placed, wsm, "burn_in", burn_in, total, length)
     assert isinstance(block, EmaBlock)
+    horizon = _reach(placed, "horizon", every, total)
     decay = block.decay if horizon is None else (horizon - every) / (horizon + every)
     assert decay is not None
     ema = EMA(decay=float(decay), every=every, burn_in=burn_in, init=block.init, buffers=block.buffers)
     return _within(placed, ema, "burn_in", burn_in, total, length)
 
 
-def _horizon(placed: Placed, horizon: int | float, every: int, total: int) -> float:
-    steps = float(horizon) if isinstance(horizon, int) else horizon * total
+def _window(placed: Placed, key: str, every: int, total: int) -> int:
+    """How many snapshots a window holds: k, or those of the reach told under `key`."""
+    reach = _reach(placed, key, every, total)
+    k: int = placed.block.k if reach is None else max(1, round(reach / every))
+    if k * every > total:
+        raise placed.error(
+            "k" if reach is None else key,
+            f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps",
+        )
+    return k
+
+
+def _reach(placed: Placed, key: str, every: int, total: int) -> float | None:
+    """The steps under `key`, an int or a share of the step budget; None where it is left out."""
+    amount: int | float | None = getattr(placed.block, key)
+    if amount is None:
+        return None
+    steps = float(amount) if isinstance(amount, int) else amount * total
     if steps > total:
-        raise placed.error("horizon", f"{steps:g} steps; allowed: at most the step budget, {total} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {total} steps")
     if steps < every:
-        raise placed.error("horizon", f"{steps:g} steps; allowed: at least `every`, {every} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at least `every`, {every} steps")
     return steps
 
 
@@ -342,6 +391,8 @@ def cell_to_row(
         "precision": training.precision,
         "compile": training.compile,
         "accumulate": training.accumulate,
+        "batch_size": training.batch_size,
+        "own_batch_size": _own_batch_size(training.workload, training.preset),
         "schedule": schedule.shape,
         "length_steps": schedule.length_steps,
         "length_fraction": _significant(schedule.length_steps / total),
@@ -351,6 +402,7 @@ def cell_to_row(
         "final_lr": schedule.final_lr,
         "scheme": options["scheme"],
         "k": options.get("k"),
+        "curve": options.get("curve"),
         "every_steps": options.get("every"),
         "ema_decay": options.get("decay"),
         "horizon_steps": horizon,
@@ -360,6 +412,7 @@ def cell_to_row(
         "until_full": options.get("until_full"),
         "buffers": options.get("buffers", "live"),
         "evaluate_every_steps": cell.evaluate_every_steps,
+        "evaluate_test": cell.evaluate_test,
         "metric": cell.metric_name,
         "higher_is_better": cell.higher_is_better,
         "target": target,
@@ -367,6 +420,11 @@ def cell_to_row(
         "device": device,
         "processes": processes,
     }
+
+
+@cache
+def _own_batch_size(workload: str, preset: str) -> int:
+    return load(workload, preset).batch_size
 
 
 def _horizon_steps(scheme: Scheme, length: int) -> float:

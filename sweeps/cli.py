@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +189,12 @@ def run(
     (--out) and train once what they share. What the run folder already holds is kept, also of other studies, and
     no finished trajectory is trained twice.
     """
-    from sweeps.blocks import SpecError
     from sweeps.run import run_studies
     from sweeps.studies import load_specs
 
     specs = load_specs(map(_study_file, files), sets)
-    if out is None and len(specs) > 1:
-        raise SpecError("--out", "is required: the run folder that the studies share", "several studies")
+    if out is None:
+        _one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = _console()
     complete = run_studies(specs, out, console, address, checkpoint_seconds)
@@ -255,6 +254,56 @@ def compare(a: Path, b: Path) -> None:
     from analysis import compare as comparison
 
     _console().print(comparison.compare(a, b).text())
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Draw it once and return.")
+@click.option(
+    "--every",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds between looks.",
+)
+def watch(run: Path, once: bool, every: float) -> None:
+    """Watch a run folder, running or finished, from any machine that sees it; only reads.
+
+    What runs and how far it is, best metrics beside the target, averages against raw weights so far, and what
+    failed. Ends when the study is done, or on Ctrl-C.
+    """
+    from sweeps.watch_screen import watch as draw
+
+    sys.exit(draw(run, _console(), once, every))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File; default RUN/wandb/workspace.json.")
+@click.option("--push", is_flag=True, help="Save it on W&B, with a report; needs WANDB_API_KEY.")
+def dashboard(run: Path, out: Path | None, push: bool) -> None:
+    """Write the W&B workspace of a run folder as JSON: its panels, filters and groups, from its plan and cells.
+
+    --push saves it on W&B too, beside a report with each study's question, answer, table and panels, and prints
+    both links; a second push saves the same two anew.
+    """
+    from sweeps import dashboard as made
+    from sweeps.recorder import write_atomic
+
+    text = made.as_json(made.workspace(run))
+    path = out or run / "wandb" / "workspace.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
+    console = _console()
+    if not push:
+        console.print(f"workspace: {path}; `wa dashboard {run} --push` saves it on W&B", soft_wrap=True)
+        return
+    try:
+        workspace, report = made.push(run)
+    except made.PushFailed as error:
+        click.echo(f"wa: {error}; the workspace is in {path}", err=True)
+        sys.exit(EXIT_INCOMPLETE)
+    console.print(f"workspace: {workspace}\nreport: {report}", soft_wrap=True)
 
 
 @main.command()
@@ -409,29 +458,38 @@ def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[st
 
 
 @main.command(cls=_Command)
-@click.argument("file")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
-@click.option("--out", help="Run folder as the cluster sees it; default runs/<study>.")
+@click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
 @click.option(
     "--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along."
 )
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
 @_sets
 def submit(
-    file: str, address: str, out: str | None, working_dir: Path | None, no_wait: bool, sets: tuple[str, ...]
+    files: tuple[str, ...],
+    address: str,
+    out: str | None,
+    working_dir: Path | None,
+    no_wait: bool,
+    sets: tuple[str, ...],
 ) -> None:
-    """Run a study on a Ray cluster as a Ray job, and follow its log."""
-    from cluster.submit import submit as submit_job
-    from sweeps.spec import load_spec
+    """Run a study on a Ray cluster as a Ray job, and follow its log.
 
-    path = _study_file(file)
-    spec = load_spec(path, sets)
-    folder = out or f"runs/{spec.study}"
+    Several studies run into one folder (--out) and train once what they share, as with `wa run`.
+    """
+    from cluster.submit import submit as submit_job
+    from sweeps.studies import load_specs
+
+    paths = [_study_file(file) for file in files]
+    specs = load_specs(paths, sets)
+    if out is None:
+        _one_folder(specs)
     sys.exit(
         submit_job(
-            path,
+            paths,
             address,
-            out=folder,
+            out=out or f"runs/{specs[0].study}",
             overrides=sets,
             working_dir=working_dir,
             wait=not no_wait,
@@ -452,6 +510,14 @@ def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     click.echo(render(checks))
     if any(check.ok is False for check in checks):
         sys.exit(EXIT_INCOMPLETE)
+
+
+def _one_folder(specs: Sequence[Any]) -> None:
+    """Several studies need a folder that is none of theirs by name. Raises: SpecError."""
+    from sweeps.blocks import SpecError
+
+    if len(specs) > 1:
+        raise SpecError("--out", "is required: the run folder that the studies share", "several studies")
 
 
 def _study_file(name: str) -> Path:

@@ -644,6 +644,7 @@ def _plan(study: str, trials: list[Trial], notes: list[str]) -> dict[str, Any]:
         "study": study,
         "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
         "created": "by wa import algoperf",
+        "imported": "AlgoPerf",
         "fuse": True,
         "seeds": sorted({trial.study for trial in trials}),
         "cells": [trial.cell_id for trial in trials],

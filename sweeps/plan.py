@@ -109,6 +109,7 @@ class _Size:
     num_parameters: int
     num_buffer_bytes: int
     itemsize: int
+    batch_size: int
     step_seconds: float
     eval_seconds: float
 
@@ -127,22 +128,28 @@ def _size(workload: str, preset: str) -> _Size:
         num_parameters=sum(p.numel() for p in parameters),
         num_buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         itemsize=max((p.element_size() for p in parameters), default=4),
+        batch_size=made.batch_size,
         step_seconds=getattr(made, "step_seconds", OWN_STEP_SECONDS),
         eval_seconds=getattr(made, "eval_seconds", OWN_EVAL_SECONDS),
     )
 
 
 def cost(trajectory: Trajectory) -> Cost:
-    """Expected cost: the workload's measured seconds a step and an evaluation, averages at memory speed."""
+    """Expected cost: the workload's measured seconds a step and an evaluation, averages at memory speed.
+
+    A step is taken to cost as much an example at any batch size.
+    """
     training = trajectory.cells[0].training
     size = _size(training.workload, training.preset)
     schemes = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
     snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
     weights = size.num_parameters * size.itemsize
+    batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
+    tests = sum(cell.evaluate_test for cell in trajectory.cells)  # taken to cost what a validation does
     return Cost(
-        train_seconds=trajectory.length_steps * size.step_seconds,
+        train_seconds=trajectory.length_steps * size.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
-        eval_seconds=trajectory.num_evaluations * len(trajectory.cells) * size.eval_seconds,
+        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * size.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes

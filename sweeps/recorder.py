@@ -24,8 +24,8 @@ class FolderBusy(RuntimeError):
 class Recorder:
     """Append-only writer of ``records.jsonl``; holds the file's lock while open.
 
-    What an earlier attempt wrote is kept: `written` tells, a (cell, step) is never written twice, and a last line
-    torn by a kill is cut off. Raises: FolderBusy when the lock is not free within LOCK_SECONDS.
+    What an earlier attempt wrote is kept: `written` tells, a (cell, step, split) is never written twice, and
+    a last line torn by a kill is cut off. Raises: FolderBusy when the lock is not free within LOCK_SECONDS.
     """
 
     def __init__(self, path: Path, lock_seconds: float = LOCK_SECONDS) -> None:
@@ -34,8 +34,8 @@ class Recorder:
         try:
             _lock(self._stream.fileno(), path, lock_seconds)
             _cut_torn_line(self._stream.fileno())
-            self.written: dict[tuple[str, int], dict[str, Any]] = {
-                (row["cell_id"], row["step"]): row for row in read_live(path)
+            self.written: dict[tuple[str, int, str], dict[str, Any]] = {
+                _key(row): row for row in read_live(path)
             }
         except BaseException:
             self._stream.close()
@@ -43,14 +43,14 @@ class Recorder:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the rows of one evaluation, those not on file yet; on disk when this returns."""
-        new = [row for row in rows if (row["cell_id"], row["step"]) not in self.written]
+        new = [row for row in rows if _key(row) not in self.written]
         if not new:
             return
         lines = [json.dumps(_plain(row), allow_nan=False, separators=(",", ":")) + "\n" for row in new]
         self._stream.write("".join(lines).encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        self.written.update({(row["cell_id"], row["step"]): dict(row) for row in new})
+        self.written.update({_key(row): dict(row) for row in new})
 
     def close(self) -> None:
         self._stream.close()  # which frees the lock
@@ -62,6 +62,10 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["cell_id"], row["step"], row["split"]
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from workloads.data import VARIABLE, BadData
-from workloads.protocol import load
+from workloads.protocol import load, with_batch_size
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def run_studies(
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
     studies = resolve(specs, calibrating)
-    for spec in specs:
-        _check_data(spec, address)
+    for one in studies:
+        _check_data(one, address)
     first = specs[0]  # what all agree on: resources, tracking, fuse
     with run_folder.locked(run):
         todo = _against(run, studies)
@@ -94,14 +93,18 @@ def run_studies(
     return complete
 
 
-def _check_data(spec: Spec, address: str | None) -> None:
+def _check_data(study: Resolved, address: str | None) -> None:
     """Ask the workloads that read a data folder whether all is there. Raises: SpecError."""
+    spec = study.spec
     if spec.data_dir is not None:
         os.environ[VARIABLE] = str(Path(spec.data_dir).expanduser().resolve())  # for this study's trials too
     if address is not None and address.startswith("ray://"):
         return  # the data lies there, not here
-    for name, preset in itertools.product(spec.workloads, spec.presets):
-        check = getattr(load(name, preset), "check_data", None)
+    trainings = [cell.training for cell in study.cells]
+    for name, preset, examples in dict.fromkeys(
+        (one.workload, one.preset, one.batch_size) for one in trainings
+    ):
+        check = getattr(with_batch_size(load(name, preset), examples), "check_data", None)
         try:
             if check is not None:
                 check()

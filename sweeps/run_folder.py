@@ -76,6 +76,9 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         if row["evaluate_every_steps"] != cell.evaluate_every_steps:
             held, asked = row["evaluate_every_steps"], cell.evaluate_every_steps
             _conflict(run, spec, "evaluate.every", f"{held} steps", f"{asked} steps")
+        if bool(row["evaluate_test"]) != cell.evaluate_test:
+            held, asked = (str(flag).lower() for flag in (bool(row["evaluate_test"]), cell.evaluate_test))
+            _conflict(run, spec, "evaluate.test", held, asked)
         if (row["num_devices"], row["device"]) != (devices, device):
             held = f"{row['num_devices']:g} {row['device']}"
             _conflict(run, spec, "resources", held, f"{devices:g} {device}")

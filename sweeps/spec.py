@@ -343,7 +343,7 @@ def _example(path: str) -> str:
     examples = {
         "optimizer": "name: nadamw, lr: 0.003",
         "schedule": "shape: cosine, length: 1.0",
-        "training": "precision: bf16, accumulate: 4",
+        "training": "batch_size: 2.0, precision: bf16",
         "averaging": "scheme: ema, decay: 0.99, every: 8",
         "evaluate": "every: 0.01",
         "resources": "cpu: 1, gpu: 0",

@@ -56,6 +56,7 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
             known, source = first.setdefault(cell.cell_id, (cell, one.spec.source))
             known_steps, steps = (f"{each.evaluate_every_steps} steps" for each in (known, cell))
             _same("evaluate.every", known_steps, steps, source, one.spec.source)
+            _same("evaluate.test", known.evaluate_test, cell.evaluate_test, source, one.spec.source)
     return found
 
 

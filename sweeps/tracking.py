@@ -20,11 +20,13 @@ from typing import Any, TextIO
 import pandas as pd
 
 from analysis.records import BESIDE, load_cells, load_plan, load_records
+from analysis.steps_to_target import curves, first_crossing, running_best
 from sweeps.recorder import write_atomic
 
 POLL_SECONDS = 2.0
 INIT_SECONDS = 15.0  # then offline, said once
 FINISH_SECONDS = 15.0  # what the driver grants the publisher at the end of a run
+BEST, STEPS, MET = "best/metric", "target/steps", "target/met"  # a finished run's summary: see `outcome`
 
 
 def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.Popen[bytes] | None:
@@ -70,7 +72,11 @@ def _environment(run: Path, mode: str) -> dict[str, str]:
 
 
 class Publisher:
-    """Publishes what the records hold beyond each cell's cursor."""
+    """Publishes what the records hold beyond each cell's cursor.
+
+    A cell that a later study of the folder takes over after it was published is told to W&B anew, with the tags and
+    config of all its studies; online only, since an offline run is written once.
+    """
 
     def __init__(self, run: Path, mode: str, project: str, entity: str | None) -> None:
         self.run, self.mode, self.project, self.entity = run, mode, project, entity
@@ -78,6 +84,10 @@ class Publisher:
         self.delivered: dict[str, int] = {}
         if self.cursor_file.exists():
             self.delivered = json.loads(self.cursor_file.read_text(encoding="utf-8"))
+        self.studies_file = run / "wandb" / "studies.json"
+        self.told: dict[str, list[str]] = {}  # the studies that W&B knows of each finished cell
+        if self.studies_file.exists():
+            self.told = json.loads(self.studies_file.read_text(encoding="utf-8"))
         # By cell, the last step logged; ahead of `delivered` while the cell trains.
         self.cursors = dict(self.delivered)
         self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
@@ -93,14 +103,18 @@ class Publisher:
             return  # nothing to say, so nothing to read beside those who train
         cells = load_cells(self.run).set_index("cell_id", drop=False)
         records = load_records(self.run)
+        records = records[records["split"] == "validation"]  # which the curves are of
         for cell_id, rows in records.groupby("cell_id", sort=True):
             cell_id = str(cell_id)
             done = cell_id in finished
-            new = rows[rows["step"] > self.cursors.get(cell_id, -1)]
             if cell_id not in cells.index or (self.mode == "offline" and not done):
                 continue
-            if len(new) or (done and cell_id in self.open):
-                self._publish_cell(_row(cells.loc[cell_id].to_dict()), new, done)
+            cell = _row(cells.loc[cell_id].to_dict())
+            if rows["step"].max() > self.cursors.get(cell_id, -1) or (done and cell_id in self.open):
+                self._publish_cell(cell, rows, done)
+            elif done and self.mode == "online" and self._is_taken_over(cell):
+                self._begin(cell).finish()
+                self._remember(cell)
         self.published = finished
 
     def _finished(self) -> set[str]:
@@ -110,16 +124,27 @@ class Publisher:
             cell for one in trajectories if (folder / one["name"] / "done").exists() for cell in one["cells"]
         }
 
+    def _is_taken_over(self, cell: Mapping[str, Any]) -> bool:
+        told = self.told.get(str(cell["cell_id"]), [cell["study"]])  # of an earlier version: who asked first
+        return told != list(cell["studies"])
+
+    def _remember(self, cell: Mapping[str, Any]) -> None:
+        self.told[str(cell["cell_id"])] = list(cell["studies"])
+        write_atomic(self.studies_file, json.dumps(self.told).encode())
+
     def _publish_cell(self, cell: Mapping[str, Any], rows: pd.DataFrame, done: bool) -> None:
+        """Log what lies beyond the cursor of `rows`, all records of the cell."""
         cell_id = str(cell["cell_id"])
         wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
-        for row in rows.to_dict("records"):
+        for row in rows[rows["step"] > self.cursors.get(cell_id, -1)].to_dict("records"):
             wandb_run.log(_point(cell, _row(row)), step=int(row["step"]))
         self.cursors[cell_id] = max([self.cursors.get(cell_id, -1), *rows["step"].tolist()])
         if not done:
             self.open[cell_id] = wandb_run
             return
+        wandb_run.summary.update(outcome(cell, rows))
         wandb_run.finish()  # returns when all is delivered (or on disk, offline): only then the cursor is kept
+        self._remember(cell)
         self.delivered[cell_id] = self.cursors[cell_id]
         write_atomic(self.cursor_file, json.dumps(self.delivered).encode())
 
@@ -142,7 +167,7 @@ class Publisher:
             "name": run_name(cell),
             "group": cell["study"],
             "job_type": cell["scheme"],
-            "tags": [str(tag)[:64] for tag in (cell["workload"], cell["trajectory_id"], *cell["studies"])],
+            "tags": [tag(name) for name in (cell["workload"], cell["trajectory_id"], *cell["studies"])],
             "config": _config(cell),
             "dir": str(self.run),
             "reinit": "create_new",
@@ -171,6 +196,42 @@ class Publisher:
         begun.define_metric(f"validation/{cell['metric_name']}", step_metric="step", summary=best)
         begun.define_metric("seconds/*", step_metric="step", summary="last")
         return begun
+
+
+def tag(name: object) -> str:
+    """A name as W&B takes it as a tag."""
+    return str(name)[:64]
+
+
+def default_entity() -> str | None:
+    """Whose project it is when the study names no entity: that of the key's owner, asked of the server."""
+    import wandb
+
+    entity: str | None = wandb.Api().default_entity
+    return entity
+
+
+def has_project(entity: str | None, project: str) -> bool:
+    """Whether the server has the project that runs of a folder are published to."""
+    import wandb
+
+    return any(one.name == project for one in wandb.Api().projects(entity))
+
+
+def outcome(cell: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    """The summary of a finished run: the best metric; whether it met the target, and the steps that took.
+
+    Steps are those of `steps_to_target`: by interpolation where met, and the step budget, a lower bound, where missed.
+    """
+    steps, metric = curves(rows.sort_values("step"))[str(cell["cell_id"])]
+    higher, target = bool(cell["higher_is_better"]), cell["target"]
+    best = running_best(metric, higher)[-1]
+    found: dict[str, Any] = {} if math.isnan(best) else {BEST: float(best)}
+    if target is None or pd.isna(target):
+        return found
+    met = first_crossing(steps, metric, float(target), higher)
+    is_met = not math.isnan(met.point)
+    return found | {MET: is_met, STEPS: met.point if is_met else float(cell["step_budget"])}
 
 
 def run_name(cell: Mapping[str, Any]) -> str:
@@ -229,7 +290,7 @@ def main(arguments: list[str]) -> int:
         try:
             publisher.publish()
         except Exception as error:
-            print(f"publishing failed, trying again: {type(error).__name__}: {_redacted(error)}", flush=True)
+            print(f"publishing failed, trying again: {type(error).__name__}: {redacted(error)}", flush=True)
             if complete:
                 return 1
         if complete:
@@ -245,7 +306,8 @@ def _lock(run: Path) -> TextIO:
     return stream
 
 
-def _redacted(error: Exception) -> str:
+def redacted(error: Exception) -> str:
+    """What an error says, without the key."""
     key = os.environ.get("WANDB_API_KEY")
     return str(error).replace(key, "***") if key else str(error)
 

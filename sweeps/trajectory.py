@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from sweeps.optimizers import OPTIMIZERS, evaluation_weights
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder, write_atomic
 from wa import Bank
-from workloads.protocol import Batch, Part, Summary, Workload, load
+from workloads.protocol import Batch, Part, Summary, Workload, load, with_batch_size
 
 RandomStates = tuple[list[Tensor], list[Tensor] | None]  # by rank: of the CPU, of the GPU
 
@@ -142,7 +142,7 @@ def _run(
     leader: _Leader | None,
 ) -> None:
     training = trajectory.cells[0].training
-    workload = load(training.workload, training.preset)
+    workload = with_batch_size(load(training.workload, training.preset), training.batch_size)
     _reset_process(training.seed, device, num_devices / team.size)
     state = _fresh_state(trajectory, workload, device, team)
     _restore(state, folder / "checkpoint", team, leader.log if leader else None)
@@ -262,13 +262,14 @@ class _Trainer:
 
 
 class _Evaluator:
-    """Evaluates the cells at the grid's steps and records them, each (cell, step) once over all attempts."""
+    """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
     def __init__(
         self, trajectory: Trajectory, workload: Workload, team: Team, device: str, recorder: Recorder | None
     ) -> None:
         self.trajectory, self.workload, self.team = trajectory, workload, team
         self.device, self.recorder = device, recorder
+        self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
         self.best: float | None = None
 
     def next_step(self, step: int) -> int:
@@ -277,56 +278,67 @@ class _Evaluator:
 
     def evaluate(self, state: State, trainer: _Trainer, diverged: bool) -> float | None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
-        cells = self.trajectory.cells
-        written = self.recorder.written if self.recorder else {}
-        on_file = []
-        for cell in cells:
-            if (row := written.get((cell.cell_id, state.step))) is not None:
+        for cell in self.trajectory.cells:
+            if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 self._take_clocks(state, cell, row)
-                on_file.append(row)
-        is_missing = self.team.decide([(cell.cell_id, state.step) not in written for cell in cells])
-        missing = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so]
+                self._keep_best(row["metric"])
         rows = []
-        for cell, summary, seconds in evaluate_cells(
+        for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
+            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
+            rows.append(
+                self._row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], diverged)
+            )
+            self._keep_best(rows[-1]["metric"])
+        tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
+        if tested and state.step == self.trajectory.length_steps and not diverged:
+            for cell, summary, seconds in self._evaluate(state, trainer, tested, "test"):
+                rows.append(self._row(state, cell, "test", summary, seconds, diverged))
+        if self.recorder:
+            self.recorder.append(rows)
+        return self.best
+
+    def _evaluate(
+        self, state: State, trainer: _Trainer, cells: Sequence[Cell], split: str
+    ) -> Iterator[tuple[Cell, Summary, float]]:
+        """(cell, summary, seconds) on a split, of the cells whose record of this step is not on file."""
+        keys = [(cell.cell_id, state.step, split) for cell in cells]
+        is_missing = self.team.decide([key not in self.on_file for key in keys])
+        missing = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so]
+        return evaluate_cells(
             self.workload,
             state.model,
             state.bank,
             missing,
-            self._validation,
+            lambda: self._batches(split),
             trainer.recompute,
             lambda: evaluation_weights(state.optimizer),
             trainer.clock,
             self.team,
             trainer.precision,
-        ):
-            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            rows.append(self._row(state, cell, summary, diverged))
-        if self.recorder:
-            self.recorder.append(rows)
-        for row in [*on_file, *rows]:
-            self._keep_best(row["metric"])
-        return self.best
+        )
 
-    def _validation(self) -> Iterator[Batch]:
-        """This rank's batches, anew: a full validation set does not fit in memory, a mini's is cached."""
+    def _batches(self, split: str) -> Iterator[Batch]:
+        """This rank's batches, anew: a full split does not fit in memory, a mini's is cached."""
         if self.team.size == 1:
-            batches = self.workload.eval_batches("validation")
+            batches = self.workload.eval_batches(split)
         else:
-            batches = self.workload.eval_batches("validation", Part(self.team.rank, self.team.size))
+            batches = self.workload.eval_batches(split, Part(self.team.rank, self.team.size))
         return (_to(self.device, batch) for batch in batches)
 
-    def _row(self, state: State, cell: Cell, summary: Summary, diverged: bool) -> dict[str, Any]:
+    def _row(
+        self, state: State, cell: Cell, split: str, summary: Summary, eval_seconds: float, diverged: bool
+    ) -> dict[str, Any]:
         return {
             "cell_id": cell.cell_id,
             "trajectory_id": cell.trajectory_id,
             "step": state.step,
-            "split": "validation",
+            "split": split,
             "loss": float(summary.loss),
             "metric": float(summary.metric),
             "examples": int(summary.examples),
             "train_seconds": state.train_seconds,
             "average_seconds": _average_seconds(state, cell),
-            "eval_seconds": state.eval_seconds[cell.cell_id],
+            "eval_seconds": eval_seconds,
             "diverged": diverged,
             "metrics": {name: float(value) for name, value in summary.metrics.items()},
         }

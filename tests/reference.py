@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,20 @@ def exponential(snapshots: Sequence[Tensor], decay: float, init: str) -> Tensor:
     return mean / (1 - decay ** len(snapshots)) if zero else mean
 
 
+def decayed(snapshots: Sequence[Tensor], k: int, curve: str) -> Tensor:
+    """The oldest of the latest k, then each later change times the LR that it would have had in a decay."""
+    window = [snapshot.double() for snapshot in snapshots[-k:]]
+    merged = window[0]
+    for j in range(1, k):
+        lr = {
+            "linear": (k - j) / k,
+            "cosine": math.cos(math.pi * j / k / 2) ** 2,
+            "sqrt": 1 - (j / k) ** 0.5,
+        }[curve]
+        merged = merged + lr * (window[j] - window[j - 1])
+    return merged
+
+
 def average(scheme: Any, snapshots: Sequence[Tensor]) -> Tensor | None:
     """What `scheme` makes of all its snapshots so far (oldest first); None while it is absent."""
     kind = type(scheme).__name__
@@ -45,6 +60,8 @@ def average(scheme: Any, snapshots: Sequence[Tensor]) -> Tensor | None:
         return exponential(snapshots, scheme.decay, scheme.init)
     if kind == "Tail":
         return plain_mean(snapshots)
+    if kind == "WSM":
+        return decayed(snapshots, scheme.k, scheme.curve) if len(snapshots) >= scheme.k else None
     assert kind == "LAWA"
     if len(snapshots) < scheme.k and scheme.until_full == "absent":
         return None

@@ -17,16 +17,18 @@ reaches, in steps: the common axis of all schemes (`EMA.from_horizon(500, every=
 from .bank import AbsentAverage, Bank
 from .buffers import recompute_statistics
 from .memory import memory_bytes
-from .schemes import EMA, LAWA, Recursive, Scheme, Tail
+from .schemes import EMA, LAWA, WSM, Recursive, Scheme, Tail, Windowed
 
 __all__ = [
     "EMA",
     "LAWA",
+    "WSM",
     "AbsentAverage",
     "Bank",
     "Recursive",
     "Scheme",
     "Tail",
+    "Windowed",
     "memory_bytes",
     "recompute_statistics",
 ]

@@ -48,7 +48,7 @@ class Bank:
         self.schemes = tuple(schemes)
         for scheme in self.schemes:
             if not isinstance(scheme, Scheme):
-                raise ValueError(f"{scheme!r} is not a scheme: give LAWA(…), EMA(…) or Tail(…)")
+                raise ValueError(f"{scheme!r} is not a scheme: give LAWA(…), EMA(…), Tail(…) or WSM(…)")
         if len(set(self.schemes)) < len(self.schemes):
             twice = next(scheme for scheme in self.schemes if self.schemes.count(scheme) > 1)
             raise ValueError(f"{twice!r} is in the bank twice")

@@ -1,4 +1,4 @@
-"""Everything that one snapshot grid keeps of one block: a ring for its LAWA, accumulators for the rest."""
+"""Everything that one snapshot grid keeps of one block: a ring for its windows, accumulators for the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .flat import Block, Piece, Reading
 from .ring import Ring
-from .schemes import LAWA, Recursive, Scheme
+from .schemes import LAWA, Recursive, Scheme, Windowed
 
 
 class Accumulator:
@@ -33,7 +33,7 @@ class Lane:
     """One (grid, block): takes snapshots, gives averages, and says which scheme caused what cost."""
 
     def __init__(self, block: Block, schemes: Iterable[Scheme]) -> None:
-        self._windowed = [scheme for scheme in schemes if isinstance(scheme, LAWA)]
+        self._windowed = [scheme for scheme in schemes if isinstance(scheme, Windowed)]
         self._ring = Ring(block, max(scheme.k for scheme in self._windowed)) if self._windowed else None
         self._accumulators = {
             scheme: Accumulator(scheme, block) for scheme in schemes if isinstance(scheme, Recursive)
@@ -55,9 +55,11 @@ class Lane:
 
     def mean(self, scheme: Scheme, piece: Piece, n: int) -> Tensor:
         """A piece of the average after n snapshots, in the accumulator's dtype; only to copy from."""
-        if isinstance(scheme, LAWA):
+        if isinstance(scheme, Windowed):
             assert self._ring is not None
-            return self._ring.mean(scheme.k, piece, n)
+            if isinstance(scheme, LAWA):
+                return self._ring.mean(scheme.k, piece, n)
+            return self._ring.weighted(scheme.weights(n), piece, n)
         assert isinstance(scheme, Recursive)
         return self._accumulators[scheme].parts[piece.index]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from .ring import ring_bytes
-from .schemes import LAWA, Recursive, Scheme
+from .schemes import Recursive, Scheme, Windowed
 
 FLOATS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
@@ -35,7 +35,7 @@ def memory_bytes(
 def _element_bytes(schemes: list[Scheme], dtype: torch.dtype) -> int:
     capacity: dict[tuple[int, int], int] = {}
     for scheme in schemes:
-        if isinstance(scheme, LAWA):
+        if isinstance(scheme, Windowed):
             capacity[scheme.grid] = max(capacity.get(scheme.grid, 0), scheme.k)
     rings = sum(ring_bytes(k, dtype.itemsize) for k in capacity.values())
     accumulators = sum(

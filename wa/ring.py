@@ -1,4 +1,4 @@
-"""The latest snapshots, kept once for all LAWA on one grid, with prefix sums that serve every k.
+"""The latest snapshots, kept once for all windows on one grid, with prefix sums that serve the mean of every k.
 
 With P(n) = Σ_{i ≤ n} θᵢ over the snapshots so far, the sum over the latest k is P(n) − P(n − k). The ring
 keeps P(n) and, at every MARK-th snapshot, a copy of it, all in float64, beside the snapshots in the weights'
@@ -18,6 +18,7 @@ added when depends on n alone, so the mean for one k has the same bits whatever 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,6 +71,17 @@ class Ring:
         for i in range(first, marked + 1):
             total.add_(slots[i % self.capacity])
         return total.div_(size)
+
+    def weighted(self, weights: Sequence[float], piece: Piece, n: int) -> Tensor:
+        """A piece of Σ weight · snapshot over the latest len(weights), oldest first; float64, a new tensor.
+
+        One addition a snapshot: for weights that differ, prefix sums are of no use.
+        """
+        slots = self._slots[piece.index]
+        total = torch.zeros_like(slots[0], dtype=SUM)
+        for i, weight in enumerate(weights, start=n - len(weights) + 1):
+            total.add_(slots[i % self.capacity], alpha=weight)
+        return total
 
     @property
     def nbytes(self) -> int:

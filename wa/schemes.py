@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -87,6 +89,12 @@ class Scheme(ABC):
         return self.every * (2 * self.lag(self.snapshots(step)) + 1)
 
 
+class Windowed(Scheme):
+    """A scheme over the latest k snapshots: `weights` says how much each counts."""
+
+    k: int
+
+
 class Recursive(Scheme):
     """A scheme that needs one accumulator: m ← m + gain(n) (θ − m) at its n-th snapshot, gain(1) = 1."""
 
@@ -100,7 +108,7 @@ class Recursive(Scheme):
 
 
 @dataclass(frozen=True)
-class LAWA(Scheme):
+class LAWA(Windowed):
     """Mean of the latest k snapshots, one every `every` steps (latest weight averaging).
 
     θ̄ = (1/k) Σ_{j<k} θ(s − j·every)      horizon = k · every steps
@@ -147,6 +155,61 @@ class LAWA(Scheme):
 
     def lag(self, snapshots: int) -> float:
         return (min(snapshots, self.k) - 1) / 2
+
+
+CURVES: dict[str, Callable[[float], float]] = {  # LR, as a share of its peak, after a share x of the decay
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    "sqrt": lambda x: 1 - math.sqrt(x),
+}
+
+
+@dataclass(frozen=True)
+class WSM(Windowed):
+    """Merge of the latest k snapshots, weighted as if the LR had decayed over the last k intervals.
+
+    θ̄ = θ(s − k·every) + Σ_{0≤j<k} w_j Δ_j = Σ_{0≤j<k} (w_j − w_{j+1}) θ_j,    w_j = curve(j/k), w_k = 0
+
+    Δ_j is what the j-th of these intervals changed (j = 0 the oldest) and θ_j the snapshot at its end. As in a
+    real decay the first interval still has the full LR, w_0 = 1, so that θ(s − k·every) cancels: k snapshots take
+    part, not k + 1, and the decay lasts k · every steps. horizon = every · (2k − 1 − 2 Σ_{0<j<k} w_j) steps.
+
+    curve: ``"linear"``, 1 − x, all weights equal: LAWA(k, every); ``"cosine"``, (1 + cos πx)/2; ``"sqrt"``, 1 − √x.
+    Before k snapshots there is no average. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+
+    Raises: ValueError. Source: warm-up, stable and merge (arXiv 2507.17634): merge weights ⇄ LR decay.
+    """
+
+    k: int
+    every: int = 1
+    curve: str = "linear"
+    _: KW_ONLY
+    burn_in: int = 0
+    buffers: Policy = "live"
+
+    def __post_init__(self) -> None:
+        _check_int(self, "k", 1)
+        _check_int(self, "every", 1)
+        _check_word(self, "curve", tuple(CURVES))
+        _check_int(self, "burn_in", 0)
+        _check_word(self, "buffers", get_args(Policy))
+
+    @property
+    def horizon(self) -> float:
+        return self.every * (2 * self.lag(self.k) + 1)
+
+    def exists(self, step: int) -> bool:
+        return self.snapshots(step) >= self.k
+
+    def weights(self, snapshots: int) -> list[float]:
+        return [high - low for high, low in pairwise([*self._kept(), 0.0])]
+
+    def lag(self, snapshots: int) -> float:
+        return math.fsum(1 - share for share in self._kept())
+
+    def _kept(self) -> list[float]:
+        """w_0 … w_{k−1}: the share of each interval's change that is kept, oldest first."""
+        return [CURVES[self.curve](j / self.k) for j in range(self.k)]
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,7 @@ class Clicks(EventPrediction):
 
     num_eval_files: int | None = None  # None: all, 83 M rows for validation, 95 M for test
     num_workers: int = 8
+    splits = ("validation", "test")
 
     def model(self) -> nn.Module:
         return DLRM(NUM_INTEGERS, len(VOCABULARIES), self.table_rows, self.bottom, self.top, self.dropout)
@@ -404,7 +405,7 @@ class Clicks(EventPrediction):
         return iter(load_batches(make, first_step, num_workers=self.num_workers))
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in ("validation", "test"):
+        if split not in self.splits:
             raise ValueError(f"criteo1tb has no split {split!r}; it has validation and test")
         folder = data.dataset("criteo1tb", holds=HOLDS)
         chosen = files(folder, split, self.eval_batch_size)[: self.num_eval_files]

@@ -388,6 +388,7 @@ class Knees(Reconstruction):
 
     num_validation_volumes: int = 100
     num_workers: int = 8
+    splits = ("validation", "test")
 
     def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         make = partial(self._train_batch, Slices(volumes("knee_singlecoil_train")), seed, part)
@@ -404,7 +405,7 @@ class Knees(Reconstruction):
         return stacked(examples)
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in ("validation", "test"):
+        if split not in self.splits:
             raise ValueError(f"fastmri has no split {split!r}; it has validation and test")
         found = volumes("knee_singlecoil_val")
         first = self.num_validation_volumes

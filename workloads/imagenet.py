@@ -241,6 +241,7 @@ class ImageNet(Classification):
     mixup: float = 0.0
     eval_batch_size: int = 1024
     num_workers: int = 16
+    splits = ("validation", "test")
 
     def pictures(self, split: str) -> Pictures:
         """The listing of one split. Raises: BadData."""
@@ -303,7 +304,7 @@ class ImageNet(Classification):
         return torch.lerp(neighbours, own, weight)
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in ("validation", "test"):
+        if split not in self.splits:
             raise ValueError(f"ImageNet has no split {split!r}; it has validation and test")
         pictures = self.pictures(split)
         stop = -(-len(pictures.labels) // self.eval_batch_size)

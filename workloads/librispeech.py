@@ -221,6 +221,8 @@ class Corpus(Protocol):
     def bins(self) -> int: ...
     @property
     def num_outputs(self) -> int: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def check(self) -> None: ...
     def batches(self, seed: int, first_step: int, batch_size: int, part: Part) -> Iterator[Batch]: ...
@@ -307,6 +309,7 @@ class Prompts:
     eval_batch_size: int = 20
     bins: int = 32
     num_outputs: int = len(CHARACTERS) + 1
+    splits = ("validation",)
 
     def check(self) -> None:
         """The data lies in the package."""
@@ -466,6 +469,7 @@ class LibriSpeech:
     num_workers: int = 2
     bins: int = len(MEL_MEAN)
     num_outputs: int = 1024
+    splits = ("validation", "test")
 
     def check(self) -> None:
         """Looks at the tokenizer and at the first recording of every subset. Raises: BadData."""
@@ -493,7 +497,7 @@ class LibriSpeech:
         return iter(load_batches(make, first_step, num_workers=self.num_workers))
 
     def eval_batches(self, split: str, part: Part) -> Iterable[Batch]:
-        if split not in ("validation", "test"):
+        if split not in self.splits:
             raise ValueError(f"librispeech has no split {split!r}; it has validation and test")
         folder = self._folder()
         held_out = self._recordings(folder, split)
@@ -618,6 +622,10 @@ class SpeechRecognition:
     def loss_weight(self, batch: Batch) -> float:
         """Target tokens, ends included."""
         return float(Utterances(*batch).target_lengths.sum())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.corpus.splits
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         return self.corpus.eval_batches(split, part)

@@ -413,10 +413,13 @@ class Ogbg:
     def loss_weight(self, batch: Graphs) -> float:
         return float((batch.labels != NOT_MEASURED).sum())
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("validation",) if self.source == "moleculeace" else ("validation", "test")
+
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        splits = ("validation",) if self.source == "moleculeace" else ("validation", "test")
-        if split not in splits:
-            raise ValueError(f"ogbg ({self.source}) has no split {split!r}; it has {', '.join(splits)}")
+        if split not in self.splits:
+            raise ValueError(f"ogbg ({self.source}) has no split {split!r}; it has {', '.join(self.splits)}")
         count = len(self.molecules().splits[split][: self.num_eval_graphs])
         make = EvaluationBatch(self, split)
         # made here: the data are in memory, and new workers would read them anew at every evaluation

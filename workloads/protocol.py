@@ -6,6 +6,7 @@ need no cooperation from it. Constants are data: plain attributes, readable with
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -51,7 +52,7 @@ class Workload(Protocol):
 
     Attributes (data, plain or properties):
       step_budget: T, optimizer steps of a full-length run.
-      batch_size: examples a step.
+      batch_size: examples a step; `training: {batch_size: …}` changes it where it is a field of a dataclass.
       metric: the name of the target metric, for example ``"loss"`` or ``"accuracy"``.
       higher_is_better: the metric's direction.
       optimizer: the default optimizer block, for example ``{"name": "nadamw", "lr": 0.01, "beta1": 0.9}``.
@@ -61,6 +62,8 @@ class Workload(Protocol):
       eval_seconds: device-seconds of one evaluation of one model there.
 
     A workload may also have:
+      splits: what `eval_batches` can be asked for, with a test split ``("validation", "test")``; the default is
+        ``("validation",)``.
       training: the default training block, for example ``{"precision": "bf16", "accumulate": 4}``.
       loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1),
         so that the loss of a batch is Σ weight·loss / Σ weight over its parts.
@@ -100,7 +103,7 @@ class Workload(Protocol):
         """The scalar training loss; `model` is in train mode."""
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        """The batches of ``"validation"``, the same ones in the same order at every call.
+        """The batches of ``"validation"``, or of another of its `splits`: the same ones in order at every call.
 
         part: every `count`-th batch from batch `index` on.
         """
@@ -160,6 +163,26 @@ def presets(family: str) -> Mapping[str, Workload]:
 def takes_part(workload: Workload) -> bool:
     """Whether its batches can be had in parts."""
     return all("part" in inspect.signature(f).parameters for f in (workload.batches, workload.eval_batches))
+
+
+def splits(workload: Workload) -> tuple[str, ...]:
+    """The splits it can be evaluated on."""
+    return tuple(getattr(workload, "splits", ("validation",)))
+
+
+def with_batch_size(workload: Workload, batch_size: int | None) -> Workload:
+    """The same workload with so many examples a step; None: as it is.
+
+    Raises: ValueError where it is no dataclass with a field `batch_size`.
+    """
+    if batch_size is None:
+        return workload
+    told: Any = workload
+    names = [field.name for field in dataclasses.fields(told)] if dataclasses.is_dataclass(told) else []
+    if "batch_size" not in names:
+        raise ValueError("cannot change its batch size: it is no dataclass with a field `batch_size`")
+    changed: Workload = dataclasses.replace(told, batch_size=batch_size)
+    return changed
 
 
 def source_file(name: str) -> Path:

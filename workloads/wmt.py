@@ -255,6 +255,7 @@ class News(Translation):
     rows_together: int = 8  # they are packed from one run of sentences
     sentences_together: int = 80  # at least what such rows hold; the rest of the run waits for another epoch
     num_workers: int = 4
+    splits = ("validation", "test")
 
     def folder(self) -> Path:
         return data.dataset("wmt", holds=HOLDS)
@@ -300,7 +301,7 @@ class News(Translation):
         return iter(load_batches(make, first_step, num_workers=self.num_workers))
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in ("validation", "test"):
+        if split not in self.splits:
             raise ValueError(f"wmt has no evaluation split {split!r}; it has validation and test")
         return self._eval_batches(split, part)
 

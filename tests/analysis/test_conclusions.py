@@ -1,6 +1,6 @@
 import pytest
 
-from analysis import conclusions, methods, study, tables
+from analysis import conclusions, curve_conclusions, methods, study, tables
 from analysis.intervals import Interval
 
 
@@ -17,6 +17,7 @@ def test_the_answer_names_horizon_ratio_interval_workloads_and_seeds(make_run):
     )
     assert "0.90 [0.88, 0.92]" in answer
     assert "2 of 2 workloads, 3 seeds each" in answer
+    assert answer.endswith(". Both families need fewer steps.")
 
 
 def test_no_effect_is_said_plainly(make_run, average):
@@ -79,7 +80,7 @@ def test_the_best_looking_horizon_is_called_optimistic(make_run, average):
 
 def test_findings_of_every_figure(make_run):
     read, found, _ = said(make_run(spread=0.02))
-    assert any("0.90, 0.90, 0.90" in line for line in conclusions.curve_findings(found))
+    assert any("0.90, 0.90, 0.90" in line for line in curve_conclusions.findings(found))
     assert any(
         "flat region of EMA" in line and "inside" in line for line in conclusions.horizon_findings(found)
     )

@@ -219,6 +219,35 @@ def test_metrics_beside_are_compared_at_the_end_with_the_raw_run_of_the_same_see
     assert one["difference_low"] < one["difference"] < one["difference_high"]
 
 
+def test_test_metrics_by_hand(make_run, average):
+    """Seeds 0, 1, 2 score .5, .6, .7 raw and .1 more averaged, on the test split, whatever validation says."""
+    run = make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], stop={"lm-1.0-2": 500})
+    read = study.read(run)
+    last = read.records[read.records["step"] == read.records.groupby("cell_id")["step"].transform("max")]
+    of = read.cells.set_index("cell_id").loc[last["cell_id"]]
+    metric = 0.5 + 0.1 * of["seed"].to_numpy() + 0.1 * (of["scheme"] == "ema").to_numpy()
+    test = last.assign(split="test", metric=metric)
+    scores = baselines.score(read.cells, read.records, tables.core(read).steps)
+    table = generalization.test_metrics(read.cells, test, baselines.pair(read.cells, scores))
+    labels = read.cells.drop_duplicates("setting").set_index("setting")["scheme_label"]
+    rows = table.assign(label=table["setting"].map(labels)).set_index(["workload", "label"])
+    vit = rows.loc[("imagenet_vit", "EMA 1 %")]
+    assert (vit["num_seeds"], vit["num_pairs"]) == (3, 3)
+    assert vit["test_metric"] == pytest.approx(0.7)
+    assert vit["test_metric_low"] < 0.7 < vit["test_metric_high"]
+    assert vit["test_difference"] == pytest.approx(0.1)
+    assert vit["effect"] == "better"  # accuracy
+    lm = rows.loc[("lm", "EMA 1 %")]
+    assert (lm["num_seeds"], lm["num_pairs"]) == (2, 2)  # seed 2 has not finished: its record is no final one
+    assert lm["test_metric"] == pytest.approx(0.65)
+    assert lm["effect"] == "worse"  # loss
+    raw = rows.loc[("lm", "no averaging")]
+    assert raw["test_metric"] == pytest.approx(0.55)
+    assert np.isnan(raw["test_difference"])
+    assert not [name for name in table.columns if name.startswith(("best_", "final_"))]
+    assert generalization.test_metrics(read.cells, read.test, baselines.pair(read.cells, scores)).empty
+
+
 def test_without_metrics_beside_there_is_no_table(make_run):
     _, found = computed(make_run(lengths=[1.0]))
     assert found.metrics_beside.empty

@@ -7,6 +7,8 @@ from scipy import stats
 from analysis.intervals import (
     bootstrap,
     bootstrap_columns,
+    bootstrap_each,
+    bootstrap_groups,
     multisets,
     resample,
     small_sample_factor,
@@ -158,3 +160,26 @@ def test_counted_resamples_have_the_quantiles_of_listed_ones(values, num_resampl
     draws = sample[resample(len(sample), num_resamples, 0)].mean(axis=1)
     found = bootstrap(sample, method="percentile", num_resamples=num_resamples)
     np.testing.assert_allclose(found[1:], np.quantile(draws, [0.025, 0.975]))
+
+
+@pytest.mark.parametrize("statistic", ["mean", "geometric_mean"])
+def test_groups_have_the_intervals_that_each_has_alone(statistic):
+    rng = np.random.default_rng(5)
+    group, values = rng.integers(0, 30, 130), rng.lognormal(size=130)
+    values[rng.random(130) < 0.3] = np.nan  # groups of no, one and several values
+    values[group == 3] = 1.25  # no width
+    found = bootstrap_groups(values, group, 31, statistic)
+    alone = np.array([bootstrap(values[group == number], statistic) for number in range(31)]).T
+    np.testing.assert_allclose(found, alone, rtol=1e-13)
+    assert np.isnan(found[:, 30]).all()  # without a row
+
+
+def test_many_matrices_have_the_intervals_that_each_has_alone(monkeypatch):
+    rng = np.random.default_rng(6)
+    matrices = [rng.normal(size=size) for size in [(3, 5), (5, 2), (3, 37), (1, 4), (4, 0)]]
+    matrices[0][1, 2] = matrices[2][0, :9] = np.nan
+    alone = [bootstrap_columns(matrix) for matrix in matrices]
+    monkeypatch.setattr("analysis.intervals.AT_ONCE", 100)  # several blocks
+    for found, one in zip(bootstrap_each(matrices), alone, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-13)
+    assert bootstrap_each([]) == []

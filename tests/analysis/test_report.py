@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import palette, report, study
+from analysis import figure_files, page_tables, palette, report, study
 from analysis.records import BadRun
+from analysis.tables import compute
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -31,7 +32,7 @@ def small(tmp_path_factory):
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text, self.scripts, self.inside = [], [], [], None
+        self.tags, self.text, self.scripts, self.data, self.inside = [], [], [], {}, None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -43,6 +44,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         (self.scripts if self.inside == "script" else self.text).append(data)
+        if self.inside == "script" and "id" in self.tags[-1][1]:
+            self.data[self.tags[-1][1]["id"]] = data
 
 
 def page(run):
@@ -50,14 +53,28 @@ def page(run):
 
 
 def charts(found):
-    return next(json.loads(text) for text in found.scripts if text.startswith('{"steps_to_target'))
+    return {
+        name.removeprefix("chart-"): json.loads(text) for name, text in found.data.items() if name != "themes"
+    }
 
 
-def test_every_figure_as_svg_and_png_every_table_as_csv(small):
+def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
     names = {path.stem for path in (small / "figures").glob("*.svg")}
-    assert names == {path.stem for path in (small / "figures").glob("*.png")}
+    for ending in ("png", "pdf"):
+        assert names == {path.stem for path in (small / "figures").glob(f"*.{ending}")}
+    shown = page_tables.shown_tables(compute(study.read(small)))
+    assert {path.name for path in (small / "tables").glob("*.tex")} == {table.tex for table in shown}
+    assert (small / "tables" / "settings.tex").read_text().count(r" \\") == 1 + 2 * 2 * 5
     assert names == {
-        *("steps_to_target", "saving_curve", "horizon", "learning_curves", "lr_decay", "generalization"),
+        *(
+            "trainings",
+            "steps_to_target",
+            "saving_curve",
+            "horizon",
+            "learning_curves",
+            "lr_decay",
+            "generalization",
+        ),
         *("user_hours", "sweep_hours"),
     }
     for path in (small / "figures").glob("*.png"):
@@ -87,9 +104,9 @@ def test_the_page_needs_no_network(small):
     for tag, attributes in found.tags:
         assert tag not in {"link", "iframe", "img", "object", "embed"}
         for value in (attributes.get("src"), attributes.get("href")):
-            assert value is None or value.startswith("#")
+            assert value is None or value.startswith(("#", "figures/", "tables/"))
     data = [text for text in found.scripts if text.startswith("{")]
-    assert len(data) == 2
+    assert len(data) == len(found.data) == 1 + len(list((small / "figures").glob("*.svg")))
     assert not any("http" in text for text in data)
     assert "cdn" not in (small / "report.html").read_text(encoding="utf-8").lower().replace("cdnot", "")
 
@@ -133,7 +150,7 @@ def test_hostile_strings_stay_text(make_run, task, average, monkeypatch):
     )
     report.write(run)
     found = page(run)
-    assert [tag for tag, _ in found.tags].count("script") == 5
+    assert [tag for tag, _ in found.tags].count("script") == 3 + len(found.data)
     assert not any(tag == "img" for tag, _ in found.tags)
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
     assert HOSTILE in " ".join(found.text)
@@ -141,7 +158,7 @@ def test_hostile_strings_stay_text(make_run, task, average, monkeypatch):
 
 @pytest.mark.parametrize("case", ["no target", "no baseline", "no average", "one seed", "running", "nothing"])
 def test_every_kind_of_study_gives_a_report(case, make_run, task, average, monkeypatch):
-    monkeypatch.setattr(report, "_PNG_SCALE", 0.1)
+    monkeypatch.setattr(figure_files, "PNG_SCALE", 0.1)
     few = {"lengths": [1.0], "averages": [average("ema", 0.01, 0.9)], "seeds": [0, 1]}
     run = {
         "no target": lambda: make_run(**few | {"tasks": [task("lm", "loss", False, 5.0, 1.0, None)]}),
@@ -168,6 +185,27 @@ def test_every_kind_of_study_gives_a_report(case, make_run, task, average, monke
         assert drawn == set()
     if case == "no baseline":
         assert drawn == {"learning_curves", "sweep_hours"}
+
+
+def test_the_page_says_where_its_files_are_and_keeps_room_for_its_charts(small):
+    found = page(small)
+    links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
+    files = [link for link in links if not link.startswith("#")]
+    assert all((small / link).is_file() for link in files)
+    drawn = {path.relative_to(small).as_posix() for path in (small / "figures").iterdir()}
+    assert drawn <= set(files)
+    assert {"tables/settings.csv", "tables/settings.tex"} <= set(files)
+    rooms = [attributes for _, attributes in found.tags if "data-chart" in attributes]
+    assert len(rooms) == len(charts(found))
+    for room in rooms:
+        svg = (small / "figures" / f"{room['data-chart']}.svg").read_text()
+        height = int(re.search(r"min-height: (\d+)px", room["style"])[1])
+        assert height >= float(re.search(r'height="([0-9.]+)"', svg)[1])
+
+
+def test_the_title_is_the_question(small):
+    title = re.search(r"<title>(.*?)</title>", (small / "report.html").read_text())[1]
+    assert title == "Does averaging reach the target in fewer steps? · horizon"
 
 
 def test_summary_for_the_terminal(small):

@@ -68,13 +68,16 @@ def test_each_study_has_the_report_of_a_folder_of_its_own(two, tmp_path):
         assert path.read_bytes() == (reports / path.relative_to(alone)).read_bytes(), path.name
     text, own = (folder.joinpath("report.html").read_text() for folder in (reports, alone))
     note = re.search(r"<li>[^<]*serve other studies of this folder too[^<]*</li>\n", text)
-    assert text.replace(note[0], "") == own
+    links = re.search(r'<nav aria-label="studies of this folder">.*?</nav>\n', text, re.DOTALL)
+    assert text.replace(note[0], "").replace(links[0], "") == own
     assert len(pd.read_csv(two / "reports" / "horizon" / "tables" / "steps_to_target.csv")) == 2 * 2 * 3
     assert len(pd.read_csv(reports / "tables" / "steps_to_target.csv")) == 2 * 2
 
 
 def test_what_told_of_one_study_is_removed(two):
-    gone = [two / "tables" / "ratios.csv", two / "figures" / "horizon.svg", two / "figures" / "horizon.png"]
+    gone = [two / "tables" / f"ratios.{ending}" for ending in ("csv", "tex")]
+    gone += [two / "figures" / f"horizon.{ending}" for ending in ("svg", "png", "pdf")]
+    gone += [two / "tables" / "score_times.csv", two / "figures" / "profiles.pdf"]
     own = two / "figures" / "mine.svg"
     for path in (*gone, own):
         path.parent.mkdir(exist_ok=True)
@@ -107,6 +110,22 @@ def test_the_index_leads_to_each_study_and_adds_the_cost_once(two):
     first = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
     report.write(two)
     assert first == {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+
+
+def test_each_report_leads_back_and_to_its_neighbours(two):
+    index = report.write(two)
+    for name, expected in (
+        ("horizon", {"all 2 studies": index, "ema →": two / "reports" / "ema" / "report.html"}),
+        ("ema", {"all 2 studies": index, "← horizon": two / "reports" / "horizon" / "report.html"}),
+    ):
+        page = two / "reports" / name / "report.html"
+        links = re.search(
+            r'<nav aria-label="studies of this folder">(.*?)</nav>', page.read_text(), re.DOTALL
+        )[1]
+        found = {text: href for href, text in re.findall(r'<a href="([^"]*)">([^<]*)</a>', links)}
+        assert {text: (page.parent / href).resolve() for text, href in found.items()} == {
+            text: path.resolve() for text, path in expected.items()
+        }
 
 
 def test_what_the_terminal_shows_is_a_table_a_study(two):

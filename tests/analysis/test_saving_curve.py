@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from analysis import baselines, study
-from analysis.saving_curve import SHARES, levels, saving_curve
+from analysis.saving_curve import SHARES, levels, measure, saving_curve
 from analysis.steps_to_target import steps_to_target
 
 
@@ -10,7 +10,7 @@ def curve(run, **options):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
     pairs = baselines.pair(read.cells, baselines.score(read.cells, read.records, steps))
-    table = saving_curve(read.cells, read.records, pairs, **options)
+    table = saving_curve(measure(read.cells, read.records, pairs, **options))
     return table.merge(
         read.cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction", "length_fraction"]],
         on="setting",
@@ -102,3 +102,24 @@ def test_the_curve_at_the_targets_level_is_the_ratio_at_the_target(make_run):
     expected = 0.9 * (0.95 * 1.0 * 1.05) ** (1 / 3)
     np.testing.assert_allclose(mine[mine["versus"] == "same schedule"]["ratio"], expected)
     assert mine["level"].tolist()[0] == pytest.approx(0.4)
+
+
+def test_device_hours_are_training_and_averaging_at_the_same_step(make_run):
+    # 0.01 s a step to train, 0.001 to average, 2 devices: hours are steps × 0.011 against steps × 0.01.
+    table = curve(make_run(lengths=[1.0], spread=0.05))
+    ema = table[(table["scheme"] == "ema") & (table["horizon_fraction"] == 0.01) & (table["share"] < 0.9)]
+    np.testing.assert_allclose(ema["hours_ratio"], 1.1 * ema["ratio"])
+    np.testing.assert_allclose(ema["hours_low"], 1.1 * ema["low"])
+
+
+def test_a_level_that_is_missed_costs_all_that_was_trained(make_run, average):
+    table = curve(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.25)]))
+    tight = table[table["share"] > 0.8]
+    np.testing.assert_allclose(tight["hours_ratio"], 1.1 / tight["share"])  # 1,000 steps with averaging
+
+
+def test_a_short_schedule_that_misses_counts_the_budget_in_steps_and_its_end_in_hours(make_run, average):
+    table = curve(make_run(lengths=[0.5], averages=[average("ema", 0.01, 1.25)]))
+    tight = table[(table["share"] > 0.8) & (table["versus"] == "same schedule")]
+    np.testing.assert_allclose(tight["ratio"], 1000 / (500 * tight["share"]))
+    np.testing.assert_allclose(tight["hours_ratio"], 1.1 * 500 / (500 * tight["share"]))

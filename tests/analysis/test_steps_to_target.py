@@ -1,12 +1,22 @@
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from analysis import study
-from analysis.steps_to_target import HELD, first_crossing, first_crossings, running_best, steps_to_target
+from analysis.records import TRIALS
+from analysis.steps_to_target import (
+    HELD,
+    first_crossing,
+    first_crossings,
+    least_steps,
+    running_best,
+    steps_to_target,
+)
 
 STEPS = np.array([10.0, 20.0, 30.0, 40.0, 50.0])
 
@@ -131,8 +141,41 @@ def test_missed_cells_stay_and_count_at_the_step_budget(make_run, task):
     assert steps["censored"].all()
     assert set(steps["status"]) == {"missed"}
     assert set(steps["last_step"]) == {500}
-    assert set(steps["counted_steps"]) == {1000.0}
+    assert set(steps["counted_steps"]) == {1000.0}  # a schedule that has ended does not meet it later
+    assert set(steps["ranked_steps"]) == {1000.0}
     assert steps["point"].isna().all()
+
+
+def test_a_run_that_ended_at_a_time_limit_counts_as_far_as_it_was_seen(make_run):
+    # A log that stops at 600 of 1,000 steps, and is done: its target would have taken more than 600.
+    run = make_run(lengths=[1.0], averages=[], stop={"lm-1.0-0": 600, "imagenet_vit-1.0-1": 800})
+    trials = pq.read_table(run / "trials.parquet").to_pylist()
+    done = pa.Table.from_pylist([row | {"status": "done"} for row in trials], schema=TRIALS)
+    pq.write_table(done, run / "trials.parquet")
+    _, steps = table(run)
+    lm = steps[steps["cell_id"].str.startswith("lm")].set_index("seed").loc[0]
+    assert (lm["status"], lm["last_step"]) == ("missed", 600)
+    assert lm["counted_steps"] == lm["held_counted_steps"] == 600
+    assert lm["ranked_steps"] == 1000  # behind the other seeds, which met it at 750
+    vit = steps[steps["cell_id"].str.startswith("imagenet_vit")].set_index("seed").loc[1]
+    assert (vit["status"], vit["counted_steps"], vit["ranked_steps"]) == ("met", 750, 750)
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "length", "least"),
+    [
+        ("finished", 500, 500, 1000),  # a short schedule, trained to its end
+        ("finished", 880, 1000, 880),  # stopped at 88 % of T
+        ("finished", 1000, 1000, 1000),
+        ("finished", 1200, 1000, 1000),  # past its budget
+        ("finished", 300, 500, 300),  # a short schedule that stopped as well
+        ("diverged", 300, 1000, 1000),
+        ("unfinished", 300, 1000, math.nan),
+    ],
+)
+def test_least_steps_of_a_miss(state, last, length, least):
+    cell = {"state": state, "last_step": last, "length_steps": length, "step_budget": 1000}
+    np.testing.assert_equal(least_steps(cell), float(least))
 
 
 def test_held_is_censored_near_the_end(make_run, task):

@@ -35,6 +35,27 @@ def test_labels_are_unique_within_a_workload(make_run, average):
     assert trainings["training_label"].nunique() == 3
 
 
+def test_a_merge_is_named_by_the_decay_it_emulates_and_a_batch_by_its_size(make_run, average):
+    run = make_run(lengths=[1.0], averages=[average("wsm", 0.27, 0.9, every=10), average("ema", 0.02, 0.9)])
+    table = pq.read_table(run / "cells.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        row |= {"k": 20, "curve": "sqrt"} if row["scheme"] == "wsm" else {}  # 200 of 1,000 steps
+    others = []
+    for cosine, batch in ((True, None), (False, 4), (False, 16)):
+        for row in rows:
+            if row["scheme"] == "wsm" or not cosine:
+                name = f"{row['cell_id']} {cosine} {batch}"
+                curve = "cosine" if cosine else row["curve"]
+                others.append({**row, "cell_id": name, "curve": curve, "batch_size": batch})
+    every = [{**row, "own_batch_size": 8} for row in rows + others]
+    pq.write_table(type(table).from_pylist(every, schema=table.schema), run / "cells.parquet")
+    cells = study.read(run).cells
+    assert set(cells["scheme_label"]) == {"no averaging", "EMA 2 %", "WSM sqrt 20 %", "WSM cosine 20 %"}
+    assert set(cells["training_label"]) == {"cosine, batch 4", "cosine, batch 8", "cosine, batch 16"}
+    assert cells.groupby("training")["setting"].nunique().tolist() == [3, 3, 4] * 2  # null last, curves apart
+
+
 def test_progress(make_run):
     run = make_run(
         lengths=[0.5, 1.0],

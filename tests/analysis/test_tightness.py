@@ -17,7 +17,7 @@ def measured(run):
     read = study.read(run)
     found = tables.core(read)
     chosen = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, found.scores))
-    curve = saving_curve.saving_curve(read.cells, read.records, found.pairs)
+    curve = saving_curve.saving_curve(saving_curve.measure(read.cells, read.records, found.pairs))
     return at_targets(read.cells, found.steps, found.ratios, chosen), curve_points(read.cells, curve, chosen)
 
 
@@ -26,7 +26,7 @@ def test_the_papers_points_stand_beside_those_of_the_same_schemes(make_run, aver
     read = study.read(make_run(tasks=three, averages=[average("ema", 0.01, 0.9)], lengths=[1.0]))
     found = tables.core(read)
     chosen = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, found.scores))
-    curve = saving_curve.saving_curve(read.cells, read.records, found.pairs)
+    curve = saving_curve.saving_curve(saving_curve.measure(read.cells, read.records, found.pairs))
     every = tightness.points(read.cells, found.steps, found.ratios, curve, chosen)
     assert every.groupby("source").size().to_dict() == {PAPER: 8, TARGETS: 3, CURVES: 75}
     assert set(every["scheme"]) == {"ema"}

@@ -30,7 +30,7 @@ if [[ $1 == show ]]; then printf 'node-1\\nnode-2\\n'; fi
 PROBE = """
 import json, os, signal, sys, time
 import ray
-study, _, run, _, address = sys.argv[1:]
+*studies, _, run, _, address = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)
 
 @ray.remote(num_cpus=1)
@@ -39,7 +39,7 @@ def where():
     return ray.get_runtime_context().get_node_id()
 
 told = {"nodes": len(ray.nodes()), "used": len(set(ray.get([where.remote(), where.remote()]))),
-        "study": study, "mode": os.environ["RAY_AUTH_MODE"], "token": len(os.environ["RAY_AUTH_TOKEN"])}
+        "studies": studies, "mode": os.environ["RAY_AUTH_MODE"], "token": len(os.environ["RAY_AUTH_TOKEN"])}
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 with open(run + "/told.tmp", "w") as file:
@@ -69,7 +69,7 @@ def job(tmp_path: Path, ray_env: dict[str, str], free_ports: Callable[[int], lis
         "PATH": f"{tools}:{Path(sys.executable).parent}:{env['PATH']}",
         "CALLS": str(tmp_path / "calls"),
         "AGENT_PORT": str(agent),
-        "STUDY": str(tmp_path / "a study.yaml"),
+        "STUDY": f"{tmp_path / 'a study.yaml'}\n{tmp_path / 'another.yaml'}",
         "RUN": str(tmp_path / "run 1"),
         "WA_COMMAND": f"python {tmp_path}/probe.py",
         "RAY_PORT": str(port),
@@ -128,7 +128,7 @@ def test_two_nodes_run_the_command_and_running_out_of_time_requeues(
     assert json.loads(told.read_text()) == {
         "nodes": 2,
         "used": 2,
-        "study": job["STUDY"],
+        "studies": job["STUDY"].split("\n"),
         "mode": "token",
         "token": 64,
     }

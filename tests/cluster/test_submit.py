@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cluster.submit import command_line, connect
 from cluster.upload import SubmitError, stage
+from sweeps.cli import main
 
 # Stands in for the command `wa run` on the cluster: tells what it was given, imports the user's module.
 PROBE = """
 import json, os, sys, time
 import mypkg.mine
-study = open(sys.argv[1]).read()
-print(json.dumps({"argv": sys.argv[1:], "study": study, "answer": mypkg.mine.ANSWER,
+studies = [open(path).read() for path in sys.argv[1:sys.argv.index("--out")]]
+study = studies[0]
+print(json.dumps({"argv": sys.argv[1:], "studies": studies, "answer": mypkg.mine.ANSWER,
                   "key": os.environ.get("WANDB_API_KEY"), "files": sorted(os.listdir("."))}), flush=True)
 for line in range(30 * ("slow" in study)):
     print("line", line, "." * 40, flush=True)
@@ -34,10 +37,10 @@ from pathlib import Path
 from cluster.submit import submit
 from cluster.upload import SubmitError
 given = json.loads(sys.argv[1])
-given["study"] = Path(given["study"])
+given["studies"] = [Path(study) for study in given["studies"]]
 given["working_dir"] = given["working_dir"] and Path(given["working_dir"])
 try:
-    sys.exit(10 + submit(given.pop("study"), given.pop("address"), **given))
+    sys.exit(10 + submit(given.pop("studies"), given.pop("address"), **given))
 except SubmitError as error:
     print("SubmitError", error)
 """
@@ -57,10 +60,10 @@ def code(tmp_path: Path) -> Path:
 
 
 def run_submit(
-    env: dict[str, str], study: Path, address: str, code: Path | None, **options: Any
+    env: dict[str, str], study: Path | list[Path], address: str, code: Path | None, **options: Any
 ) -> tuple[int, str]:
     given = {
-        "study": str(study),
+        "studies": [str(each) for each in (study if isinstance(study, list) else [study])],
         "address": address,
         "working_dir": code and str(code),
         "out": "/runs/x y",
@@ -87,14 +90,16 @@ def probed(output: str) -> dict[str, Any]:
 def test_hostile_names_code_and_logs_arrive_and_secrets_do_not(head: Any, code: Path, tmp_path: Path) -> None:
     study = tmp_path / "my 'study'; $(touch pwned) \".yaml"
     study.write_text("exit: 0")
+    second = tmp_path / "second.yaml"
+    second.write_text("another")
     sets = ["optimizer.lr=[0.1, 0.2]", "-x='; touch pwned #", "name=ü\n"]
     env = head.env | {"WANDB_API_KEY": "topsecret", "RAY_ADDRESS": "http://127.0.0.1:1"}
-    status, output = run_submit(env, study, head.dashboard, code, overrides=sets)
+    status, output = run_submit(env, [study, second], head.dashboard, code, overrides=sets)
     assert status == 0, output
     told = probed(output)
-    expected = [f"wa_study/{study.name}", "--out", "/runs/x y", "--address", "auto"]
+    expected = [f"wa_study/{study.name}", "wa_study/second.yaml", "--out", "/runs/x y", "--address", "auto"]
     assert told["argv"] == expected + [word for each in sets for word in ("--set", each)]
-    assert told["study"] == "exit: 0"
+    assert told["studies"] == ["exit: 0", "another"]
     assert told["answer"] == 42
     assert told["key"] is None
     assert told["files"] == ["mypkg", "probe.py", "wa_study"]
@@ -167,30 +172,30 @@ def test_address_needs_a_known_scheme(address: str) -> None:
 
 
 def test_a_relative_out_lies_in_the_home_of_the_clusters_user() -> None:
-    line = command_line(("printf", "%s\\n"), "s.yaml", "runs/a '$b", ["x=~ *"])
+    line = command_line(("printf", "%s\\n"), ["s.yaml", "b c.yaml"], "runs/a '$b", ["x=~ *"])
     done = subprocess.run(
         ["sh", "-c", line], env={"HOME": "/home/u v"}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        *("s.yaml", "--out", "/home/u v/runs/a '$b"),
+        *("s.yaml", "b c.yaml", "--out", "/home/u v/runs/a '$b"),
         *("--address", "auto", "--set", "x=~ *"),
     ]
 
 
 def test_command_line_refuses_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "topsecret")
-    assert command_line(("wa", "run"), "s.yaml", "/o") == "wa run s.yaml --out /o --address auto"
+    assert command_line(("wa", "run"), ["s.yaml"], "/o") == "wa run s.yaml --out /o --address auto"
     with pytest.raises(SubmitError, match="WANDB_API_KEY") as caught:
-        command_line(("wa", "run"), "s.yaml", "/o", ["a=topsecret"])
+        command_line(("wa", "run"), ["s.yaml"], "/o", ["a=topsecret"])
     assert "topsecret" not in str(caught.value)
 
 
 def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(pattern: str, study: Path, working_dir: Path | None = None) -> None:
+    def refused(pattern: str, study: Path, working_dir: Path | None = None, *others: Path) -> None:
         target = tmp_path / pattern
         target.mkdir()
         with pytest.raises(SubmitError, match=pattern):
-            stage(study, target, working_dir)
+            stage([study, *others], target, working_dir)
 
     study = tmp_path / "s.yaml"
     study.write_text("study: s")
@@ -198,10 +203,34 @@ def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.Mo
     (code / "wa_study").mkdir(parents=True)
     refused("no such study", tmp_path / "absent.yaml")
     refused("no such folder", study, tmp_path / "absent")
+    (code / "s.yaml").write_text("study: t")
+    refused("two studies have this file name", study, None, code / "s.yaml")
+    refused("no such study file", study, None, tmp_path / "absent.yaml")
     refused("of its own", study, code)
     monkeypatch.setattr("cluster.upload.CODE_LIMIT_MB", 0)
     (code / "big").write_text("x")
     refused("MB of code", study, code)
+
+
+def test_the_command_sends_several_studies_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr("cluster.submit.submit", lambda *given, **options: sent.append((given, options)) or 0)
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for file in files:
+        file.write_text(f"study: {file.stem}\nworkloads: lm\naveraging: {{scheme: none}}\n")
+    names, to = [str(file) for file in files], ["--address", "http://head:8265"]
+    refused = CliRunner().invoke(main, ["submit", *names, *to])
+    assert refused.exit_code == 2
+    assert "--out: is required" in refused.output
+    assert sent == []
+    assert CliRunner().invoke(main, ["submit", *names, *to, "--out", "/runs/both"]).exit_code == 0
+    assert CliRunner().invoke(main, ["submit", names[0], *to]).exit_code == 0
+    assert [(given, options["out"]) for given, options in sent] == [
+        ((files, to[1]), "/runs/both"),
+        ((files[:1], to[1]), "runs/a"),
+    ]
 
 
 class CuttingProxy:

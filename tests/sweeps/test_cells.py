@@ -1,13 +1,15 @@
 """Cells: shares become steps by hand-worked numbers, ids are functions of what a cell is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sweeps.spec
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_from_dict, cell_to_dict, cell_to_row, cells
-from sweeps.spec import parse_spec
-from wa import EMA, LAWA, Tail
+from sweeps.spec import load_spec, parse_spec
+from wa import EMA, LAWA, WSM, Tail
 from workloads.protocol import load
 
 BASE: dict[str, Any] = {
@@ -19,6 +21,9 @@ BASE: dict[str, Any] = {
     "averaging": {"scheme": "none"},
     "evaluate": {"every": 0.01},
 }
+
+
+STUDIES = Path(sweeps.spec.__file__).parent
 
 
 def only(**changes: Any) -> Cell:
@@ -40,6 +45,10 @@ def only(**changes: Any) -> Cell:
         ({"scheme": "ema", "decay": 0.9, "init": "zero", "buffers": "average", "burn_in": 7},
          EMA(decay=0.9, init="zero", buffers="average", burn_in=7)),
         ({"scheme": "tail", "start": 0.5, "every": 10}, Tail(start=500, every=10)),
+        ({"scheme": "wsm", "lr_decay": 0.2, "every": 0.01, "curve": "cosine"}, WSM(20, 10, "cosine")),
+        ({"scheme": "wsm", "lr_decay": 97, "every": 8, "curve": "sqrt"}, WSM(12, 8, "sqrt")),
+        ({"scheme": "wsm", "k": 5, "buffers": "average", "burn_in": 0.1},
+         WSM(5, 1, "linear", buffers="average", burn_in=100)),
     ],
 )  # fmt: skip
 def test_averaging_blocks_in_steps(block: dict[str, Any], scheme: Any) -> None:
@@ -82,6 +91,7 @@ CHANGES: list[dict[str, Any]] = [
     {"schedule": {"warmup": 0.3}},
     {"schedule": {"final_lr": 0.3}},
     {"schedule": {"shape": "linear"}},
+    {"training": {"batch_size": 4}},
 ]
 
 
@@ -95,9 +105,10 @@ def test_ids_tell_trainings_apart_and_averages_share_one() -> None:
         {"scheme": "ema", "decay": 0.9, "init": ["first", "zero"]},
         {"scheme": "ema", "decay": 0.9, "buffers": ["average", "recompute"], "burn_in": [0, 3]},
         {"scheme": "tail", "start": 0},
+        {"scheme": "wsm", "k": 2, "curve": ["linear", "cosine", "sqrt"]},
     ]
     averages = cells(parse_spec({**BASE, "averaging": blocks}))
-    assert len(averages) == 1 + 4 + 1 + 2 + 4 + 1
+    assert len(averages) == 1 + 4 + 1 + 2 + 4 + 1 + 3
     assert {cell.trajectory_id for cell in averages} == {only().trajectory_id}
     assert len({cell.cell_id for cell in averages}) == len(averages)
 
@@ -109,12 +120,50 @@ def test_ids_stay_over_releases() -> None:
     assert (cell.trajectory_id, cell.cell_id) == ("ef92cd972341", "327084d9c6ef")
 
 
+def test_ids_of_a_shipped_study_stay() -> None:
+    # As the folder of its first run has them, from before there were merges, batch sizes and test splits.
+    ids = ["872eae0588b5", "41dcfeed2132", "0729faacc822", "3d3c279e2c6c", "51a15d3f9954"]
+    found = cells(load_spec(STUDIES / "speedup.yaml", ["workloads=lm", "seeds=0"]))
+    assert [cell.cell_id for cell in found] == ids
+    assert {cell.trajectory_id for cell in found} == {"2b2bf6f42309"}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_planned(path: Path) -> None:
+    found = cells(load_spec(path))
+    assert {cell.training.seed for cell in found} >= {0, 1, 2}
+    assert any(cell.scheme is None for cell in found)
+
+
+def test_open_questions_asks_what_its_header_says() -> None:
+    found = cells(load_spec(STUDIES / "open_questions.yaml", ["seeds=0"]))
+    of: dict[str, list[Cell]] = {}
+    for cell in found:
+        of.setdefault(cell.training.workload, []).append(cell)
+    assert {cell.training.batch_size for cell in of["lm"]} == {4, None, 16}  # of 8
+    assert {cell.training.step_budget for cell in of["lm"]} == {load("lm").step_budget}
+    graphs = [cell.scheme for cell in of["ogbg"]]
+    windows = sorted(scheme.k for scheme in graphs if isinstance(scheme, LAWA))
+    decays = sorted(scheme.decay for scheme in graphs if isinstance(scheme, EMA))
+    assert windows == [5, 10, 20, 40, 80, 160]
+    assert [(1 + decay) / (1 - decay) for decay in decays] == pytest.approx(windows)
+    total = load("imagenet_vit").step_budget
+    real = {cell.training.schedule.lr_decay_steps / total for cell in of["imagenet_vit"]}
+    merges = [cell.scheme for cell in of["imagenet_vit"] if isinstance(cell.scheme, WSM)]
+    assert real == {0, 0.1, 0.2}
+    assert {scheme.k * scheme.every / total for scheme in merges} == {0.1, 0.2}
+    assert {scheme.curve for scheme in merges} == {"linear", "cosine", "sqrt"}
+    policies = {(type(cell.scheme), cell.scheme.buffers) for cell in of["imagenet_resnet"] if cell.scheme}
+    assert policies == {(kind, how) for kind in (LAWA, EMA) for how in ("live", "average", "recompute")}
+
+
 def test_the_evaluation_grid_is_no_part_of_a_cell() -> None:
     assert only(evaluate={"every": 0.1}).cell_id == only().cell_id
 
 
 def test_round_trip_through_plain_values() -> None:
     blocks = [{"scheme": "lawa", "k": 2}, {"scheme": "ema", "decay": 0.3}, {"scheme": "tail", "start": 0}]
+    blocks.append({"scheme": "wsm", "k": 3, "curve": "sqrt"})
     for cell in [only(), *cells(parse_spec({**BASE, "averaging": blocks}))]:
         again = cell_from_dict(cell_to_dict(cell))
         assert again == cell
@@ -128,6 +177,10 @@ def test_round_trip_through_plain_values() -> None:
         ({"scheme": "ema", "decay": 0.5, "every": 8}, 24),
         ({"scheme": "ema", "horizon": 0.01, "every": 1}, 10),
         ({"scheme": "tail", "start": 0.5, "every": 10}, 500),
+        ({"scheme": "wsm", "lr_decay": 0.04, "every": 8}, 40),
+        # as symmetric as linear; a lag of √¼ + √½ + √¾ snapshots
+        ({"scheme": "wsm", "k": 4, "every": 8, "curve": "cosine"}, 32),
+        ({"scheme": "wsm", "k": 4, "every": 8, "curve": "sqrt"}, 41.1701),
     ],
 )
 def test_one_horizon_axis_for_every_scheme(block: dict[str, Any], steps: float) -> None:

@@ -22,6 +22,8 @@ COMMANDS = [
     "import",
     "recommend",
     "compare",
+    "watch",
+    "dashboard",
     "submit",
     "doctor",
 ]

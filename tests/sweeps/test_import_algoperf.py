@@ -204,7 +204,17 @@ def test_the_report_is_written_from_an_imported_folder(logs, run):
         for submission in ("a", "b"):
             put(logs, submission=submission, round_=round_)
     import_algoperf(logs, run)
-    assert report.write(run).is_file()
+    text = report.write(run).read_text().replace("\u00a0", " ")
+    assert "a and b reach most targets soonest, on 1 of 1 workload; a has the highest score, 1.000" in text
+    assert "wmt (full): wer at most 0.1. Published: workload.validation_target_value of the logs" in text
+    assert "incomplete" not in text
+    assert 'id="score"' in text
+    assert 'id="tightness"' not in text
+    for name in ("figures/score.pdf", "tables/score_scores.csv", "tables/score_scores.tex"):
+        assert (run / name).is_file()
+    table = pd.read_csv(run / "tables" / "score_times.csv")
+    assert set(table["measure"]) == {"clean", "algoperf-exact"}
+    assert (table["time"] == 200.0).all()
 
 
 # --- broken input that is read all the same ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@ ALL_SCHEMES = [
     {"scheme": "ema", "decay": [0.5, 0.9], "init": ["first", "zero"]},
     {"scheme": "ema", "decay": 0.8, "every": 2, "burn_in": 10, "buffers": ["average", "recompute"]},
     {"scheme": "tail", "start": 20, "every": 2},
+    {"scheme": "wsm", "k": [4, 6], "every": 3, "curve": "sqrt"},
 ]
 
 
@@ -66,7 +67,7 @@ def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
     grid = tiny(ALL_SCHEMES)
     (fused,) = trajectories(grid, fuse=True)
     unfused = trajectories(grid, fuse=False)
-    assert len(unfused) == len(grid) == 11
+    assert len(unfused) == len(grid) == 13
     together = run(fused, tmp_path / "fused")
     alone = pd.concat([run(one, tmp_path / one.name) for one in unfused])
     assert_same(together, alone.sort_values(KEY).reset_index(drop=True))
@@ -151,7 +152,9 @@ def test_records_lie_on_the_grid_and_absent_averages_have_none(outside: Path, tm
 
 def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -> None:
     """Train by hand, keep every snapshot, and evaluate Σ c θ: the naive way, on the live batch-norm buffers."""
-    grid = tiny([{"scheme": "none"}, {"scheme": "lawa", "k": 5, "every": 3}, {"scheme": "ema", "decay": 0.9}])
+    schemes = [{"scheme": "lawa", "k": 5, "every": 3}, {"scheme": "ema", "decay": 0.9}]
+    schemes.append({"scheme": "wsm", "k": 5, "every": 3, "curve": "cosine"})
+    grid = tiny([{"scheme": "none"}, *schemes])
     (one,) = trajectories(grid, fuse=True)
     frame = run(one, tmp_path / "a").set_index(["cell_id", "step"])
     work = load("tinywork:Tiny")

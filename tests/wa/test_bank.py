@@ -15,7 +15,7 @@ from torch import nn
 import wa.bank
 import wa.flat
 import wa.lane
-from wa import EMA, LAWA, Bank, Recursive, Tail, memory_bytes
+from wa import EMA, LAWA, WSM, Bank, Recursive, Tail, memory_bytes
 
 
 class Tied(nn.Module):
@@ -305,6 +305,7 @@ def test_memory_is_predicted(dtype):
         *(EMA(decay, 8) for decay in (0.9, 0.99)),
         EMA(0.9, 8, buffers="average"),
         LAWA(9, 8, buffers="average"),
+        WSM(30, 8, "cosine"),
         Tail(4, 8),
     ]
     model = nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20)).to(dtype)
@@ -323,6 +324,8 @@ def test_memory_is_predicted(dtype):
 def test_memory_of_one_ring_is_shared():
     one = memory_bytes([LAWA(20, 8)], 1000)
     assert memory_bytes([LAWA(k, 8) for k in (2, 5, 10, 20)], 1000) == one
+    merges = [WSM(k, 8, curve) for k in (5, 20) for curve in ("cosine", "sqrt")]
+    assert memory_bytes([LAWA(10, 8), *merges], 1000) == one  # in the same ring
     assert memory_bytes([LAWA(20, 8), LAWA(20, 16)], 1000) == 2 * one
     assert memory_bytes([EMA(0.9)], 1000) == memory_bytes([EMA(0.9)], 1000, 2) == 4000
     assert memory_bytes([EMA(0.9)], 1000, 8) == memory_bytes([Tail(0)], 1000) == 8000

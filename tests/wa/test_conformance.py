@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import nn
 
-from wa import EMA, LAWA, Bank, Tail
+from wa import EMA, LAWA, WSM, Bank, Tail
 
 SCHEMES = [
     LAWA(1, 3),
@@ -23,6 +23,9 @@ SCHEMES = [
     Tail(0),
     Tail(6, 4),
     Tail(10, 3, buffers="average"),
+    *(WSM(7, 2, curve) for curve in ("linear", "cosine", "sqrt")),
+    WSM(5, 4, "cosine", burn_in=6),
+    WSM(9, 3, "sqrt", buffers="average"),
 ]
 each = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 LAST = 60

@@ -10,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wa import EMA, LAWA, Tail
+from sweeps.schedules import Schedule
+from wa import EMA, LAWA, WSM, Bank, Tail
 
 grids = {"every": st.integers(1, 7), "burn_in": st.integers(0, 10)}
 lawas = st.builds(LAWA, k=st.integers(1, 12), until_full=st.sampled_from(["absent", "partial"]), **grids)
 emas = st.builds(EMA, decay=st.floats(0, 0.999), init=st.sampled_from(["first", "zero"]), **grids)
 tails = st.builds(Tail, start=st.integers(0, 10), every=st.integers(1, 7))
-schemes = st.one_of(lawas, emas, tails)
+wsms = st.builds(WSM, k=st.integers(1, 12), curve=st.sampled_from(["linear", "cosine", "sqrt"]), **grids)
+schemes = st.one_of(lawas, emas, tails, wsms)
 
 
 @settings(deadline=None)
@@ -59,6 +61,49 @@ def test_horizon_is_where_horizon_at_ends(init):
     assert LAWA(5, 8).horizon == LAWA(5, 8).horizon_at(1000) == LAWA(5, 8).horizon_at(1003) == 40
     assert Tail(100, 10).horizon == math.inf
     assert Tail(100, 10).horizon_at(600) == 500
+
+
+@pytest.mark.parametrize(
+    ("curve", "weights"),
+    [
+        ("linear", [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+        ("cosine", [0.5 - 0.125**0.5, 0.125**0.5, 0.125**0.5, 0.5 - 0.125**0.5]),  # cos²(π/8) = 1/2 + 1/√8
+        ("sqrt", [0.5, 0.5**0.5 - 0.5, 0.75**0.5 - 0.5**0.5, 1 - 0.75**0.5]),
+    ],
+)
+def test_merge_weights_by_hand(curve, weights):
+    # w_0 … w_4: 1, ¾, ½, ¼, 0 · 1, cos²(π/8), ½, sin²(π/8), 0 · 1, 1 − √¼, 1 − √½, 1 − √¾, 0
+    merge = WSM(4, 10, curve, burn_in=5)
+    assert merge.coefficients(44) == {}
+    assert merge.coefficients(67) == pytest.approx(dict(zip((35, 45, 55, 65), weights, strict=True)))
+    lag = sum(weight * steps for weight, steps in zip(weights, (30, 20, 10, 0), strict=True))
+    assert merge.horizon == merge.horizon_at(67) == pytest.approx(2 * lag + 10)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 40])
+def test_a_linear_decay_is_the_plain_mean(k):
+    merge, mean = WSM(k, 8, "linear"), LAWA(k, 8)
+    assert merge.horizon == pytest.approx(mean.horizon)
+    assert merge.coefficients(8 * k - 1) == mean.coefficients(8 * k - 1) == {}
+    assert merge.coefficients(8 * k + 3) == pytest.approx(mean.coefficients(8 * k + 3))
+    assert WSM(k, 8) == merge  # the default
+
+
+@pytest.mark.parametrize("curve", ["linear", "cosine"])
+def test_a_merge_is_the_run_with_that_decay_where_gradients_do_not_depend_on_the_weights(curve):
+    """Two runs on the same gradients: one decays over its last 20 steps, one is merged at its end."""
+    length, decay, lr = 50, 20, 0.1
+    schedule = Schedule(curve, length, 0, decay, 0.0)
+    gradients = np.random.default_rng(0).normal(size=length)
+    model = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros((), dtype=torch.float64))})
+    bank = Bank(model, [WSM(decay, 1, curve)])
+    annealed = 0.0
+    for step, gradient in enumerate(gradients):
+        annealed -= lr * schedule.lr_factor(step) * gradient
+        model["w"].data -= lr * gradient
+        bank.update(step + 1)
+    assert bank.tensors(WSM(decay, 1, curve))["w"].item() == pytest.approx(annealed, rel=1e-12)
+    assert abs(model["w"].item() - annealed) > 0.1
 
 
 def test_debiased_start_is_flatter_than_first():
@@ -115,6 +160,11 @@ def test_horizons_of_matched_schemes_agree():
         (lambda: LAWA(3, until_full="raw"), "until_full"),
         *((lambda c=c, a=a: c(a, buffers="batch"), "buffers") for c, a in ((LAWA, 3), (EMA, 0.9), (Tail, 5))),
         (lambda: EMA(0.9, buffers=None), "buffers"),
+        *((lambda v=v: WSM(v), "k") for v in (0, 2.0, True)),
+        (lambda: WSM(3, 0), "every"),
+        *((lambda v=v: WSM(3, 2, v), "curve") for v in ("exp", None, 1)),
+        (lambda: WSM(3, burn_in=-1), "burn_in"),
+        (lambda: WSM(3, buffers="batch"), "buffers"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_it(build, name):

@@ -1,0 +1,90 @@
+"""A chart -> the spec that the page embeds, and figures/*.{svg,png,pdf}. The same chart gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from analysis import palette
+from analysis.pdf_order import in_order
+
+ENDINGS = ("svg", "png", "pdf")
+PNG_SCALE = 1.5
+_VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+
+
+def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
+    """A chart as Vega-Lite without its theme, with the columns that its marks use; None for no chart."""
+    if chart is None:
+        return None
+    with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
+        found: dict[str, Any] = chart.to_dict()
+    for key in ("config", "$schema"):
+        found.pop(key, None)
+    return _renamed(_slim(found), name)
+
+
+def write(chart: dict[str, Any], folder: Path, name: str) -> int:
+    """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
+    config = palette.theme(palette.LIGHT)
+    svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
+    (folder / f"{name}.pdf").write_bytes(in_order(vl_convert.svg_to_pdf(svg)))
+    height = re.search(r'<svg[^>]*\sheight="([0-9.]+)"', svg)
+    return round(float(height[1])) if height else 0
+
+
+@lru_cache(maxsize=1)
+def bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed, so that the page needs no network."""
+    text = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGALITE))
+    return text.replace("</script", "<\\/script")
+
+
+def _slim(found: dict[str, Any]) -> dict[str, Any]:
+    """Drops the columns that no mark uses, and digits that no eye sees."""
+    used = json.dumps({key: value for key, value in found.items() if key != "datasets"})
+    for name, rows in found.get("datasets", {}).items():
+        columns = (
+            [column for column in rows[0] if re.search(rf"\b{re.escape(column)}\b", used)] if rows else []
+        )
+        found["datasets"][name] = [{column: _short(row[column]) for column in columns} for row in rows]
+    return found
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _renamed(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Altair numbers views and parameters by a counter of the process; number them by place instead."""
+    text = json.dumps(found)
+    old = list(dict.fromkeys(re.findall(r'"((?:view|param)_\d+)(?:_[a-z_]*)?"', text)))
+    for place, one in enumerate(sorted(old, key=lambda one: text.index(f'"{one}'))):
+        text = re.sub(rf'"{one}(?=["_])', f'"{name}_v{place}', text)
+    renamed: dict[str, Any] = json.loads(text)
+    return renamed
+
+
+def _clipped_once(svg: str) -> str:
+    """One clip a group of lines instead of one a line: each costs the renderer a canvas of its own."""
+    for group in sorted(set(re.findall(r'class="mark-group role-scope (\S+?)_pathgroup"', svg))):
+        mark = rf'(<g class="mark-\w+ role-mark {group}_marks") clip-path="(url\(#\w+\))"'
+        if clips := re.findall(mark, svg):
+            whole = f'<g class="mark-group role-scope {group}_pathgroup"'
+            svg = re.sub(mark, r"\1", svg).replace(whole, f'{whole} clip-path="{clips[0][1]}"')
+    return svg
+
+
+def _numbered(svg: str) -> str:
+    """Vega numbers the ids in a drawing by a counter of the process; number them by place instead."""
+    found = list(dict.fromkeys(re.findall(r'id="((?:clip|gradient_)\d+)"', svg)))
+    places = {old: f"id{place}" for place, old in enumerate(found)}
+    return re.sub(r"\b(?:clip|gradient_)\d+\b", lambda match: places.get(match[0], match[0]), svg)

@@ -1,0 +1,97 @@
+"""Any setting against any other, seed by seed, on each workload and over all of them.
+
+`savings` pairs an average with the raw run of its own training; the paper's other questions pair a long averaged run
+with a short annealed one, one horizon with another, or one schedule with another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.intervals import LEVEL, RESAMPLES, Interval, bootstrap, resample, small_sample_factor
+from analysis.pooled import FEWEST, resample_workloads
+from analysis.savings import ratios_by_seed
+
+Floats = NDArray[np.float64]
+
+KEYS = ["workload", "seed"]
+
+
+def steps_ratios(
+    top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame
+) -> pd.DataFrame:
+    """steps-to-target of `top` ÷ that of `bottom`, paired by workload and seed; misses count as in `savings.RULE`.
+
+    Args: top, bottom: rows of `analysis.study.describe`, at most one a (workload, seed). steps: of
+    `analysis.steps_to_target`. hours: of `analysis.device_hours.hours_to_target`.
+    Returns: workload, seed, value (the log of the ratio; NaN where both miss or one is not finished), bound.
+    """
+    pairs = top[[*KEYS, "training", "setting", "cell_id"]].merge(
+        bottom[[*KEYS, "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"}), on=KEYS
+    )
+    table = ratios_by_seed(pairs.assign(versus="pair"), steps, hours)
+    return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound"]]
+
+
+def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
+    """log(metric of `top` ÷ metric of `bottom`) by workload and seed, negative where `top` is better.
+
+    Args: top, bottom: workload, seed, value (a positive metric). Returns: workload, seed, value.
+    """
+    pairs = top[[*KEYS, "value"]].merge(bottom[[*KEYS, "value"]], on=KEYS, suffixes=("", "_other"))
+    sign = -1.0 if higher_is_better else 1.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        change = sign * np.log(pairs["value"].astype(float) / pairs["value_other"].astype(float))
+    return pairs[KEYS].assign(value=change)
+
+
+def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
+    """exp(mean over seeds of value) of each workload with its interval.
+
+    Returns: workload, value, low, high, num_pairs.
+    """
+    rows = []
+    for workload, part in pairs.groupby("workload", sort=True):
+        found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean")
+        rows.append((workload, *found, int(part["value"].notna().sum())))
+    return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
+
+
+def over_workloads(pairs: pd.DataFrame) -> Interval:
+    """exp of the mean over workloads of the mean over seeds of value; workloads and the seeds within are resampled.
+
+    With fewer than FEWEST workloads only the seeds are, and the interval speaks of these workloads.
+    Args: pairs: workload, seed, value. Returns: Interval; low and high NaN where a workload has one seed.
+    """
+    known = pairs[pairs["value"].notna()]
+    strata = [part["value"].to_numpy(dtype=float) for _, part in known.groupby("workload", sort=True)]
+    if not strata:
+        return Interval(np.nan, np.nan, np.nan)
+    value = float(np.mean([part.mean() for part in strata]))
+    if min(len(part) for part in strata) < 2:
+        return Interval(float(np.exp(value)), np.nan, np.nan)
+    draws: Floats = np.stack(
+        [part[resample(len(part), RESAMPLES, 1 + i)].mean(axis=1) for i, part in enumerate(strata)], axis=-1
+    )
+    sizes = np.array([len(part) for part in strata])
+    if len(strata) >= FEWEST:
+        draws = resample_workloads(draws[None])[0]
+        factor = small_sample_factor(len(strata), len(strata) - 1)
+    else:
+        factor = small_sample_factor(float(sizes.min()), float((sizes - 1).sum()))
+    low, high = np.quantile(draws.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(
+        float(np.exp(value)),
+        float(np.exp(value + factor * (low - value))),
+        float(np.exp(value + factor * (high - value))),
+    )
+
+
+def sides(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Workloads whose interval lies below 1, covers it, lies above it. Args: table: of `by_workload`."""
+    below = table.loc[table["high"] < 1, "workload"]
+    above = table.loc[table["low"] > 1, "workload"]
+    covers = table.loc[(table["low"] <= 1) & (table["high"] >= 1), "workload"]
+    return list(below), list(covers), list(above)

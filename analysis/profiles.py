@@ -1,0 +1,224 @@
+"""Performance profiles and scores for a report: of imported submissions, and of the schemes of a study of ours.
+
+A scheme of ours submits its runs on the reference training, at the horizon fixed beforehand; its seeds are its
+studies. What counts is counted twice: submissions by two rules, schemes in steps and in device-hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis import baselines, device_hours
+from analysis.algoperf_score import (
+    TAU,
+    areas,
+    best_trials,
+    differences,
+    performance_profile,
+    ratios_to_best,
+    scored_times,
+    seconds_to_target,
+    trials_to_target,
+)
+from analysis.intervals import LEVEL, RESAMPLES, resample, small_sample_factor
+from analysis.study import SCHEME_NAMES, Study
+from analysis.tables import Tables
+
+Floats = NDArray[np.float64]
+CLEAN, EXACT, STEPS = "clean", "algoperf-exact", "steps"
+FEWEST = 3  # workloads, for a profile of a study of ours
+
+RULE = (
+    "t(s, w): the median over studies, a miss counted as ∞; r: its ratio to the best submission's; ρ(τ): the share of "
+    "workloads on which r ≤ τ; score: the area under ρ from 1 to 4, divided by 3, by trapezoid on 100 points "
+    "(AlgoPerf's definition; Dahl et al. 2023). It depends on who else takes part. Intervals resample studies within "
+    "each workload (10,000 resamples, percentile, widened for few): they speak of these workloads."
+)
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Tables named as their CSV files are after ``score_``; `measure` is a rule or what is counted."""
+
+    measures: list[str]  # the first is the default
+    imported: bool
+    times: (
+        pd.DataFrame
+    )  # measure, submission, workload · time (a miss ∞), ratio to the best, num_studies, num_missed
+    scores: pd.DataFrame  # measure, submission · score, low, high, integral, num_fastest, num_workloads
+    leads: pd.DataFrame  # measure, submission (the leader), versus · difference of scores, low, high
+    profile: pd.DataFrame  # measure, submission, tau · share, at each τ where a share changes
+    differences: pd.DataFrame  # between the two rules; empty for a study of ours
+
+    def write(self, folder: Path) -> None:
+        """One CSV a table; floats to 10 significant digits."""
+        for name in FILES:
+            path = folder / f"score_{name}.csv"
+            getattr(self, name).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+
+
+FILES = tuple(field.name for field in fields(Profiles) if field.name not in {"measures", "imported"})
+
+
+def of_submissions(evaluations: pd.DataFrame) -> Profiles | None:
+    """The clean rule with intervals, AlgoPerf's beside it; null where no base workload was run.
+
+    Args: evaluations: of `analysis.algoperf_score.read_evaluations`.
+    """
+    parts: dict[str, dict[str, pd.DataFrame]] = {}
+    for measure in (CLEAN, EXACT):
+        exact = measure == EXACT
+        studies = best_trials(trials_to_target(evaluations, exact), exact)
+        studies = studies.rename(columns={"seconds": "time"})
+        medians = seconds_to_target(studies.rename(columns={"time": "seconds"}))
+        times = scored_times(medians, exact)
+        if times.empty:
+            continue
+        every = medians.rename(columns={"seconds": "time"})[
+            ["submission", "workload", "time", "num_studies", "num_missed"]
+        ]
+        parts[measure] = _measured(measure, times, studies, every, paired=False, intervals=not exact)
+    return _joined(parts, True, differences(evaluations)) if CLEAN in parts else None
+
+
+def of_schemes(study: Study, tables: Tables) -> Profiles | None:
+    """Of a study with raw runs and averages near the horizon fixed beforehand on FEWEST workloads or more, else null.
+
+    A workload takes part where every run of every scheme has ended; a scheme where it was run on all of those.
+    """
+    runs = _runs(study, tables)
+    waiting = runs.loc[runs["status"] == "unfinished", "workload"]
+    runs = runs[~runs["workload"].isin(waiting)]
+    counts = runs.groupby("submission")["workload"].nunique()
+    runs = runs[runs["submission"].isin(counts.index[counts == runs["workload"].nunique()])]
+    if runs["workload"].nunique() < FEWEST or runs["submission"].nunique() < 2:
+        return None
+    measures = {STEPS: "point", device_hours.unit(study.cells): "device_hours"}
+    parts = {}
+    for measure, column in measures.items():
+        studies = runs.assign(time=runs[column].where(runs["status"] == "met", np.inf).fillna(np.inf))
+        found = studies.assign(missed=np.isinf(studies["time"])).groupby(
+            ["submission", "workload"], sort=True
+        )
+        every = found.agg(
+            time=("time", "median"), num_studies=("study", "nunique"), num_missed=("missed", "sum")
+        ).reset_index()
+        times = every.pivot(index="submission", columns="workload", values="time")
+        parts[measure] = _measured(measure, times, studies, every, paired=True)
+    nothing = pd.DataFrame(columns=["what", "submission", "workload", "clean", "exact"])
+    return _joined(parts, False, nothing)
+
+
+def _runs(study: Study, tables: Tables) -> pd.DataFrame:
+    """submission, workload, study (seed), status, point, device_hours: the runs that stand for each scheme."""
+    reference = baselines.reference_training(study.cells, tables.baselines)
+    every = study.cells.drop_duplicates("setting")
+    raw = every[(every["scheme"] == "none") & (every["training"] == every["workload"].map(reference))]
+    picked = pd.concat([raw, tables.chosen[tables.chosen["near"].astype(bool)]])[["setting", "scheme"]]
+    picked = picked.assign(submission=picked["scheme"].map(SCHEME_NAMES).fillna(picked["scheme"]))
+    runs = tables.steps_to_target.merge(picked[["setting", "submission"]], on="setting", how="inner")
+    runs = runs.rename(columns={"seed": "study"}).sort_values(
+        ["submission", "workload", "study"], kind="stable"
+    )
+    return runs[["submission", "workload", "study", "status", "point", "device_hours"]]
+
+
+def _measured(
+    measure: str,
+    times: pd.DataFrame,
+    studies: pd.DataFrame,
+    every: pd.DataFrame,
+    paired: bool,
+    intervals: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """Args: times: submissions × workloads that the score takes. every: all medians, with those it does not take."""
+    shown = np.unique(np.concatenate([[1.0, TAU[-1]], ratios_to_best(times).to_numpy(dtype=float).ravel()]))
+    profile = performance_profile(times, shown[np.isfinite(shown) & (shown <= TAU[-1])])
+    changes = profile["share"] != profile.groupby("submission")["share"].shift()
+    profile = profile[changes | (profile["tau"] == TAU[-1])]
+    scores = areas(times, performance_profile(times))
+    fastest = (times == times.min(axis=0)) & np.isfinite(times)
+    scores = scores.assign(num_fastest=[int(fastest.loc[name].sum()) for name in scores["submission"]])
+    scores = scores.sort_values(["score", "submission"], ascending=[False, True], kind="stable")
+    best = every.groupby("workload")["time"].transform("min")
+    ratio = np.where(np.isfinite(every["time"]), every["time"] / best, np.inf)
+    leads = _leads(scores)
+    if intervals:
+        draws = _score_draws(times, studies, paired)
+        factor = _factor(times, studies)
+        scores = _with_bounds(scores, "score", [draws[name] for name in scores["submission"]], factor, 0.0)
+        apart = [draws[a] - draws[b] for a, b in zip(leads["submission"], leads["versus"], strict=True)]
+        leads = _with_bounds(leads, "difference", apart, factor, -1.0)
+    else:
+        scores, leads = (table.assign(low=np.nan, high=np.nan) for table in (scores, leads))
+    columns = ["submission", "score", "low", "high", "integral", "num_fastest", "num_workloads"]
+    found = {
+        "times": every.assign(ratio=ratio, scored=every["workload"].isin(times.columns)),
+        "scores": scores[columns],
+        "leads": leads,
+        "profile": profile,
+    }
+    return {name: table.assign(measure=measure).reset_index(drop=True) for name, table in found.items()}
+
+
+def _leads(scores: pd.DataFrame) -> pd.DataFrame:
+    """How far the highest score lies above each other one."""
+    first, rest = scores.iloc[0], scores.iloc[1:]
+    return pd.DataFrame(
+        {
+            "submission": first["submission"],
+            "versus": rest["submission"],
+            "difference": first["score"] - rest["score"],
+        }
+    )
+
+
+def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Mapping[str, Floats]:
+    """submission -> its score over resamples of the studies of each workload; together where they are paired."""
+    medians = np.full((RESAMPLES, *times.shape), np.inf)
+    groups = dict(iter(studies.groupby(["submission", "workload"], sort=True)["time"]))
+    for column, workload in enumerate(times.columns):
+        for row, submission in enumerate(times.index):
+            if (submission, workload) in groups:
+                values = groups[submission, workload].to_numpy(dtype=float)
+                seed = 1 + column if paired else 1 + row + column * len(times)
+                medians[:, row, column] = np.median(values[resample(len(values), RESAMPLES, seed)], axis=1)
+    with np.errstate(invalid="ignore"):
+        ratio = medians / medians.min(axis=1, keepdims=True)
+    weights = np.full(len(TAU), 1.0 / (len(TAU) - 1))  # of the trapezoid
+    weights[[0, -1]] /= 2
+    beyond = np.append(np.cumsum(weights[::-1])[::-1], 0.0)  # from the first point of TAU with τ ≥ r on
+    place = np.searchsorted(TAU, np.where(np.isnan(ratio), np.inf, ratio))
+    drawn = beyond[place].mean(axis=2)
+    return {str(name): drawn[:, row] for row, name in enumerate(times.index)}
+
+
+def _factor(times: pd.DataFrame, studies: pd.DataFrame) -> float:
+    """What widens the interval; NaN where some submission has one study of a workload."""
+    sizes = studies[studies["workload"].isin(times.columns)].groupby(["submission", "workload"]).size()
+    few = float(sizes.min()) if len(sizes) else 1.0
+    return np.nan if few < 2 else small_sample_factor(few, float((sizes - 1).sum()))
+
+
+def _with_bounds(
+    table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float
+) -> pd.DataFrame:
+    value = table[name].to_numpy(dtype=float)
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ends = np.array([np.quantile(one, tails) for one in draws]).reshape(len(table), 2).T
+    low, high = np.clip(value + factor * (ends - value), least, 1.0)
+    return table.assign(low=np.minimum(low, value), high=np.maximum(high, value))
+
+
+def _joined(parts: dict[str, dict[str, pd.DataFrame]], imported: bool, between: pd.DataFrame) -> Profiles:
+    found = {}
+    for name in ("times", "scores", "leads", "profile"):
+        table = pd.concat([part[name] for part in parts.values()], ignore_index=True)
+        found[name] = table[["measure", *(column for column in table if column != "measure")]]
+    return Profiles(list(parts), imported, differences=between, **found)

@@ -1,0 +1,65 @@
+"""Figures as files: what they hold, and that the same chart gives the same bytes whatever the process did before."""
+
+import altair as alt
+import pandas as pd
+import pytest
+import vl_convert
+
+from analysis import figure_files, pdf_order
+
+CHART = {
+    "data": {"values": [{"x": i, "y": i % 3, "c": f"series {i % 3}"} for i in range(12)]},
+    "title": {"text": "Bold heads need a second font"},
+    "mark": {"type": "point", "opacity": 0.5, "filled": True},
+    "encoding": {
+        "x": {"field": "x", "type": "quantitative"},
+        "y": {"field": "y", "type": "quantitative"},
+        "color": {"field": "c", "type": "nominal"},
+        "opacity": {"field": "x", "type": "quantitative", "legend": None},
+    },
+}
+
+
+def test_three_kinds_of_file_and_the_height(tmp_path):
+    height = figure_files.write(CHART, tmp_path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pdf", "x.png", "x.svg"]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    pdf = (tmp_path / "x.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    for word in (b"CreationDate", b"ModDate", b"/ID"):
+        assert word not in pdf
+    assert f'height="{height}"' in (tmp_path / "x.svg").read_text()
+
+
+def test_one_pdf_for_one_drawing():
+    svg = str(vl_convert.vegalite_to_svg(CHART))
+    raw = [vl_convert.svg_to_pdf(svg) for _ in range(8)]
+    assert len({pdf_order.in_order(pdf) for pdf in raw}) == 1
+    assert len(set(raw)) > 1, "svg2pdf has an order of its own now: analysis/pdf_order.py can go"
+
+
+def test_a_pdf_in_order_is_the_same_document():
+    raw = vl_convert.svg_to_pdf(str(vl_convert.vegalite_to_svg(CHART)))
+    ordered = pdf_order.in_order(raw)
+    _, before, _ = pdf_order._read(raw)
+    _, after, trailer = pdf_order._read(ordered)  # finds every object where the table says it is
+    assert sorted(stream for _, stream in before.values()) == sorted(stream for _, stream in after.values())
+    assert sorted(after) == list(range(1, len(after) + 1))
+    assert b"/Root 1 0 R" in trailer
+    for number in after:
+        assert ordered.count(b"\n%d 0 obj\n" % number) == 1
+    assert pdf_order.in_order(ordered) == ordered
+
+
+@pytest.mark.parametrize("broken", [b"", b"%PDF-1.7", b"%PDF-1.7\nstartxref\n3\n%%EOF"])
+def test_not_a_pdf(broken):
+    with pytest.raises(ValueError, match="not a PDF"):
+        pdf_order.in_order(broken)
+
+
+def test_the_page_holds_the_columns_that_marks_use():
+    table = pd.DataFrame({"x": [1.123456789, 2.0], "y": [1, 2], "unused": [3, 4]})
+    found = figure_files.spec(alt.concat(alt.Chart(table).mark_point().encode(x="x:Q", y="y:Q")), "x")
+    (rows,) = found["datasets"].values()
+    assert rows == [{"x": 1.123457, "y": 1}, {"x": 2.0, "y": 2}]
+    assert figure_files.spec(None, "x") is None

@@ -1,0 +1,480 @@
+"""`wa watch`: a folder that grows under the reader, torn lines, what ended how; against hand-worked numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from analysis import study
+from analysis.steps_to_target import steps_to_target
+from sweeps import run_folder, trajectory, watch_screen
+from sweeps.cells import cell_to_row
+from sweeps.cli import main
+from sweeps.plan import Trajectory
+from sweeps.progress import Progress
+from sweeps.recorder import Recorder
+from sweeps.run import work
+from sweeps.spec import parse_spec
+from sweeps.watch import RunWatch, chosen
+
+TARGET = 0.8
+AVERAGING = [
+    {"scheme": "none"},
+    {"scheme": "ema", "horizon": [0.01, 0.1], "every": 1},
+    {"scheme": "lawa", "k": 60, "every": 1},
+]
+
+
+def plan_folder(folder: Path, target: float = TARGET, **spec: Any) -> list[Trajectory]:
+    """A planned run folder, nothing trained."""
+    raw = {"study": "w", "question": "Does it pay?", "workloads": "tinywork:Tiny", "step_budget": 600}
+    todo = work([parse_spec({**raw, "averaging": AVERAGING, "evaluate": {"every": 20}, **spec})], folder)
+    run_folder.write_plan(folder, todo.studies, todo.trajectories)
+    table = pq.read_table(folder / "cells.parquet")
+    targets = pa.array([target] * len(table), type=pa.float64())
+    place = table.column_names.index("target")
+    pq.write_table(table.set_column(place, "target", targets), folder / "cells.parquet")
+    return todo.trajectories
+
+
+class Writer:
+    """What a trial does to its folder, without training."""
+
+    def __init__(self, run: Path, one: Trajectory) -> None:
+        self.run, self.one = run, one
+        self.folder = run_folder.trajectory_folder(run, one.name)
+        self.live = self.folder / "records.jsonl"
+        kinds = {cell.cell_id: cell_to_row(cell, "w", None, 1, "cpu", 1) for cell in one.cells}
+        horizons = {cell: (row["scheme"], row["horizon_fraction"]) for cell, row in kinds.items()}
+        self.raw = next(cell for cell, (scheme, _) in horizons.items() if scheme == "none")
+        self.ema = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.01))
+        self.wide = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.1))
+
+    def attempt(
+        self, number: int = 0, status: str = "running", seconds: float = 0.0, ago: float = 0.0
+    ) -> None:
+        started = datetime.fromtimestamp(time.time() - ago, UTC).isoformat()
+        row = {"attempt": number, "status": status, "seconds": seconds, "started": started}
+        (self.folder / f"attempt-{number}.json").write_text(json.dumps(row))
+
+    def row(self, cell: str, step: int, metric: float, diverged: bool = False) -> dict[str, Any]:
+        clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 1.0}
+        beside: dict[str, Any] = {"diverged": diverged, "metrics": {}}
+        key = {"cell_id": cell, "trajectory_id": self.one.trajectory_id, "step": step, "split": "validation"}
+        return {**key, "loss": 1.0, "metric": metric, "examples": 9, **clocks, **beside}
+
+    def record(self, *points: tuple[str, int, float]) -> None:
+        with Recorder(self.live) as recorder:
+            recorder.append(self.row(*point) for point in points)
+
+    def finish(self, seconds: float = 1.0) -> None:
+        self.attempt(0, "done", seconds)
+        (self.folder / "done").touch()
+        run_folder.compact(self.run, self.one.name)
+
+
+@pytest.fixture
+def run(outside: Path) -> Path:
+    return outside / "run"
+
+
+@pytest.fixture
+def writers(run: Path) -> list[Writer]:
+    return [Writer(run, one) for one in plan_folder(run, seeds=[0, 1])]
+
+
+def drawn(seen: RunWatch, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    console.print(watch_screen.frame(seen, console))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def console() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, width=160, highlight=False, markup=False), out
+
+
+def test_a_growing_folder_is_followed_to_the_point_where_each_meets_the_target(
+    run: Path, writers: list[Writer]
+) -> None:
+    seen = RunWatch(run)
+    assert "0 of 2 trials done · 0 running · 0 failed · 2 waiting" in drawn(seen)
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6))
+    seen.look()
+    text = drawn(seen)
+    assert "w: Does it pay?" in text
+    assert "1 running" in text
+    assert f"seed {one.one.cells[0].training.seed} · step 20 of 600 (3%)" in text
+    assert "target 0.8" in text
+    one.record((one.raw, 40, 0.7), (one.ema, 40, 0.9))
+    seen.look()
+    # EMA: 20 + 20 · (.8 − .6) / (.9 − .6) = 33.3; raw has not met it by step 40
+    assert seen.trials[one.one.name].curves[one.ema].met.point == pytest.approx(100 / 3)
+    assert "< 0.83 (EMA 1 %)" in drawn(seen)
+    assert "1 of 2 met, first at 33" in drawn(seen)
+    (pairs,) = [row for row in seen.pairs() if row.scheme == "EMA 1 %"]
+    assert (pairs.both, pairs.only_average, pairs.only_raw, pairs.neither, pairs.open) == (0, 1, 0, 0, 1)
+    one.record((one.raw, 60, 0.9))
+    seen.look()
+    assert "0.67 (EMA 1 %)" in drawn(seen)  # raw: 40 + 20 · .1 / .2 = 50
+    assert "0.67 " in drawn(seen).split("average ÷ raw weights")[1].split("step 60")[0]
+    assert "best tinywork:Tiny accuracy 0.9" in drawn(seen)
+
+
+def test_pairs_leave_no_seed_out(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    for each in writers:
+        each.attempt()
+    one.record((one.raw, 20, 0.9), (one.ema, 20, 0.7), (one.ema, 40, 0.7))
+    other.record((other.raw, 20, 0.1), (other.ema, 20, 0.7))
+    one.finish()
+    other.finish()
+    (pairs,) = [row for row in RunWatch(run).pairs() if row.scheme == "EMA 1 %"]
+    assert (pairs.both, pairs.only_average, pairs.only_raw, pairs.neither, pairs.open) == (0, 0, 1, 1, 0)
+    assert math.isnan(pairs.ratio.value)
+
+
+def test_two_seeds_give_an_interval_and_no_effect_is_said(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    for each, raw, ema in ((one, 40, 20), (other, 20, 40)):  # ratios 1/2 and 2: no effect
+        each.attempt()
+        each.record((each.raw, raw, 0.8), (each.ema, ema, 0.8))
+    seen = RunWatch(run)
+    (pairs,) = [row for row in seen.pairs() if row.scheme == "EMA 1 %"]
+    assert pairs.ratio.value == pytest.approx(1.0)
+    assert pairs.ratio.low < 1 < pairs.ratio.high
+    assert "no effect" in drawn(seen)
+
+
+def test_each_training_counts_once_however_many_of_its_seeds_have_met(run: Path) -> None:
+    trained = [Writer(run, one) for one in plan_folder(run, seeds=[0, 1], optimizer={"lr": [0.01, 0.03]})]
+    slow = [each for each in trained if dict(each.one.cells[0].training.settings)["lr"] == 0.01]
+    fast = [each for each in trained if each not in slow]
+    for each, ema in ((slow[0], 20), (slow[1], 20), (fast[0], 80)):  # 1/4, 1/4 | 1: over trainings 1/2
+        each.attempt()
+        each.record((each.raw, 80, 0.8), (each.ema, ema, 0.8))
+    (pairs,) = [row for row in RunWatch(run).pairs() if row.scheme == "EMA 1 %"]
+    assert pairs.both == 3
+    assert pairs.ratio.value == pytest.approx(0.5)
+
+
+def test_what_was_read_is_not_read_again(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.raw, 40, 0.6))
+    seen = RunWatch(run)
+    read = one.live.stat().st_size
+    with one.live.open("r+b") as stream:  # unreadable now, if anyone looked
+        stream.write(b"#" * (read - 1) + b"\n")
+        stream.seek(0, 2)
+        stream.write(json.dumps(one.row(one.raw, 60, 0.7)).encode() + b"\n")
+    seen.look()
+    assert seen.trials[one.one.name].curves[one.raw].metric == [0.5, 0.6, 0.7]
+    with pytest.raises(ValueError, match="broken record"):
+        RunWatch(run)
+
+
+def test_a_torn_line_waits_for_its_end(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5))
+    line = json.dumps(one.row(one.raw, 40, 0.7)).encode() + b"\n"
+    with one.live.open("ab") as stream:
+        stream.write(line[:70])
+    seen = RunWatch(run)
+    curve = seen.trials[one.one.name].curves[one.raw]
+    assert curve.steps == [20]
+    one.record((one.raw, 60, 0.8))  # a restarted trial cuts the torn line off first
+    seen.look()
+    assert curve.steps == [20, 60]
+
+
+def test_a_file_begun_anew_is_read_from_its_start(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.raw, 40, 0.6))
+    seen = RunWatch(run)
+    one.live.unlink()
+    one.record((one.raw, 20, 0.55))
+    seen.look()
+    assert seen.trials[one.one.name].curves[one.raw].metric == [0.55]
+
+
+def test_done_is_read_once_and_then_known_by_its_marker(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6))
+    seen = RunWatch(run)
+    one.record((one.raw, 40, 0.9), (one.ema, 40, 0.8))
+    one.finish()
+    for looked in (seen, RunWatch(run)):  # one that saw it run, one that comes later
+        looked.look()
+        trial = looked.trials[one.one.name]
+        assert trial.state == "done"
+        assert trial.curves[one.raw].best == 0.9
+        assert trial.curves[one.raw].met.point == pytest.approx(35.0)
+        assert trial.curves[one.ema].met.point == 40.0
+    (run / "records" / f"{one.one.name}.parquet").unlink()
+    seen.look()
+    assert seen.trials[one.one.name].curves[one.raw].best == 0.9
+
+
+def test_diverged_and_missing_values_never_meet_a_target(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    with Recorder(one.live) as recorder:
+        recorder.append(
+            [
+                one.row(one.raw, 20, math.nan),
+                one.row(one.raw, 40, 0.9, diverged=True),
+                one.row(one.ema, 20, 0.1),
+            ]
+        )
+    seen = RunWatch(run)
+    curve = seen.trials[one.one.name].curves[one.raw]
+    assert curve.best is None
+    assert math.isnan(curve.met.point)
+    drawn(seen)
+    one.finish()
+    assert RunWatch(run).trials[one.one.name].curves[one.raw].best is None
+
+
+def test_silence_is_a_stall_and_an_end_is_none(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    one.attempt()
+    one.record((one.raw, 20, 0.5))
+    other.attempt(status="interrupted")
+    seen = RunWatch(run)
+    assert [trial.state for trial in seen.trials.values()].count("running") == 1
+    patience = seen.trials[one.one.name].patience()
+    written = one.live.stat().st_mtime
+    seen.look(now=written + patience - 1)
+    assert seen.named("stalled") == []
+    seen.look(now=written + patience + 1)
+    assert [trial.name for trial in seen.named("stalled")] == [one.one.name]
+    text = drawn(seen)
+    assert "last record 1 min 1 s ago · stalled" in text
+    assert "0 running · 0 failed" in text
+    assert "1 interrupted · 1 stalled" in text
+
+
+def test_failed_ones_show_the_end_of_their_log_until_a_retry_runs(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    one.attempt(status="failed")
+    (one.folder / "log").write_text("first\nsecond\nthird\nRuntimeError: no [such] luck\n")
+    other.attempt()
+    other.finish()
+    seen = RunWatch(run)
+    text = drawn(seen)
+    assert "1 failed" in text
+    assert "RuntimeError: no [such] luck" in text
+    assert "second" in text
+    assert "first" not in text.split("failed: ")[1]
+    assert watch_screen.ended(seen) is None  # it may be tried again
+    seen.look(now=time.time() + watch_screen.QUIET_SECONDS + 5)
+    assert watch_screen.ended(seen) == 1
+    one.attempt(1)
+    seen.look()
+    assert [trial.name for trial in seen.named("running")] == [one.one.name]
+    assert "no [such] luck" not in drawn(seen)
+
+
+def test_the_line_is_that_of_wa_run(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    one.attempt()
+    one.record((one.raw, 20, 0.5))
+    other.attempt()
+    other.record((other.wide, 20, 0.7))
+    other.finish()
+    told, _ = console()
+    progress = Progress(told, [one.one, other.one])
+    progress.started(one.one.name)
+    progress.progressed(one.one.name, 20, 0.5)
+    progress.started(other.one.name)
+    progress.progressed(other.one.name, 20, 0.7)
+    progress.done(other.one.name)
+    seen = RunWatch(run)
+    no_eta = [part for part in watch_screen.status(seen, told).split(" · ") if not part.startswith("eta")]
+    assert no_eta == [part for part in progress.line().split(" · ") if not part.startswith("eta")]
+
+
+def test_eta_is_the_work_left_at_the_pace_of_the_trials(run: Path, writers: list[Writer]) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    for entry in plan["trajectories"]:
+        entry["expected_seconds"] = 100.0
+    (run / "plan.json").write_text(json.dumps(plan))
+    one, other = writers
+    assert RunWatch(run).eta_seconds() is None
+    one.attempt(status="done")
+    one.finish(seconds=60.0)
+    other.attempt(seconds=30.0, ago=30.0)
+    other.record((other.raw, 300, 0.5))  # half of 600 steps
+    seen = RunWatch(run)
+    # 90 s for 150 s of expected work; 50 s of it are left, on one slot
+    assert seen.eta_seconds() == pytest.approx(50 * 90 / 150, abs=0.5)
+    other.finish()
+    seen.look()
+    assert seen.eta_seconds() == 0
+
+
+def test_a_real_run_agrees_with_the_analysis(run: Path) -> None:
+    averaging = [{"scheme": "none"}, {"scheme": "ema", "horizon": [0.02, 0.1], "every": 1}]
+    planned = plan_folder(run, 0.5, seeds=[0, 1], step_budget=200, averaging=averaging, evaluate={"every": 4})
+    for one in planned:
+        trajectory.run(one, run_folder.trajectory_folder(run, one.name))
+        if one.cells[0].training.seed:
+            run_folder.compact(run, one.name)
+    run_folder.write_trials(run)
+    read = study.read(run)
+    points = steps_to_target(read.cells, read.records).set_index("cell_id")["point"]
+    best = read.records.groupby("cell_id")["metric"].max()
+    seen = RunWatch(run)
+    assert seen.is_done
+    curves = {name: c for trial in seen.trials.values() for name, c in trial.curves.items()}
+    assert len(curves) == len(read.cells)
+    assert points.notna().sum() >= 4
+    for name, curve in curves.items():
+        assert curve.met.point == pytest.approx(points[name], nan_ok=True)
+        assert curve.best == best.get(name)
+    assert "2 of 2 trials done" in drawn(seen)
+
+
+def test_the_horizon_fixed_beforehand_is_compared_and_not_the_best(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6), (one.wide, 20, 0.9))
+    trial = RunWatch(run).trials[one.one.name]
+    assert [curve.cell["cell_id"] for curve in chosen(list(trial.curves.values()))] == [one.ema]
+    best = watch_screen.best_of_each_scheme(list(trial.curves.values()))
+    assert [curve.cell["cell_id"] for curve in best][:2] == [one.raw, one.wide]
+
+
+def test_of_two_near_horizons_the_nearer_is_compared(run: Path) -> None:
+    averaging = [{"scheme": "none"}, {"scheme": "ema", "horizon": [0.008, 0.01, 0.012], "every": 1}]
+    (one,) = plan_folder(run, seeds=[0], averaging=averaging)
+    (curve,) = chosen(list(RunWatch(run).trials[one.name].curves.values()))
+    assert curve.cell["horizon_fraction"] == pytest.approx(0.01)
+
+
+def test_bars_share_a_scale_and_cut_the_first_fall() -> None:
+    assert watch_screen.curve_bars([[99.0, 8, 7, 6, 5, 4, 3, 1]]) == ["██▇▆▅▄▃▁"]
+    assert watch_screen.curve_bars([[0.0, 1.0], [2.0, math.nan]]) == ["▁▅", "█ "]
+    assert watch_screen.curve_bars([[1.0] * 100], width=10) == ["▁" * 10]
+    assert watch_screen.curve_bars([[float(i) for i in range(100)]], width=4) == ["▁▃▆█"]
+    assert watch_screen.curve_bars([[], [math.nan]]) == ["", " "]
+
+
+def test_a_study_added_meanwhile_is_seen(run: Path, writers: list[Writer]) -> None:
+    writers[0].attempt()
+    seen = RunWatch(run)
+    todo = work(
+        [
+            parse_spec(
+                {"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]}
+            )
+        ],
+        run,
+    )
+    run_folder.write_plan(run, todo.studies, todo.trajectories)
+    seen.look()
+    assert set(seen.trials) == {writers[0].one.name, todo.trajectories[0].name}
+    assert "more" in drawn(seen)
+
+
+def on_sleep(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], Any]) -> list[float]:
+    """Do one of these at each sleep of the watch loop; the naps that were asked for."""
+    waiting, naps = list(steps), []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        waiting.pop(0)()
+
+    monkeypatch.setattr(watch_screen.time, "sleep", sleep)
+    return naps
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_ends_with_the_study(
+    run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    one, other = writers
+    one.attempt()
+    naps = on_sleep(
+        monkeypatch,
+        lambda: one.record((one.raw, 20, 0.5)),
+        one.finish,
+        lambda: (other.attempt(), other.finish()),
+    )
+    out = io.StringIO()
+    told = Console(file=out, width=160, height=50, force_terminal=terminal, highlight=False)
+    assert watch_screen.watch(run, told, every=0.25) == 0
+    assert naps == [0.25] * 3
+    if terminal:
+        assert "2 of 2 trials done" in out.getvalue().rsplit("Does it pay?", 1)[1]
+    else:  # at first, and where a trial ends
+        lines = out.getvalue().splitlines()
+        assert [line.split("] ")[1].split(" trials")[0] for line in lines] == ["0 of 2", "1 of 2", "2 of 2"]
+
+
+def test_an_interrupt_ends_it_quietly(
+    run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_sleep(monkeypatch, interrupt)
+    told, _ = console()
+    assert watch_screen.watch(run, told) == 0
+
+
+def test_watching_writes_nothing(run: Path, writers: list[Writer]) -> None:
+    writers[0].attempt()
+    writers[0].record((writers[0].raw, 20, 0.5))
+    before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))}
+    done = CliRunner().invoke(main, ["watch", str(run), "--once"])
+    assert done.exit_code == 0, done.output
+    assert "1 running" in done.output
+    assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))} == before
+
+
+def test_no_run_folder_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        done = CliRunner().invoke(main, ["watch", str(path)])
+        assert done.exit_code == 2
+        assert len(done.output.splitlines()) == 1
+        assert "not a run folder" in done.output
+
+
+@pytest.mark.slow
+def test_a_real_interrupt_leaves_no_traceback(run: Path, writers: list[Writer]) -> None:
+    writers[0].attempt()
+    command = [str(Path(sys.executable).with_name("wa")), "watch", str(run), "--every", "0.1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    assert "0 of 2 trials done" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=20)[0]
+    assert process.returncode == 0
+    assert "Traceback" not in rest
