@@ -47,7 +47,9 @@ class Evidence:
             common = (mine["every_steps"].astype(float) / mine["step_budget"] - 0.001).abs()
             mine = mine.assign(off=off.round(2), common=common)[off < 0.2]
             mine = (
-                mine.sort_values(["off", "common", "cell_id"], kind="stable").groupby(KEYS, sort=True).head(1)
+                mine.sort_values(["off", "common", "cell_id"], kind="stable")
+                .groupby(["training", "seed"], sort=True)
+                .head(1)
             )
         return mine
 
@@ -68,7 +70,7 @@ class Evidence:
             )
             for name, is_higher in higher.items()
         ]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEYS, "value"])
+        return paired.together(parts)
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""

@@ -7,7 +7,8 @@ the direction is and the size is not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ class Finding:
     claim: str  # as the paper has it, with its exhibit
     verdict: str
     here: tuple[str, ...]  # sentences, computed; the first is the one with the interval that decides
-    reason: str = ""  # where it does not reproduce: the likely reason
+    why: Mapping[str, str] = field(default_factory=dict)  # verdict -> the likely reason of it
     study: str = ""  # whose report shows it
     figure: str = ""  # a figure of that report
 

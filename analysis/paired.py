@@ -6,6 +6,8 @@ with a short annealed one, one horizon with another, or one schedule with anothe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -45,6 +47,11 @@ def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: bo
     with np.errstate(invalid="ignore", divide="ignore"):
         change = sign * np.log(pairs["value"].astype(float) / pairs["value_other"].astype(float))
     return pairs[KEYS].assign(value=change)
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The pairs of several workloads as one table; empty, with its columns, for none."""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEYS, "value"])
 
 
 def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import markupsafe
 import pandas as pd
 
 from analysis import (
+    answers,
     baselines,
     conclusions,
     cost_figures,
@@ -42,7 +43,6 @@ from analysis import (
     snapshot_figures,
     tightness,
     tightness_figures,
-    training_answers,
     training_figures,
     training_findings,
 )
@@ -106,7 +106,7 @@ def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
 
 def _answer(study: Study, tables: Tables, scored: Profiles | None) -> str:
     compares = scored is not None and scored.imported
-    return score_findings.answer(scored) if scored and compares else training_answers.answer(study, tables)
+    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables)
 
 
 def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None:

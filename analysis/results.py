@@ -18,7 +18,7 @@ from analysis import records as schema
 from analysis.averaging_findings import averaging_findings
 from analysis.device_hours import unit
 from analysis.evidence import evidence
-from analysis.findings import REPRODUCED, Finding
+from analysis.findings import Finding
 from analysis.schedule_findings import schedule_findings
 
 HEAD = """# Results
@@ -92,8 +92,8 @@ def _section(finding: Finding, figure: str | None) -> list[str]:
     lines = [f"## {finding.name.replace('_', ' ').capitalize()}", ""]
     lines += [f"*{finding.claim}* **{finding.verdict.capitalize()}.**", ""]
     lines += [f"- {line}" for line in finding.here]
-    if finding.reason and finding.verdict != REPRODUCED:
-        lines += ["", f"Why: {finding.reason}"]
+    if finding.verdict in finding.why:
+        lines += ["", f"Why: {finding.why[finding.verdict]}"]
     if figure:
         lines += ["", f"![{finding.name.replace('_', ' ')}]({figure})", "", f"*Study `{finding.study}`.*"]
     return [*lines, ""]

@@ -23,7 +23,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 import yaml
 
-from analysis import conclusions, report, study, tables
+from analysis import answers, report, study, tables
 from analysis.records import load_cells, load_plan
 from sweeps import tracking
 from sweeps.blocks import TrackingBlock
@@ -188,7 +188,7 @@ def make_report(run: Path, where: Place) -> wr.Report:
 def _answer(one: study.Study) -> str:
     if not len(one.records):
         return "No records yet."
-    return conclusions.answer(one, tables.compute(one))
+    return answers.answer(one, tables.compute(one))
 
 
 def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:

@@ -70,8 +70,8 @@ def run_studies(
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
     studies = resolve(specs, calibrating)
-    for one in studies:
-        _check_data(one, address)
+    for resolved in studies:
+        _check_data(resolved, address)
     first = specs[0]  # what all agree on: resources, tracking, fuse
     with run_folder.locked(run):
         todo = _against(run, studies)

@@ -74,11 +74,11 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         if row is None:
             continue
         if row["evaluate_every_steps"] != cell.evaluate_every_steps:
-            held, asked = row["evaluate_every_steps"], cell.evaluate_every_steps
-            _conflict(run, spec, "evaluate.every", f"{held} steps", f"{asked} steps")
+            every = (f"{steps} steps" for steps in (row["evaluate_every_steps"], cell.evaluate_every_steps))
+            _conflict(run, spec, "evaluate.every", *every)
         if bool(row["evaluate_test"]) != cell.evaluate_test:
-            held, asked = (str(flag).lower() for flag in (bool(row["evaluate_test"]), cell.evaluate_test))
-            _conflict(run, spec, "evaluate.test", held, asked)
+            flags = (str(flag).lower() for flag in (bool(row["evaluate_test"]), cell.evaluate_test))
+            _conflict(run, spec, "evaluate.test", *flags)
         if (row["num_devices"], row["device"]) != (devices, device):
             held = f"{row['num_devices']:g} {row['device']}"
             _conflict(run, spec, "resources", held, f"{devices:g} {device}")
@@ -197,6 +197,7 @@ def _entries(
         entries[spec.study] = {
             "study": spec.study,
             "question": spec.question,
+            "asks": spec.asks,
             "fuse": spec.fuse,
             "seeds": list(spec.seeds),
         }

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from sweeps.blocks import (
     AVERAGING,
+    Asks,
     Block,
     Budget,
     EvaluateBlock,
@@ -71,6 +72,7 @@ class Spec:
 
     study: str
     question: str | None
+    asks: str  # what the report answers: steps | final_metric | horizon
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -87,6 +89,7 @@ KEYS = (
     *(
         "study",
         "question",
+        "asks",
         "workloads",
         "preset",
         "seeds",
@@ -101,6 +104,7 @@ KEYS = (
 REQUIRED = ("study", "workloads", "averaging")
 OVERRIDABLE = ("step_budget", "optimizer", "schedule", "training", "averaging", "evaluate")
 DEFAULTS: Mapping[str, Any] = {
+    "asks": "steps",
     "preset": "mini",
     "seeds": [0],
     "step_budget": 1.0,
@@ -149,6 +153,7 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
     spec = Spec(
         study=_scalar(_Study, "study", full["study"]),
         question=None if full.get("question") is None else _scalar(_Question, "question", full["question"]),
+        asks=_scalar(_Asks, "asks", full["asks"]),
         workloads=workloads,
         presets=presets,
         seeds=tuple(_scalar(_Seeds, "seeds", seed, path) for path, seed in seeds),
@@ -175,6 +180,10 @@ class _Study(Block):
 
 class _Question(Block):
     question: Text
+
+
+class _Asks(Block):
+    asks: Asks
 
 
 class _DataDir(Block):

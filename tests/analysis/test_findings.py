@@ -14,7 +14,9 @@ from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED
 from analysis.records import CELLS, RECORDS, read_table
 from analysis.schedule_findings import schedule_findings
 
-STUDIES = ("speedup", "generalization", "horizon", "decay_length", "no_decay", "optimizers")
+STUDIES = (
+    *("speedup", "generalization", "horizon", "decay_length", "no_decay", "optimizers", "learning_rate"),
+)
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
 
 
@@ -36,6 +38,7 @@ def folder(make_run, task, average):
             ("constant", {"final_lr": 1.0, "schedule": "constant"}, constant),
             ("half", {"final_lr": 0.5}, 1.1),
             ("shampoo", {"optimizer": "shampoo"}, 1.0),
+            ("slow", {"lr": 0.005}, 1.0),
         ):
             parts.append(_copied(cells[cells["length_fraction"] == 1], records, name, change, factor))
         whole = [pd.concat(one, ignore_index=True) for one in zip(*parts, strict=True)]
@@ -48,7 +51,7 @@ def folder(make_run, task, average):
 
 def _copied(cells, records, name, change, factor):
     """The same cells under another name and training, with `factor` times the loss."""
-    study = "optimizers" if "optimizer" in change else "no_decay"
+    study = {"optimizer": "optimizers", "lr": "learning_rate"}.get(next(iter(change)), "no_decay")
     new = cells.assign(**change, cell_id=cells["cell_id"] + name, trajectory_id=cells["trajectory_id"] + name)
     new["studies"] = [[study]] * len(new)
     rows = records[records["cell_id"].isin(cells["cell_id"])]
@@ -96,6 +99,7 @@ def test_what_the_paper_found_is_reproduced(folder):
     assert verdicts["best_horizon"] == REPRODUCED
     assert verdicts["short_horizons"] == REPRODUCED
     assert verdicts["other_optimizers"] == REPRODUCED
+    assert verdicts["learning_rates"] == IN_PART  # at two of the five multiples
     assert verdicts["replaces_decay"] == IN_PART  # no workload at all
     assert verdicts["no_rescue"] == REPRODUCED  # the constant LR misses, and so does its average
 
@@ -133,4 +137,4 @@ def test_the_page_says_each_verdict_and_is_the_same_twice(folder, tmp_path):
     assert results.write(run, None, docs).read_text() == first
     assert "| **reproduced in part** |" in first
     assert "Why: " in first
-    assert first.count("\n## ") == 11
+    assert first.count("\n## ") == 12

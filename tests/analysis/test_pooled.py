@@ -29,10 +29,10 @@ def pairs_of(data, hours=None, horizon="fixed beforehand"):
             row |= {"device_hours": 1.1 * a * rate, "baseline_device_hours": b * rate}
             row |= {"hours_ratio": 1.1 * a / b if rated else np.nan}
             rows.append(row)
-            cells += [
-                {"cell_id": row["cell_id"], "step_budget": T, "lower": np.nan, "upper": np.nan},
-                {"cell_id": row["baseline_cell_id"], "step_budget": T, "lower": np.nan, "upper": np.nan},
-            ]
+            for cell, steps in (("cell_id", top), ("baseline_cell_id", bottom)):
+                point = np.nan if steps is MISS else float(steps)
+                ends = {"point": point, "lower": np.nan, "upper": np.nan}
+                cells.append({"cell_id": row[cell], "step_budget": T, **ends})
     picked = pd.DataFrame({"horizon": horizon, "scheme": "ema", "workload": list(data)})
     return pd.DataFrame(rows), pd.DataFrame(cells), picked.assign(setting=range(len(data)))
 

@@ -68,6 +68,7 @@ def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
     assert names == {
         *(
             "trainings",
+            "paper_rows",
             "steps_to_target",
             "saving_curve",
             "horizon",
@@ -87,7 +88,7 @@ def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
 def test_question_and_answer_come_first(small):
     text = " ".join(page(small).text)
     question = text.index("Does averaging reach the target in fewer steps?")
-    answer = text.index("EMA at an averaging horizon of")
+    answer = text.index("of the full-length run is")
     assert question < answer < text.index("Steps to target") < text.index("Methods") < text.index("Caveats")
     for word in (
         "median over seeds of the best validation metric",

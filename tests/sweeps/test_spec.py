@@ -88,6 +88,7 @@ WRONG = [
     ("averaging[0]={scheme: wsm, lr_decay: 1.5}", "averaging[0].lr_decay", "(0, 1]"),
     ("averaging[0]={scheme: wsm, k: 2000000}", "averaging[0].k", "at most the step budget"),
     ("evaluate.test=yess", "evaluate.test", "true or false"),
+    ("asks=horizn", "asks", "did you mean 'horizon'"),
     ("seeds=[]", "seeds", "empty list"),
     ("seeds=[0, 0]", "averaging[0]", "duplicate cell"),
     ("seeds=[0, one]", "seeds[1]", "an int from 0"),

@@ -152,7 +152,7 @@ def test_a_run_folder_keeps_the_splits_apart(tmp_path: Path) -> None:
     assert set(read.test["split"]) == {"test"}
     assert len(read.test) == len(read.cells) == 6
     assert read.cells["evaluate_test"].all()
-    scores = baselines.score(read.cells, read.records, read.cells.assign(counted_steps=0.0))
+    scores = baselines.score(read.cells, read.records, read.cells.assign(ranked_steps=0.0))
     table = generalization.test_metrics(read.cells, read.test, baselines.pair(read.cells, scores))
     metric = read.test.set_index("cell_id")["metric"]
     for row in table.to_dict("records"):

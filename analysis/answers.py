@@ -1,0 +1,63 @@
+"""The answer at the top of a report: one sentence with its interval, to what the study asks (`asks:` in its YAML)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis import conclusions, paired, training_answers
+from analysis.baselines import CHOSEN_HORIZON
+from analysis.conclusions import with_interval
+from analysis.findings import counted
+from analysis.study import SCHEME_NAMES, Study, percent
+from analysis.tables import Tables
+
+
+def answer(study: Study, tables: Tables) -> str:
+    """What the study asks is answered: ``final_metric``, ``horizon``, or ``steps`` to target, the default."""
+    asked = {"final_metric": final_metric, "horizon": horizon}.get(str(study.plan.get("asks", "steps")))
+    said = asked(study, tables) if asked and conclusions.answer_schemes(tables) else None
+    return said or training_answers.answer(study, tables)
+
+
+def final_metric(study: Study, tables: Tables) -> str | None:
+    """The final metric of the scheme in front ÷ that of the raw weights of the same run, over workloads."""
+    scheme = conclusions.answer_schemes(tables)[0]
+    chosen = tables.chosen[(tables.chosen["scheme"] == scheme) & tables.chosen["near"]]
+    rows = tables.generalization_by_cell.rename(columns={"final_metric": "value"})
+    top = rows[rows["setting"].isin(chosen["setting"])]
+    none = study.cells.loc[study.cells["scheme"] == "none", "cell_id"]
+    raw = rows[rows["cell_id"].isin(none) & rows["training"].isin(top["training"])]
+    higher = study.cells.groupby("workload")["higher_is_better"].first().astype(bool)
+    changes = [
+        paired.metric_changes(part, raw[raw["workload"] == name], bool(higher[name]))
+        for name, part in top.groupby("workload", sort=True)
+    ]
+    pairs = paired.together(changes)
+    found = paired.over_workloads(pairs)
+    if np.isnan(found.value):
+        return None
+    level = (
+        "no effect is shown" if np.isnan(found.low) or found.low <= 1 <= found.high else "an effect is shown"
+    )
+    return (
+        f"At the end of training {SCHEME_NAMES.get(scheme, scheme)} at a horizon of {percent(CHOSEN_HORIZON)}, fixed "
+        f"beforehand, changes the metric by a factor of {with_interval(found, '.4f')} over workloads (below 1 is "
+        f"better): {level}; workload by workload: {counted(pairs, 'better', 'worse')}."
+    )
+
+
+def horizon(study: Study, tables: Tables) -> str | None:
+    """Where the smooth fits are best, whether the horizon fixed beforehand is as good, and what it saves."""
+    scheme = conclusions.answer_schemes(tables)[0]
+    fits = tables.horizon_fit
+    most = fits.loc[fits["scheme"].str.count(r"\+") == fits["scheme"].str.count(r"\+").max(), "optimum"]
+    regions = tables.flat_region[tables.flat_region["scheme"] == scheme]
+    if most.empty or regions.empty:
+        return None
+    inside = (regions["flat_from"] <= CHOSEN_HORIZON * 1.05) & (regions["flat_to"] >= CHOSEN_HORIZON / 1.05)
+    told = (
+        f"The smooth fits are best at a horizon of {percent(float(most.median()))} of the step budget (median over "
+        f"{len(most)} workloads; from {percent(float(most.min()))} to {percent(float(most.max()))}), and "
+        f"{percent(CHOSEN_HORIZON)} cannot be told from the best on {int(inside.sum())} of {len(regions)}."
+    )
+    return f"{told} {conclusions.overall(study, tables, scheme)}"
