@@ -1,7 +1,7 @@
 """docs/results.md and its figures, from the records of the studies and of AlgoPerf's logs: nothing in it by hand.
 
 ``python -m analysis.results RUN LOGS DOCS``: RUN holds the studies of sweeps/ (`make study`), LOGS is a folder that
-`wa import algoperf` wrote; DOCS/results.md and DOCS/img/results/*.png are written.
+`wa import algoperf` wrote; DOCS/results.md and DOCS/img/results/*.svg are written.
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ def write(run: Path, logs: Path | None, docs: Path) -> Path:
 def _ran(run: Path) -> list[str]:
     cells, trials = schema.load_cells(run), schema.load_trials(run)
     plan = schema.load_plan(run)
-    starts, ends = pd.to_datetime(trials["started"]), pd.to_datetime(trials["ended"])
-    minutes = (ends.max() - starts.min()).total_seconds() / 60
     hours = float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
     hosts = ", ".join(sorted(set(trials["device_name"].dropna())))
     names = ", ".join(entry["study"] for entry in plan["studies"])
@@ -73,9 +71,18 @@ def _ran(run: Path) -> list[str]:
     return [
         f"The studies {names}: {len(cells):,} cells on {cells['workload'].nunique()} workloads, "
         f"{cells['trajectory_id'].nunique()} trainings, {cells['seed'].nunique()} seeds; {hours:.3g} "
-        f"{unit(cells)} in {minutes:.0f} minutes from the first start to the last end ({hosts})."
+        f"{unit(cells)} in {busy_seconds(trials) / 60:.0f} minutes in which a trial ran ({hosts})."
         + (f" **{waiting} trainings are missing.**" if waiting else "")
     ]
+
+
+def busy_seconds(trials: pd.DataFrame) -> float:
+    """Seconds in which at least one attempt of `load_trials` ran: the length of the union of their intervals."""
+    starts, ends = (pd.to_datetime(trials[name]) for name in ("started", "ended"))
+    table = pd.DataFrame({"start": starts, "end": ends}).dropna().sort_values("start")
+    until = table["end"].cummax().shift()  # what ran before has ended by then
+    begin = table["start"].where(until.isna() | (table["start"] > until), until)
+    return float((table["end"] - begin).dt.total_seconds().clip(lower=0).sum())
 
 
 def _table(found: list[Finding]) -> list[str]:
@@ -101,12 +108,12 @@ def _section(finding: Finding, figure: str | None) -> list[str]:
 
 def _figure(run: Path, finding: Finding, docs: Path) -> str | None:
     """Copies the figure of the study's report, if it drew one; its path as results.md links it."""
-    source = run / "reports" / finding.study / "figures" / f"{finding.figure}.png"
+    source = run / "reports" / finding.study / "figures" / f"{finding.figure}.svg"
     if not finding.figure or not source.is_file():
         return None
     folder = docs / "img" / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{finding.study}_{finding.figure}.png"
+    name = f"{finding.study}_{finding.figure}.svg"
     shutil.copyfile(source, folder / name)
     return f"img/results/{name}"
 

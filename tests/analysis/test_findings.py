@@ -138,3 +138,12 @@ def test_the_page_says_each_verdict_and_is_the_same_twice(folder, tmp_path):
     assert "| **reproduced in part** |" in first
     assert "Why: " in first
     assert first.count("\n## ") == 12
+
+
+def test_pauses_between_attempts_are_no_running_time():
+    at = [("00:00", "00:10"), ("00:05", "00:20"), ("00:06", "00:07"), ("01:00", "01:30")]
+    trials = pd.DataFrame(
+        [(f"2026-01-01T{a}:00+00:00", f"2026-01-01T{b}:00+00:00") for a, b in at],
+        columns=["started", "ended"],
+    )
+    assert results.busy_seconds(trials) == (20 + 30) * 60
