@@ -212,3 +212,21 @@ def test_an_average_that_would_never_exist_is_refused() -> None:
     only(
         schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10, "until_full": "partial"}
     )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shape"),
+    [
+        ({}, "constant"),
+        ({"length": 0.5}, "constant"),
+        ({"shape": "cosine"}, "cosine"),
+        ({"final_lr": 0.5}, "cosine"),
+    ],
+)
+def test_schedule_free_keeps_its_lr_unless_a_schedule_says_otherwise(
+    schedule: dict[str, Any], shape: str
+) -> None:
+    cell = only(optimizer={"name": "schedule_free_adamw"}, schedule=schedule)
+    assert cell.training.schedule.shape == shape
+    assert cell.training.schedule.warmup_steps == 0.1 * cell.training.schedule.length_steps  # lm's own
+    assert only(optimizer={"name": "nadamw"}, schedule=schedule).training.schedule.shape == "cosine"
