@@ -14,7 +14,7 @@ from analysis.baselines import CHOSEN_HORIZON
 from analysis.conclusions import with_interval
 from analysis.horizon_fit import FIXED, horizon_fit
 from analysis.intervals import Interval, bootstrap, stratified_geometric_mean
-from analysis.study import SCHEME_NAMES, Study, percent, read
+from analysis.study import SCHEME_NAMES, Study, percent, read, read_each
 
 EVERYWHERE = "all workloads"
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
@@ -130,9 +130,15 @@ class Recommendation:
         return "\n".join([*parts, "", "What it rests on", *(f"  {line}" for line in _basis(self))])
 
 
-def recommend(run: str | Path, every: float | None = None) -> Recommendation:
-    """Reads a run folder and recommends: see `of_study`. Raises: analysis.records.BadRun."""
-    return of_study(read(run), every)
+def recommend(
+    run: str | Path, every: float | None = None, study: str | None = None
+) -> tuple[Recommendation, ...]:
+    """Reads a run folder and recommends from each study in it, or from one: see `of_study`.
+
+    Raises: analysis.records.BadRun where the folder breaks the schema or has no such study.
+    """
+    studies = read_each(run) if study is None else [read(run, study)]
+    return tuple(of_study(one, every) for one in studies)
 
 
 def of_study(study: Study, every: float | None = None) -> Recommendation:

@@ -239,11 +239,13 @@ def report(run: Path) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Give LAWA's k and EMA's decay at this snapshot interval: steps, or below 1 a share of the step budget.",
 )
-def recommend(run: Path, every: float | None) -> None:
+@click.option("--study", help="Of a folder that holds several: this one alone; default: each in turn.")
+def recommend(run: Path, every: float | None, study: str | None) -> None:
     """Say which average to use: scheme, horizon, decay, LR-decay length, what it saves, and how sure that is."""
     from analysis import recommend as recommendation
 
-    _console().print(recommendation.recommend(run, every).text())
+    for one in recommendation.recommend(run, every, study):
+        _console().print(one.text())
 
 
 @main.command()

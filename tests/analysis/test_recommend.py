@@ -9,8 +9,14 @@ import pytest
 from analysis import recommend as module
 from analysis import robustness, tables
 from analysis.intervals import bootstrap, stratified_geometric_mean
-from analysis.recommend import of_study, recommend
+from analysis.recommend import of_study
 from analysis.study import read
+
+
+def recommend(run, every=None):
+    """Of a folder of one study."""
+    (found,) = module.recommend(run, every)
+    return found
 
 
 def averages(average, ratios, scheme="ema", every=2):

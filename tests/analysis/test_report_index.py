@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import report, study
+from analysis import recommend, report, study
 from analysis.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -43,6 +43,15 @@ def two(one, monkeypatch):
     """Two studies in a folder, their reports without the drawings."""
     monkeypatch.setattr(report, "_write_figures", lambda *_: None)
     return of_two(one)
+
+
+def test_a_recommendation_of_each_study_or_of_one(two):
+    each = recommend.recommend(two)
+    assert [one.study for one in each] == ["horizon", "ema"]
+    assert each[0].text() != each[1].text()
+    assert recommend.recommend(two, study="ema") == (each[1],)
+    with pytest.raises(BadRun, match="no cells of a study 'emma'"):
+        recommend.recommend(two, study="emma")
 
 
 def test_each_study_has_the_report_of_a_folder_of_its_own(two, tmp_path):
