@@ -26,7 +26,8 @@ def folder(make_run, task, average):
 
     def make(ratio, constant: float = 2.5, **fields) -> Path:
         tasks = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "ogbg", "wmt")]
-        schemes = [average(scheme, h, ratio(h)) for scheme in ("ema", "lawa") for h in HORIZONS]
+        schemes = [average("ema", h, ratio(h)) for h in HORIZONS]
+        schemes += [average("lawa", h, ratio(h)) for h in (0.005, 0.01, 0.04)]
         run = make_run(tasks=tasks, lengths=[0.25, 0.5, 0.75, 1.0], averages=schemes, **fields)
         cells = read_table(run / "cells.parquet", CELLS).to_pandas()
         records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
@@ -40,7 +41,9 @@ def folder(make_run, task, average):
             ("shampoo", {"optimizer": "shampoo"}, 1.0),
             ("slow", {"lr": 0.005}, 1.0),
         ):
-            parts.append(_copied(cells[cells["length_fraction"] == 1], records, name, change, factor))
+            mine = cells[(cells["length_fraction"] == 1) & (cells["scheme"] != "lawa")]
+            mine = mine[mine["horizon_fraction"].isna() | mine["horizon_fraction"].isin([0.01, 0.04, 0.16])]
+            parts.append(_copied(mine, records, name, change, factor))
         whole = [pd.concat(one, ignore_index=True) for one in zip(*parts, strict=True)]
         _write(run / "cells.parquet", whole[0], CELLS)
         _write(run / "records" / "part-0.parquet", whole[1], RECORDS)
