@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +61,9 @@ def _slim(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None  # JSON has no NaN; a tooltip shows nothing
 
 
 def _renamed(found: dict[str, Any], name: str) -> dict[str, Any]:

@@ -257,3 +257,10 @@ def test_reading_is_free_of_side_effects(small):
     study.read(small)
     assert before == {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()}
     assert re.search(r"report\.html", str(sorted(before)))
+
+
+def test_several_schedules_without_a_target_are_a_page_all_the_same(make_run, task, average):
+    untargeted = task("lm", "accuracy", True, 0.1, 0.7, None)
+    run = make_run(tasks=[untargeted], lengths=[0.5, 1.0], averages=[average("lawa", 0.18, 0.9)])
+    report.write(run)
+    assert "trainings" in charts(page(run))
