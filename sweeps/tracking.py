@@ -13,7 +13,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +24,6 @@ from analysis.steps_to_target import curves, first_crossing, running_best
 from sweeps.recorder import write_atomic
 
 POLL_SECONDS = 2.0
-LAST_TRIES = 3  # once the records are complete
 INIT_SECONDS = 15.0  # then offline, said once
 FINISH_SECONDS = 15.0  # what the driver grants the publisher at the end of a run
 BEST, STEPS, MET = "best/metric", "target/steps", "target/met"  # a finished run's summary: see `outcome`
@@ -63,8 +61,10 @@ def finish(publisher: subprocess.Popen[bytes] | None, seconds: float = FINISH_SE
 
 
 def _environment(run: Path, mode: str) -> dict[str, str]:
+    # Where this process uses W&B itself, its service would be the publisher's too, and keep ids in use after a kill.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return {
-        **os.environ,
+        **inherited,
         "WANDB_DIR": str(run.resolve()),
         "WANDB_MODE": mode,
         "WANDB_SILENT": "true",
@@ -286,7 +286,6 @@ def main(arguments: list[str]) -> int:
     run, mode, project, entity = arguments
     lock = _lock(Path(run))
     publisher = Publisher(Path(run), mode, project, entity or None)
-    tries_left = LAST_TRIES
     while True:
         # Ready to read means closed: nothing is ever written there.
         complete = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
@@ -294,13 +293,8 @@ def main(arguments: list[str]) -> int:
             publisher.publish()
         except Exception as error:
             print(f"publishing failed, trying again: {type(error).__name__}: {redacted(error)}", flush=True)
-            if not complete:
-                continue
-            tries_left -= 1
-            if not tries_left:
+            if complete:
                 return 1
-            time.sleep(POLL_SECONDS)  # W&B may not have let go of an id yet
-            continue
         if complete:
             lock.close()
             return 0
