@@ -8,6 +8,7 @@ from analysis import conclusions, paired, training_answers
 from analysis.baselines import CHOSEN_HORIZON
 from analysis.conclusions import with_interval
 from analysis.findings import counted
+from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
@@ -28,11 +29,7 @@ def final_metric(study: Study, tables: Tables) -> str | None:
     none = study.cells.loc[study.cells["scheme"] == "none", "cell_id"]
     raw = rows[rows["cell_id"].isin(none) & rows["training"].isin(top["training"])]
     higher = study.cells.groupby("workload")["higher_is_better"].first().astype(bool)
-    changes = [
-        paired.metric_changes(part, raw[raw["workload"] == name], bool(higher[name]))
-        for name, part in top.groupby("workload", sort=True)
-    ]
-    pairs = paired.together(changes)
+    pairs = paired.metric_changes(top, raw, higher.to_dict())
     found = paired.over_workloads(pairs)
     if np.isnan(found.value):
         return None
@@ -54,7 +51,7 @@ def horizon(study: Study, tables: Tables) -> str | None:
     regions = tables.flat_region[tables.flat_region["scheme"] == scheme]
     if most.empty or regions.empty:
         return None
-    inside = (regions["flat_from"] <= CHOSEN_HORIZON * 1.05) & (regions["flat_to"] >= CHOSEN_HORIZON / 1.05)
+    inside = reaches(regions["flat_from"], regions["flat_to"], CHOSEN_HORIZON)
     told = (
         f"The smooth fits are best at a horizon of {percent(float(most.median()))} of the step budget (median over "
         f"{len(most)} workloads; from {percent(float(most.min()))} to {percent(float(most.max()))}), and "

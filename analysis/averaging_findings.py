@@ -11,6 +11,7 @@ from analysis.evidence import Evidence
 from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, below_one, counted, over
 from analysis.intervals import Interval
 from analysis.pooled import FIXED
+from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, percent
 
 SCHEMES = ("ema", "lawa")
@@ -95,7 +96,7 @@ def best_horizon(of: Evidence) -> Finding:
         if interval.high < 1:
             better.append(horizon)
     regions = of.horizon.flat_region
-    inside = (regions["flat_from"] <= CHOSEN_HORIZON * 1.05) & (regions["flat_to"] >= CHOSEN_HORIZON / 1.05)
+    inside = reaches(regions["flat_from"], regions["flat_to"], CHOSEN_HORIZON)
     share = inside.groupby(regions["scheme"]).mean()
     where = " and ".join(
         f"{int(inside[regions['scheme'] == scheme].sum())} of {int((regions['scheme'] == scheme).sum())} workloads "

@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis import device_hours, generalization, records, savings
 from analysis.conclusions import with_interval
-from analysis.intervals import Interval
+from analysis.intervals import Interval, of_row
+from analysis.savings import sign
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, read
 
@@ -168,10 +169,7 @@ def _settings(
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
     count = pairs.groupby("setting").size()
     found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(count)).astype("int64")
-    found["steps"] = [
-        _direction(Interval(row["steps_ratio"], row["steps_ratio_low"], row["steps_ratio_high"]))
-        for row in found.to_dict("records")
-    ]
+    found["steps"] = [_direction(of_row(row, "steps_ratio")) for row in found.to_dict("records")]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
     order = ["workload", "schedule", "scheme", "num_pairs", "num_exact", "bound"]
     return found[[*order, *(name for name in found.columns if name not in order)]].reset_index(drop=True)
@@ -297,18 +295,14 @@ def _verdict(settings: pd.DataFrame) -> str:
 def _words(settings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in settings.to_dict("records"):
-        ratio, metric = (
-            Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
-            for name in ("steps_ratio", "final_difference")
-        )
-        bound = {"at least": "≥ ", "at most": "≤ ", "mixed": "about "}.get(str(row["bound"]), "")
+        ratio, metric = (of_row(row, name) for name in ("steps_ratio", "final_difference"))
         rows.append(
             {
                 "workload": row["workload"],
                 "schedule": row["schedule"],
                 "scheme": row["scheme"],
                 "seeds": str(row["num_pairs"]),
-                "steps B/A": bound + with_interval(ratio, ".3f") if ratio.value > 0 else "–",
+                "steps B/A": sign(row["bound"]) + with_interval(ratio, ".3f") if ratio.value > 0 else "–",
                 "steps": row["steps"] or "–",
                 "final metric B−A": with_interval(metric, "+.3g") if not np.isnan(metric.value) else "–",
                 "metric": row["metric"] if isinstance(row["metric"], str) else "–",

@@ -9,8 +9,10 @@ import pandas as pd
 
 from analysis import families, horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
-from analysis.intervals import Interval, stratified_geometric_mean
+from analysis.intervals import Interval, of_row, stratified_geometric_mean
 from analysis.pooled import BEST, FIXED
+from analysis.robustness import reaches
+from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
@@ -171,7 +173,7 @@ def pooled_findings(tables: Tables) -> list[str]:
 
 def _pooled(row: Any) -> str:
     interval = Interval(row["value"], row["low"], row["high"])
-    return _bound(row["bound"]) + with_interval(interval)
+    return sign(row["bound"]) + with_interval(interval)
 
 
 def _without_one(tables: Tables, scheme: str, name: str, whole: Any) -> list[str]:
@@ -205,7 +207,7 @@ def horizon_findings(tables: Tables) -> list[str]:
     regions = tables.flat_region[tables.flat_region["training"].isin(_reference(tables))]
     found = []
     for row in regions.to_dict("records"):
-        inside = row["flat_from"] <= CHOSEN_HORIZON * 1.05 and row["flat_to"] >= CHOSEN_HORIZON / 1.05
+        inside = reaches(row["flat_from"], row["flat_to"], CHOSEN_HORIZON)
         name = SCHEME_NAMES.get(row["scheme"], row["scheme"])
         span = (
             f"is {percent(row['flat_from'])} alone"
@@ -257,7 +259,7 @@ def generalization_findings(tables: Tables) -> list[str]:
     for chosen in in_front(tables.chosen).to_dict("records"):
         mine = table[(table["setting"] == chosen["setting"]) & table["final_difference"].notna()]
         for row in mine.to_dict("records"):
-            interval = Interval(*(row[f"final_difference{end}"] for end in ("", "_low", "_high")))
+            interval = of_row(row, "final_difference")
             verdict = words.get(row["effect"], "one seed, no interval")
             found.append(
                 f"{chosen['workload']}, {chosen['scheme_label']}: the final metric changes by "
@@ -273,9 +275,9 @@ def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
     for chosen in in_front(tables.chosen).to_dict("records"):
         for row in same[same["setting"] == chosen["setting"]].to_dict("records"):
             if row["hours_ratio"] == row["hours_ratio"]:
-                interval = Interval(*(row[f"hours_ratio{end}"] for end in ("", "_low", "_high")))
+                interval = of_row(row, "hours_ratio")
                 found.append(
-                    f"A user of {chosen['scheme_label']} on {chosen['workload']} pays {_bound(row['bound'])}"
+                    f"A user of {chosen['scheme_label']} on {chosen['workload']} pays {sign(row['bound'])}"
                     f"{with_interval(interval)} of the baseline's {unit} to the target."
                 )
     hours = tables.sweep_device_hours.groupby("way")["device_hours"].sum()
@@ -299,11 +301,7 @@ def with_interval(interval: Interval, form: str = ".2f") -> str:
 
 
 def _row(row: Any) -> str:
-    return _bound(row["bound"]) + with_interval(Interval(row["ratio"], row["low"], row["high"]))
-
-
-def _bound(bound: str) -> str:
-    return {"at least": "≥ ", "at most": "≤ ", "mixed": "about "}.get(bound, "")
+    return sign(row["bound"]) + with_interval(Interval(row["ratio"], row["low"], row["high"]))
 
 
 def _reference(tables: Tables) -> set[int]:

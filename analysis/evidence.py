@@ -62,15 +62,8 @@ class Evidence:
 
         Each at its last step; `top` at a share of the step budget, if one is given.
         """
-        above, below = self.metric(top, at), self.metric(bottom)
         higher = top.groupby("workload")["higher_is_better"].first().astype(bool)
-        parts = [
-            paired.metric_changes(
-                above[above["workload"] == name], below[below["workload"] == name], is_higher
-            )
-            for name, is_higher in higher.items()
-        ]
-        return paired.together(parts)
+        return paired.metric_changes(self.metric(top, at), self.metric(bottom), higher.to_dict())
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""

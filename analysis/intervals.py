@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def of_row(row: Any, name: str) -> Interval:
+    """The interval that a table keeps as the columns name, name_low and name_high."""
+    return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
 
 def bootstrap(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import paper_rows
 from analysis.profiles import Profiles
+from analysis.savings import sign
 from analysis.study import SCHEME_NAMES
 from analysis.tables import Tables
 
@@ -91,45 +92,39 @@ def shown_tables(tables: Tables, scored: Profiles | None = None, most: int = 200
     yield from _across_trainings(tables, most)
     if len(tables.generalization) and "final_difference" in tables.generalization:
         rows = tables.generalization.to_dict("records")
-        frame = pd.DataFrame(
-            {
-                "workload": [row["workload"] for row in rows],
-                "schedule": [row["training_label"] for row in rows],
-                "scheme": [row["scheme_label"] for row in rows],
-                "best metric": [_ratio(row, "best_metric", form=".4g") for row in rows],
-                "final metric": [_ratio(row, "final_metric", form=".4g") for row in rows],
-                "final − baseline's": [_ratio(row, "final_difference", form="+.3g") for row in rows],
-                "effect": [row["effect"] for row in rows],
-            }
-        )
+        columns = {
+            "best metric": [_ratio(row, "best_metric", form=".4g") for row in rows],
+            "final metric": [_ratio(row, "final_metric", form=".4g") for row in rows],
+            "final − baseline's": [_ratio(row, "final_difference", form="+.3g") for row in rows],
+            "effect": [row["effect"] for row in rows],
+        }
+        frame = _by_setting(tables.generalization, columns)
         yield _text("Generalization", "generalization", frame, most)
     if len(tables.test_metrics):
         rows = tables.test_metrics.to_dict("records")
-        frame = pd.DataFrame(
-            {
-                "workload": [row["workload"] for row in rows],
-                "schedule": [row["training_label"] for row in rows],
-                "scheme": [row["scheme_label"] for row in rows],
-                "test metric": [_ratio(row, "test_metric", form=".4g") for row in rows],
-                "test − baseline's": [_ratio(row, "test_difference", form="+.3g") for row in rows],
-                "effect": [row["effect"] for row in rows],
-            }
-        )
+        columns = {
+            "test metric": [_ratio(row, "test_metric", form=".4g") for row in rows],
+            "test − baseline's": [_ratio(row, "test_difference", form="+.3g") for row in rows],
+            "effect": [row["effect"] for row in rows],
+        }
+        frame = _by_setting(tables.test_metrics, columns)
         yield _text("On the test split, at the end", "test_metrics", frame, most)
     if len(tables.metrics_beside):
         rows = tables.metrics_beside.to_dict("records")
-        frame = pd.DataFrame(
-            {
-                "workload": [row["workload"] for row in rows],
-                "schedule": [row["training_label"] for row in rows],
-                "scheme": [row["scheme_label"] for row in rows],
-                "metric": [row["metric"] for row in rows],
-                "final": [_ratio(row, "final", form=".4g") for row in rows],
-                "final − baseline's": [_ratio(row, "difference", form="+.3g") for row in rows],
-            }
-        )
+        columns = {
+            "metric": [row["metric"] for row in rows],
+            "final": [_ratio(row, "final", form=".4g") for row in rows],
+            "final − baseline's": [_ratio(row, "difference", form="+.3g") for row in rows],
+        }
+        frame = _by_setting(tables.metrics_beside, columns)
         yield _text("Metrics beside the target's", "metrics_beside", frame, most)
     yield _text("Device-hours of the sweep", "sweep_device_hours", tables.sweep_device_hours, most)
+
+
+def _by_setting(table: pd.DataFrame, columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """Each row's workload, schedule and scheme, then these columns."""
+    names = {"training_label": "schedule", "scheme_label": "scheme"}
+    return table[["workload", *names]].rename(columns=names).assign(**columns)
 
 
 def _scores(scored: Profiles, most: int) -> Iterator[Table]:
@@ -302,6 +297,5 @@ def _span(row: Mapping[Any, Any], name: str, form: str) -> str:
 def _ratio(row: Mapping[Any, Any], name: str, bound: str = "bound", form: str = ".3f") -> str:
     if pd.isna(row[name]):
         return "–"
-    sign = {"at least": "≥ ", "at most": "≤ ", "mixed": "~ "}.get(str(row.get(bound)), "")
-    text = f"{sign}{row[name]:{form}}"
+    text = f"{sign(row.get(bound), mixed='~ ')}{row[name]:{form}}"
     return text if pd.isna(row[f"{name}_low"]) else f"{text} {_interval(row, name, form)}"

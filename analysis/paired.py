@@ -6,7 +6,8 @@ with a short annealed one, one horizon with another, or one schedule with anothe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,21 +38,19 @@ def steps_ratios(
     return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound"]]
 
 
-def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
+def metric_changes(
+    top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Mapping[Any, bool]
+) -> pd.DataFrame:
     """log(metric of `top` ÷ metric of `bottom`) by workload and seed, negative where `top` is better.
 
-    Args: top, bottom: workload, seed, value (a positive metric). Returns: workload, seed, value.
+    Args: top, bottom: workload, seed, value (a positive metric). higher_is_better: by workload.
+    Returns: workload, seed, value.
     """
     pairs = top[[*KEYS, "value"]].merge(bottom[[*KEYS, "value"]], on=KEYS, suffixes=("", "_other"))
-    sign = -1.0 if higher_is_better else 1.0
+    sign = np.where(pairs["workload"].map(dict(higher_is_better)).astype(bool), -1.0, 1.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         change = sign * np.log(pairs["value"].astype(float) / pairs["value_other"].astype(float))
     return pairs[KEYS].assign(value=change)
-
-
-def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The pairs of several workloads as one table; empty, with its columns, for none."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEYS, "value"])
 
 
 def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:

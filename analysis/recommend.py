@@ -428,7 +428,7 @@ def _flatness(choice: Choice) -> str:
         )
     else:
         text = f"How flat: horizons from {percent(low)} to {percent(high)} cannot be told from it by their intervals"
-    inside = low <= CHOSEN_HORIZON * 1.05 and high >= CHOSEN_HORIZON / 1.05
+    inside = robustness.reaches(low, high, CHOSEN_HORIZON)
     text += f"; {percent(CHOSEN_HORIZON)}, fixed beforehand, lies {'inside' if inside else 'outside'}."
     if choice.run is not None and choice.horizon in choice.run:
         end = "longest" if choice.horizon == choice.run[1] else "shortest"

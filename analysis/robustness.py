@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -65,3 +67,8 @@ def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
         rows.append((*key, axis[low], axis[high], best["horizon_fraction"], best["ratio"]))
     names = ["workload", "training", "scheme", "flat_from", "flat_to", "best_horizon", "best_ratio"]
     return pd.DataFrame(rows, columns=names)
+
+
+def reaches(flat_from: Any, flat_to: Any, horizon: float) -> Any:
+    """Whether a flat region holds a horizon; 5 % of room, since horizons are rounded to snapshots. Elementwise."""
+    return (flat_from <= horizon * 1.05) & (flat_to >= horizon / 1.05)

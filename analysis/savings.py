@@ -122,6 +122,11 @@ def overall_bound(bounds: pd.Series) -> str:
     return str((kinds - {EXACT} or {EXACT}).pop())
 
 
+def sign(bound: object, mixed: str = "about ") -> str:
+    """What stands before a ratio that is a bound: ≥, ≤, or `mixed` where its pairs bound it from both sides."""
+    return {AT_LEAST: "≥ ", AT_MOST: "≤ ", "mixed": mixed}.get(str(bound), "")
+
+
 def _side(steps: pd.DataFrame, hours: pd.DataFrame, prefix: str) -> pd.DataFrame:
     names = {"counted_steps": "steps", "held_counted_steps": "held_steps"}
     keep = [*("cell_id", "status", "censored", "held_censored", "lower", "upper"), *names]

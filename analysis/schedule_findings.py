@@ -129,9 +129,8 @@ def both_best(of: Evidence) -> Finding:
 
 def other_optimizers(of: Evidence) -> Finding:
     """Fig. 5, and beyond: Shampoo; AdamW, SGD and Schedule-Free."""
-    mine = of.cells[of.cells["studies"].map(lambda names: "optimizers" in names)]
     told, verdict = [], UNDECIDED
-    for optimizer in ("shampoo", *sorted(set(mine["optimizer"]) - {"shampoo"})):
+    for optimizer in ("shampoo", *sorted(set(of.pick("optimizers")["optimizer"]) - {"shampoo"})):
         raw = of.pick("optimizers", optimizer=optimizer)
         said = []
         for horizon in (CHOSEN_HORIZON, 0.04):

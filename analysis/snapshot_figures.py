@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import panels
 from analysis.drawing import Drawing
+from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, percent
 
 INK = "#1f2328"  # on the light colours of a cell, in both themes
@@ -77,5 +78,4 @@ def _map(part: pd.DataFrame, seeds: pd.DataFrame, scheme: str, colour: alt.Color
 
 
 def _text(ratio: float, bound: str) -> str:
-    sign = {"at least": "≥ ", "at most": "≤ ", "mixed": "~ "}.get(bound, "")
-    return f"{sign}{ratio:.2f}" if ratio == ratio else "no ratio"
+    return f"{sign(bound, mixed='~ ')}{ratio:.2f}" if ratio == ratio else "no ratio"

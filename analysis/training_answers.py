@@ -6,9 +6,10 @@ import pandas as pd
 
 from analysis import basin, conclusions
 from analysis.conclusions import with_interval
+from analysis.intervals import of_row
 from analysis.study import Study
 from analysis.tables import Tables
-from analysis.training_findings import interval, ratio, verdict, word
+from analysis.training_findings import ratio, verdict, word
 
 
 def answer(study: Study, tables: Tables) -> str:
@@ -29,7 +30,7 @@ def _basin_answer(tables: Tables) -> str | None:
     label = _front(tables, set(rows["scheme_label"]))
     rows = rows[rows["scheme_label"] == label]
     said = [
-        f"{r['workload']} {with_interval(interval(r, 'difference'), '+.2f')} octaves "
+        f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')} octaves "
         f"({word(r['effect'], 'no effect')})"
         for r in rows.to_dict("records")
     ]
@@ -65,7 +66,7 @@ def _decay_answer(tables: Tables) -> str | None:
     rows = tables.against_decayed
     rows = rows[rows["best"].astype(bool) & (rows["end_lr"] == 1) & rows["effect"].notna()]
     said = [
-        f"{r['workload']} {r['scheme_label']} {with_interval(interval(r, 'difference'), '+.3g')} "
+        f"{r['workload']} {r['scheme_label']} {with_interval(of_row(r, 'difference'), '+.3g')} "
         f"({word(r['effect'], 'not told apart')})"
         for r in rows.to_dict("records")
     ]

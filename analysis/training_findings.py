@@ -10,7 +10,8 @@ import pandas as pd
 from analysis import basin, conclusions
 from analysis.baselines import in_front
 from analysis.conclusions import with_interval
-from analysis.intervals import Interval
+from analysis.intervals import Interval, of_row
+from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables
 from analysis.training_axis import TITLES
@@ -52,12 +53,12 @@ def basin_findings(tables: Tables) -> list[str]:
         met = f" ({base['num_met']} of {base['num_runs']} runs)" if rule == basin.REACHES else ""
         text = (
             f"{workload}, part of the LR grid of {base['grid']:.2g} octaves that {rule}: raw "
-            f"{with_interval(interval(base, 'width'))}{met}"
+            f"{with_interval(of_row(base, 'width'))}{met}"
         )
         said = []
         for row in part[(part["scheme"] != "none") & part["difference"].notna()].to_dict("records"):
             met = f" ({row['num_met']} of {row['num_runs']} runs)" if rule == basin.REACHES else ""
-            change = with_interval(interval(row, "difference"), "+.2f")
+            change = with_interval(of_row(row, "difference"), "+.2f")
             said.append(f"{row['scheme_label']} {change}{met}: {word(row['effect'], 'no effect')}")
         edge = part["num_at_edge"].max()
         tail = "; a basin that touches an end of the grid may be wider than it shows" if edge else ""
@@ -83,8 +84,8 @@ def optimizer_findings(tables: Tables) -> list[str]:
                 f"{head}: no ratio ({row['num_both_missed']} pairs both miss, {row['num_pending']} wait)."
             )
             continue
-        steps, hours = (interval(row, name) for name in ("geometric_mean", "hours_ratio"))
-        bound = conclusions._bound(row["bound"])
+        steps, hours = (of_row(row, name) for name in ("geometric_mean", "hours_ratio"))
+        bound = sign(row["bound"])
         found.append(
             f"{head}: {bound}{with_interval(steps)} of the steps ({_less(steps, row['bound'])}) and "
             f"{bound}{with_interval(hours)} of the device-hours ({_less(hours, row['bound'])})."
@@ -131,7 +132,7 @@ def decay_findings(tables: Tables) -> list[str]:
             keep = keep[keep["difference"].notna()]
             numbers = [
                 f"{'raw' if r['scheme'] == 'none' else r['scheme_label']} "
-                f"{with_interval(interval(r, 'difference'), '+.3g')}: {word(r['effect'], 'no difference shown')}"
+                f"{with_interval(of_row(r, 'difference'), '+.3g')}: {word(r['effect'], 'no difference shown')}"
                 for r in keep.to_dict("records")
             ]
             said += [f"{name}: {', '.join(numbers)}"] if numbers else []
@@ -160,7 +161,7 @@ def schedule_findings(tables: Tables) -> list[str]:
             )
     for (workload, name), part in judged.groupby(["workload", "scheme_label"], sort=True):
         said = [
-            f"{percent(r['length_fraction'])} {with_interval(interval(r, 'difference'), '+.3g')}: {r['effect']}"
+            f"{percent(r['length_fraction'])} {with_interval(of_row(r, 'difference'), '+.3g')}: {r['effect']}"
             for r in part.to_dict("records")
         ]
         found.append(
@@ -200,7 +201,7 @@ def snapshot_findings(tables: Tables) -> list[str]:
         else:
             said = [
                 f"{_horizons(r)} (every {r['coarsest']} against {r['finest']} steps) "
-                f"{with_interval(interval(r, 'ratio'), '.3f')}"
+                f"{with_interval(of_row(r, 'ratio'), '.3f')}"
                 for r in differ
             ]
             found.append(
@@ -232,11 +233,11 @@ def _known(row: Any) -> bool:
 
 
 def ratio(row: Any) -> str:
-    return conclusions._bound(row["bound"]) + with_interval(interval(row, "ratio"))
+    return sign(row["bound"]) + with_interval(of_row(row, "ratio"))
 
 
 def verdict(row: Any) -> str:
-    return _less(interval(row, "ratio"), row["bound"]).replace("none shown", "no effect")
+    return _less(of_row(row, "ratio"), row["bound"]).replace("none shown", "no effect")
 
 
 def _less(interval: Interval, bound: str) -> str:
@@ -252,7 +253,3 @@ def _less(interval: Interval, bound: str) -> str:
 
 def word(effect: Any, none: str) -> str:
     return none if effect == "none" else "no interval" if effect is None or effect != effect else str(effect)
-
-
-def interval(row: Any, name: str) -> Interval:
-    return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))

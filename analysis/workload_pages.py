@@ -11,7 +11,7 @@ from analysis.conclusions import with_interval
 from analysis.evidence import Evidence
 from analysis.intervals import Interval
 from analysis.records import BESIDE
-from analysis.savings import overall_bound
+from analysis.savings import overall_bound, sign
 from analysis.study import SCHEME_NAMES, percent
 
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
@@ -74,8 +74,9 @@ def _ratio(of: Evidence, average: pd.DataFrame, raw: pd.DataFrame) -> str:
     if not pairs["value"].notna().any():
         return "–"
     (row,) = paired.by_workload(pairs).to_dict("records")
-    bound = {"at least": "≥ ", "at most": "≤ ", "mixed": "about "}.get(overall_bound(pairs["bound"]), "")
-    return bound + with_interval(Interval(row["value"], row["low"], row["high"]))
+    return sign(overall_bound(pairs["bound"])) + with_interval(
+        Interval(row["value"], row["low"], row["high"])
+    )
 
 
 def _each(values: pd.Series) -> str:

@@ -20,14 +20,16 @@ def pairs(**values):
 
 def test_a_change_is_below_one_where_the_first_is_better_whatever_the_metric():
     top, bottom = pairs(lm=[2.0, 3.0]), pairs(lm=[4.0, 3.0])
-    lower = paired.metric_changes(top, bottom, higher_is_better=False)["value"]
-    higher = paired.metric_changes(top, bottom, higher_is_better=True)["value"]
+    lower = paired.metric_changes(top, bottom, higher_is_better={"lm": False})["value"]
+    higher = paired.metric_changes(top, bottom, higher_is_better={"lm": True})["value"]
     assert list(np.exp(lower)) == pytest.approx([0.5, 1.0])
     assert list(np.exp(higher)) == pytest.approx([2.0, 1.0])
 
 
 def test_seeds_that_only_one_side_has_make_no_pair():
-    assert len(paired.metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), False)) == 1
+    assert (
+        len(paired.metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
+    )
 
 
 def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, average):
