@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.baselines import CHOSEN_HORIZON, NEAR
+from analysis.baselines import fixed_settings
 from analysis.intervals import Interval, stratified_geometric_mean
 from analysis.records import BadRun, load_cells, load_plan
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
@@ -227,6 +227,8 @@ class RunWatch:
         if stamp is not None and stamp == self._plan_stamp:
             return
         cells = describe(load_cells(self.run))
+        fixed = fixed_settings(cells).loc[lambda settings: settings["near"], "setting"]
+        cells = cells.assign(fixed=cells["setting"].isin(fixed))
         self.plan = load_plan(self.run)
         self.rows: dict[str, Row] = {
             row["cell_id"]: {str(k): v for k, v in row.items()} for row in cells.to_dict("records")
@@ -310,20 +312,11 @@ class RunWatch:
         return together
 
 
-def chosen(curves: list[Curve]) -> Iterator[Curve]:
-    """Of each scheme the one at the horizon fixed beforehand, where one is near; no result enters the choice."""
-    schemes: dict[str, list[tuple[float, float, str, Curve]]] = {}
-    for curve in curves:
-        horizon = curve.cell["horizon_fraction"]
-        if curve.cell["scheme"] == "none" or math.isnan(horizon):
-            continue
-        distance = round(abs(math.log(float(horizon) / CHOSEN_HORIZON)), 9)
-        if distance <= math.log(NEAR):
-            every = float(curve.cell["every_steps"])
-            place = (distance, every, str(curve.cell["cell_id"]), curve)
-            schemes.setdefault(str(curve.cell["scheme"]), []).append(place)
-    for scheme in sorted(schemes):
-        yield min(schemes[scheme], key=lambda place: place[:3])[3]
+def chosen(curves: list[Curve]) -> list[Curve]:
+    """Of each scheme the one at the horizon fixed beforehand, where one is near: as in the report."""
+    return sorted(
+        (curve for curve in curves if curve.cell["fixed"]), key=lambda curve: str(curve.cell["scheme"])
+    )
 
 
 @dataclass(frozen=True)
