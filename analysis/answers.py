@@ -14,8 +14,12 @@ from analysis.tables import Tables
 
 
 def answer(study: Study, tables: Tables) -> str:
-    """What the study asks is answered: ``final_metric``, ``horizon``, or ``steps`` to target, the default."""
-    asked = {"final_metric": final_metric, "horizon": horizon}.get(str(study.plan.get("asks", "steps")))
+    """What the study asks is answered: ``steps`` to target, ``final_metric`` or ``horizon``.
+
+    One that does not say is answered by what its trainings vary, or by steps where they vary in nothing.
+    """
+    known = {"steps": conclusions.answer, "final_metric": final_metric, "horizon": horizon}
+    asked = known.get(str(study.plan.get("asks")))
     said = asked(study, tables) if asked and conclusions.answer_schemes(tables) else None
     return said or training_answers.answer(study, tables)
 

@@ -72,7 +72,7 @@ class Spec:
 
     study: str
     question: str | None
-    asks: str  # what the report answers: steps | final_metric | horizon
+    asks: str | None  # what the report answers: steps | final_metric | horizon; None: what its trainings vary
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -104,7 +104,6 @@ KEYS = (
 REQUIRED = ("study", "workloads", "averaging")
 OVERRIDABLE = ("step_budget", "optimizer", "schedule", "training", "averaging", "evaluate")
 DEFAULTS: Mapping[str, Any] = {
-    "asks": "steps",
     "preset": "mini",
     "seeds": [0],
     "step_budget": 1.0,
@@ -153,7 +152,7 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
     spec = Spec(
         study=_scalar(_Study, "study", full["study"]),
         question=None if full.get("question") is None else _scalar(_Question, "question", full["question"]),
-        asks=_scalar(_Asks, "asks", full["asks"]),
+        asks=None if full.get("asks") is None else _scalar(_Asks, "asks", full["asks"]),
         workloads=workloads,
         presets=presets,
         seeds=tuple(_scalar(_Seeds, "seeds", seed, path) for path, seed in seeds),

@@ -46,3 +46,12 @@ def test_the_horizon_is_told_with_its_optimum_and_how_flat_it_is(asked):
 def test_steps_to_target_is_what_is_asked_by_default(asked, what):
     answer, default = asked(what)
     assert answer == default
+
+
+def test_a_study_that_asks_for_steps_is_not_answered_by_the_schedules_it_varies(make_run, average):
+    run = make_run(lengths=[0.5, 1.0], averages=[average("ema", 0.01, 0.9)])
+    plan = json.loads((run / "plan.json").read_text())
+    tables = compute(read(run))
+    assert "of the full-length run is" in answers.answer(read(run), tables)
+    (run / "plan.json").write_text(json.dumps(plan | {"asks": "steps"}))
+    assert answers.answer(read(run), tables).startswith("EMA at an averaging horizon of 1 %")
