@@ -224,7 +224,7 @@ def rows_of_cells(records: pd.DataFrame) -> dict[str, slice | NDArray[np.int64]]
 def load_plan(run: str | Path) -> dict[str, Any]:
     """plan.json: study, question, cells, trajectories, targets with their provenance, versions.
 
-    ``studies`` has study, question, fuse, seeds, cells and targets of each study, in the order they came; at the
+    ``studies`` has study, question, asks, fuse, seeds, cells and targets of each study, in the order they came; at the
     head stand those of the first, but every cell and every workload's target.
     """
     path = Path(run) / "plan.json"

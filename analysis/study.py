@@ -68,6 +68,8 @@ def _whole(run: str | Path) -> Study:
     records = _of_split(records, "validation", cells)
     trials = schema.load_trials(run)
     plan = schema.load_plan(run)
+    if len(plan["studies"]) == 1:
+        plan |= plan["studies"][0]  # the head of plan.json does not have all that a study's entry has
     return Study(plan, progress(cells, records, trials, plan), records, trials, test=test)
 
 

@@ -5,8 +5,15 @@ import json
 import pytest
 
 from analysis import answers, training_answers
+from analysis.records import load_plan
 from analysis.study import read
 from analysis.tables import compute
+
+
+def say(run, what):
+    plan = load_plan(run)
+    plan["studies"][0]["asks"] = what
+    (run / "plan.json").write_text(json.dumps(plan))
 
 
 @pytest.fixture
@@ -18,8 +25,7 @@ def asked(make_run, task, average):
     tables = compute(read(run))
 
     def ask(what):
-        plan = json.loads((run / "plan.json").read_text()) | ({"asks": what} if what else {})
-        (run / "plan.json").write_text(json.dumps(plan))
+        say(run, what)
         return answers.answer(read(run), tables), training_answers.answer(read(run), tables)
 
     return ask
@@ -50,8 +56,7 @@ def test_steps_to_target_is_what_is_asked_by_default(asked, what):
 
 def test_a_study_that_asks_for_steps_is_not_answered_by_the_schedules_it_varies(make_run, average):
     run = make_run(lengths=[0.5, 1.0], averages=[average("ema", 0.01, 0.9)])
-    plan = json.loads((run / "plan.json").read_text())
     tables = compute(read(run))
     assert "of the full-length run is" in answers.answer(read(run), tables)
-    (run / "plan.json").write_text(json.dumps(plan | {"asks": "steps"}))
+    say(run, "steps")
     assert answers.answer(read(run), tables).startswith("EMA at an averaging horizon of 1 %")

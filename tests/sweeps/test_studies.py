@@ -112,6 +112,14 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
     assert read_yaml(run / "specs" / "speedup.yaml")["question"] == "Much faster?"
 
 
+def test_a_report_knows_what_its_study_asks(outside: Path) -> None:
+    run = outside / "run"
+    train(run, speedup(asks="final_metric"), only=0)
+    assert reading.read(run).plan["asks"] == reading.read(run, "speedup").plan["asks"] == "final_metric"
+    train(run, decay(), only=0)
+    assert [one.plan["asks"] for one in reading.read_each(run)] == ["final_metric", None]
+
+
 def test_a_study_added_later_trains_what_is_new(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
     run = outside / "run"
     train(run, speedup())
