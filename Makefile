@@ -3,9 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install quickstart study results test lint types bench wheel clean
+.PHONY: help install quickstart study open_questions results test lint types bench wheel clean
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,9 +22,12 @@ STUDIES := speedup generalization horizon decay_length no_decay learning_rate op
 study: install  ## every experiment of the paper on the minis, what they share trained once; run again to continue
 	$(BIN)/wa run $(STUDIES:%=sweeps/%.yaml) --out runs/study
 
+open_questions: install  ## what the paper leaves open, on the minis
+	$(BIN)/wa run sweeps/open_questions.yaml --out runs/open_questions
+
 LOGS ?= runs/algoperf
-results: install  ## docs/results.md and its figures, from `make study` and AlgoPerf's logs (wa import … -o $(LOGS))
-	$(BIN)/python -m analysis.results runs/study $(LOGS) docs
+results: install  ## docs/results.md and its figures, from the two above and AlgoPerf's logs (wa import … -o $(LOGS))
+	$(BIN)/python -m analysis.results runs/study runs/open_questions $(LOGS) docs
 
 test: install  ## the tests
 	$(BIN)/python -m pytest

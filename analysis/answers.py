@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis import conclusions, paired, training_answers
+from analysis import conclusions, paired, predictions, training_answers
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.conclusions import with_interval
 from analysis.findings import counted
+from analysis.intervals import with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
 
 def answer(study: Study, tables: Tables) -> str:
-    """What the study asks is answered: ``steps`` to target, ``final_metric`` or ``horizon``.
+    """What the study asks is answered: ``steps`` to target, ``final_metric``, ``horizon`` or ``predictions``.
 
     One that does not say is answered by what its trainings vary, or by steps where they vary in nothing.
     """
-    known = {"steps": conclusions.answer, "final_metric": final_metric, "horizon": horizon}
+    known = {
+        "steps": conclusions.answer,
+        "final_metric": final_metric,
+        "horizon": horizon,
+        "predictions": predicted,
+    }
     asked = known.get(str(study.plan.get("asks")))
     said = asked(study, tables) if asked and conclusions.answer_schemes(tables) else None
     return said or training_answers.answer(study, tables)
+
+
+def predicted(study: Study, tables: Tables) -> str | None:
+    """Each prediction's verdict with what was measured."""
+    said = [f"{one.short} ({one.finding.verdict})" for one in predictions.of_study(study)]
+    return f"Of what the field predicts: {'; '.join(said)}." if said else None
 
 
 def final_metric(study: Study, tables: Tables) -> str | None:

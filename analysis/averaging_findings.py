@@ -6,37 +6,37 @@ import numpy as np
 
 from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.conclusions import with_interval
 from analysis.evidence import Evidence
 from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, below_one, counted, over
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 from analysis.pooled import FIXED
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, percent
+from analysis.tables import Tables
 
 SCHEMES = ("ema", "lawa")
 PAPER_STEPS = 0.82  # of NadamW's, both schemes
 PAPER_HOURS = {"ema": 541 / 612, "lawa": 550 / 612}  # of NadamW's, over the suite
 
 
-def averaging_findings(of: Evidence) -> list[Finding]:
-    """All of them, in the order of the paper."""
+def averaging_findings(of: Evidence, speedup: Tables, horizon: Tables) -> list[Finding]:
+    """All of them, in the order of the paper. Args: speedup, horizon: the tables of these two studies."""
     return [
-        fewer_steps(of),
-        fewer_hours(of),
-        best_horizon(of),
+        fewer_steps(of, speedup),
+        fewer_hours(of, speedup),
+        best_horizon(of, horizon),
         short_horizons(of),
         generalization(of),
         no_rescue(of),
-        tightness(of),
+        tightness(of, speedup),
     ]
 
 
-def fewer_steps(of: Evidence) -> Finding:
+def fewer_steps(of: Evidence, speedup: Tables) -> Finding:
     """Fig. 1 and 2: 82 % of the steps."""
     told, verdicts, sizes = [], [], []
     for scheme in SCHEMES:
-        interval = _pooled(of, "mean ratio", scheme)
+        interval = _pooled(speedup, "mean ratio", scheme)
         verdicts.append(below_one(interval))
         sizes.append(interval.low <= PAPER_STEPS <= interval.high)
         pairs = of.ratios(of.pick("speedup", scheme, CHOSEN_HORIZON), of.pick("speedup"))
@@ -54,26 +54,26 @@ def fewer_steps(of: Evidence) -> Finding:
         {
             IN_PART: "The direction is the paper's, the size is not. Targets are tight here: raw weights need "
             f"{percent(_raw_share(of))} of the budget (median), where little is left to save; at the loss they have "
-            f"after half of it, EMA of 1 % takes {_at_half(of):.2f} of their steps. And 1 % of these budgets are 30 to "
-            "80 steps, of the paper's a thousand: longer horizons save more here."
+            f"after half of it, EMA of 1 % takes {_at_half(speedup):.2f} of their steps. And 1 % of these budgets are "
+            "30 to 80 steps, of the paper's a thousand: longer horizons save more here."
         },
         "speedup",
         "pooled",
     )
 
 
-def fewer_hours(of: Evidence) -> Finding:
+def fewer_hours(of: Evidence, speedup: Tables) -> Finding:
     """Table 1: 10 to 12 % of the GPU-hours."""
     told, verdicts, sizes = [], [], []
     for scheme in SCHEMES:
         paper = PAPER_HOURS[scheme]
-        interval = _pooled(of, "suite device-hours", scheme)
+        interval = _pooled(speedup, "suite device-hours", scheme)
         verdicts.append(below_one(interval))
         sizes.append(interval.low <= paper <= interval.high)
         told.append(
             f"{SCHEME_NAMES[scheme]} at {percent(CHOSEN_HORIZON)} takes {with_interval(interval)} of the raw weights' "
             f"device-hours, summed over the workloads (the paper: {paper:.2f}), and "
-            f"{with_interval(_pooled(of, 'device-hours', scheme))} as the geometric mean of ratios."
+            f"{with_interval(_pooled(speedup, 'device-hours', scheme))} as the geometric mean of ratios."
         )
     return Finding(
         "fewer_hours",
@@ -86,26 +86,26 @@ def fewer_hours(of: Evidence) -> Finding:
     )
 
 
-def best_horizon(of: Evidence) -> Finding:
+def best_horizon(of: Evidence, horizon: Tables) -> Finding:
     """Fig. 3: a horizon of 1 %, and flat around it."""
     fixed = of.pick("horizon", "ema", CHOSEN_HORIZON)
     told, better = [], []
-    for horizon in (0.005, 0.02, 0.04, 0.16, 0.3):
-        interval = paired.over_workloads(of.ratios(of.pick("horizon", "ema", horizon), fixed))
-        told.append(f"at {percent(horizon)} {with_interval(interval)}")
+    for share in (0.005, 0.02, 0.04, 0.16, 0.3):
+        interval = paired.over_workloads(of.ratios(of.pick("horizon", "ema", share), fixed))
+        told.append(f"at {percent(share)} {with_interval(interval)}")
         if interval.high < 1:
-            better.append(horizon)
-    regions = of.horizon.flat_region
+            better.append(share)
+    regions = horizon.flat_region
     inside = reaches(regions["flat_from"], regions["flat_to"], CHOSEN_HORIZON)
-    share = inside.groupby(regions["scheme"]).mean()
+    shares = inside.groupby(regions["scheme"]).mean()
     where = " and ".join(
         f"{int(inside[regions['scheme'] == scheme].sum())} of {int((regions['scheme'] == scheme).sum())} workloads "
         f"for {SCHEME_NAMES.get(str(scheme), str(scheme))}"
-        for scheme in share.index
+        for scheme in shares.index
     )
-    fits = of.horizon.horizon_fit
+    fits = horizon.horizon_fit
     optima = fits[fits["scheme"] == "ema + lawa"]["optimum"].to_numpy(dtype=float)
-    flat = bool((share > 0.5).all())
+    flat = bool((shares > 0.5).all())
     verdict = (IN_PART if flat else REFUTED) if better else (REPRODUCED if flat else UNDECIDED)
     return Finding(
         "best_horizon",
@@ -204,9 +204,9 @@ def no_rescue(of: Evidence) -> Finding:
     )
 
 
-def tightness(of: Evidence) -> Finding:
+def tightness(of: Evidence, speedup: Tables) -> Finding:
     """Not a claim of the paper: its own eight points, asked what they have in common."""
-    table = of.speedup.tightness
+    table = speedup.tightness
     told = [
         f"{row['source'][0].upper()}{row['source'][1:]}: the ratio rises by {row['slope']:.2f} "
         f"[{row['slope_low']:.2f}, {row['slope_high']:.2f}] from an immediate target to one at the end; this explains "
@@ -226,8 +226,8 @@ def tightness(of: Evidence) -> Finding:
     )
 
 
-def _pooled(of: Evidence, statistic: str, scheme: str) -> Interval:
-    table = of.speedup.pooled
+def _pooled(speedup: Tables, statistic: str, scheme: str) -> Interval:
+    table = speedup.pooled
     keep = (table["versus"] == "same schedule") & (table["horizon"] == FIXED)
     row = table[keep & (table["scheme"] == scheme) & (table["statistic"] == statistic)].iloc[0]
     return Interval(row["value"], row["low"], row["high"])
@@ -244,9 +244,9 @@ def _raw_share(of: Evidence) -> float:
     return float((raw["ranked_steps"] / raw["step_budget"]).median())
 
 
-def _at_half(of: Evidence) -> float:
+def _at_half(speedup: Tables) -> float:
     """Geometric mean over workloads of EMA's ratio at the level that raw weights reach after half their training."""
-    chosen, curve = of.speedup.chosen, of.speedup.saving_curve
+    chosen, curve = speedup.chosen, speedup.saving_curve
     mine = chosen.loc[(chosen["scheme"] == "ema") & chosen["near"], "setting"]
     curve = curve[(curve["versus"] == "same schedule") & curve["setting"].isin(mine)]
     return float(np.exp(np.log(curve.loc[np.isclose(curve["share"], 0.5), "ratio"].astype(float)).mean()))

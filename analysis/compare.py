@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import device_hours, generalization, records, savings
-from analysis.conclusions import with_interval
-from analysis.intervals import Interval, of_row
+from analysis.intervals import Interval, of_row, with_interval
 from analysis.savings import sign
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, read

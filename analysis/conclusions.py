@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import families, horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
-from analysis.intervals import Interval, of_row, stratified_geometric_mean
+from analysis.intervals import Interval, of_row, stratified_geometric_mean, with_interval
 from analysis.pooled import BEST, FIXED
 from analysis.robustness import reaches
 from analysis.savings import sign
@@ -289,15 +289,6 @@ def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
             f"trajectory costs {fused:.3g} and one trial a cell would have cost {unfused:.3g}{times}."
         )
     return found
-
-
-def with_interval(interval: Interval, form: str = ".2f") -> str:
-    """'0.90 [0.88, 0.92]'; the value alone where there is no interval."""
-    if np.isnan(interval.low):
-        text = f"{interval.value:{form}}"
-    else:
-        text = f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-    return text.replace("-", "−")
 
 
 def _row(row: Any) -> str:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.baselines import in_front
-from analysis.conclusions import with_interval
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 from analysis.pooled_curve import SAME
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from analysis import paired
 from analysis.device_hours import hours_to_target
 from analysis.paired import KEYS
 from analysis.steps_to_target import steps_to_target
-from analysis.study import read
-from analysis.tables import Tables, compute
+from analysis.study import Study
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,6 @@ class Evidence:
     records: pd.DataFrame
     steps: pd.DataFrame
     hours: pd.DataFrame
-    speedup: Tables
-    horizon: Tables
 
     def pick(
         self, study: str, scheme: str = "none", horizon: float | None = None, **axes: Any
@@ -57,13 +53,16 @@ class Evidence:
         """Steps-to-target of `top` ÷ `bottom`, paired by seed."""
         return paired.steps_ratios(top, bottom, self.steps, self.hours)
 
-    def changes(self, top: pd.DataFrame, bottom: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
+    def changes(
+        self, top: pd.DataFrame, bottom: pd.DataFrame, at: float | None = None, *, both: bool = False
+    ) -> pd.DataFrame:
         """Metric of `top` ÷ `bottom`, below 1 where `top` is better, paired by seed.
 
-        Each at its last step; `top` at a share of the step budget, if one is given.
+        Each at its last step; `top` at a share of the step budget, if one is given, and with `both` `bottom` too.
         """
         higher = top.groupby("workload")["higher_is_better"].first().astype(bool)
-        return paired.metric_changes(self.metric(top, at), self.metric(bottom), higher.to_dict())
+        below = self.metric(bottom, at if both else None)
+        return paired.metric_changes(self.metric(top, at), below, higher.to_dict())
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""
@@ -82,16 +81,7 @@ class Evidence:
         return pd.DataFrame(found, columns=[*KEYS, "value"])
 
 
-def evidence(run: str | Path) -> Evidence:
-    """Reads a run folder of the studies in sweeps/. Raises: analysis.records.BadRun."""
-    whole = read(run)
-    steps = steps_to_target(whole.cells, whole.records)
-    hours = hours_to_target(whole.cells, whole.records, steps)
-    return Evidence(
-        whole.cells,
-        whole.records,
-        steps,
-        hours,
-        compute(read(run, "speedup")),
-        compute(read(run, "horizon")),
-    )
+def evidence(study: Study) -> Evidence:
+    """Of a study, or of all cells of a run folder (`analysis.study.read`)."""
+    steps = steps_to_target(study.cells, study.records)
+    return Evidence(study.cells, study.records, steps, hours_to_target(study.cells, study.records, steps))

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import paired
-from analysis.conclusions import with_interval
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 
 REPRODUCED, IN_PART, REFUTED, UNDECIDED = "reproduced", "reproduced in part", "refuted", "undecided"
 

@@ -31,6 +31,15 @@ def of_row(row: Any, name: str) -> Interval:
     return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
 
+def with_interval(interval: Interval, form: str = ".2f") -> str:
+    """'0.90 [0.88, 0.92]'; the value alone where there is no interval."""
+    if np.isnan(interval.low):
+        text = f"{interval.value:{form}}"
+    else:
+        text = f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    return text.replace("-", "−")
+
+
 def bootstrap(
     values: Floats,
     statistic: Statistic = "mean",

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from analysis import records as schema
 from analysis import tightness
 from analysis.algoperf_score import BASE, read_evaluations, score
-from analysis.conclusions import with_interval
-from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor
+from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor, with_interval
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
 

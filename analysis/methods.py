@@ -41,6 +41,8 @@ HOW_TO_READ = {
     "budget (the restricted mean), with its 95 % interval; hollow where some seed missed the target, which counts at "
     "the step budget. Ticks: seeds. Settings of one training stand side by side. Values far off the others lie off "
     "the axis.",
+    "predictions": "A panel a prediction; below 1 (in rows: left of it) is better, bars are 95 % intervals over "
+    "seeds. Several series of one horizon stand a little apart.",
     "steps_to_target": "A dot is the geometric mean over seeds, its bar the bootstrap 95 % interval, a tick one "
     "seed. Left of 1 the average needs fewer steps. A hollow dot is a bound: some run missed the target.",
     "pooled": "A row a workload, then, shaded, the numbers over all of them. Bars: 95 %, over seeds for a workload, "
@@ -84,6 +86,7 @@ def how_to_read(name: str, num_left_out: int) -> str:
         "sweep_hours",
         "lr_decay",
         "snapshot_grid",
+        "predictions",
     }:
         text += (
             " Of many settings it shows a few, spread over the horizons, with the ones fixed beforehand and the "

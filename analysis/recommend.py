@@ -11,9 +11,8 @@ import pandas as pd
 
 from analysis import baselines, robustness, tables
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.conclusions import with_interval
 from analysis.horizon_fit import FIXED, horizon_fit
-from analysis.intervals import Interval, bootstrap, stratified_geometric_mean
+from analysis.intervals import Interval, bootstrap, stratified_geometric_mean, with_interval
 from analysis.study import SCHEME_NAMES, Study, percent, read, read_each
 
 EVERYWHERE = "all workloads"

@@ -35,6 +35,8 @@ from analysis import (
     paper_figures,
     paper_rows,
     pooled_figures,
+    prediction_figures,
+    predictions,
     profiles,
     report_index,
     saving_figures,
@@ -180,6 +182,12 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
         }
         return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
     drawn = [
+        (
+            "predictions",
+            "What the field predicts",
+            predictions.findings(predictions.of_study(study)),
+            prediction_figures.prediction_panels(tables.predictions),
+        ),
         (
             "trainings",
             training_findings.title(tables),

@@ -1,7 +1,8 @@
 """docs/results.md and its figures, from the records of the studies and of AlgoPerf's logs: nothing in it by hand.
 
-``python -m analysis.results RUN LOGS DOCS``: RUN holds the studies of sweeps/ (`make study`), LOGS is a folder that
-`wa import algoperf` wrote; DOCS/results.md and DOCS/img/results/*.svg are written.
+``python -m analysis.results RUN OPEN LOGS DOCS``: RUN holds the paper's studies (`make study`), OPEN the study
+open_questions (`make open_questions`), LOGS what `wa import algoperf` wrote; the last two may be missing.
+DOCS/results.md and DOCS/img/results/*.svg are written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from analysis.averaging_findings import averaging_findings
 from analysis.device_hours import unit
 from analysis.evidence import evidence
 from analysis.findings import Finding
+from analysis.predictions import predictions
 from analysis.schedule_findings import schedule_findings
+from analysis.study import read
+from analysis.tables import compute
+
+OPEN = "open_questions"  # the study of what the paper leaves open
 
 HEAD = """# Results
 
@@ -35,16 +41,31 @@ names, **refuted** where it lies on the other, **undecided** where it covers the
 claim holds, or its direction and not its size. What stands after *Why* is what we think likely, not what was tested."""
 
 
-def write(run: Path, logs: Path | None, docs: Path) -> Path:
+def write(run: Path, open_run: Path | None, logs: Path | None, docs: Path) -> Path:
     """Writes results.md, its figures and the measured blocks of the workloads' pages; returns the path of results.md.
 
     Raises: analysis.records.BadRun.
     """
-    of = evidence(run)
-    found = [*averaging_findings(of), *schedule_findings(of)]
-    lines = [HEAD, *_ran(run), "", VERDICTS, "", *_table(found), ""]
+    of = evidence(read(run))
+    speedup, horizon = (compute(read(run, study)) for study in ("speedup", "horizon"))
+    found = [*averaging_findings(of, speedup, horizon), *schedule_findings(of)]
+    lines = [HEAD, *_ran(run), "", VERDICTS, "", *_table(found, "the paper"), ""]
     for finding in found:
-        lines += _section(finding, _figure(run, finding, docs))
+        lines += _section(finding, _figure(run, finding.study, finding.figure, docs))
+    if open_run is not None:
+        found = [one.finding for one in predictions(evidence(read(open_run, OPEN)))]
+        lines += [
+            "## What the paper leaves open",
+            "",
+            *_ran(open_run),
+            "",
+            *_table(found, "a prediction"),
+            "",
+        ]
+        figure = _figure(open_run, OPEN, "predictions", docs)
+        lines += [f"![what the field predicts]({figure})", ""] if figure else []
+        for finding in found:
+            lines += _section(finding, None)
     if logs is not None:
         lines += [
             "## What AlgoPerf's logs say",
@@ -65,11 +86,12 @@ def _ran(run: Path) -> list[str]:
     hours = float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
     hosts = ", ".join(sorted(set(trials["device_name"].dropna())))
     names = ", ".join(entry["study"] for entry in plan["studies"])
+    names = f"The {'study' if len(plan['studies']) == 1 else 'studies'} {names}"
     waiting = (
         cells["trajectory_id"].nunique() - trials.loc[trials["status"] == "done", "trajectory_id"].nunique()
     )
     return [
-        f"The studies {names}: {len(cells):,} cells on {cells['workload'].nunique()} workloads, "
+        f"{names}: {len(cells):,} cells on {cells['workload'].nunique()} workloads, "
         f"{cells['trajectory_id'].nunique()} trainings, {cells['seed'].nunique()} seeds; {hours:.3g} "
         f"{unit(cells)} in {busy_seconds(trials) / 60:.0f} minutes in which a trial ran ({hosts})."
         + (f" **{waiting} trainings are missing.**" if waiting else "")
@@ -85,14 +107,14 @@ def busy_seconds(trials: pd.DataFrame) -> float:
     return float((table["end"] - begin).dt.total_seconds().clip(lower=0).sum())
 
 
-def _table(found: list[Finding]) -> list[str]:
+def _table(found: list[Finding], whose: str) -> list[str]:
     count = Counter(finding.verdict for finding in found)
     said = ", ".join(f"{number} {verdict}" for verdict, number in count.most_common())
     rows = [
         f"| [{finding.claim}](#{finding.name.replace('_', '-')}) | {finding.here[0]} | **{finding.verdict}** |"
         for finding in found
     ]
-    return [f"Of {len(found)} findings: {said}.", "", "| the paper | here | |", "|---|---|---|", *rows]
+    return [f"Of {len(found)} findings: {said}.", "", f"| {whose} | here | |", "|---|---|---|", *rows]
 
 
 def _section(finding: Finding, figure: str | None) -> list[str]:
@@ -106,22 +128,26 @@ def _section(finding: Finding, figure: str | None) -> list[str]:
     return [*lines, ""]
 
 
-def _figure(run: Path, finding: Finding, docs: Path) -> str | None:
+def _figure(run: Path, study: str, figure: str, docs: Path) -> str | None:
     """Copies the figure of the study's report, if it drew one; its path as results.md links it."""
-    source = run / "reports" / finding.study / "figures" / f"{finding.figure}.svg"
-    if not finding.figure or not source.is_file():
+    if not figure:
+        return None
+    file = Path("figures") / f"{figure}.svg"
+    places = [run / "reports" / study / file, run / file]  # of several studies, of one
+    source = next((path for path in places if path.is_file()), None)
+    if source is None:
         return None
     folder = docs / "img" / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{finding.study}_{finding.figure}.svg"
+    name = f"{study}_{figure}.svg"
     shutil.copyfile(source, folder / name)
     return f"img/results/{name}"
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m analysis.results RUN LOGS DOCS`."""
-    run, logs, docs = map(Path, arguments)
-    print(write(run, logs, docs))
+    """`python -m analysis.results RUN OPEN LOGS DOCS`."""
+    run, open_run, logs, docs = map(Path, arguments)
+    print(write(run, open_run if open_run.is_dir() else None, logs if logs.is_dir() else None, docs))
     return 0
 
 

@@ -7,10 +7,9 @@ import pandas as pd
 
 from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.conclusions import with_interval
 from analysis.evidence import Evidence
 from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, below_one, counted, over
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 from analysis.paired import KEYS
 from analysis.study import percent
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.conclusions import with_interval
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 from analysis.profiles import EXACT, Profiles
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis import basin, conclusions
-from analysis.conclusions import with_interval
-from analysis.intervals import of_row
+from analysis.intervals import of_row, with_interval
 from analysis.study import Study
 from analysis.tables import Tables
 from analysis.training_findings import ratio, verdict, word

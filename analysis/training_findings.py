@@ -9,8 +9,7 @@ import pandas as pd
 
 from analysis import basin, conclusions
 from analysis.baselines import in_front
-from analysis.conclusions import with_interval
-from analysis.intervals import Interval, of_row
+from analysis.intervals import Interval, of_row, with_interval
 from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import paired
-from analysis.conclusions import with_interval
 from analysis.evidence import Evidence
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 from analysis.records import BESIDE
 from analysis.savings import overall_bound, sign
 from analysis.study import SCHEME_NAMES, percent

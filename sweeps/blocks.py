@@ -132,7 +132,7 @@ Name = Annotated[
 Text = Annotated[
     str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")
 ]
-Asks = Annotated[str, _one_of("steps", "final_metric", "horizon")]
+Asks = Annotated[str, _one_of("steps", "final_metric", "horizon", "predictions")]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
 
 

@@ -72,7 +72,9 @@ class Spec:
 
     study: str
     question: str | None
-    asks: str | None  # what the report answers: steps | final_metric | horizon; None: what its trainings vary
+    asks: (
+        str | None
+    )  # what the report answers: steps | final_metric | horizon | predictions; None: what its trainings vary
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from analysis.conclusions import with_interval
+from analysis.intervals import with_interval
 from analysis.steps_to_target import Floats
 from sweeps.progress import LINE_SECONDS, duration
 from sweeps.watch import Curve, RunWatch, Trial, chosen

@@ -1,7 +1,7 @@
 import pytest
 
 from analysis import conclusions, curve_conclusions, methods, study, tables
-from analysis.intervals import Interval
+from analysis.intervals import Interval, with_interval
 
 
 def said(run):
@@ -108,4 +108,4 @@ def test_incomplete_failed_and_diverged_are_said_first(make_run):
     ],
 )
 def test_numbers_with_intervals(interval, form, text):
-    assert conclusions.with_interval(interval, form) == text
+    assert with_interval(interval, form) == text

@@ -1,0 +1,208 @@
+"""The open questions on run folders whose answers are known, and the exponent of the best horizon in closed form."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import report
+from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED
+from analysis.predictions import horizon_exponent, of_study
+from analysis.records import CELLS, RECORDS, load_plan, read_table
+from analysis.study import read
+from analysis.tables import compute
+
+BATCH_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+OWN = 8
+
+
+def _write(path, frame, schema):
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
+
+
+@pytest.fixture
+def folder(make_run, task, average):
+    """folder(exponent=, live=, averaged=, lawa=, merged=, spread=) -> a run folder of the open questions.
+
+    exponent: of the best horizon in the batch size. live, averaged: loss ÷ that with recomputed statistics. lawa:
+    steps ÷ those of EMA. merged: final loss of WSM ÷ that of the decay. spread: of the seeds' ratios.
+    """
+
+    def piece(workload, name, schemes, change, factor=1.0, end=1.0, **fields):
+        one = task(workload, "loss", False, 5.0, end, 2.0)
+        run = make_run(tasks=[one], lengths=[1.0], averages=schemes, study="open_questions", **fields)
+        cells = read_table(run / "cells.parquet", CELLS).to_pandas()
+        records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
+        cells = cells.assign(**change, own_batch_size=OWN, studies=[["open_questions"]] * len(cells))
+        for table in (cells, records):
+            for column in ("cell_id", "trajectory_id"):
+                table[column] = name + table[column]
+        seed = records["cell_id"].map(cells.set_index("cell_id")["seed"])
+        records["metric"] *= factor ** (1 + fields.get("spread", 0.0) * (seed - 1))
+        return cells, records
+
+    def make(exponent=-1.0, live=1.1, averaged=1.0, lawa=1.0, merged=1.0, spread=0.0):
+        def bowl(kappa):
+            best = np.log(0.03 * kappa**exponent)
+            return [
+                average("ema", h, 0.8 * np.exp(0.02 * (np.log(h) - best) ** 2), every=1)
+                for h in BATCH_HORIZONS
+            ]
+
+        parts = [
+            # A small batch ends far above the workload's target.
+            piece(
+                "lm",
+                f"b{kappa}",
+                bowl(kappa),
+                {"batch_size": int(kappa * OWN)},
+                end=2 / kappa - 1,
+                noise=2e-4,
+            )
+            for kappa in (0.5, 1.0, 2.0)
+        ]
+        three = [average(scheme, h, 0.9, every=5) for scheme in ("ema", "lawa") for h in (0.01, 0.04, 0.16)]
+        for policy, factor in (("recompute", 1.0), ("live", live), ("average", averaged)):
+            mine = piece("imagenet_resnet", policy, three, {"buffers": policy}, factor, spread=spread)
+            parts.append(mine)
+        centres = [average("ema", h, 0.9, every=5) for h in (0.01, 0.04)]
+        centres += [average("lawa", h, 0.9 * lawa, every=5) for h in (0.01, 0.04)]
+        parts.append(piece("ogbg", "o", centres, {}, spread=spread))
+        held = {"schedule": "constant", "final_lr": 1.0, "lr_decay": 0.0}
+        parts.append(piece("imagenet_vit", "raw", [average("ema", 0.04, 0.95, every=5)], held, 1.2))
+        for share in (0.1, 0.2):
+            decay = {"schedule": "linear", "lr_decay": share}
+            parts.append(piece("imagenet_vit", f"d{share}", [], decay, spread=spread))
+            for curve in ("linear", "cosine", "sqrt"):
+                wsm = [average("ema", share, 1.0, every=5)]
+                loss = merged * (1 if curve == "linear" else 1.05)
+                cells, records = piece(
+                    "imagenet_vit", f"w{share}{curve}", wsm, held, loss, none=False, spread=spread
+                )
+                # The horizon of a curve need not be the decay that it emulates.
+                cells = cells.assign(scheme="wsm", curve=curve, ema_decay=np.nan, k=int(share * 1000 / 5))
+                parts.append((cells.assign(horizon_fraction=share / 2), records))
+        run = make_run(tasks=[], study="open_questions")
+        for at, (path, schema) in enumerate(
+            [(run / "cells.parquet", CELLS), (run / "records" / "part-0.parquet", RECORDS)]
+        ):
+            _write(path, pd.concat([part[at] for part in parts], ignore_index=True), schema)
+        plan = load_plan(run)
+        plan["studies"][0]["asks"] = "predictions"
+        (run / "plan.json").write_text(json.dumps(plan))
+        return run
+
+    return make
+
+
+def found(run):
+    return {one.finding.name: one.finding for one in of_study(read(run))}
+
+
+def test_what_the_field_predicts_is_reproduced(folder):
+    told = found(folder())
+    assert {name: one.verdict for name, one in told.items()} == dict.fromkeys(
+        ("batch_size", "batch_norm", "equal_centre", "merged_decay"), REPRODUCED
+    )
+    assert "to the power −1.0" in told["batch_size"].here[0]
+    assert "lm 0.5 × 8 %, 1 × 4 %, 2 × 2 %" in told["batch_size"].here[1]
+    assert "live 1.1" in told["batch_norm"].here[0]
+    assert "closes 100 % of that of 10 %, 100 % of that of 20 %" in told["merged_decay"].here[0]
+
+
+def test_the_opposite_refutes_it(folder):
+    verdicts = {
+        name: one.verdict
+        for name, one in found(
+            folder(exponent=0.0, live=0.9, averaged=1.1, lawa=1.2, merged=1.1, spread=0.001)
+        ).items()
+    }
+    assert verdicts == dict.fromkeys(verdicts, REFUTED)
+
+
+def test_seeds_that_disagree_decide_nothing(folder):
+    told = found(folder(live=1.1, averaged=1.1, merged=1.1, spread=1.5))
+    assert told["batch_norm"].verdict == UNDECIDED
+    assert told["merged_decay"].verdict == UNDECIDED
+    assert told["equal_centre"].verdict == UNDECIDED
+
+
+def test_statistics_that_matter_but_cannot_be_averaged(folder):
+    assert found(folder(averaged=1.1))["batch_norm"].verdict == IN_PART
+
+
+def test_the_report_answers_with_the_predictions_and_draws_them(folder):
+    run = folder()
+    page = report.write(run).read_text()
+    assert "to the power −1.0" in page.split('class="answer">')[1].split("</p>")[0]
+    assert "What the field predicts" in page
+    assert (run / "figures" / "predictions.svg").is_file()
+    table = pd.read_csv(run / "tables" / "predictions.csv")
+    assert table["question"].value_counts().to_dict() == {
+        "batch_size": 18,
+        "merged_decay": 10,
+        "batch_norm": 6,
+        "equal_centre": 5,
+    }
+    assert set(table["series"]) >= {
+        "batch 4",
+        "batch 8",
+        "batch 16",
+        "live",
+        "average",
+        "WSM linear",
+        "EMA 4 %",
+    }
+
+
+def test_only_a_study_that_asks_is_told(folder):
+    run = folder()
+    plan = load_plan(run)
+    plan["studies"][0]["asks"] = None
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert of_study(read(run)) == []
+    assert compute(read(run)).predictions.empty
+
+
+def test_what_is_not_there_yet_is_not_told(folder):
+    run = folder()
+    cells = read_table(run / "cells.parquet", CELLS).to_pandas()
+    records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
+    begun = set(cells.loc[cells["workload"] != "ogbg", "cell_id"])
+    records = records[~records["cell_id"].isin(begun) | (records["step"] <= 400)]
+    _write(run / "records" / "part-0.parquet", records, RECORDS)
+    assert set(found(run)) == {"equal_centre"}
+    report.write(run)
+
+
+def _table(exponent, noise=0.0, curvature=0.02):
+    x, kappa, seed = np.meshgrid(np.log(BATCH_HORIZONS), [0.5, 1.0, 2.0], range(3), indexing="ij")
+    y = 7 + 0.1 * seed + 0.3 * np.log(kappa) + curvature * (x - np.log(0.03) - exponent * np.log(kappa)) ** 2
+    y += noise * np.random.default_rng(0).normal(size=y.shape)
+    columns = {"x": x, "factor": kappa, "seed": seed, "y": y}
+    return pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+
+
+@pytest.mark.parametrize("exponent", [-1.0, -0.4, 0.0, 0.5])
+def test_the_exponent_of_the_best_horizon_is_that_of_the_parabolas(exponent):
+    assert horizon_exponent(_table(exponent)) == pytest.approx((exponent,) * 3, abs=1e-9)
+
+
+def test_the_exponent_is_the_least_squares_one():
+    table = _table(-0.7, noise=0.01)
+    log_kappa = np.log(table["factor"])
+    levels = pd.get_dummies(table["factor"].astype(str) + table["seed"].astype(str)).to_numpy(dtype=float)
+    design = np.column_stack([table["x"], table["x"] ** 2, table["x"] * log_kappa, levels])
+    (_, c, d, *_), *_ = np.linalg.lstsq(design, table["y"], rcond=None)
+    found = horizon_exponent(table)
+    assert found.value == pytest.approx(-d / (2 * c), rel=1e-6)
+    assert found.low < found.value < found.high
+
+
+def test_without_a_minimum_there_is_no_exponent():
+    assert np.isnan(horizon_exponent(_table(-1.0, curvature=-0.02)).value)
+    loose = horizon_exponent(_table(-1.0, noise=0.5, curvature=0.0001))
+    assert np.isnan(loose.low) or loose.high - loose.low > 2
