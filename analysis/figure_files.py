@@ -17,6 +17,12 @@ from analysis.pdf_order import in_order
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5
+# A file is laid out here, for a font that its readers have too, or one of the same widths; where neither is there,
+# labels may grow into the margin.
+IN_FILES = {
+    "font": "'Liberation Sans', Arial, Helvetica, sans-serif",
+    "padding": {"left": 24, "right": 24, "top": 5, "bottom": 5},
+}
 _VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 
 
@@ -33,7 +39,7 @@ def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
 
 def write(chart: dict[str, Any], folder: Path, name: str) -> int:
     """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
-    config = palette.theme(palette.LIGHT)
+    config = palette.theme(palette.LIGHT) | IN_FILES
     svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))

@@ -121,6 +121,11 @@ def batch_size(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
             f"{percent(OWN_LEVEL)} of the budget, median over seeds; {int(table['censored'].sum())} of {len(table)} "
             "averages miss it.",
         ),
+        {
+            REFUTED: "The rule keeps one training in examples: the same number, and the LR scaled with the batch. "
+            "Here every batch size trains as many steps at one LR; how far an average may look back then follows how "
+            "far the weights move, which is set by steps and LR."
+        },
     )
     return Prediction(
         finding, f"the best horizon goes as the batch size to the power {', '.join(told)}", _points(drawn)
@@ -322,7 +327,7 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         linear.append(changes["WSM linear"])
         gap = changes["WSM linear"].merge(changes["raw weights"], on=KEYS, suffixes=("", "_raw"))
         part = 1 - float(gap["value"].mean()) / float(gap["value_raw"].mean())
-        closed.append(f"{100 * part:.0f} % of that of {percent(share)}")
+        closed.append(f"{100 * part:.0f} % (over {percent(share)})")
         said = ", ".join(f"{name} {over(pairs, '.3f')}" for name, pairs in changes.items())
         told.append(
             f"Final metric of a constant LR ÷ that of a decay over the last {percent(share)}: {said}."
@@ -343,8 +348,8 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         _as_good(interval, ALIKE_METRIC),
         (
             f"WSM with the weights of a linear decay has {with_interval(interval, '.3f')} of that decay's own final "
-            f"metric, mean over {len(linear)} lengths of it: {counted(whole, 'better', 'worse')}. Of the gap to the "
-            f"raw weights of a constant LR it closes {', '.join(closed)}.",
+            f"metric, mean over {len(linear)} lengths of it: {counted(whole, 'better', 'worse')}. Of what the "
+            f"decay gains over the raw weights of a constant LR it gains {', '.join(closed)}.",
             *told,
         ),
     )

@@ -1,5 +1,7 @@
 """Figures as files: what they hold, and that the same chart gives the same bytes whatever the process did before."""
 
+import re
+
 import altair as alt
 import pandas as pd
 import pytest
@@ -29,6 +31,25 @@ def test_three_kinds_of_file_and_the_height(tmp_path):
     for word in (b"CreationDate", b"ModDate", b"/ID"):
         assert word not in pdf
     assert f'height="{height}"' in (tmp_path / "x.svg").read_text()
+
+
+def test_a_file_names_a_font_of_known_widths_and_leaves_long_labels_a_margin(tmp_path):
+    labels = [{"x": 1, "c": "a label of many a wide WORD, MMMMMMMM"}]
+    encoding = {
+        "x": {"field": "x", "type": "quantitative"},
+        "y": {"field": "c", "type": "nominal", "title": None},
+    }
+    figure_files.write({"data": {"values": labels}, "mark": "bar", "encoding": encoding}, tmp_path, "x")
+    svg = (tmp_path / "x.svg").read_text()
+    fonts = set(re.findall(r'font-family="([^"]*)"', svg))
+    assert [font.split(",")[0] for font in fonts] == ["'Liberation Sans'"]
+    labels_end = float(re.search(r'transform="translate\(([0-9.]+),', svg)[1])
+    plain = str(
+        vl_convert.vegalite_to_svg(
+            {"data": {"values": labels}, "mark": "bar", "encoding": encoding, "config": {"padding": 0}}
+        )
+    )
+    assert labels_end >= float(re.search(r'transform="translate\(([0-9.]+),', plain)[1]) * 1.1
 
 
 def test_one_pdf_for_one_drawing():

@@ -110,7 +110,7 @@ def test_what_the_field_predicts_is_reproduced(folder):
     assert "to the power −1.0" in told["batch_size"].here[0]
     assert "lm 0.5 × 8 %, 1 × 4 %, 2 × 2 %" in told["batch_size"].here[1]
     assert "live 1.1" in told["batch_norm"].here[0]
-    assert "closes 100 % of that of 10 %, 100 % of that of 20 %" in told["merged_decay"].here[0]
+    assert "it gains 100 % (over 10 %), 100 % (over 20 %)" in told["merged_decay"].here[0]
 
 
 def test_the_opposite_refutes_it(folder):
