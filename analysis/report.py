@@ -18,38 +18,33 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import (
-    answers,
-    baselines,
-    conclusions,
+from analysis import baselines, device_hours, paper_rows, profiles, tightness
+from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
+from analysis.figures import (
+    average_figures,
     cost_figures,
-    curve_conclusions,
     curve_figures,
-    device_hours,
     figure_files,
-    figures,
-    latex,
-    methods,
-    page_tables,
     palette,
     paper_figures,
-    paper_rows,
     pooled_figures,
     prediction_figures,
-    predictions,
-    profiles,
-    report_index,
     saving_figures,
     score_figures,
-    score_findings,
     snapshot_figures,
-    tightness,
     tightness_figures,
     training_figures,
+)
+from analysis.figures.drawing import drawing
+from analysis.findings import (
+    answers,
+    conclusions,
+    curve_conclusions,
+    predictions,
+    score_findings,
     training_findings,
 )
-from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
-from analysis.drawing import drawing
+from analysis.pages import latex, methods, page_tables, report_index
 from analysis.profiles import Profiles
 from analysis.study import Study, read, read_each
 from analysis.tables import Tables, compute, core, settings
@@ -92,6 +87,7 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
     tables = compute(study)
     scored = _profiles(study, tables, run)
     _write_tables(tables, scored, folder / "tables")
+    predictions.write(predictions.of_study(study), folder / "tables")
     sections = make_sections(study, tables, scored)
     sections = [section for section in sections if section.chart or section.sentences]
     heights = _write_figures(sections, folder / "figures") or {}
@@ -125,6 +121,7 @@ def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None
 
 def _table_names() -> list[str]:
     names = [field.name for field in fields(Tables)] + [f"score_{name}" for name in profiles.FILES]
+    names.append(predictions.FILE)
     return [f"{name}.{ending}" for name in names for ending in ("csv", "tex")]
 
 
@@ -181,12 +178,13 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
             "sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]
         }
         return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
+    predicted = predictions.of_study(study)
     drawn = [
         (
             "predictions",
             "What the field predicts",
-            predictions.findings(predictions.of_study(study)),
-            prediction_figures.prediction_panels(tables.predictions),
+            predictions.findings(predicted),
+            prediction_figures.prediction_panels(predictions.points(predicted)),
         ),
         (
             "trainings",
@@ -194,7 +192,12 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
             training_findings.findings(tables),
             training_figures.training_panels(d),
         ),
-        ("steps_to_target", "Steps to target", c.ratio_findings(study, tables), figures.ratio_dots(d)),
+        (
+            "steps_to_target",
+            "Steps to target",
+            c.ratio_findings(study, tables),
+            average_figures.ratio_dots(d),
+        ),
         ("pooled", "Over all workloads", c.pooled_findings(tables), pooled_figures.forest(d)),
         ("profiles", "Performance profiles", *score),
         (
@@ -219,7 +222,7 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
             "horizon",
             "The averaging horizon",
             c.horizon_findings(tables),
-            figures.horizon_lines(d),
+            average_figures.horizon_lines(d),
         ),
         (
             "snapshot_grid",
@@ -234,7 +237,12 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
             training_findings.schedule_findings(tables),
             curve_figures.schedule_curves(d),
         ),
-        ("generalization", "Generalization", c.generalization_findings(tables), figures.final_metric(d)),
+        (
+            "generalization",
+            "Generalization",
+            c.generalization_findings(tables),
+            average_figures.final_metric(d),
+        ),
         ("user_hours", f"What a user pays, in {unit}", [], cost_figures.user_hours(d, unit)),
         paid,
     ]
@@ -271,7 +279,7 @@ def render(
     )
     environment.finalize = _unbroken
     template = environment.from_string(
-        files("analysis").joinpath("report_template.html").read_text(encoding="utf-8")
+        files("analysis.pages").joinpath("report_template.html").read_text(encoding="utf-8")
     )
     charts = {section.name: _json(section.chart) for section in sections if section.chart}
     themes = {"light": palette.theme(palette.LIGHT), "dark": palette.theme(palette.DARK)}

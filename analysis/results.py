@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import log_findings, workload_pages
 from analysis import records as schema
-from analysis.averaging_findings import averaging_findings
 from analysis.device_hours import unit
-from analysis.evidence import evidence
-from analysis.findings import Finding
-from analysis.predictions import predictions
-from analysis.schedule_findings import schedule_findings
+from analysis.findings import log_findings
+from analysis.findings.averaging_findings import averaging_findings
+from analysis.findings.evidence import evidence
+from analysis.findings.finding import Finding
+from analysis.findings.predictions import predictions
+from analysis.findings.schedule_findings import schedule_findings
+from analysis.pages import workload_pages
 from analysis.study import read
 from analysis.tables import compute
 

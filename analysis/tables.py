@@ -21,7 +21,6 @@ from analysis import (
     paper_rows,
     pooled,
     pooled_curve,
-    predictions,
     robustness,
     saving_curve,
     savings,
@@ -76,7 +75,6 @@ class Tables:
     against_decayed: pd.DataFrame  # averages on less decayed schedules
     snapshot_grid: pd.DataFrame  # ν × k and ν × γ
     snapshot_interval: pd.DataFrame  # groups of equal horizon
-    predictions: pd.DataFrame  # the points of each prediction, where the study asks for them
     sweep_device_hours: pd.DataFrame
 
     def write(self, folder: Path) -> None:
@@ -176,7 +174,6 @@ def compute(study: Study) -> Tables:
         against_decayed=decay_replaced.against_decayed(cells, axes, by_cell, scores),
         snapshot_grid=snapshot_grid.snapshot_grid(horizons, cells, steps),
         snapshot_interval=snapshot_grid.snapshot_interval(horizons, cells, steps),
-        predictions=predictions.points(predictions.of_study(study)),
         sweep_device_hours=device_hours.sweep_hours(cells, records, study.trials),
     )
 

@@ -23,7 +23,8 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 import yaml
 
-from analysis import answers, report, study, tables
+from analysis import report, study, tables
+from analysis.findings import answers
 from analysis.records import load_cells, load_plan
 from sweeps import tracking
 from sweeps.blocks import TrackingBlock

@@ -5,20 +5,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import (
-    baselines,
-    conclusions,
-    curve_figures,
-    drawing,
-    figure_files,
-    page_tables,
-    study,
-    tables,
-    training_answers,
-    training_axis,
-    training_figures,
-    training_findings,
-)
+from analysis import baselines, study, tables, training_axis
+from analysis.figures import curve_figures, drawing, figure_files, training_figures
+from analysis.findings import conclusions, training_answers, training_findings
+from analysis.pages import page_tables
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analysis import answers, training_answers
+from analysis.findings import answers, training_answers
 from analysis.records import load_plan
 from analysis.study import read
 from analysis.tables import compute

@@ -1,7 +1,9 @@
 import pytest
 
-from analysis import conclusions, curve_conclusions, methods, study, tables
+from analysis import study, tables
+from analysis.findings import conclusions, curve_conclusions
 from analysis.intervals import Interval, with_interval
+from analysis.pages import methods
 
 
 def said(run):

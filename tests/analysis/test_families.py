@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import conclusions, study, tables
+from analysis import study, tables
 from analysis.families import COLUMNS, families, sentence
+from analysis.findings import conclusions
 
 
 def ratios(*rows):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from analysis import figure_files, pdf_order
+from analysis.figures import figure_files, pdf_order
 
 CHART = {
     "data": {"values": [{"x": i, "y": i % 3, "c": f"series {i % 3}"} for i in range(12)]},
@@ -56,7 +56,7 @@ def test_one_pdf_for_one_drawing():
     svg = str(vl_convert.vegalite_to_svg(CHART))
     raw = [vl_convert.svg_to_pdf(svg) for _ in range(8)]
     assert len({pdf_order.in_order(pdf) for pdf in raw}) == 1
-    assert len(set(raw)) > 1, "svg2pdf has an order of its own now: analysis/pdf_order.py can go"
+    assert len(set(raw)) > 1, "svg2pdf has an order of its own now: analysis/figures/pdf_order.py can go"
 
 
 def test_a_pdf_in_order_is_the_same_document():

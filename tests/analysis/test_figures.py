@@ -1,6 +1,7 @@
 import pytest
 
-from analysis import baselines, curve_figures, drawing, figures, palette, panels, study, tables
+from analysis import baselines, study, tables
+from analysis.figures import average_figures, curve_figures, drawing, palette, panels
 
 
 def drawn(run):
@@ -34,9 +35,9 @@ def test_what_lies_far_from_the_chosen_horizon_is_not_shown_first(make_run, aver
 
 def test_a_figure_without_data_is_left_out(make_run, average):
     d, _ = drawn(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
-    assert figures.horizon_lines(d) is None  # one horizon is no axis
+    assert average_figures.horizon_lines(d) is None  # one horizon is no axis
     assert curve_figures.schedule_curves(d) is None  # one schedule is no comparison
-    assert figures.ratio_dots(d) is not None
+    assert average_figures.ratio_dots(d) is not None
     assert panels.grid([]) is None
 
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import results
-from analysis.averaging_findings import averaging_findings
-from analysis.evidence import evidence
-from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED
+from analysis.findings.averaging_findings import averaging_findings
+from analysis.findings.evidence import evidence
+from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED
+from analysis.findings.schedule_findings import schedule_findings
 from analysis.records import CELLS, RECORDS, read_table
-from analysis.schedule_findings import schedule_findings
 from analysis.study import read
 from analysis.tables import compute
 

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from analysis import latex
+from analysis.pages import latex
 
 HOSTILE = [
     "a_b & c % d # e $ f {g} ~h ^i",

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis import paired, pooled
+from analysis.findings.log_findings import ratios_of_medians
 from analysis.intervals import small_sample_factor
-from analysis.log_findings import ratios_of_medians
 from analysis.study import read
 from analysis.tables import compute
 

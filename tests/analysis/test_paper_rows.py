@@ -3,9 +3,11 @@ import pyarrow.parquet as pq
 import pytest
 import vl_convert
 
-from analysis import baselines, page_tables, panels, pooled, robustness, study, tables
+from analysis import baselines, pooled, robustness, study, tables
+from analysis.figures import panels
+from analysis.figures.paper_figures import ratios_beside
 from analysis.intervals import Interval
-from analysis.paper_figures import ratios_beside
+from analysis.pages import page_tables
 from analysis.paper_rows import (
     AGREE,
     EQUAL,

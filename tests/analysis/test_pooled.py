@@ -2,9 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import conclusions, drawing, page_tables, pooled, pooled_figures, study, tables
+from analysis import pooled, study, tables
 from analysis.baselines import reference_training
+from analysis.figures import drawing, pooled_figures
+from analysis.findings import conclusions
 from analysis.intervals import small_sample_factor, stratified_geometric_mean
+from analysis.pages import page_tables
 
 T = 1000.0
 MISS = None

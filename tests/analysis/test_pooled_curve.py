@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, curve_conclusions, pooled, robustness, study, tables
+from analysis import baselines, pooled, robustness, study, tables
+from analysis.findings import curve_conclusions
 from analysis.pooled_curve import COLUMNS, pooled_curve
 from analysis.saving_curve import Curve, measure
 

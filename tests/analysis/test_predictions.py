@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import report
-from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED
-from analysis.predictions import horizon_exponent, of_study
+from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED
+from analysis.findings.predictions import horizon_exponent, of_study
 from analysis.records import CELLS, RECORDS, load_plan, read_table
 from analysis.study import read
-from analysis.tables import compute
 
 BATCH_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 OWN = 8
@@ -164,7 +163,8 @@ def test_only_a_study_that_asks_is_told(folder):
     plan["studies"][0]["asks"] = None
     (run / "plan.json").write_text(json.dumps(plan))
     assert of_study(read(run)) == []
-    assert compute(read(run)).predictions.empty
+    assert "What the field predicts" not in report.write(run).read_text()
+    assert not (run / "tables" / "predictions.csv").exists()
 
 
 def test_what_is_not_there_yet_is_not_told(folder):

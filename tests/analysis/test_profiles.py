@@ -7,16 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import (
-    algoperf_score,
-    methods,
-    page_tables,
-    profiles,
-    report,
-    score_figures,
-    score_findings,
-    study,
-)
+from analysis import algoperf_score, profiles, report, study
+from analysis.figures import score_figures
+from analysis.findings import score_findings
+from analysis.pages import methods, page_tables
 from analysis.tables import compute
 
 INF = math.inf

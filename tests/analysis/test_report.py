@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import figure_files, page_tables, palette, report, study
+from analysis import report, study
+from analysis.figures import figure_files, palette
+from analysis.pages import page_tables
 from analysis.records import BadRun
 from analysis.tables import compute
 
@@ -228,7 +230,7 @@ def test_not_a_run(tmp_path):
 
 
 def test_large_curves_are_thinned(make_run, average):
-    from analysis import panels
+    from analysis.figures import panels
 
     table = pd.DataFrame({"setting": [0] * 1000 + [1] * 10, "step": [*range(1000), *range(10)]})
     thinned = panels.thin(table, "setting", 120)

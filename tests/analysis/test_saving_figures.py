@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import vl_convert
 
-from analysis import baselines, drawing, panels, pooled_curve, robustness, saving_curve, study, tables
-from analysis.saving_figures import over_workloads, papers_targets, saving_curves, target_shares
+from analysis import baselines, pooled_curve, robustness, saving_curve, study, tables
+from analysis.figures import drawing, panels
+from analysis.figures.saving_figures import over_workloads, papers_targets, saving_curves, target_shares
 
 VERSION = ".".join(panels.alt.SCHEMA_VERSION.split(".")[:2])
 

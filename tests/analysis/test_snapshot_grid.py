@@ -4,16 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import (
-    baselines,
-    drawing,
-    figure_files,
-    snapshot_figures,
-    snapshot_grid,
-    study,
-    tables,
-    training_findings,
-)
+from analysis import baselines, snapshot_grid, study, tables
+from analysis.figures import drawing, figure_files, snapshot_figures
+from analysis.findings import training_findings
 
 BUDGET = 1000
 

@@ -16,7 +16,8 @@ import wandb_server
 from click.testing import CliRunner
 from wandb_server import WandbServer
 
-from analysis import conclusions, study, tables
+from analysis import study, tables
+from analysis.findings import conclusions
 from analysis.records import load_cells, load_records
 from sweeps import dashboard, run_folder, tracking, trajectory
 from sweeps.cli import main

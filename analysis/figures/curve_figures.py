@@ -8,9 +8,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import panels
-from analysis.drawing import Drawing
-from analysis.palette import REFERENCE_LINE
+from analysis.figures import panels
+from analysis.figures.drawing import Drawing
+from analysis.figures.palette import REFERENCE_LINE
 from analysis.study import SCHEME_NAMES
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide

@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis import panels
-from analysis.palette import REFERENCE_LINE, SCHEME_COLOURS
+from analysis.figures import panels
+from analysis.figures.palette import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.study import percent
 
 TITLES = {  # question -> panel, what a ratio is
@@ -24,7 +24,7 @@ POLICY_COLOURS = {"live": "#d1477a", "average": "#1a9e77"}
 
 
 def prediction_panels(points: pd.DataFrame) -> alt.ConcatChart | None:
-    """Args: points: of `analysis.predictions.points`."""
+    """Args: points: of `analysis.findings.predictions.points`."""
     colours = _colours(points)
     parts = []
     for (question, workload), mine in points.groupby(["question", "workload"], sort=False):

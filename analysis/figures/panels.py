@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.palette import REFERENCE_LINE
+from analysis.figures.palette import REFERENCE_LINE
 
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
 FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom

@@ -6,8 +6,9 @@ that one centre of mass makes LAWA and EMA alike, and that merging emulates an L
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import paired
-from analysis.evidence import Evidence, evidence
-from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, counted, over
+from analysis.findings.evidence import Evidence, evidence
+from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, counted, over
 from analysis.intervals import (
     LEVEL,
     RESAMPLES,
@@ -38,6 +39,7 @@ ALIKE_STEPS, ALIKE_METRIC = 0.05, 0.01  # what still counts as equal: 5 % of the
 RECOMPUTE, POLICIES = "recompute", ("live", "average")
 CURVES = ("linear", "cosine", "sqrt")
 
+FILE = "predictions"
 POINTS = ["question", "workload", "series", "scheme", "x", "value", "low", "high", "num_pairs"]
 
 
@@ -66,6 +68,13 @@ def points(found: Iterable[Prediction]) -> pd.DataFrame:
     """The points of all of them, as tables/predictions.csv has them."""
     every = [one.points for one in found]
     return pd.concat(every, ignore_index=True) if every else pd.DataFrame(columns=POINTS)
+
+
+def write(found: Sequence[Prediction], folder: Path) -> None:
+    """Their points as folder/predictions.csv, floats to 10 significant digits; nothing where there are none."""
+    if found:
+        path = folder / f"{FILE}.csv"
+        points(found).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
 
 
 def findings(found: Iterable[Prediction]) -> list[str]:

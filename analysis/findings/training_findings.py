@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import basin, conclusions
+from analysis import basin
 from analysis.baselines import in_front
+from analysis.findings import conclusions
 from analysis.intervals import Interval, of_row, with_interval
 from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, percent

@@ -8,9 +8,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import panels
 from analysis.algoperf_score import TAU
-from analysis.palette import REFERENCE_LINE, scheme_colours, submission_colours
+from analysis.figures import panels
+from analysis.figures.palette import REFERENCE_LINE, scheme_colours, submission_colours
 from analysis.profiles import Profiles
 from analysis.study import SCHEME_NAMES
 

@@ -7,8 +7,17 @@ import pandas as pd
 
 from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.evidence import Evidence
-from analysis.findings import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, below_one, counted, over
+from analysis.findings.evidence import Evidence
+from analysis.findings.finding import (
+    IN_PART,
+    REFUTED,
+    REPRODUCED,
+    UNDECIDED,
+    Finding,
+    below_one,
+    counted,
+    over,
+)
 from analysis.intervals import Interval, with_interval
 from analysis.paired import KEYS
 from analysis.study import percent

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis import conclusions, paired, predictions, training_answers
+from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.findings import counted
+from analysis.findings import conclusions, predictions, training_answers
+from analysis.findings.finding import counted
 from analysis.intervals import with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent

@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis import panels
-from analysis.drawing import Drawing
-from analysis.palette import REFERENCE_LINE
+from analysis.figures import panels
+from analysis.figures.drawing import Drawing
+from analysis.figures.palette import REFERENCE_LINE
 from analysis.study import SCHEME_NAMES
 
 

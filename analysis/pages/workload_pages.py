@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import paired
-from analysis.evidence import Evidence
+from analysis.findings.evidence import Evidence
 from analysis.intervals import Interval, with_interval
 from analysis.records import BESIDE
 from analysis.savings import overall_bound, sign

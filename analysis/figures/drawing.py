@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.baselines import in_front
-from analysis.palette import scheme_colours, setting_colours
+from analysis.figures.palette import scheme_colours, setting_colours
 from analysis.study import SCHEME_NAMES, Study
 from analysis.tables import Tables
 

@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis import panels
-from analysis.drawing import Drawing
+from analysis.figures import panels
+from analysis.figures.drawing import Drawing
 from analysis.study import SCHEME_NAMES
 
 

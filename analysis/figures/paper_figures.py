@@ -5,8 +5,8 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from analysis import panels
-from analysis.palette import REFERENCE_LINE, scheme_colours
+from analysis.figures import panels
+from analysis.figures.palette import REFERENCE_LINE, scheme_colours
 from analysis.paper_rows import RATIO, SUITE
 from analysis.study import SCHEME_NAMES
 

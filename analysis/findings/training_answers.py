@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import basin, conclusions
+from analysis import basin
+from analysis.findings import conclusions
+from analysis.findings.training_findings import ratio, verdict, word
 from analysis.intervals import of_row, with_interval
 from analysis.study import Study
 from analysis.tables import Tables
-from analysis.training_findings import ratio, verdict, word
 
 
 def answer(study: Study, tables: Tables) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from analysis import palette
-from analysis.pdf_order import in_order
+from analysis.figures import palette
+from analysis.figures.pdf_order import in_order
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5

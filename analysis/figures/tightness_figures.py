@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis import panels
-from analysis.palette import REFERENCE_LINE, SCHEME_COLOURS
+from analysis.figures import panels
+from analysis.figures.palette import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.study import SCHEME_NAMES
 from analysis.tightness import CURVES, PAPER, TARGETS
 

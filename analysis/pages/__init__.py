@@ -1,0 +1,1 @@
+"""What a report is made of beside figures: its tables, LaTeX, methods, index and templates."""
