@@ -91,6 +91,7 @@ def batch_size(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     cells = cells.assign(factor=cells["batch_size"].astype(float).fillna(own) / own)
     cells = cells[cells["scheme"].isin(["none", "ema"])]
     cells = cells[cells.groupby("workload")["factor"].transform("nunique") > 1]
+    cells = cells[cells["workload"].isin(_single(cells[cells["scheme"] == "none"], "factor")["workload"])]
     steps = steps_to_target(_with_own_target(of, cells), of.records)
     table = cells.merge(steps[["cell_id", "counted_steps", "censored"]], on="cell_id")
     raw = table[table["scheme"] == "none"].set_index(["training", "seed"])["counted_steps"].astype(float)

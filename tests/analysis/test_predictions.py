@@ -167,6 +167,20 @@ def test_only_a_study_that_asks_is_told(folder):
     assert not (run / "tables" / "predictions.csv").exists()
 
 
+def test_of_several_trainings_a_batch_size_none_stands_for_it(folder):
+    run = folder()
+    cells = read_table(run / "cells.parquet", CELLS).to_pandas()
+    more = cells[(cells["workload"] == "lm") & (cells["scheme"] == "none")].assign(lr=0.02)
+    for column in ("cell_id", "trajectory_id"):
+        more[column] += "x"
+    _write(run / "cells.parquet", pd.concat([cells, more], ignore_index=True), CELLS)
+    records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
+    twice = records[(records["cell_id"] + "x").isin(more["cell_id"])]
+    twice = twice.assign(cell_id=twice["cell_id"] + "x", trajectory_id=twice["trajectory_id"] + "x")
+    _write(run / "records" / "part-0.parquet", pd.concat([records, twice], ignore_index=True), RECORDS)
+    assert set(found(run)) == {"batch_norm", "equal_centre", "merged_decay"}
+
+
 def test_what_is_not_there_yet_is_not_told(folder):
     run = folder()
     cells = read_table(run / "cells.parquet", CELLS).to_pandas()
