@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.upload import SubmitError, stage
 
+logger = logging.getLogger(__name__)
+
 Echo = Callable[[str], object]
 SECRETS = ("WANDB_API_KEY", "RAY_AUTH_TOKEN")
 CHATTY = (  # they tell of each upload and each closed socket
@@ -22,6 +24,9 @@ CHATTY = (  # they tell of each upload and each closed socket
 )
 PATIENCE_S = 60.0  # how long the cluster may be out of reach before following gives up
 POLL_S = 0.5
+CLIENT_TRIES = (
+    3  # a head forks a server for each ray:// client; now and then that fork hangs, and the next does not
+)
 
 
 def submit(
@@ -94,6 +99,11 @@ def connect(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            for _ in range(CLIENT_TRIES - 1):
+                try:
+                    return JobSubmissionClient(address)
+                except ConnectionAbortedError:  # after Ray's 30 s; nothing has been sent yet
+                    logger.warning("%s: Ray's client server did not start; once more", address)
             return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SubmitError(_refused(address)) from error

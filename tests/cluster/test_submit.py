@@ -75,7 +75,7 @@ def run_submit(
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,  # each failed start of Ray's client server takes 40 s
         check=False,
     )
     assert not [word for word in ("Traceback", "Uploading", "WebSocket") if word in done.stderr], done.stderr
@@ -108,12 +108,34 @@ def test_hostile_names_code_and_logs_arrive_and_secrets_do_not(head: Any, code: 
     assert output.splitlines()[-1].endswith("succeeded")
 
 
+@pytest.mark.parametrize(("failures", "reached"), [(0, True), (2, True), (3, False)])
+def test_a_client_server_that_does_not_start_is_asked_for_again(
+    failures: int, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def client(address: str) -> str:  # a fork that hangs cannot be had at will
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:")
+        return "connected"
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
+    if reached:
+        assert connect("ray://head:10001") == "connected"
+        assert len(asked) == failures + 1
+    else:
+        with pytest.raises(SubmitError, match="no Ray dashboard answers at ray://head:10001"):
+            connect("ray://head:10001")
+        assert len(asked) == 3
+
+
 @pytest.mark.slow
 def test_without_wait_it_returns_before_the_job_ends(head: Any, code: Path, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("slow exit: 3")
     status, output = run_submit(head.env, study, head.client, code, wait=False)
-    assert status == 0
+    assert status == 0, output
     assert len(output.splitlines()) == 1
 
 
