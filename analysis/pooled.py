@@ -38,6 +38,14 @@ RULES = {
     "suite, solved only": "the same sum; workloads that nobody solves left out",
 }
 
+SHOWN = (  # side by side in the report, the first before the others
+    "geometric mean",
+    "mean ratio",
+    "median ratio",
+    "restricted mean",
+    "device-hours",
+    "suite device-hours",
+)
 SUMS = ("suite device-hours", "suite, solved only")  # say nothing on one workload
 
 RULE = (

@@ -87,13 +87,15 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
     tables = compute(study)
     scored = _profiles(study, tables, run)
     _write_tables(tables, scored, folder / "tables")
-    predictions.write(predictions.of_study(study), folder / "tables")
-    sections = make_sections(study, tables, scored)
+    predicted = predictions.of_study(study)
+    predictions.write(predicted, folder / "tables")
+    sections = make_sections(study, tables, scored, predicted)
     sections = [section for section in sections if section.chart or section.sentences]
     heights = _write_figures(sections, folder / "figures") or {}
-    page = render(study, tables, sections, scored, heights, links)
+    answer = _answer(study, tables, scored, predicted)
+    page = render(study, tables, sections, answer, scored, heights, links)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    return _answer(study, tables, scored)
+    return answer
 
 
 def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
@@ -102,9 +104,11 @@ def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
     return profiles.of_schemes(study, tables)
 
 
-def _answer(study: Study, tables: Tables, scored: Profiles | None) -> str:
+def _answer(
+    study: Study, tables: Tables, scored: Profiles | None, predicted: Sequence[predictions.Prediction]
+) -> str:
     compares = scored is not None and scored.imported
-    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables)
+    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables, predicted)
 
 
 def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None:
@@ -162,7 +166,12 @@ def _summary(study: Study, most: int | None) -> pd.DataFrame:
     return page_tables.summary(table)
 
 
-def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) -> list[Section]:
+def make_sections(
+    study: Study,
+    tables: Tables,
+    scored: Profiles | None = None,
+    predicted: Sequence[predictions.Prediction] = (),
+) -> list[Section]:
     """The report's figures in order, each with what the tables say about it."""
     unit = device_hours.unit(study.cells)
     d = drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
@@ -178,7 +187,6 @@ def make_sections(study: Study, tables: Tables, scored: Profiles | None = None) 
             "sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]
         }
         return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
-    predicted = predictions.of_study(study)
     drawn = [
         (
             "predictions",
@@ -266,6 +274,7 @@ def render(
     study: Study,
     tables: Tables,
     sections: list[Section],
+    answer: str,
     scored: Profiles | None = None,
     heights: Mapping[str, int] = MappingProxyType({}),
     links: Sequence[report_index.Link] = (),
@@ -286,7 +295,7 @@ def render(
     return template.render(
         study=str(study.plan.get("study", "study")),
         question=study.plan.get("question"),
-        answer=_answer(study, tables, scored),
+        answer=answer,
         few_seeds=methods.few_seeds(study),
         notices=list(methods.notices(study)),
         facts=methods.facts(study),

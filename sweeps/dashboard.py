@@ -24,7 +24,7 @@ import wandb_workspaces.workspaces as ws
 import yaml
 
 from analysis import report, study, tables
-from analysis.findings import answers
+from analysis.findings import answers, predictions
 from analysis.records import load_cells, load_plan
 from sweeps import tracking
 from sweeps.blocks import TrackingBlock
@@ -189,7 +189,7 @@ def make_report(run: Path, where: Place) -> wr.Report:
 def _answer(one: study.Study) -> str:
     if not len(one.records):
         return "No records yet."
-    return answers.answer(one, tables.compute(one))
+    return answers.answer(one, tables.compute(one), predictions.of_study(one))
 
 
 def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:

@@ -72,9 +72,7 @@ class Spec:
 
     study: str
     question: str | None
-    asks: (
-        str | None
-    )  # what the report answers: steps | final_metric | horizon | predictions; None: what its trainings vary
+    asks: str | None  # steps | final_metric | horizon | predictions; None: what the trainings vary
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]

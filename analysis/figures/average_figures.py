@@ -80,16 +80,10 @@ def _horizon_panel(
     colour: alt.Color,
     axis: list[float],
 ) -> Any:
-    log = alt.Scale(type="log", domain=axis, nice=False)
-    x = alt.X(
-        "horizon_fraction:Q",
-        title="averaging horizon, share of the step budget (log)",
-        scale=log,
-        axis=alt.Axis(values=panels.nice_horizons(axis), format="~p", grid=False, labelOverlap=False),
-    )
+    x = panels.horizon_x("horizon_fraction", axis)
     low, high = panels.span(mine, ["low", "high", "ratio"], include=1.0)
     y = alt.Y("ratio:Q", title="steps-to-target ÷ baseline's").scale(domain=[low, high], zero=False)
-    strips = panels.flat_strips(flat, SCHEME_NAMES, list(d.averages), colour, log)
+    strips = panels.flat_strips(flat, SCHEME_NAMES, list(d.averages), colour, panels.horizon_scale(axis))
     base = alt.Chart(mine).encode(x=x, color=colour)
     line = base.mark_line(strokeWidth=1, opacity=0.35).encode(y=y, detail="every_steps:N")
     fit = fit.assign(scheme_name=fit["scheme"].map(SCHEME_NAMES).fillna(fit["scheme"]))

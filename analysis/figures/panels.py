@@ -115,6 +115,28 @@ def level_rule(at: float) -> Any:
     return alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeWidth=1.2).encode(y=alt.Y("at:Q"))
 
 
+def vertical_rule(at: float, title: str | None = None, width: float = 1.5) -> Any:
+    """A vertical line at a value that means no change."""
+    x = alt.X("at:Q") if title is None else alt.X("at:Q", title=title)
+    return (
+        alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=width).encode(x=x)
+    )
+
+
+def horizon_scale(ends: list[float]) -> alt.Scale:
+    return alt.Scale(type="log", domain=ends, nice=False)
+
+
+def horizon_x(field: str, ends: list[float]) -> alt.X:
+    """The common axis of all schemes, logarithmic, with 1-2-5 ticks."""
+    return alt.X(
+        f"{field}:Q",
+        title="averaging horizon, share of the step budget (log)",
+        scale=horizon_scale(ends),
+        axis=alt.Axis(values=nice_horizons(ends), format="~p", grid=False, labelOverlap=False),
+    )
+
+
 def target_line(target: float) -> list[alt.Chart]:
     """A dashed horizontal line with its value."""
     data = pd.DataFrame({"target": [target], "label": [f"target {target:.4g}"]})
@@ -177,8 +199,7 @@ def dots_and_whiskers(
         )
     axis = alt.Axis(grid=True, tickCount=6, format=".2f" if by_bound else "~g")
     x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
-    line = alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=1.5)
-    layers: list[alt.Chart] = [line.encode(x=alt.X("at:Q", title=title))]
+    layers: list[alt.Chart] = [vertical_rule(at, title)]
     base = alt.Chart(table).encode(y=y, color=colour)
     if seeds is not None:
         ticks = alt.Chart(seeds.rename(columns={seed_value: "value"})).mark_tick(thickness=1.5, size=9)

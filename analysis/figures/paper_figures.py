@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 from analysis.figures import panels
-from analysis.figures.palette import REFERENCE_LINE, scheme_colours
+from analysis.figures.palette import scheme_colours
 from analysis.paper_rows import RATIO, SUITE
 from analysis.study import SCHEME_NAMES
 
@@ -46,9 +46,8 @@ def ratios_beside(rows: pd.DataFrame) -> alt.ConcatChart | None:
         x=x, fill=fill, fillOpacity=filled
     )
     paper = base.mark_point(shape="diamond", size=75, strokeWidth=1.8, filled=False, opacity=1, clip=True)
-    one = alt.Chart(pd.DataFrame({"at": [1.0]})).mark_rule(color=REFERENCE_LINE, strokeWidth=1.5)
     chart = alt.layer(
-        one.encode(x=alt.X("at:Q", title="")),
+        panels.vertical_rule(1.0, title=""),
         base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=""), x2="high:Q"),
         dots.encode(tooltip=hover),
         paper.encode(x=alt.X("paper:Q", title=""), tooltip=hover),

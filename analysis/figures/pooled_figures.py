@@ -11,18 +11,10 @@ import pandas as pd
 from analysis.figures import panels
 from analysis.figures.drawing import Drawing
 from analysis.figures.palette import REFERENCE_LINE
-from analysis.pooled import BEST, FEWEST, FIXED
+from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
 from analysis.study import SCHEME_NAMES
 
 STATISTIC = "geometric mean"  # of the rows of single workloads
-POOLED = [
-    "geometric mean",
-    "mean ratio",
-    "median ratio",
-    "restricted mean",
-    "device-hours",
-    "suite device-hours",
-]
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
 
 
@@ -31,7 +23,7 @@ def forest(d: Drawing) -> alt.ConcatChart | None:
     parts: list[Any] = []
     for horizon in (FIXED, BEST):
         of = d.tables.pooled
-        of = of[(of["versus"] == "same schedule") & (of["horizon"] == horizon) & of["statistic"].isin(POOLED)]
+        of = of[(of["versus"] == "same schedule") & (of["horizon"] == horizon) & of["statistic"].isin(SHOWN)]
         of = of[of["value"].notna()]
         if of.empty or of["num_workloads"].max() < FEWEST:
             continue
@@ -45,7 +37,7 @@ def _panel(d: Drawing, of: pd.DataFrame, horizon: str) -> Any:
     single = single[(single["statistic"] == STATISTIC) & single["value"].notna()]
     left = d.tables.leave_one_out
     left = left[(left["versus"] == "same schedule") & (left["horizon"] == horizon)]
-    left = left[left["statistic"].isin(POOLED) & left["value"].notna()]
+    left = left[left["statistic"].isin(SHOWN) & left["value"].notna()]
     of = of.assign(
         row="all: " + of["statistic"], num_workloads=of["num_workloads"].map("{} workloads".format)
     )
@@ -56,7 +48,7 @@ def _panel(d: Drawing, of: pd.DataFrame, horizon: str) -> Any:
         row="all: " + left["statistic"], scheme_name=left["scheme"].map(SCHEME_NAMES).fillna(left["scheme"])
     )
     order = single.groupby("workload")["value"].min().sort_values(kind="stable")
-    sort = [*order.index, *(f"all: {name}" for name in POOLED)]
+    sort = [*order.index, *(f"all: {name}" for name in SHOWN)]
     schemes = [name for name in d.averages if name in set(rows["scheme_name"])]
     y = alt.Y("row:N", title=None, sort=sort, axis=alt.Axis(ticks=False, domain=False))
     offset = alt.YOffset("scheme_name:N", sort=schemes)
@@ -69,7 +61,6 @@ def _panel(d: Drawing, of: pd.DataFrame, horizon: str) -> Any:
     colour = panels.scheme_colour(d.averages)
     base = alt.Chart(rows).encode(y=y, yOffset=offset, color=colour)
     shade = alt.Chart(of[["row"]].drop_duplicates()).mark_rect(color=REFERENCE_LINE, opacity=0.09)
-    one = alt.Chart(pd.DataFrame({"at": [1.0]})).mark_rule(color=REFERENCE_LINE, strokeWidth=1.5)
     seen = panels.tooltips(
         *("row:N:row", "scheme_name:N:scheme", "value:Q:ratio:.3f", "low:Q:from:.3f", "high:Q:to:.3f"),
         *("bound:N:it is", "num_workloads:N:over", "num_pairs:Q:pairs:d", "num_missed:Q:a side misses:d"),
@@ -89,7 +80,7 @@ def _panel(d: Drawing, of: pd.DataFrame, horizon: str) -> Any:
     dots = dots.encode(x=x, tooltip=seen, shape=panels.scheme_shape(d.averages), fillOpacity=filled)
     chart = alt.layer(
         shade.encode(y=y),
-        one.encode(x=alt.X("at:Q", title="")),
+        panels.vertical_rule(1.0, title=""),
         ticks.encode(x=x, y=y, yOffset=offset, color=colour, opacity=alt.value(0.6), tooltip=without),
         base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=""), x2="high:Q"),
         dots.encode(fill=alt.Color("scheme_name:N", legend=None, scale=panels.scale(d.averages))),

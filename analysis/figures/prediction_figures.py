@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from analysis.figures import panels
-from analysis.figures.palette import REFERENCE_LINE, SCHEME_COLOURS
+from analysis.figures.palette import SCHEME_COLOURS
 from analysis.study import percent
 
 TITLES = {  # question -> panel, what a ratio is
@@ -48,12 +48,7 @@ def _lines(mine: pd.DataFrame, axis: str, colours: dict[str, str]) -> Any:
     aside = mine["series"].map(order) - (len(order) - 1) / 2
     mine = mine.assign(at=mine["x"] * ASIDE**aside)
     ends = [float(mine["at"].min() / 1.2), float(mine["at"].max() * 1.2)]
-    x = alt.X(
-        "at:Q",
-        title="averaging horizon, share of the step budget (log)",
-        scale=alt.Scale(type="log", domain=ends, nice=False),
-        axis=alt.Axis(values=panels.nice_horizons(ends), format="~p", grid=False, labelOverlap=False),
-    )
+    x = panels.horizon_x("at", ends)
     low, high = panels.span(mine, ["low", "high", "value"], include=1.0)
     y = alt.Y("value:Q", title=axis).scale(domain=[low, high], nice=False, zero=False)
     base = alt.Chart(mine).encode(x=x, color=_colour(colours))
@@ -71,8 +66,7 @@ def _rows(mine: pd.DataFrame, axis: str, colours: dict[str, str]) -> Any:
     base = alt.Chart(mine).encode(y=y, color=_colour(colours))
     whiskers = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, tooltip=_hover("decay"))
-    line = alt.Chart(pd.DataFrame({"at": [1.0]})).mark_rule(color=REFERENCE_LINE, strokeWidth=1.2)
-    return alt.layer(line.encode(x=alt.X("at:Q")), whiskers, dots)
+    return alt.layer(panels.vertical_rule(1.0, width=1.2), whiskers, dots)
 
 
 def _colour(colours: dict[str, str]) -> alt.Color:

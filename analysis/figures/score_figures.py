@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.algoperf_score import TAU
 from analysis.figures import panels
-from analysis.figures.palette import REFERENCE_LINE, scheme_colours, submission_colours
+from analysis.figures.palette import scheme_colours, submission_colours
 from analysis.profiles import Profiles
 from analysis.study import SCHEME_NAMES
 
@@ -95,15 +95,9 @@ def _ratios(times: pd.DataFrame, colours: dict[str, str], shown: str) -> Any:
         ),
     )
     chart = base.mark_point(filled=True, size=60, opacity=1).transform_filter(shown)
-    layered = alt.layer(_fastest(), chart)
+    layered = alt.layer(panels.vertical_rule(1.0, width=1.2), chart)
     height = max(panels.HEIGHT, (8 + 8 * len(colours)) * times["workload"].nunique())
     return panels.titled(layered, "Time to the target", "median over studies", height=height, width=330)
-
-
-def _fastest() -> Any:
-    """A vertical line at the fastest."""
-    data = pd.DataFrame({"at": [1.0]})
-    return alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeWidth=1.2).encode(x=alt.X("at:Q"))
 
 
 def _colours(names: list[str], imported: bool) -> dict[str, str]:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
-from analysis.findings import conclusions, predictions, training_answers
+from analysis.findings import conclusions, training_answers
 from analysis.findings.finding import counted
+from analysis.findings.predictions import Prediction
 from analysis.intervals import with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
 
-def answer(study: Study, tables: Tables) -> str:
+def answer(study: Study, tables: Tables, predicted: Sequence[Prediction] = ()) -> str:
     """What the study asks is answered: ``steps`` to target, ``final_metric``, ``horizon`` or ``predictions``.
 
     One that does not say is answered by what its trainings vary, or by steps where they vary in nothing.
+    Args: predicted: of `analysis.findings.predictions.of_study`.
     """
-    known = {
-        "steps": conclusions.answer,
-        "final_metric": final_metric,
-        "horizon": horizon,
-        "predictions": predicted,
-    }
+    known = {"steps": conclusions.answer, "final_metric": final_metric, "horizon": horizon}
+    averaged = conclusions.answer_schemes(tables)
+    if predicted and averaged:
+        return predictions(predicted)
     asked = known.get(str(study.plan.get("asks")))
-    said = asked(study, tables) if asked and conclusions.answer_schemes(tables) else None
+    said = asked(study, tables) if asked and averaged else None
     return said or training_answers.answer(study, tables)
 
 
-def predicted(study: Study, tables: Tables) -> str | None:
+def predictions(predicted: Sequence[Prediction]) -> str:
     """Each prediction's verdict with what was measured."""
-    said = [f"{one.short} ({one.finding.verdict})" for one in predictions.of_study(study)]
-    return f"Of what the field predicts: {'; '.join(said)}." if said else None
+    said = [f"{one.short} ({one.finding.verdict})" for one in predicted]
+    return f"Of what the field predicts: {'; '.join(said)}."
 
 
 def final_metric(study: Study, tables: Tables) -> str | None:

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import families, horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
 from analysis.intervals import Interval, of_row, stratified_geometric_mean, with_interval
-from analysis.pooled import BEST, FIXED
+from analysis.pooled import BEST, FIXED, SHOWN
 from analysis.robustness import reaches
 from analysis.savings import sign
 from analysis.study import SCHEME_NAMES, Study, percent
@@ -132,16 +132,6 @@ def ratio_findings(study: Study, tables: Tables) -> list[str]:
     return found
 
 
-POOLED = (
-    "geometric mean",
-    "mean ratio",
-    "median ratio",
-    "restricted mean",
-    "device-hours",
-    "suite device-hours",
-)
-
-
 def pooled_findings(tables: Tables) -> list[str]:
     """The pooled numbers beside each other, what one workload does to them, and the best-looking horizons."""
     found = []
@@ -149,7 +139,7 @@ def pooled_findings(tables: Tables) -> list[str]:
         keep = (tables.pooled["versus"] == "same schedule") & (tables.pooled["scheme"] == scheme)
         mine = tables.pooled[keep & tables.pooled["value"].notna()]
         fixed = mine[mine["horizon"] == FIXED].set_index("statistic")
-        said = [name for name in POOLED if name in fixed.index]
+        said = [name for name in SHOWN if name in fixed.index]
         if not said or fixed["num_workloads"].max() < 2:
             continue
         name = SCHEME_NAMES.get(scheme, scheme)
@@ -160,9 +150,9 @@ def pooled_findings(tables: Tables) -> list[str]:
             f"{name}, horizon fixed beforehand, over {fixed['num_workloads'].max()} workloads: {'; '.join(parts)}. The "
             f"same runs, and {apart} {'point' if apart == 1 else 'points'} between the ways to count."
         )
-        if POOLED[0] in fixed.index:
-            found += _without_one(tables, scheme, name, fixed.loc[POOLED[0]])
-        best = mine[(mine["horizon"] == BEST) & (mine["statistic"] == POOLED[0])]
+        if SHOWN[0] in fixed.index:
+            found += _without_one(tables, scheme, name, fixed.loc[SHOWN[0]])
+        best = mine[(mine["horizon"] == BEST) & (mine["statistic"] == SHOWN[0])]
         found += [
             f"{name} at the best-looking horizon of each workload, picked after the fact and so optimistic: "
             f"geometric mean {_pooled(row)}."
@@ -179,7 +169,7 @@ def _pooled(row: Any) -> str:
 def _without_one(tables: Tables, scheme: str, name: str, whole: Any) -> list[str]:
     left = tables.leave_one_out
     left = left[(left["versus"] == "same schedule") & (left["horizon"] == FIXED) & (left["scheme"] == scheme)]
-    left = left[(left["statistic"] == POOLED[0]) & left["value"].notna()].sort_values("value", kind="stable")
+    left = left[(left["statistic"] == SHOWN[0]) & left["value"].notna()].sort_values("value", kind="stable")
     if len(left) < 2:
         return []
     low, high = left.iloc[0], left.iloc[-1]

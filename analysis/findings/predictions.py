@@ -138,7 +138,9 @@ def batch_size(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         },
     )
     return Prediction(
-        finding, f"the best horizon goes as the batch size to the power {', '.join(told)}", _points(drawn)
+        finding,
+        f"the best horizon goes as the batch size to the power {', '.join(told)}",
+        pd.DataFrame(drawn, columns=POINTS),
     )
 
 
@@ -214,9 +216,9 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         for _, part in pairs.groupby("workload", sort=True)
     ]
     each = ", ".join(
-        f"{percent(one['x'].iloc[0])} {with_interval(_interval(one), '.3f')}"
+        f"{percent(one['x'])} {with_interval(Interval(one['value'], one['low'], one['high']), '.3f')}"
         for one in drawn
-        if one["series"].iloc[0] == "live"
+        if one["series"] == "live"
     )
     live = [paired.over_workloads(pairs["live"]) for pairs in (end, halfway)]
     good = [
@@ -252,7 +254,7 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     short = (
         f"halfway the live model's batch-norm statistics change an average's metric by a factor of {changed}"
     )
-    return Prediction(finding, short, _points(drawn))
+    return Prediction(finding, short, pd.DataFrame(drawn, columns=POINTS))
 
 
 def _policies(of: Evidence, cells: pd.DataFrame, at: float | None) -> dict[str, pd.DataFrame]:
@@ -306,7 +308,7 @@ def equal_centre(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         ),
     )
     short = f"at equal centre of mass LAWA takes {with_interval(interval)} of EMA's steps"
-    return Prediction(finding, short, _points(drawn))
+    return Prediction(finding, short, pd.DataFrame(drawn, columns=POINTS))
 
 
 # --- merging instead of a decay ------------------------------------------------------------------------------------
@@ -364,7 +366,7 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         ),
     )
     short = f"merging instead of a decay leaves {with_interval(interval, '.3f')} of its final metric"
-    return Prediction(finding, short, _points(drawn))
+    return Prediction(finding, short, pd.DataFrame(drawn, columns=POINTS))
 
 
 def _single(cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
@@ -398,21 +400,11 @@ def _mean(pairs: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(pairs).groupby(KEYS)["value"].mean().reset_index()
 
 
-def _point(question: str, pairs: pd.DataFrame, series: str, scheme: str, x: float) -> pd.DataFrame:
-    """Of log ratios of one workload by seed, the point to draw."""
-    workload = str(pairs["workload"].iloc[0])
+def _point(question: str, pairs: pd.DataFrame, series: str, scheme: str, x: float) -> dict[str, Any]:
+    """Of log ratios of one workload by seed, the row of POINTS to draw."""
     row: dict[Any, Any] = paired.by_workload(pairs).iloc[0].to_dict()
-    row |= {"question": question, "workload": workload, "series": series, "scheme": scheme, "x": x}
-    return pd.DataFrame([row])[POINTS]
+    return row | {"question": question, "series": series, "scheme": scheme, "x": x}
 
 
 def _number(key: Any) -> float:
     return float(key)
-
-
-def _points(drawn: list[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(drawn, ignore_index=True)
-
-
-def _interval(point: pd.DataFrame) -> Interval:
-    return Interval(*(float(point[name].iloc[0]) for name in ("value", "low", "high")))
