@@ -24,9 +24,8 @@ CHATTY = (  # they tell of each upload and each closed socket
 )
 PATIENCE_S = 60.0  # how long the cluster may be out of reach before following gives up
 POLL_S = 0.5
-CLIENT_TRIES = (
-    3  # a head forks a server for each ray:// client; now and then that fork hangs, and the next does not
-)
+# A head forks a server for each ray:// client; now and then that fork hangs, and the next does not
+CLIENT_TRIES = 3
 
 
 def submit(
