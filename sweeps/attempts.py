@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sweeps.recorder import write_atomic
+from workloads.user_errors import one_line
 
 
 @dataclass
@@ -41,10 +42,23 @@ class Attempt:
         attempt.write("running")
         return attempt
 
-    def write(self, status: str) -> None:
+    def write(self, status: str, **more: Any) -> None:
         seconds = time.monotonic() - self.began
-        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status}
+        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status, **more}
         write_atomic(self.path, json.dumps(row).encode())
+
+    def end(self, status: str, error: BaseException | None = None, is_lasting: bool = False) -> None:
+        """Say how it ended. is_lasting: another try would end in the same error."""
+        self.write(status, **({} if error is None else {"error": one_line(error), "lasting": is_lasting}))
+
+
+def lasting_error(folder: Path) -> str | None:
+    """The error, in one line, that ended a trajectory's latest attempt and would end another one too."""
+    paths = sorted(folder.glob("attempt-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    if not paths:
+        return None
+    row = json.loads(paths[-1].read_text(encoding="utf-8"))
+    return str(row["error"]) if row.get("lasting") else None
 
 
 def _now() -> str:
@@ -69,6 +83,9 @@ class TrajectoryLog:
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.logger = logging.Logger("trajectory")
+        self.logger.manager = logging.Manager(
+            logging.RootLogger(logging.WARNING)
+        )  # no logging.disable reaches it
         self.logger.addHandler(self.handler)
         return self.logger
 

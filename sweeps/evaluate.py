@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sweeps import random_streams
 from sweeps.cells import Cell
 from sweeps.data_parallel import Team
 from wa import Bank
@@ -75,7 +76,7 @@ def evaluate_cells(
     for cell in cells:
         if cell.scheme is not None and cell.scheme not in existing:
             continue  # absent, and never the raw weights under its name
-        with random_state_kept():
+        with random_streams.kept():
             start = clock()
             if cell.scheme is None:
                 with own_weights():
@@ -86,17 +87,5 @@ def evaluate_cells(
                     if forwards is not None:
                         team.average_statistics(model)
                     summary = evaluate(workload, model, batches(), team, precision)
-            yield cell, summary, clock() - start
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put torch's random state (CPU and GPU) back on the way out."""
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu)
+            seconds = clock() - start
+        yield cell, summary, seconds

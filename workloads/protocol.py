@@ -185,6 +185,11 @@ def with_batch_size(workload: Workload, batch_size: int | None) -> Workload:
     return changed
 
 
+def module_name(name: str) -> str:
+    """The module that workload `name` is in."""
+    return name.partition(":")[0] if ":" in name else f"workloads.{name}"
+
+
 def source_file(name: str) -> Path:
     """The file that defines workload `name`; its targets.yaml lies beside it."""
     if ":" not in name:

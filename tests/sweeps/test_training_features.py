@@ -183,12 +183,12 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
         textwrap.dedent("""
             import json, sys, torch
             from pathlib import Path
-            from sweeps import data_parallel, trajectory
+            from sweeps import data_parallel, evaluator, trajectory
             from sweeps.plan import from_dict
 
             rank, folder = int(sys.argv[1]), Path(sys.argv[2])
             one = from_dict(json.loads((folder / "trajectory.json").read_text()))
-            keep = trajectory._Evaluator.evaluate
+            keep = evaluator.Evaluator.evaluate
 
             def evaluate(self, state, trainer, diverged):
                 result = keep(self, state, trainer, diverged)
@@ -197,7 +197,7 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
                     torch.save({"model": state.model.state_dict(), **averages}, folder / f"rank{rank}")
                 return result
 
-            trajectory._Evaluator.evaluate = evaluate
+            evaluator.Evaluator.evaluate = evaluate
             with data_parallel.joined(rank, 2, "cpu", folder / "store"):
                 team = data_parallel.Team(rank, 2)
                 trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=2)

@@ -15,6 +15,7 @@ import torch
 from analysis.records import KEY, load_records, read_live, rows_to_table
 from sweeps import trajectory
 from sweeps.cells import Cell, cells
+from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
 from workloads.protocol import load
@@ -161,7 +162,7 @@ def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -
     training = grid[0].training
     torch.manual_seed(training.seed)
     model = work.model()
-    build = trajectory.OPTIMIZERS[training.optimizer]
+    build = OPTIMIZERS[training.optimizer]
     optimizer = build(model.parameters(), **dict(training.settings))
     weights: dict[int, list[torch.Tensor]] = {}
     batches = work.batches(training.seed, 1)

@@ -1,0 +1,301 @@
+"""What a trial may change in its process: made alike before each, put back after each.
+
+Trials run one after another in one worker process, and in whatever process a user calls the loop from. What a
+workload sets while it trains (the default dtype, logging, the current folder) ends with its trial; what its module
+sets when it is imported, which happens once a process, holds in each of its trials and in nobody else's.
+"""
+
+from __future__ import annotations
+
+import gc
+import locale
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from sweeps import random_streams
+
+Values = dict[str, Any]
+T = TypeVar("T")
+
+_set_by_import: dict[str, tuple[ModuleType | None, Values]] = {}  # by name: a module, what importing it set
+
+
+def begin(seed: int, device: str, num_devices: float) -> None:
+    """Make the first and the tenth trajectory of a process alike, in what numbers depend on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.set_num_threads(max(1, int(num_devices)) if device == "cpu" else 1)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It costs time, and nothing here reads empty memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    random_streams.seed_all(seed)
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Leave the process as it was found."""
+    before = _values()
+    with random_streams.kept():
+        try:
+            yield
+        finally:
+            _put(_changed(_values(), before))
+
+
+def imported(name: str, make: Callable[[], T]) -> T:
+    """`make()`, which may import module `name`; what that import sets holds, however long ago it was."""
+    before, known = _values(), _set_by_import.get(name)
+    made = make()
+    if known is not None and sys.modules.get(name) is known[0]:
+        _put({key: _also(key, value, before) for key, value in known[1].items()})
+    else:
+        _set_by_import[name] = sys.modules.get(name), _changed(before, _values())
+    return made
+
+
+def _also(key: str, value: Any, before: Values) -> Any:
+    """A value that an import set, set again: of the search path what it added alone."""
+    if key != "search path":
+        return value
+    return [*before[key], *(path for path in value if path not in before[key])]
+
+
+# --- what there is to keep -------------------------------------------------------------------------------------
+
+
+def _values() -> Values:
+    """key -> value, of all that can be read and put back."""
+    values: Values = {}
+    for name, (read, _) in _SETTINGS.items():
+        with suppress(RuntimeError):  # torch refuses to read an old flag where the new one was set
+            values[name] = read()
+    values |= {f"variable {name}": value for name, value in os.environ.items()}
+    values |= {f"logger {name}": _logger_state(logger) for name, logger in _loggers().items()}
+    values |= {f"hooks {name}": dict(hooks) for name, hooks in _global_hooks().items()}
+    if threading.current_thread() is threading.main_thread():  # elsewhere nobody can set one
+        values |= {f"signal {int(number)}": signal.getsignal(number) for number in signal.valid_signals()}
+    return values
+
+
+def _changed(now: Values, wanted: Values) -> Values:
+    """What to put so that `now` becomes `wanted`; None where there was nothing."""
+    began = {key: None for key in now if key not in wanted and key.startswith(("variable ", "logger "))}
+    return began | {
+        key: value for key, value in wanted.items() if key not in now or not _same(now[key], value)
+    }
+
+
+def _put(values: Values) -> None:
+    for key, value in values.items():
+        with suppress(OSError, ValueError, RuntimeError):  # such as a folder that is gone
+            _put_one(key, value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # an object of a user's that compares in its own way
+        return one is other
+
+
+def _put_one(key: str, value: Any) -> None:
+    kind, _, name = key.partition(" ")
+    if key in _SETTINGS:
+        _SETTINGS[key][1](value)
+    elif kind == "variable":
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    elif kind == "logger":
+        _set_logger(_logger(name), value or _NEW_LOGGER)
+    elif kind == "hooks":
+        hooks = _global_hooks()[name]
+        hooks.clear()
+        hooks.update(value)
+    elif kind == "signal" and value is not None:
+        signal.signal(int(name), value)
+
+
+_NEW_LOGGER = (logging.NOTSET, True, False, (), ())
+
+
+def _logger(name: str) -> logging.Logger:
+    return logging.getLogger(name or None)
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    known = logging.root.manager.loggerDict.items()
+    return {"": logging.root, **{name: one for name, one in known if isinstance(one, logging.Logger)}}
+
+
+def _logger_state(logger: logging.Logger) -> tuple[Any, ...]:
+    return logger.level, logger.propagate, logger.disabled, tuple(logger.handlers), tuple(logger.filters)
+
+
+def _set_logger(logger: logging.Logger, state: tuple[Any, ...]) -> None:
+    level, logger.propagate, logger.disabled, handlers, filters = state
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+    logger.filters[:] = filters
+
+
+def _global_hooks() -> dict[str, dict[Any, Any]]:
+    """Hooks on every module and every optimizer, which torch keeps in dicts of these two modules."""
+    return {
+        f"{module.__name__}.{name}": value
+        for module in (torch.nn.modules.module, sys.modules["torch.optim.optimizer"])
+        for name, value in vars(module).items()
+        if name.startswith("_global_") and isinstance(value, dict)
+    }
+
+
+def _umask() -> int:
+    now = os.umask(0o077)  # it can only be read by setting it
+    os.umask(now)
+    return now
+
+
+def _folder() -> str | None:
+    with suppress(OSError):  # it was removed
+        return os.getcwd()
+    return None
+
+
+def _set_filters(filters: list[Any]) -> None:
+    warnings.resetwarnings()  # which also makes modules forget what they have warned of
+    warnings.filters.extend(filters)  # type: ignore[attr-defined]
+
+
+def _set_disabled(level: int) -> None:
+    logging.root.manager.disable = level
+
+
+def _set_excepthook(hook: Any) -> None:
+    sys.excepthook = hook
+
+
+def _flushes_denormal() -> bool:
+    return bool(torch.tensor(5e-324, dtype=torch.float64) * 1.0 == 0)
+
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _set_autocast(state: tuple[Any, ...]) -> None:
+    cpu, cpu_dtype, cuda, cuda_dtype, cache = state
+    torch.set_autocast_enabled("cpu", cpu)
+    torch.set_autocast_dtype("cpu", cpu_dtype)
+    torch.set_autocast_enabled("cuda", cuda)
+    torch.set_autocast_dtype("cuda", cuda_dtype)
+    torch.set_autocast_cache_enabled(cache)
+
+
+def _autocast() -> tuple[Any, ...]:
+    each = [
+        f(device) for device in ("cpu", "cuda") for f in (torch.is_autocast_enabled, torch.get_autocast_dtype)
+    ]
+    return *each, torch.is_autocast_cache_enabled()
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _can_read(owner: Any, name: str) -> bool:
+    try:
+        return getattr(owner, name, None) is not None
+    except RuntimeError:
+        return True
+
+
+_FLAGS = (
+    *("fp32_precision", "enabled", "benchmark", "deterministic", "allow_tf32"),
+    *("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+)
+_BACKENDS: dict[str, Any] = {
+    "backends": torch.backends,
+    "cudnn": torch.backends.cudnn,
+    "cudnn.conv": getattr(torch.backends.cudnn, "conv", None),
+    "cudnn.rnn": getattr(torch.backends.cudnn, "rnn", None),
+    "cuda.matmul": torch.backends.cuda.matmul,
+    "mkldnn": torch.backends.mkldnn,
+    "mkldnn.conv": getattr(torch.backends.mkldnn, "conv", None),
+    "mkldnn.matmul": getattr(torch.backends.mkldnn, "matmul", None),
+    "mkldnn.rnn": getattr(torch.backends.mkldnn, "rnn", None),
+}
+
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "current folder": (_folder, lambda folder: None if folder is None else os.chdir(folder)),
+    "umask": (_umask, os.umask),
+    "processors": (lambda: os.sched_getaffinity(0), lambda cpus: os.sched_setaffinity(0, cpus)),
+    "search path": (lambda: list(sys.path), lambda paths: sys.path.__setitem__(slice(None), paths)),
+    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "stdout": _attribute(sys, "stdout"),
+    "stderr": _attribute(sys, "stderr"),
+    "excepthook": (lambda: sys.excepthook, _set_excepthook),
+    "garbage collection": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    "locale": (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    "socket timeout": (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    "start method": (
+        lambda: multiprocessing.get_start_method(allow_none=True),
+        lambda method: multiprocessing.set_start_method(method, force=True),
+    ),
+    "warnings": (lambda: list(warnings.filters), _set_filters),
+    "warning display": _attribute(warnings, "showwarning"),
+    "disabled logging": (lambda: logging.root.manager.disable, _set_disabled),
+    "numpy errors": (np.geterr, lambda errors: np.seterr(**errors)),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, _set_device),
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "anomaly": (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda state: torch.autograd.set_detect_anomaly(*state),
+    ),
+    "autocast": (_autocast, _set_autocast),
+    "deterministic": (
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
+    ),
+    "filled memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
+    "denormals flushed": (_flushes_denormal, torch.set_flush_denormal),
+    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    **{
+        f"{where}.{name}": _attribute(owner, name)
+        for where, owner in _BACKENDS.items()
+        for name in _FLAGS
+        if _can_read(owner, name)
+    },
+    **{
+        f"{name} attention": (
+            getattr(torch.backends.cuda, f"{name}_sdp_enabled"),
+            getattr(torch.backends.cuda, f"enable_{name}_sdp"),
+        )
+        for name in ("flash", "mem_efficient", "math", "cudnn")
+    },
+}

@@ -1,0 +1,144 @@
+"""Optimizer steps: batches, gradients over parts and ranks, the bank's updates, and what all that costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sweeps import random_streams
+from sweeps.data_parallel import Team
+from sweeps.plan import Trajectory
+from sweeps.training_state import State
+from workloads.protocol import Batch, Part, Workload
+
+RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
+
+
+class Trainer:
+    """Optimizer steps of one rank, each over its part of the batch in one or more micro-batches."""
+
+    def __init__(
+        self, trajectory: Trajectory, workload: Workload, state: State, team: Team, device: str
+    ) -> None:
+        self.training = trajectory.cells[0].training
+        self.workload, self.state, self.team, self.device = workload, state, team, device
+        self.parameters = list(state.model.parameters())
+        self.clock = clock_of(device)
+        if self.training.compile is not None:
+            state.model.compile(backend=self.training.compile)
+        self.model = team.replicate(state.model)
+        self.batches = self._parts(state.step + 1)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.training.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device, torch.bfloat16)
+
+    def recompute(self, model: nn.Module) -> Iterator[None]:
+        """Forward passes over the first training batches, for batch-norm statistics."""
+        # Its own random stream, so that a scheme's statistics do not depend on its company.
+        random_streams.seed_all(self.training.seed, self.team.rank)
+        batches = self._parts(1)
+        with torch.no_grad():
+            for _ in range(RECOMPUTE_BATCHES):
+                for part in next(batches):
+                    with self.precision():
+                        self.workload.loss(model, to_device(self.device, part))
+                    yield
+
+    def _parts(self, first_step: int) -> Iterator[tuple[Batch, ...]]:
+        """This rank's micro-batches, step after step."""
+        each = self.training.accumulate
+        count = each * self.team.size
+        if count == 1:
+            return ((batch,) for batch in self.workload.batches(self.training.seed, first_step))
+        mine = range(self.team.rank * each, (self.team.rank + 1) * each)
+        parts = [self.workload.batches(self.training.seed, first_step, Part(index, count)) for index in mine]
+        return zip(*parts, strict=True)
+
+    def _next(self, step: int) -> tuple[Batch, ...]:
+        try:
+            return next(self.batches)
+        except StopIteration:
+            raise ValueError(f"batches() ends before step {step}; let it go on for ever") from None
+
+    def train(self, until: int) -> float:
+        """Steps state.step + 1 … until; the last training loss. Averaging time goes to the bank's clock."""
+        state, schedule = self.state, self.training.schedule
+        lr = dict(self.training.settings)["lr"]
+        start, averaging = self.clock(), 0.0
+        loss = torch.zeros(())
+        for step in range(state.step + 1, until + 1):
+            parts = [to_device(self.device, part) for part in self._next(step)]
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr * schedule.lr_factor(step - 1)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss = self._backward(parts)
+            if self.training.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip, foreach=True)
+            state.optimizer.step()
+            self.team.average_statistics(state.model)
+            before = time.perf_counter()
+            state.bank.update(step)
+            averaging += time.perf_counter() - before
+        state.step = until
+        last = float(self.team.sum(loss.detach()))
+        state.train_seconds += self.clock() - start - averaging
+        return last
+
+    def _backward(self, parts: list[Batch]) -> Tensor:
+        """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""
+        if len(parts) == self.team.size == 1:
+            with self.precision():
+                loss = self.workload.loss(self.model, parts[0])
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+        shares = self._shares(parts)
+        total = torch.zeros((), device=self.device)
+        for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            alone = isinstance(self.model, DistributedDataParallel) and i < len(parts) - 1
+            with self.model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                with self.precision():
+                    loss = self.workload.loss(self.model, part) * share
+                # DistributedDataParallel takes the mean over ranks where the sum is meant.
+                (loss * self.team.size).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _shares(self, parts: list[Batch]) -> list[Tensor]:
+        weigh = getattr(self.workload, "loss_weight", lambda part: 1.0)
+        weights = torch.stack([torch.as_tensor(weigh(part), dtype=torch.float64).cpu() for part in parts])
+        return [share.to(self.device) for share in (weights / self.team.sum(weights.sum())).float()]
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Seconds, when all that was asked of the device is done."""
+    if device == "cpu":
+        return time.perf_counter
+
+    def synchronized() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronized
+
+
+def to_device(device: str, batch: Batch) -> Batch:
+    if device == "cpu":
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: to_device(device, part) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(device, part) for part in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(device, part) for part in batch)
+    return batch

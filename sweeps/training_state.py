@@ -1,0 +1,95 @@
+"""Everything that changes while a trajectory runs: made anew, written to a checkpoint, read from one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sweeps import checkpoint, random_streams
+from sweeps.cells import Scheme
+from sweeps.data_parallel import Team
+from sweeps.optimizers import OPTIMIZERS
+from sweeps.plan import Trajectory
+from wa import Bank
+from workloads.protocol import Workload
+
+Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank
+
+
+@dataclass
+class State:
+    """Everything that changes while a trajectory runs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    bank: Bank
+    step: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: dict[str, float] = field(default_factory=dict)  # by cell
+    average_offset: dict[str, float] = field(default_factory=dict)  # by cell: recorded minus the bank's clock
+
+
+def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -> State:
+    """The state before the first step."""
+    training = trajectory.cells[0].training
+    model = workload.model().to(device)
+    model.train()
+    if team.rank:
+        random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
+    build = OPTIMIZERS[training.optimizer]
+    schemes: list[Scheme] = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
+    return State(model, build(model.parameters(), **dict(training.settings)), Bank(model, schemes))
+
+
+def streams_of_ranks(state: State, team: Team) -> Streams:
+    """Where the random streams of every rank are."""
+    return {name: team.gather(value) for name, value in random_streams.read(_on_gpu(state.model)).items()}
+
+
+def save(state: State, path: Path, streams: Streams) -> None:
+    """Write all of it to a checkpoint."""
+    checkpoint.save(
+        path,
+        {
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "bank": state.bank.state_dict(),
+            "step": state.step,
+            "train_seconds": state.train_seconds,
+            "eval_seconds": dict(state.eval_seconds),
+            "average_offset": dict(state.average_offset),
+            "streams": streams,
+        },
+    )
+
+
+def restore(state: State, path: Path, team: Team, log: logging.Logger | None) -> None:
+    """Go on from a checkpoint, where there is a whole one; the random streams are this rank's."""
+    try:
+        saved = checkpoint.load(path)
+    except checkpoint.BadCheckpoint as error:
+        if log:
+            log.warning("%s; training from the start", error)  # slower, and the same numbers
+        return
+    if saved is None:
+        return
+    if "streams" not in saved:
+        if log:
+            log.warning("%s is of an earlier version; training from the start", path)
+        return
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.bank.load_state_dict(saved["bank"])
+    state.step, state.train_seconds = saved["step"], saved["train_seconds"]
+    state.eval_seconds, state.average_offset = dict(saved["eval_seconds"]), dict(saved["average_offset"])
+    random_streams.put({name: ranks[team.rank] for name, ranks in saved["streams"].items()})
+    if log:
+        log.info("on from step %d", state.step)
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
