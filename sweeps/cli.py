@@ -101,8 +101,10 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     from sweeps.plan import num_devices
     from sweeps.run import expected, wall, work
     from sweeps.studies import load_specs
+    from sweeps.user_code import usable
 
     specs = load_specs(map(_study_file, files), sets)
+    specs, left_out = usable(specs)
     spec = specs[0]  # resources are the same for all
     todo = work(specs, out)
     rows = expected(spec, todo.trajectories)
@@ -147,6 +149,10 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
             else f"target {target.metric} {target.value:.6g}"
         )
         console.print(f"{workload}: {said}")
+    for line in left_out:
+        console.print(line, soft_wrap=True)
+    if left_out:
+        sys.exit(EXIT_INCOMPLETE)
 
 
 def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> Any:
@@ -553,3 +559,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "—" if value != value else f"{value:.4g}"
     return "—" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -110,7 +110,7 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
         for rank in range(1, size):
             log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
             follower = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.follower"],
+                [sys.executable, "-P", "-m", "sweeps.follower"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

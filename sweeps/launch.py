@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +29,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.job_config import JobConfig
 from ray.tune.search import Searcher
 
+from sweeps import import_order
+from sweeps.attempts import lasting_error
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
 from workloads.data import VARIABLE
@@ -67,10 +69,8 @@ def _train(config: dict[str, Any]) -> None:
     """The trainable: one trajectory, in a worker process that is used again for the next."""
     import json
 
-    for path in config["sys_path"]:  # a user's workload, by dotted path
-        if path not in sys.path:
-            sys.path.append(path)
-    from sweeps import plan, trajectory
+    import_order.search_too(config["sys_path"])  # a user's workload, by dotted path
+    from sweeps import attempts, plan, trajectory
 
     if config["data_dir"] is not None:
         os.environ[VARIABLE] = config["data_dir"]
@@ -80,15 +80,20 @@ def _train(config: dict[str, Any]) -> None:
     def report(progress: trajectory.Progress) -> None:
         tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
 
-    trajectory.run(
-        one,
-        folder,
-        device=config["device"],
-        num_devices=config["num_devices"],
-        processes=config["processes"],
-        checkpoint_seconds=config["checkpoint_seconds"],
-        report=report,
-    )
+    try:
+        trajectory.run(
+            one,
+            folder,
+            device=config["device"],
+            num_devices=config["num_devices"],
+            processes=config["processes"],
+            checkpoint_seconds=config["checkpoint_seconds"],
+            report=report,
+        )
+    except (Exception, SystemExit):
+        # Raised, Tune would try it again; what would fail again ends here, and the driver reads why in the folder.
+        if attempts.lasting_error(folder) is None:
+            raise
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc]
@@ -137,6 +142,9 @@ class _Callback(tune.Callback):  # type: ignore[misc]
             compact(self.run, name)
             self.outcome.done.append(name)
             self.listener.done(name)
+        elif lasting_error(trajectory_folder(self.run, name)) is not None:
+            self.outcome.failed.append(name)
+            self.listener.failed(name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # Called at every failure; the trial is lost for good only when no retry is left.
@@ -155,6 +163,18 @@ class Engine:
     processes: int = 1
 
 
+class _OwnSearchPath(JobConfig):  # type: ignore[misc]
+    """Workers search what an installation of theirs searches.
+
+    Ray would put the driver's current folder and its script's before everything else there, Python's own modules
+    and Ray's included. `_train` appends the user's folders instead.
+    """
+
+    def _serialize(self) -> Any:
+        self._py_driver_sys_path: list[str] = []
+        return super()._serialize()
+
+
 @contextmanager
 def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = None) -> Iterator[Engine]:
     """Start a local Ray, or join the one at `address`; shut down what was started.
@@ -168,6 +188,7 @@ def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = Non
         # /tmp/ray is never cleaned, ours is.
         temporary = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         ray.init(
+            job_config=_OwnSearchPath(),
             address="local",  # whatever RAY_ADDRESS says: without --address it is this machine
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -177,7 +198,10 @@ def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = Non
     else:
         try:
             _knock(address)
-            ray.init(address=address, **quiet)
+            own = (
+                None if address.startswith("ray://") else _OwnSearchPath()
+            )  # a client's folder does not travel
+            ray.init(address=address, job_config=own, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             hint = "is it up, and do RAY_AUTH_MODE and the token match its own?"
             raise NoRoom(
@@ -246,7 +270,7 @@ def launch(
             "processes": on.processes,
             "data_dir": os.environ.get(VARIABLE),
             "checkpoint_seconds": checkpoint_seconds,
-            "sys_path": [str(Path.cwd())],
+            "sys_path": import_order.users_paths(),
         }
         for one in trajectories
     ]

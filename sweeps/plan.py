@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from sweeps import random_streams
 from sweeps.cells import Cell, cell_from_dict, cell_to_dict
 from sweeps.spec import Spec
 from wa import memory_bytes
-from workloads.protocol import load
+from workloads.protocol import UnknownWorkload, Workload, load
+from workloads.user_errors import one_line
 
 PROCESS_BYTES = 450 << 20  # a worker with torch loaded and one small model, measured on CPU
 AVERAGE_SECONDS_PER_PARAMETER = (
@@ -105,7 +107,9 @@ def from_dict(value: Mapping[str, Any]) -> Trajectory:
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
+    """What a plan knows of a model and its steps."""
+
     num_parameters: int
     num_buffer_bytes: int
     itemsize: int
@@ -115,23 +119,31 @@ class _Size:
 
 
 @cache
-def _size(workload: str, preset: str) -> _Size:
+def model_size(workload: str, preset: str) -> Size:
+    """What a plan asks of a workload. Raises: UnknownWorkload, also where its model() fails."""
     made = load(workload, preset)
     try:
-        with torch.device("meta"):
-            model = made.model()
-    except Exception:  # a user's model may need real tensors to be built
-        with torch.random.fork_rng():
-            model = made.model()
-    parameters = list(model.parameters())
-    return _Size(
+        model = _built(made)
+        parameters, buffers = list(model.parameters()), list(model.buffers())
+    except (Exception, SystemExit) as error:
+        raise UnknownWorkload(f"workload {workload!r} fails in model(): {one_line(error)}") from error
+    return Size(
         num_parameters=sum(p.numel() for p in parameters),
-        num_buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
+        num_buffer_bytes=sum(b.numel() * b.element_size() for b in buffers),
         itemsize=max((p.element_size() for p in parameters), default=4),
         batch_size=made.batch_size,
         step_seconds=getattr(made, "step_seconds", OWN_STEP_SECONDS),
         eval_seconds=getattr(made, "eval_seconds", OWN_EVAL_SECONDS),
     )
+
+
+def _built(workload: Workload) -> torch.nn.Module:
+    with random_streams.kept():
+        try:
+            with torch.device("meta"):
+                return workload.model()
+        except (Exception, SystemExit):  # a user's model may need real tensors to be built
+            return workload.model()
 
 
 def cost(trajectory: Trajectory) -> Cost:
@@ -140,7 +152,7 @@ def cost(trajectory: Trajectory) -> Cost:
     A step is taken to cost as much an example at any batch size.
     """
     training = trajectory.cells[0].training
-    size = _size(training.workload, training.preset)
+    size = model_size(training.workload, training.preset)
     schemes = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
     snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
     weights = size.num_parameters * size.itemsize

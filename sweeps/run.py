@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweeps import plan, run_folder, tracking
+from sweeps import plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell
 from sweeps.progress import Progress, duration
@@ -69,6 +69,7 @@ def run_studies(
 
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
+    specs, left_out = user_code.usable(specs)
     studies = resolve(specs, calibrating)
     for resolved in studies:
         _check_data(resolved, address)
@@ -81,6 +82,8 @@ def run_studies(
         run_folder.write_plan(run, todo.studies, todo.trajectories)
         run_folder.write_trials(run)
         _announce(todo, run, console, calibrating)
+        for line in left_out:
+            console.print(line, markup=False, soft_wrap=True)
         publisher = tracking.start(run, first.tracking.wandb, first.tracking.project, first.tracking.entity)
         try:
             complete = _launch(first, todo, run, console, address, checkpoint_seconds)
@@ -90,7 +93,7 @@ def run_studies(
                 console.print(
                     f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it."
                 )
-    return complete
+    return complete and not left_out
 
 
 def _check_data(study: Resolved, address: str | None) -> None:

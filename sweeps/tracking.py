@@ -33,7 +33,7 @@ def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.
     """Start the publisher beside the driver; None when W&B is disabled."""
     if mode == "disabled":
         return None
-    command = [sys.executable, "-m", "sweeps.tracking", str(run), mode, project, entity or ""]
+    command = [sys.executable, "-P", "-m", "sweeps.tracking", str(run), mode, project, entity or ""]
     with open(run / "wandb.log", "ab") as log:
         return subprocess.Popen(
             command,

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from workloads.dotted import UnknownWorkload as UnknownWorkload
+from workloads.dotted import load_dotted
+
 Batch = Any  # a tensor, or any nesting of tuples, lists and dicts of tensors; other leaves stay on the host
 Sums = dict[str, Tensor]  # name -> scalars, added up over the batches of a split; tensors with axes, joined
 
@@ -122,10 +125,6 @@ class Workload(Protocol):
         """
 
 
-class UnknownWorkload(ValueError):
-    """No such workload or preset; the message says what there is."""
-
-
 def families() -> list[str]:
     """The names of the families in this folder: its files that offer ``PRESETS``."""
     folder = Path(__file__).parent
@@ -138,12 +137,13 @@ def load(name: str, preset: str = "mini") -> Workload:
     """The workload called `name`: a family's file name, or a user's ``"pkg.mod:Name"``.
 
     ``Name`` is a workload, or a class or function that makes one; it is given ``preset=`` if it takes it.
-    The current directory is searched too, as `python -m` does.
+    The current directory is searched too, after all that is installed.
 
     Raises: UnknownWorkload (a ValueError), with the nearest remedy in its message.
     """
     if ":" in name:
-        return _load_dotted(name, preset)
+        made: Workload = load_dotted(name, preset)
+        return made
     if name not in families():
         raise UnknownWorkload(
             f"no workload {name!r}; there are {', '.join(families())}, or your own as 'pkg.mod:Name'"
@@ -196,31 +196,3 @@ def source_file(name: str) -> Path:
         return Path(__file__).parent / f"{name}.py"
     load(name)
     return Path(str(sys.modules[name.partition(":")[0]].__file__))
-
-
-def _load_dotted(name: str, preset: str) -> Workload:
-    module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownWorkload(f"cannot import workload {name!r}: {error}") from error
-    if inspect.isclass(found) or inspect.isroutine(found):
-        takes_preset = "preset" in inspect.signature(found).parameters
-        make: Any = found
-        found = make(preset=preset) if takes_preset else make()
-    missing = [
-        member
-        for member in (
-            *("step_budget", "batch_size", "metric", "higher_is_better", "optimizer", "schedule"),
-            *("model", "batches", "loss", "eval_batches", "eval_step", "summarize"),
-        )
-        if not hasattr(found, member)
-    ]
-    if missing:
-        raise UnknownWorkload(
-            f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)"
-        )
-    workload: Workload = found
-    return workload

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 _OURS = Path(__file__).resolve().parent.parent
-_PACKAGES = ("wa", "workloads", "sweeps", "analysis", "cluster")
+OUR_PACKAGES = ("wa", "workloads", "sweeps", "analysis", "cluster")
 MOST = 300  # characters of a message
 
 
@@ -39,6 +39,6 @@ def is_users(file: Path) -> bool:
         return False
     file = file.resolve()
     inside = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    inside += [_OURS / name for name in _PACKAGES]
+    inside += [_OURS / name for name in OUR_PACKAGES]
     inside += [Path(path).resolve() for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     return not any(folder in file.parents for folder in inside)

@@ -1,0 +1,84 @@
+"""A user's workload by dotted path: found, made and looked at, with one line for whatever stands in the way."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from workloads.user_errors import OUR_PACKAGES, one_line
+
+MEMBERS = (
+    *("step_budget", "batch_size", "metric", "higher_is_better", "optimizer", "schedule"),
+    *("model", "batches", "loss", "eval_batches", "eval_step", "summarize"),
+)
+
+
+class UnknownWorkload(ValueError):
+    """No such workload or preset, or its own code fails; the message says what there is, or where it failed."""
+
+
+def load_dotted(name: str, preset: str) -> Any:
+    """What ``"pkg.mod:Name"`` makes. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
+    module_name, _, attribute = name.partition(":")
+    _refuse_reserved(name, module_name)
+    if not {os.getcwd(), ""} & set(sys.path):
+        sys.path.append(os.getcwd())  # last: a random.py there is not Python's
+    try:
+        found: Any = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        hidden = _hidden(module_name)
+        if _is_missing(error, module_name, attribute):
+            raise UnknownWorkload(f"cannot import workload {name!r}: {error}{hidden}") from None
+        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}{hidden}") from error
+    except SystemExit as error:
+        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}") from error
+    try:
+        if inspect.isclass(found) or inspect.isroutine(found):
+            takes_preset = "preset" in inspect.signature(found).parameters
+            make: Any = found
+            found = make(preset=preset) if takes_preset else make()
+        missing = [member for member in MEMBERS if not hasattr(found, member)]
+    except (Exception, SystemExit) as error:
+        raise UnknownWorkload(f"workload {name!r} fails when it is made: {one_line(error)}") from error
+    if missing:
+        raise UnknownWorkload(
+            f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)"
+        )
+    return found
+
+
+def _refuse_reserved(name: str, module_name: str) -> None:
+    """A name that means Python's own module in every process, whatever the user's folder holds."""
+    top = module_name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        raise UnknownWorkload(
+            f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours"
+        )
+
+
+def _is_missing(error: Exception, module_name: str, attribute: str) -> bool:
+    """Whether the module or the name in it is not there, where any other error is out of the user's code."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
+    if isinstance(error, AttributeError):
+        return error.name == attribute and error.obj is sys.modules.get(module_name)
+    return isinstance(error, (ValueError, TypeError)) and not module_name  # ":Name"
+
+
+def _hidden(module_name: str) -> str:
+    """The remedy where the folder has a module of this name that is not the one found."""
+    top = module_name.partition(".")[0]
+    mine = [Path(f"{top}.py"), Path(top)]
+    spec = importlib.util.find_spec(top) if top else None
+    if spec is None or not any(path.exists() for path in mine):
+        return ""
+    places = [*(spec.submodule_search_locations or []), spec.origin or ""]
+    if any(Path.cwd() in Path(place).resolve().parents for place in places) and top not in OUR_PACKAGES:
+        return ""
+    whose = "a package of wa-sweeps" if top in OUR_PACKAGES else f"the installed package at {places[0]}"
+    return f"; {top!r} is {whose} and not yours: rename yours"
