@@ -181,12 +181,18 @@ def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> An
     type=click.FloatRange(0),
     help="Least time between checkpoints.",
 )
+@click.option(
+    "--accept-changed-code",
+    is_flag=True,
+    help="Go on though a workload's source or data is not what the folder was begun with.",
+)
 @_sets
 def run(
     files: tuple[str, ...],
     out: Path | None,
     address: str | None,
     checkpoint_seconds: float,
+    accept_changed_code: bool,
     sets: tuple[str, ...],
 ) -> None:
     """Run a study to its report; run again to continue.
@@ -203,7 +209,9 @@ def run(
         _one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = _console()
-    complete = run_studies(specs, out, console, address, checkpoint_seconds)
+    complete = run_studies(
+        specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
+    )
     _conclude(out, console)
     if not complete:
         what = "the study is" if len(specs) == 1 else "the studies are"

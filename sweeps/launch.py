@@ -75,25 +75,29 @@ def _train(config: dict[str, Any]) -> None:
     if config["data_dir"] is not None:
         os.environ[VARIABLE] = config["data_dir"]
     folder = Path(config["folder"])
-    one = plan.from_dict(json.loads((folder / "trajectory.json").read_text(encoding="utf-8")))
+    planned = json.loads((folder / "trajectory.json").read_text(encoding="utf-8"))
 
     def report(progress: trajectory.Progress) -> None:
         tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
 
     try:
         trajectory.run(
-            one,
+            plan.from_dict(planned),
             folder,
             device=config["device"],
             num_devices=config["num_devices"],
             processes=config["processes"],
             checkpoint_seconds=config["checkpoint_seconds"],
+            planned_code=planned.get("code"),
             report=report,
         )
     except (Exception, SystemExit):
         # Raised, Tune would try it again; what would fail again ends here, and the driver reads why in the folder.
         if attempts.lasting_error(folder) is None:
             raise
+        tune.report(
+            {"name": config["name"]}
+        )  # Tune prints a line of its own for a trial that reported nothing
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweeps import plan, run_folder, tracking, user_code
+from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell
 from sweeps.progress import Progress, duration
@@ -18,6 +18,7 @@ from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load, with_batch_size
+from workloads.user_errors import one_line
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,28 @@ def run_studies(
     address: str | None = None,
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
+    accept_changed_code: bool = False,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
+    accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
     """
     specs, left_out = user_code.usable(specs)
     studies = resolve(specs, calibrating)
     for resolved in studies:
         _check_data(resolved, address)
+    is_here = address is None or not address.startswith("ray://")
+    sources = origins.of_studies(specs, with_data=is_here)
     first = specs[0]  # what all agree on: resources, tracking, fuse
     with run_folder.locked(run):
         todo = _against(run, studies)
+        if not accept_changed_code:
+            origins.refuse_changed(run, specs, sources, run_folder.started(run))
         for one in run_folder.started(run):  # finished, but killed before compaction
             if run_folder.is_done(run, one):
                 run_folder.compact(run, one.name)
-        run_folder.write_plan(run, todo.studies, todo.trajectories)
+        run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
         run_folder.write_trials(run)
         _announce(todo, run, console, calibrating)
         for line in left_out:
@@ -113,6 +120,10 @@ def _check_data(study: Resolved, address: str | None) -> None:
                 check()
         except BadData as error:
             raise SpecError("data_dir", str(error), spec.source) from None
+        except (Exception, SystemExit) as error:  # a user's own
+            raise SpecError(
+                "workloads", f"{name} fails in check_data(): {one_line(error)}", spec.source
+            ) from None
 
 
 def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> None:

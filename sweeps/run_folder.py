@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.records import CELLS, TRIALS, load_plan, read_live, read_table, rows_to_table
-from sweeps import plan
+from sweeps import origins, plan
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
 from sweeps.recorder import write_atomic
@@ -93,7 +94,12 @@ def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
     )
 
 
-def write_plan(run: Path, studies: Sequence[Resolved], trajectories: Sequence[plan.Trajectory]) -> None:
+def write_plan(
+    run: Path,
+    studies: Sequence[Resolved],
+    trajectories: Sequence[plan.Trajectory],
+    sources: origins.Sources = MappingProxyType({}),
+) -> None:
     """Specs, cells.parquet, plan.json and a folder with trajectory.json for each trajectory.
 
     What the folder holds of other studies stays. Its first study is the one that spec.yaml and the head of
@@ -113,7 +119,9 @@ def write_plan(run: Path, studies: Sequence[Resolved], trajectories: Sequence[pl
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory)).encode())
+        files = sources.get(trajectory.cells[0].training.workload, {}).get("files")
+        code = {} if files is None else {"code": origins.digest_of(files)}
+        write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory) | code).encode())
     _write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
     _write_specs(run, studies, [entry["study"] for entry in entries])
     document = {
@@ -132,6 +140,7 @@ def write_plan(run: Path, studies: Sequence[Resolved], trajectories: Sequence[pl
             for one in {one.name: one for one in [*begun, *trajectories]}.values()
         ],
         "versions": {name: version(name) for name in PACKAGES},
+        **origins.to_record(run, sources),
     }
     # Last: a study is in the folder once plan.json says so.
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())

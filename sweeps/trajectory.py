@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps import data_parallel, failures, process, training_state
+from sweeps import data_parallel, failures, origins, process, training_state
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.data_parallel import Team
 from sweeps.evaluator import Evaluator
@@ -42,6 +42,7 @@ def run(
     num_devices: float = 1.0,
     processes: int = 1,
     checkpoint_seconds: float = 10.0,
+    planned_code: str | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> None:
     """Train one trajectory to its end, or on from its last checkpoint, recording into `folder`.
@@ -50,6 +51,7 @@ def run(
     processes: data-parallel ranks, one a GPU; this process is rank 0 and starts the others.
     checkpoint_seconds: least time between checkpoints, which are written after an evaluation and take at most a
     twentieth of the time; 0 writes one after every evaluation.
+    planned_code: `origins.digest` of the workload that was planned; another one here is an error.
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
@@ -67,6 +69,7 @@ def run(
             "num_devices": num_devices,
         }
         try:
+            origins.check_here(trajectory.cells[0].training.workload, planned_code)
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
                 _run(trajectory, folder, team, device, num_devices, leader)
         except BaseException as error:

@@ -4,6 +4,9 @@ LICENSES.md says where each derived file comes from, build/ how it was made.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 VARIABLE = "WA_DATA_DIR"
@@ -36,4 +39,20 @@ def dataset(name: str, holds: str) -> Path:
     folder = Path(root) / name
     if not folder.is_dir():
         raise BadData(f"{folder}: no such folder; it should hold {holds}")
+    if (noted := _asked.get()) is not None:
+        noted.add(folder)
     return folder
+
+
+_asked: ContextVar[set[Path] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asked_for() -> Iterator[set[Path]]:
+    """Inside, the folders that `dataset` gives are noted in the set."""
+    noted: set[Path] = set()
+    token = _asked.set(noted)
+    try:
+        yield noted
+    finally:
+        _asked.reset(token)

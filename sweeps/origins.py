@@ -1,0 +1,105 @@
+"""The code and data that a folder's records are of: written with its plan, compared before it is continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.records import load_plan
+from sweeps.blocks import SpecError
+from sweeps.plan import Trajectory
+from sweeps.spec import Spec
+from workloads.sources import Files, data_folders, source_files
+
+Sources = Mapping[str, Mapping[str, Files]]  # workload -> "files" and "data": name -> hash
+KINDS = {"files": "", "data": "data folder "}
+
+
+class ChangedCode(ValueError):
+    """The code here is not what the trajectory was planned with."""
+
+
+def of_studies(specs: Iterable[Spec], with_data: bool = True) -> dict[str, dict[str, Files]]:
+    """What the studies' workloads are made of and read. with_data: the data lies on this machine.
+
+    Raises: UnknownWorkload; BadData.
+    """
+    found: dict[str, dict[str, Files]] = {}
+    for spec in specs:
+        for name in spec.workloads:
+            one = found.setdefault(name, {"files": dict(source_files(name)), "data": {}})
+            for preset in spec.presets if with_data else ():
+                one["data"] |= data_folders(name, preset)
+    return found
+
+
+def digest(name: str) -> str:
+    """One hash of a workload's source files, as this process sees them."""
+    return digest_of(source_files(name))
+
+
+def digest_of(files: Files) -> str:
+    """One hash of source files and theirs."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def check_here(name: str, planned: str | None) -> None:
+    """Raises: ChangedCode, where a trial's process has other code of workload `name` than the plan."""
+    if planned is not None and digest(name) != planned:
+        raise ChangedCode(
+            f"{name}: its source here is not what the study was planned with; give every node the same files, "
+            "and leave them as they are while the study runs"
+        )
+
+
+def refuse_changed(run: Path, specs: Sequence[Spec], now: Sources, started: Iterable[Trajectory]) -> None:
+    """Records of two codes under one name would be compared as one. Raises: SpecError, naming what changed."""
+    before = _recorded(run)
+    begun = {one.cells[0].training.workload for one in started}
+    for spec in specs:
+        for i, name in enumerate(spec.workloads):
+            told = changes(before.get(name, {}), now[name]) if name in begun else []
+            if told:
+                raise SpecError(
+                    f"workloads[{i}]",
+                    f"{name}: {', '.join(told)} since {run} was begun; put it back as it was, use another --out "
+                    "folder, or add --accept-changed-code to go on with what is there",
+                    spec.source,
+                )
+
+
+def changes(before: Mapping[str, Files], now: Mapping[str, Files]) -> list[str]:
+    """In words, what differs; what was not recorded does not."""
+    told = []
+    for kind, word in KINDS.items():
+        old, new = before.get(kind, {}), now.get(kind, {})
+        if not old or not new:
+            continue
+        for name in sorted({*old, *new}):
+            if name not in new:
+                told.append(f"{word}{name} is no longer used")
+            elif name not in old:
+                told.append(f"{word}{name} is new")
+            elif old[name] != new[name]:
+                told.append(f"{word}{name} has changed")
+    return told
+
+
+def to_record(run: Path, now: Sources) -> dict[str, Any]:
+    """What plan.json says of code and data: of the latest run, and when which changes were accepted."""
+    before = _recorded(run)
+    accepted = list(load_plan(run).get("accepted_changes", [])) if before else []
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    for name, one in now.items():
+        if told := changes(before.get(name, {}), one):
+            accepted.append({"workload": name, "changes": told, "when": when})
+    return {"sources": {**before, **now}, "accepted_changes": accepted}
+
+
+def _recorded(run: Path) -> Sources:
+    sources: Sources = load_plan(run).get("sources", {}) if (run / "plan.json").exists() else {}
+    return sources
