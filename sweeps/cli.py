@@ -290,7 +290,7 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
     both links; a second push saves the same two anew.
     """
     from sweeps import dashboard as made
-    from sweeps.recorder import write_atomic
+    from sweeps.durable import write_atomic
 
     text = made.as_json(made.workspace(run))
     path = out or run / "wandb" / "workspace.json"

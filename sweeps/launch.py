@@ -32,6 +32,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from analysis.run_files import BadRun
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
 from workloads.data import VARIABLE
@@ -134,7 +135,10 @@ class _Callback(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
         if (trajectory_folder(self.run, name) / "done").exists():
-            compact(self.run, name)
+            try:
+                compact(self.run, name)
+            except (OSError, BadRun):  # a full disk, say; `launch` tries it again at the end, and tells
+                return
             self.outcome.done.append(name)
             self.listener.done(name)
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis.records import BESIDE, load_cells, load_plan, load_records
 from analysis.steps_to_target import curves, first_crossing, running_best
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 
 POLL_SECONDS = 2.0
 INIT_SECONDS = 15.0  # then offline, said once

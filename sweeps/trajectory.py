@@ -27,10 +27,11 @@ from sweeps import checkpoint, data_parallel
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.cells import Cell, Scheme
 from sweeps.data_parallel import Team
+from sweeps.durable import make_folder
 from sweeps.evaluate import evaluate_cells
 from sweeps.optimizers import OPTIMIZERS, evaluation_weights
 from sweeps.plan import Trajectory, to_dict
-from sweeps.recorder import Recorder, write_atomic
+from sweeps.recorder import Recorder
 from wa import Bank
 from workloads.protocol import Batch, Part, Summary, Workload, load, with_batch_size
 
@@ -78,7 +79,7 @@ def run(
     checkpoint_seconds: least time between checkpoints, which are written after an evaluation and take at most a
     twentieth of the time; 0 writes one after every evaluation.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if (folder / "done").exists():
         return
     with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
@@ -99,7 +100,7 @@ def run(
             attempt.write("failed" if isinstance(error, Exception) else "interrupted")
             raise
         attempt.write("done")
-        write_atomic(folder / "done", b"")
+        recorder.finish()
 
 
 def follow(trajectory: Trajectory, folder: Path, team: Team, *, device: str, num_devices: float) -> None:
@@ -145,7 +146,7 @@ def _run(
     workload = with_batch_size(load(training.workload, training.preset), training.batch_size)
     _reset_process(training.seed, device, num_devices / team.size)
     state = _fresh_state(trajectory, workload, device, team)
-    _restore(state, folder / "checkpoint", team, leader.log if leader else None)
+    _restore(state, folder / "checkpoint", team, leader)
     trainer = _Trainer(trajectory, workload, state, team, device)
     evaluator = _Evaluator(trajectory, workload, team, device, leader.recorder if leader else None)
 
@@ -418,7 +419,8 @@ def _save(state: State, path: Path, random: RandomStates) -> None:
     )
 
 
-def _restore(state: State, path: Path, team: Team, log: logging.Logger | None) -> None:
+def _restore(state: State, path: Path, team: Team, leader: _Leader | None) -> None:
+    log = leader.log if leader else None
     try:
         saved = checkpoint.load(path)
     except checkpoint.BadCheckpoint as error:
@@ -426,6 +428,14 @@ def _restore(state: State, path: Path, team: Team, log: logging.Logger | None) -
             log.warning("%s; training from the start", error)  # slower, and the same numbers
         return
     if saved is None:
+        return
+    # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
+    (is_ahead,) = team.decide([leader is not None and saved["step"] > leader.recorder.last_step])
+    if is_ahead:
+        if log:
+            log.warning(
+                "records before the checkpoint of step %d are lost; training from the start", saved["step"]
+            )
         return
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
