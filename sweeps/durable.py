@@ -113,6 +113,13 @@ def try_lock(descriptor: int, path: Path) -> bool:
     return True
 
 
+def wait_for_lock(path: Path) -> int:
+    """Open a file and wait for its lock, which the process holds until it closes the descriptor or ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
 def remove_abandoned(run: Path) -> None:
     """Remove the temporary files below `run` whose writers have died; those of living ones, here or elsewhere, stay."""
     for path in run.rglob(".*.new"):
