@@ -32,7 +32,9 @@ results: install  ## docs/results.md and its figures, from the two above and Alg
 test: install  ## the tests
 	$(BIN)/python -m pytest
 
-lint: install  ## ruff and import-linter
+LEFTOVERS := '\.(orig|rej|bak|tmp|swp)$$|~$$'
+lint: install  ## ruff, import-linter, and no file that an editor or a merge left behind
+	@! git ls-files | grep -E $(LEFTOVERS) || { echo 'lint: tracked leftovers, listed above: git rm them'; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from analysis.output import write_csv
 from analysis.records import BadRun, read_table
 from analysis.study import Study
 
@@ -79,8 +80,7 @@ class Scores:
         folder.mkdir(parents=True, exist_ok=True)
         tables = {field.name: getattr(self, field.name) for field in fields(self)} | {"rules": RULES}
         for name, table in tables.items():
-            path = folder / f"algoperf_{name}.csv"
-            table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+            write_csv(folder / f"algoperf_{name}.csv", table)
 
 
 def read_evaluations(run: str | Path) -> pd.DataFrame:

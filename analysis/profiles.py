@@ -27,6 +27,7 @@ from analysis.algoperf_score import (
     trials_to_target,
 )
 from analysis.intervals import LEVEL, RESAMPLES, resample, small_sample_factor
+from analysis.output import write_csv
 from analysis.study import SCHEME_NAMES, Study
 from analysis.tables import Tables
 
@@ -59,8 +60,7 @@ class Profiles:
     def write(self, folder: Path) -> None:
         """One CSV a table; floats to 10 significant digits."""
         for name in FILES:
-            path = folder / f"score_{name}.csv"
-            getattr(self, name).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+            write_csv(folder / f"score_{name}.csv", getattr(self, name))
 
 
 FILES = tuple(field.name for field in fields(Profiles) if field.name not in {"measures", "imported"})

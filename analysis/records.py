@@ -1,141 +1,50 @@
-"""THE schema of a run folder: columns, dtypes, units; its reader and its checks. The writer imports it.
+"""The reader of a run folder, and its checks.
 
 A run folder holds ``cells.parquet`` (one row a cell, every axis a column), ``records/*.parquet`` (one row an
-evaluation of a cell) and, while trajectories run, ``trajectories/<id>/records.jsonl`` (the same rows, live).
+evaluation of a cell) and, while trajectories run, ``trajectories/<name>/records.jsonl`` (the same rows, live). What
+is finished is held against its done marker, and every row against the cells and the plan.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-# One row: the evaluation of one cell after `step` optimizer steps.
-RECORDS = pa.schema(
-    [
-        ("cell_id", pa.string()),
-        ("trajectory_id", pa.string()),
-        ("step", pa.int64()),  # optimizer steps completed
-        ("split", pa.string()),  # "validation" | "test", at the end of training
-        ("loss", pa.float64()),
-        ("metric", pa.float64()),
-        ("examples", pa.int64()),  # examples evaluated
-        ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
-        ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
-        ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
-        ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
-        ("metrics", pa.map_(pa.string(), pa.float64())),  # what stands beside the target metric, by name
-    ]
-)
-BESIDE = "metric_"  # before the name of a metric that stands beside, as a column: metric_accuracy
-KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
-NAMES = ["cell_id", "trajectory_id", "split"]  # its columns of strings
+from analysis.finished import finished
+from analysis.live_records import LiveRows, again, read_live
+from analysis.plan_file import load_plan, load_plan_if_any, planned_cells
+from analysis.run_files import RESTORE, BadRun, broken, read_bytes, read_parquet
+from analysis.schema import BESIDE, CELLS, KEY, LATER, NAMES, RECORDS, TRIALS
 
-# One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
-# of the step budget; `final_lr` is a share of the peak `lr`.
-CELLS = pa.schema(
-    [
-        ("cell_id", pa.string()),
-        ("trajectory_id", pa.string()),
-        ("study", pa.string()),  # that asked for it first
-        ("studies", pa.list_(pa.string())),  # every study of the folder that has it
-        ("workload", pa.string()),
-        ("preset", pa.string()),
-        ("seed", pa.int64()),
-        ("step_budget", pa.int64()),  # T
-        ("optimizer", pa.string()),
-        ("lr", pa.float64()),
-        ("beta1", pa.float64()),
-        ("beta2", pa.float64()),
-        ("eps", pa.float64()),
-        ("weight_decay", pa.float64()),
-        ("momentum", pa.float64()),
-        ("grad_clip", pa.float64()),
-        ("precondition_every", pa.float64()),  # steps
-        ("precondition_start", pa.float64()),  # steps
-        ("block_size", pa.float64()),
-        ("matrix_eps", pa.float64()),
-        ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
-        ("compile", pa.string()),  # torch.compile's backend
-        ("accumulate", pa.int64()),  # micro-batches a step
-        ("batch_size", pa.int64()),  # examples a step; null: the workload's own
-        ("own_batch_size", pa.int64()),  # of the workload
-        ("schedule", pa.string()),  # shape: cosine | linear | constant
-        ("length_steps", pa.int64()),  # training ends there
-        ("length_fraction", pa.float64()),
-        ("warmup_steps", pa.int64()),
-        ("lr_decay_steps", pa.int64()),
-        ("lr_decay", pa.float64()),  # share of the schedule's length spent decaying
-        ("final_lr", pa.float64()),
-        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm
-        ("k", pa.int64()),
-        ("curve", pa.string()),  # wsm: linear | cosine | sqrt
-        ("every_steps", pa.int64()),
-        ("ema_decay", pa.float64()),
-        ("horizon_steps", pa.float64()),  # averaging horizon: 2 × centre-of-mass lag + every
-        ("horizon_fraction", pa.float64()),
-        ("burn_in_steps", pa.int64()),
-        ("init", pa.string()),  # ema: first | zero
-        ("until_full", pa.string()),  # lawa: absent | partial
-        ("buffers", pa.string()),  # live | average | recompute
-        ("evaluate_every_steps", pa.int64()),
-        ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
-        ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
-        ("higher_is_better", pa.bool_()),
-        ("target", pa.float64()),  # null until `wa calibrate`
-        ("num_devices", pa.float64()),  # devices one trial holds: GPUs when it has any, else CPUs
-        ("device", pa.string()),  # "gpu" | "cpu": device-hours are GPU-hours only on "gpu"
-        ("processes", pa.int64()),  # data-parallel processes of one trial
-    ]
-)
-
-# One row an attempt at a trajectory.
-TRIALS = pa.schema(
-    [
-        ("trajectory_id", pa.string()),
-        ("attempt", pa.int64()),
-        ("host", pa.string()),
-        ("device_name", pa.string()),
-        ("num_devices", pa.float64()),
-        ("versions", pa.string()),  # JSON: package -> version
-        ("started", pa.string()),  # ISO 8601, UTC
-        ("ended", pa.string()),
-        ("seconds", pa.float64()),  # wall seconds of the attempt, all included
-        ("status", pa.string()),  # done | failed | interrupted
-        ("name", pa.string()),  # the trajectory's folder: its id, with a suffix where one training runs twice
-    ]
-)
-
-# Columns that folders of earlier versions lack, and what was true then: a value, or a function of the table.
-LATER: dict[str, Any] = {
-    "metrics": [],
-    "studies": lambda table: [[study] for study in table["study"].to_pylist()],
-    "name": lambda table: table["trajectory_id"].to_pylist(),
-    "precondition_every": None,
-    "precondition_start": None,
-    "block_size": None,
-    "matrix_eps": None,
-    "precision": "fp32",
-    "compile": None,
-    "accumulate": 1,
-    "batch_size": None,
-    "own_batch_size": None,
-    "curve": None,
-    "evaluate_test": False,
-    "processes": 1,
-}
-
-
-class BadRun(ValueError):
-    """Not a run folder, or one whose tables break the schema; the message says where."""
+__all__ = [
+    "BESIDE",
+    "CELLS",
+    "KEY",
+    "LATER",
+    "NAMES",
+    "RECORDS",
+    "TRIALS",
+    "BadRun",
+    "check_records",
+    "has_study",
+    "load",
+    "load_cells",
+    "load_plan",
+    "load_records",
+    "load_trials",
+    "read_live",
+    "read_table",
+    "rows_of_cells",
+    "rows_to_table",
+]
 
 
 def load(run: str | Path, study: str | None = None) -> pd.DataFrame:
@@ -160,14 +69,24 @@ def load_cells(run: str | Path) -> pd.DataFrame:
 
     The file's ``metric``, a name, is called ``metric_name`` here: beside records, ``metric`` is a value.
     """
-    path = Path(run) / "cells.parquet"
-    if not path.is_file():
-        raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one")
-    cells = _to_pandas(read_table(path, CELLS)).rename(columns={"metric": "metric_name"})
+    load_plan_if_any(Path(run))  # which may be of a later version
+    cells = _to_pandas(_cells(Path(run))).rename(columns={"metric": "metric_name"})
     named = zip(cells["study"], cells["studies"], strict=True)
     # Tuples are hashable, unlike lists.
     every = [(study,) if several is None else tuple(several) for study, several in named]
     return cells.assign(studies=pd.Series(every, index=cells.index, dtype=object))
+
+
+def _cells(run: Path) -> pa.Table:
+    path = run / "cells.parquet"
+    try:
+        table = read_table(path, CELLS)
+    except FileNotFoundError:
+        made = f"`wa run FILE --out {run}` makes one"
+        raise BadRun(f"{run}: not a run folder (no cells.parquet); {made}") from None
+    if table["cell_id"].null_count or len(table["cell_id"].unique()) != len(table):
+        raise broken(path, "a cell has no id, or that of another")
+    return table
 
 
 def has_study(cells: pd.DataFrame, study: str, run: str | Path) -> pd.Series:
@@ -184,22 +103,106 @@ def load_records(run: str | Path) -> pd.DataFrame:
 
     A metric that stands beside the target metric is a column of its own: ``metric_<name>``, NaN where it is not.
     """
-    run = Path(run)
-    # Live files first: what is compacted meanwhile is then read twice, and not missed.
-    live = (rows_to_table(read_live(path)) for path in sorted((run / "trajectories").glob("*/records.jsonl")))
-    done = (read_table(path, RECORDS, NAMES) for path in sorted((run / "records").glob("*.parquet")))
-    tables = [_encoded(_beside_as_columns(table)) for table in chain(live, done) if len(table)]
+    tables, places = [], []
+    for path, table in _tables(Path(run)):
+        if len(table):
+            tables.append(table)
+            places.append(path)
     if not tables:
         return _to_pandas(RECORDS.empty_table().drop_columns("metrics"))
     # What stands beside in some files only is null, and so NaN, in the rows of the others.
     table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    ends = np.cumsum([len(one) for one in tables])
     del tables
-    order, columns = _order(table), {}
+    order, again_in = _order(table, ends)
+    if again_in is not None:
+        raise broken(places[again_in], "the same record stands in it twice")
+    columns = {}
     for name in sorted(table.column_names, key=lambda name: name if name.startswith(BESIDE) else ""):
         column = table[name].take(order)
         table = table.drop_columns(name)  # one column after the other: a run is not in memory twice
         columns[name] = column.cast(pa.large_string()) if name in NAMES else column
     return _to_pandas(pa.table(columns))
+
+
+def check_records(run: Path) -> None:
+    """Read every record and hold it against the plan and the done markers. Raises: BadRun, for what is lost too."""
+    for _ in _tables(run):
+        pass
+
+
+def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
+    """Every file of records with its rows, checked, what stands beside as columns. Raises: BadRun."""
+    folders = sorted(path for path in (run / "trajectories").glob("[!.]*") if path.is_dir())
+    # Markers, then live files, then Parquet: what is compacted meanwhile is read twice, and not missed.
+    done = {folder.name: marker for folder in folders if (marker := finished(folder)) is not None}
+    grid = _Grid.of(run)
+    seen = set()
+    for folder in folders:
+        live = LiveRows(folder / "records.jsonl")
+        try:
+            live.feed(read_bytes(live.path, again(folder)))
+        except FileNotFoundError:  # not begun, or compacted
+            continue
+        seen.add(folder.name)
+        table = rows_to_table(live.rows)
+        if folder.name in done:
+            done[folder.name].check(table, live.path, folder, crc32=live.crc)
+        yield live.path, grid.checked(table, live.path)
+    for path in sorted((run / "records").glob("[!.]*.parquet")):
+        folder = run / "trajectories" / path.stem
+        remedy = again(folder) if path.stem in done else RESTORE
+        table, digest = read_parquet(path, NAMES, remedy)
+        table = _conformed(table, RECORDS, path, NAMES)
+        seen.add(path.stem)
+        if path.stem in done:
+            done[path.stem].check(table, path, folder, sha256=digest)
+        yield path, grid.checked(table, path, is_trained=path.stem in done)
+    for name in sorted(name for name, marker in done.items() if marker.rows is not None and name not in seen):
+        path, folder = run / "records" / f"{name}.parquet", run / "trajectories" / name
+        raise broken(path, "missing, though its trajectory is done", again(folder))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What the rows of a folder may be of: its cells, and the steps at which each is evaluated."""
+
+    cells: frozenset[str]  # empty where the folder does not say
+    steps: Mapping[str, tuple[int, int]]  # cell -> (interval, the last step)
+
+    @classmethod
+    def of(cls, run: Path) -> _Grid:
+        if not (run / "cells.parquet").exists():
+            return cls(frozenset(), {})
+        table = _cells(run)
+        columns = [table[name].to_pylist() for name in ("evaluate_every_steps", "length_steps")]
+        names = table["cell_id"].to_pylist()
+        steps = dict(zip(names, zip(*columns, strict=True), strict=True))
+        return cls(planned_cells(run) | set(names), steps)
+
+    def checked(self, table: pa.Table, path: Path, is_trained: bool = True) -> pa.Table:
+        """The table as `load_records` puts it together. is_trained: by us, and so evaluated on the grid alone."""
+        for name in [*KEY, "diverged"]:
+            if table[name].null_count:
+                raise broken(path, f"column {name!r} has empty values")
+        table = _encoded(_beside_as_columns(table)).unify_dictionaries()
+        if not len(table):
+            return table
+        step = table["step"].to_numpy()
+        if step.min() < 0:
+            raise broken(path, f"a record of step {step.min()}")
+        names = table["cell_id"].chunk(0).dictionary.to_pylist()
+        if self.cells and (unknown := [name for name in names if name not in self.cells]):
+            raise broken(path, f"records of a cell {unknown[0]!r}, which is none of the folder's")
+        if is_trained and self.steps:
+            of = np.array([self.steps.get(name, (1, _NO_END)) for name in names], dtype=np.int64)
+            every, end = of[np.concatenate([chunk.indices for chunk in table["cell_id"].chunks])].T
+            if (wrong := (step > end) | ((step % every != 0) & (step != end))).any():
+                raise broken(path, f"a record of step {step[wrong][0]:,}, at which nothing is evaluated")
+        return table
+
+
+_NO_END = np.iinfo(np.int64).max
 
 
 def rows_of_cells(records: pd.DataFrame) -> dict[str, slice | NDArray[np.int64]]:
@@ -221,43 +224,13 @@ def rows_of_cells(records: pd.DataFrame) -> dict[str, slice | NDArray[np.int64]]
     return found
 
 
-def load_plan(run: str | Path) -> dict[str, Any]:
-    """plan.json: study, question, cells, trajectories, targets with their provenance, versions.
-
-    ``studies`` has study, question, asks, fuse, seeds, cells and targets of each study, in the order they came; at the
-    head stand those of the first, but every cell and every workload's target.
-    """
-    path = Path(run) / "plan.json"
-    if not path.is_file():
-        raise BadRun(f"{run}: no plan.json")
-    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if "studies" not in plan:  # of an earlier version: one study a folder
-        held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
-        plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
-    return plan
-
-
 def load_trials(run: str | Path) -> pd.DataFrame:
     """trials.parquet: every attempt at every trajectory; empty before the first one ended."""
-    path = Path(run) / "trials.parquet"
-    if not path.is_file():
-        return _to_pandas(TRIALS.empty_table())
-    trials = _to_pandas(read_table(path, TRIALS))
-    return trials.assign(name=trials["name"].fillna(trials["trajectory_id"]))
-
-
-def read_live(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a live record file; a last line torn by a kill is left out, a broken one before it is an error."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:  # compacted between listing and reading: its rows are in records/
-        return
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn or empty
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BadRun(f"{path}:{number}: broken record ({error})") from error
-        yield row
+        trials = _to_pandas(read_table(Path(run) / "trials.parquet", TRIALS))
+    except FileNotFoundError:
+        return _to_pandas(TRIALS.empty_table())
+    return trials.assign(name=trials["name"].fillna(trials["trajectory_id"]))
 
 
 def _beside_as_columns(table: pa.Table) -> pa.Table:
@@ -284,8 +257,11 @@ def _encoded(table: pa.Table) -> pa.Table:
     return table
 
 
-def _order(table: pa.Table) -> NDArray[np.int64]:
-    """The rows by (cell_id, split, step), of equal ones the first. Args: table: of `_encoded` columns, not empty."""
+def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None]:
+    """The rows by (cell_id, split, step), of equal ones the first; and the first file that has one twice.
+
+    table: of `_encoded` columns, not empty. ends: where each file's rows end in it.
+    """
     key = np.zeros(len(table), dtype=np.int64)
     for name in ("cell_id", "split"):
         words = table[name].chunk(0).dictionary.to_pylist()
@@ -296,7 +272,11 @@ def _order(table: pa.Table) -> NDArray[np.int64]:
     key = key * (int(step.max()) + 1) + step
     order = np.argsort(key, kind="stable")
     first = np.append(True, np.diff(key[order]) > 0)
-    return np.asarray(order[first])
+    if first.all():
+        return order, None
+    file = np.searchsorted(ends, order, side="right")  # of equal rows, those of one file are neighbours
+    twice = file[1:][~first[1:] & (np.diff(file) == 0)]
+    return np.asarray(order[first]), int(twice.min()) if len(twice) else None
 
 
 def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
@@ -317,30 +297,30 @@ def _value(row: dict[str, Any], field: pa.Field) -> Any:
 
 
 def read_table(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
-    """A table of a run folder, checked; columns of later versions are filled in. Raises: BadRun.
+    """A table of a run folder, checked; columns of later versions are filled in. Raises: FileNotFoundError, BadRun.
 
     encoded: string columns to read as numbers of a dictionary.
     """
-    with pq.ParquetFile(path, read_dictionary=encoded) as file:
-        table = file.read(use_threads=False)
+    return _conformed(read_parquet(path, encoded).table, schema, path, encoded)
+
+
+def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str]) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names and field.name in LATER:
             then = LATER[field.name]
             values = then(table) if callable(then) else [then] * len(table)
             table = table.append_column(field, pa.array(values, type=field.type))
-    _check(table, schema, path, encoded)
-    return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
-
-
-def _check(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str]) -> None:
+    if len(set(table.column_names)) != len(table.column_names):
+        raise broken(path, "two of its columns have the same name")
     for field in schema:
         if field.name not in table.column_names:
-            raise BadRun(f"{path}: column {field.name!r} is missing")
+            raise broken(path, f"column {field.name!r} is missing")
         found = table.schema.field(field.name).type
         if field.name in encoded and pa.types.is_dictionary(found):
             found = found.value_type
         if found != field.type:
-            raise BadRun(f"{path}: column {field.name!r} is {found}, not {field.type}")
+            raise broken(path, f"column {field.name!r} is {found}, not {field.type}")
+    return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
 
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype()}

@@ -18,7 +18,7 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import baselines, device_hours, paper_rows, profiles, tightness
+from analysis import baselines, device_hours, output, paper_rows, profiles, tightness
 from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
 from analysis.figures import (
     average_figures,
@@ -94,7 +94,7 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
     heights = _write_figures(sections, folder / "figures") or {}
     answer = _answer(study, tables, scored, predicted)
     page = render(study, tables, sections, answer, scored, heights, links)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    output.write(folder / "report.html", page)
     return answer
 
 
@@ -120,7 +120,7 @@ def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None
         scored.write(folder)
     for table in page_tables.shown_tables(tables, scored):
         text = latex.table(table.title, table.columns, table.rows, table.left_out, Path(table.file).name)
-        (folder / table.tex).write_text(text, encoding="ascii")
+        output.write(folder / table.tex, text)
 
 
 def _table_names() -> list[str]:

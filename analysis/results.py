@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import output
 from analysis import records as schema
 from analysis.device_hours import unit
 from analysis.findings import log_findings
@@ -78,7 +79,7 @@ def write(run: Path, open_run: Path | None, logs: Path | None, docs: Path) -> Pa
         lines += [f"- {line}" for line in log_findings.sentences(logs)]
     workload_pages.write(of, docs)
     path = docs / "results.md"
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    output.write(path, "\n".join(lines).rstrip() + "\n")
     return path
 
 

@@ -29,6 +29,7 @@ from analysis import (
     tightness,
     training_axis,
 )
+from analysis.output import write_csv
 from analysis.steps_to_target import steps_to_target
 from analysis.study import Study
 
@@ -81,8 +82,7 @@ class Tables:
         """One CSV a table; floats to 10 significant digits."""
         folder.mkdir(parents=True, exist_ok=True)
         for field in fields(self):
-            path = folder / f"{field.name}.csv"
-            getattr(self, field.name).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+            write_csv(folder / f"{field.name}.csv", getattr(self, field.name))
 
 
 @dataclass(frozen=True)

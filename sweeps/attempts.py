@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 from workloads.user_errors import one_line
 
 

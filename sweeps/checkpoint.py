@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 

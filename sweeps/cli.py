@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
+
 STUDIES = Path(__file__).parent
-EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
 SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
-
-
-class _Group(click.Group):
-    """A group whose commands end bad input with one line and exit code 2."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except ValueError as error:
-            if not _is_bad_input(error):
-                raise
-            click.echo(f"wa: {' '.join(str(error).split())}", err=True)
-            context.exit(EXIT_BAD_INPUT)
 
 
 class _Command(click.Command):
@@ -40,19 +30,6 @@ class _Command(click.Command):
         return super().parse_args(context, spread)
 
 
-def _is_bad_input(error: ValueError) -> bool:
-    # By name, so that help and errors of the command line itself need none of these modules.
-    return type(error).__name__ in {
-        "SpecError",
-        "BadRun",
-        "NoRoom",
-        "UnknownWorkload",
-        "BadLogs",
-        "SubmitError",
-        "BadData",
-    }
-
-
 def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--set",
@@ -64,7 +41,7 @@ def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(
-    cls=_Group,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 A first study, from nothing to a report:
@@ -209,10 +186,12 @@ def run(
         _one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = _console()
-    complete = run_studies(
-        specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
-    )
-    _conclude(out, console)
+    with _begun_with_an_attempt(out):
+        complete = run_studies(
+            specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
+        )
+    with begun():
+        _conclude(out, console)
     if not complete:
         what = "the study is" if len(specs) == 1 else "the studies are"
         again = f"`wa run {' '.join(files)} --out {out}` continues {'it' if len(specs) == 1 else 'them'}"
@@ -233,7 +212,22 @@ def _conclude(run: Path, console: Any) -> None:
                     title=study if len(tables) > 1 else None,
                 )
             )
-    console.print(f"report: {reports.write(run)}", soft_wrap=True)
+    with begun():
+        written = reports.write(run)
+    console.print(f"report: {written}", soft_wrap=True)
+
+
+@contextmanager
+def _begun_with_an_attempt(run: Path) -> Iterator[None]:
+    """Work on a run folder has begun once a trial of this command has; before, nothing has happened."""
+    since = time.time()
+    try:
+        yield
+    except (OSError, ValueError):
+        if not any(path.stat().st_mtime >= since for path in run.glob("trajectories/*/attempt-*.json")):
+            raise
+        with begun():
+            raise
 
 
 @main.command()
@@ -304,11 +298,11 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
     both links; a second push saves the same two anew.
     """
     from sweeps import dashboard as made
-    from sweeps.recorder import write_atomic
+    from sweeps.durable import make_folder, write_atomic
 
     text = made.as_json(made.workspace(run))
     path = out or run / "wandb" / "workspace.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, text)
     console = _console()
     if not push:
@@ -410,7 +404,9 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         )
     spec = parse_spec(rule.study(chosen, preset), "calibrate")
     console = _console()
-    if not run_studies([spec], out, console, address, calibrating=True):
+    with _begun_with_an_attempt(out):
+        complete = run_studies([spec], out, console, address, calibrating=True)
+    if not complete:
         console.print(f"calibration is incomplete; the same command continues it in {out}")
         sys.exit(EXIT_INCOMPLETE)
     records = load(out)
@@ -499,7 +495,9 @@ def submit(
 
     paths = [_study_file(file) for file in files]
     specs = load_specs(paths, sets)
-    if out is None:
+    if out is not None:
+        check_local(out, "--out")
+    else:
         _one_folder(specs)
     sys.exit(
         submit_job(
@@ -538,6 +536,7 @@ def _one_folder(specs: Sequence[Any]) -> None:
 
 def _study_file(name: str) -> Path:
     """A study: a path, or one shipped with the package (``quickstart`` or ``sweeps/quickstart.yaml``)."""
+    check_local(name, "FILE")
     path = Path(name)
     shipped = STUDIES / f"{path.stem}.yaml"
     is_shipped_name = name in (path.stem, f"sweeps/{path.stem}.yaml")

@@ -28,7 +28,7 @@ from analysis.findings import answers, predictions
 from analysis.records import load_cells, load_plan
 from sweeps import tracking
 from sweeps.blocks import TrackingBlock
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 
 PATIENCE_SECONDS = 15.0
 TABLE_ROWS = 40  # of a study's result table in the report

@@ -32,6 +32,7 @@ from ray import tune
 from ray.job_config import JobConfig
 from ray.tune.search import Searcher
 
+from analysis.run_files import BadRun
 from sweeps import import_order
 from sweeps.attempts import lasting_error
 from sweeps.plan import Trajectory
@@ -143,7 +144,10 @@ class _Callback(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
         if (trajectory_folder(self.run, name) / "done").exists():
-            compact(self.run, name)
+            try:
+                compact(self.run, name)
+            except (OSError, BadRun):  # a full disk, say; `launch` tries it again at the end, and tells
+                return
             self.outcome.done.append(name)
             self.listener.done(name)
         elif lasting_error(trajectory_folder(self.run, name)) is not None:

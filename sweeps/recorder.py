@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import os
 import time
@@ -12,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from analysis.records import RECORDS, read_live
+from analysis.finished import DONE, Finished
+from analysis.live_records import LiveRows, again, as_line
+from analysis.records import RECORDS
+from analysis.run_files import broken, read_bytes
+from sweeps import durable
 
 LOCK_SECONDS = 60.0  # an orphan of a killed driver writes on for about 2 s
 
@@ -25,35 +27,60 @@ class Recorder:
     """Append-only writer of ``records.jsonl``; holds the file's lock while open.
 
     What an earlier attempt wrote is kept: `written` tells, a (cell, step, split) is never written twice, and
-    a last line torn by a kill is cut off. Raises: FolderBusy when the lock is not free within LOCK_SECONDS.
+    a last line torn by a kill is cut off. Raises: FolderBusy when the lock is not free within LOCK_SECONDS;
+    analysis.records.BadRun where a line is damaged.
     """
 
     def __init__(self, path: Path, lock_seconds: float = LOCK_SECONDS) -> None:
         self.path = path
-        self._stream = open(path, "a+b")  # noqa: SIM115  (lives as long as the recorder)
+        self._descriptor = durable.open_log(path)
         try:
-            _lock(self._stream.fileno(), path, lock_seconds)
-            _cut_torn_line(self._stream.fileno())
-            self.written: dict[tuple[str, int, str], dict[str, Any]] = {
-                _key(row): row for row in read_live(path)
-            }
+            _lock(self._descriptor, path, lock_seconds)
+            self._crc = self._mend()
         except BaseException:
-            self._stream.close()
+            self.close()
             raise
 
+    def _mend(self) -> int:
+        """Takes in what is there and cuts off what a kill tore; returns the checksum of the last line."""
+        live, data = LiveRows(self.path), read_bytes(self.path)
+        live.feed(data)
+        if live.is_checked is False:
+            raise broken(self.path, "its lines have no checksums", again(self.path.parent))
+        if live.offset != len(data):
+            os.ftruncate(self._descriptor, live.offset)
+        if live.offset and data[live.offset - 1 : live.offset] != b"\n":
+            durable.append(self._descriptor, b"\n", self.path)
+        self.written = {_key(row): row for row in live.rows}
+        return live.crc
+
+    @property
+    def last_step(self) -> int:
+        """The last step on file, 0 before the first."""
+        return max((step for _, step, _ in self.written), default=0)
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the rows of one evaluation, those not on file yet; on disk when this returns."""
+        """Write the rows of one evaluation, those not on file yet; on disk when this returns. Raises: OSError."""
         new = [row for row in rows if _key(row) not in self.written]
         if not new:
             return
-        lines = [json.dumps(_plain(row), allow_nan=False, separators=(",", ":")) + "\n" for row in new]
-        self._stream.write("".join(lines).encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        lines, crc = [], self._crc
+        for row in new:
+            line, crc = as_line(_plain(row), crc)
+            lines.append(line)
+        durable.append(self._descriptor, b"".join(lines), self.path)
+        self._crc = crc
         self.written.update({_key(row): dict(row) for row in new})
 
+    def finish(self) -> None:
+        """Write the done marker beside the records: no more will come, and so many there are."""
+        told = Finished(rows=len(self.written), last_step=self.last_step, crc32=self._crc)
+        durable.write_atomic(self.path.with_name(DONE), told.as_bytes())
+
     def close(self) -> None:
-        self._stream.close()  # which frees the lock
+        if self._descriptor >= 0:
+            os.close(self._descriptor)  # which frees the lock
+        self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -82,41 +109,7 @@ def _finite(value: Any) -> Any:
 
 def _lock(descriptor: int, path: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise FolderBusy(f"{path} is being written by another process; end it, or wait") from None
-            time.sleep(0.05)
-
-
-def _cut_torn_line(descriptor: int) -> None:
-    size = os.fstat(descriptor).st_size
-    at = size
-    while at > 0:
-        start = max(0, at - 65536)
-        block = os.pread(descriptor, at - start, start)
-        newline = block.rfind(b"\n")
-        if newline >= 0:
-            at = start + newline + 1
-            break
-        at = start
-    if at != size:
-        os.ftruncate(descriptor, at)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a kill leaves the old file or the new one, whole and on disk."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(new, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    while not durable.try_lock(descriptor, path):
+        if time.monotonic() > deadline:
+            raise FolderBusy(f"{path} is being written by another process; end it, or wait")
+        time.sleep(0.05)

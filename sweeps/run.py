@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.records import check_records
 from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell
@@ -41,7 +42,7 @@ class Work:
 
 
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
-    """Resolve studies and compare them with a folder. Raises: SpecError, before anything is written."""
+    """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
     return _against(run, resolve(specs))
 
 
@@ -50,6 +51,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     if run is not None:
         for one in studies:
             run_folder.check_compatible(run, one.cells, one.spec)
+        check_records(run)
         started = run_folder.started(run)
     done = {one.name: one for one in started if run is not None and run_folder.is_done(run, one)}
     unfinished = [one for one in started if one.name not in done]

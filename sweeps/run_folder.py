@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,13 +14,17 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from analysis.records import CELLS, TRIALS, load_plan, read_live, read_table, rows_to_table
-from sweeps import origins, plan
+from analysis.finished import DONE, Finished, finished
+from analysis.live_records import LiveRows, again
+from analysis.plan_file import load_plan_if_any
+from analysis.records import CELLS, TRIALS, read_table, rows_to_table
+from analysis.run_files import broken, read_bytes, read_json
+from analysis.schema import FORMAT
+from sweeps import durable, origins, plan
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell, cell_to_row
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
@@ -29,16 +34,29 @@ PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder; a second driver on it is bad input. Raises: SpecError."""
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Hold the run folder; a second driver on it is bad input. Raises: SpecError, OSError.
+
+    What killed writers left of files that were never whole is removed.
+    """
+    durable.make_folder(run)
+    descriptor = durable.open_log(run / ".lock")
+    try:
+        if not _try_lock(descriptor, run):
             raise SpecError(
                 "--out", "another `wa run` is at work in this folder; wait for it or end it", str(run)
-            ) from None
+            )
+        durable.remove_abandoned(run)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, run: Path) -> bool:
+    try:
+        return durable.try_lock(descriptor, run)
+    except durable.NoLocks as error:
+        remedy = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose an --out elsewhere"
+        raise SpecError("--out", f"{error.strerror}: two runs could write it; {remedy}", str(run)) from None
 
 
 def trajectory_folder(run: Path, name: str) -> Path:
@@ -46,14 +64,34 @@ def trajectory_folder(run: Path, name: str) -> Path:
 
 
 def started(run: Path) -> list[plan.Trajectory]:
-    """Trajectories that were begun, done or not; what was only planned may still be planned anew."""
-    found = sorted((run / "trajectories").glob("*/trajectory.json"))
-    begun = [path for path in found if any(path.parent.glob("attempt-*.json"))]
-    return [plan.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in begun]
+    """Trajectories that were begun, done or not; what was only planned may still be planned anew. Raises: BadRun."""
+    found = sorted((run / "trajectories").glob("[!.]*/trajectory.json"))
+    return [read_trajectory(path) for path in found if any(path.parent.glob("attempt-*.json"))]
+
+
+def read_trajectory(path: Path) -> plan.Trajectory:
+    """A trajectory as `write_plan` wrote it; its name is that of its folder, so that it leads nowhere else.
+
+    Raises: FileNotFoundError, analysis.records.BadRun.
+    """
+    remedy = again(path.parent)
+    told = read_json(path, remedy)
+    try:
+        one = plan.from_dict(told)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise broken(path, f"not a trajectory ({type(error).__name__}: {error})", remedy) from None
+    if one.name != path.parent.name or not one.cells:
+        raise broken(path, f"tells of {one.name!r} with {len(one.cells)} cells, not of its folder", remedy)
+    return one
 
 
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
-    return (trajectory_folder(run, trajectory.name) / "done").exists()
+    """Whether its marker says so, whose promise `check_records` checks. Raises: BadRun."""
+    folder = trajectory_folder(run, trajectory.name)
+    marker = finished(folder)
+    if marker is None or marker.rows is not None:
+        return marker is not None
+    return (folder / "records.jsonl").exists() or (run / "records" / f"{trajectory.name}.parquet").exists()
 
 
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
@@ -61,14 +99,18 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
 
     Raises: SpecError naming the key that differs and what the folder holds.
     """
-    path = run / "cells.parquet"
-    if not path.exists():
+    if run.is_symlink() and not run.exists():
+        raise SpecError("--out", "a link that leads nowhere; allowed: a folder, or a new one", str(run))
+    if run.exists() and not run.is_dir():
+        raise SpecError("--out", "not a folder; allowed: a run folder, or a new one", str(run))
+    load_plan_if_any(run)  # which may be of a later version
+    there = _rows(run)
+    if not there:
         if run.exists() and any(entry.name != ".lock" for entry in run.iterdir()):
             raise SpecError(
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )
         return
-    there = _rows(run)
     devices, device = plan.num_devices(spec)
     for cell in cells:
         row = there.get(cell.cell_id)
@@ -105,26 +147,29 @@ def write_plan(
     What the folder holds of other studies stays. Its first study is the one that spec.yaml and the head of
     plan.json tell of; with several, specs/<study>.yaml has each.
     """
-    there = _rows(run)
+    there, old = _rows(run), load_plan_if_any(run) or {}
     begun = started(run)
     staying = {
         cell.cell_id
         for one in (*(one for one in begun if is_done(run, one)), *trajectories)
         for cell in one.cells
     }
-    before = load_plan(run)["studies"] if (run / "plan.json").exists() else []
+    before = old.get("studies", [])
     provenance = _provenance(before, there, studies)
     rows = _merged(there, studies, staying, provenance)
     entries = _entries(before, rows, studies, provenance)
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         files = sources.get(trajectory.cells[0].training.workload, {}).get("files")
         code = {} if files is None else {"code": origins.digest_of(files)}
         write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory) | code).encode())
-    _write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
+    durable.write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
     _write_specs(run, studies, [entry["study"] for entry in entries])
     document = {
+        "format": FORMAT,
+        "id": old.get("id")
+        or uuid.uuid4().hex,  # whose runs on W&B are whose, for as long as the folder lives
         **{key: entries[0][key] for key in ("study", "question", "fuse", "seeds")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": [row["cell_id"] for row in rows],
@@ -151,8 +196,11 @@ Provenance = dict[tuple[str, str], Row | None]  # (workload, preset) -> target a
 
 
 def _rows(run: Path) -> dict[str, Row]:
-    path = run / "cells.parquet"
-    return {row["cell_id"]: row for row in read_table(path, CELLS).to_pylist()} if path.exists() else {}
+    try:
+        table = read_table(run / "cells.parquet", CELLS)
+    except FileNotFoundError:
+        return {}
+    return {row["cell_id"]: row for row in table.to_pylist()}
 
 
 def _provenance(before: Sequence[Row], there: Mapping[str, Row], studies: Sequence[Resolved]) -> Provenance:
@@ -234,7 +282,7 @@ def _write_specs(run: Path, studies: Sequence[Resolved], names: Sequence[str]) -
     first = run / "spec.yaml"
     resolved = {one.spec.study: dump_yaml(dict(one.spec.raw)).encode() for one in studies}
     if len(names) > 1:
-        (run / "specs").mkdir(exist_ok=True)
+        durable.make_folder(run / "specs")
         if names[0] not in resolved and first.exists():
             write_atomic(run / "specs" / f"{names[0]}.yaml", first.read_bytes())
         for name, text in resolved.items():
@@ -244,28 +292,53 @@ def _write_specs(run: Path, studies: Sequence[Resolved], names: Sequence[str]) -
 
 
 def compact(run: Path, name: str) -> None:
-    """Move a finished trajectory's live records into ``records/``; safe to repeat after a kill at any point."""
+    """Move a finished trajectory's live records into ``records/``; safe to repeat after a kill at any point.
+
+    The Parquet file is on disk, and the marker knows its checksum, before the live records go.
+    Raises: analysis.records.BadRun where the live records are not those that the marker tells of; OSError.
+    """
     folder = trajectory_folder(run, name)
-    live = folder / "records.jsonl"
-    if live.exists():
-        records = run / "records"
-        records.mkdir(exist_ok=True)
-        _write_table(records / f"{name}.parquet", rows_to_table(read_live(live)))
-        live.unlink()
-    (folder / "checkpoint").unlink(missing_ok=True)
+    live = LiveRows(folder / "records.jsonl")
+    try:
+        live.feed(read_bytes(live.path, again(folder)))
+    except FileNotFoundError:
+        pass
+    else:
+        done, table = finished(folder) or Finished(), rows_to_table(live.rows)
+        done.check(table, live.path, folder, crc32=live.crc)
+        durable.make_folder(run / "records")
+        sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
+        last = max((row["step"] for row in live.rows), default=0)
+        written = Finished(len(live.rows), last, live.crc, sha256)
+        write_atomic(folder / DONE, written.as_bytes())
+        durable.remove(live.path)
+    durable.remove(folder / "checkpoint")
 
 
 def write_trials(run: Path) -> None:
-    """trials.parquet from the attempts' own files; an attempt that did not say how it ended was interrupted."""
+    """trials.parquet from the attempts' own files; an attempt that did not say how it ended was interrupted.
+
+    Raises: analysis.records.BadRun where an attempt's file is damaged.
+    """
     rows = []
-    for path in sorted((run / "trajectories").glob("*/attempt-*.json")):
-        row = json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((run / "trajectories").glob("[!.]*/attempt-*.json")):
+        row = read_attempt(path)
         status = "interrupted" if row["status"] == "running" else row["status"]
         rows.append({**row, "status": status, "name": path.parent.name})
-    _write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
+    durable.write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    write_atomic(path, buffer.getvalue().to_pybytes())
+def read_attempt(path: Path) -> Row:
+    """An attempt's own file. Raises: FileNotFoundError, analysis.records.BadRun."""
+    remedy = "remove it: its records and its checkpoint stay, the time it took is no longer counted"
+    row = read_json(path, remedy)
+    kinds = {"attempt": int, "status": str, "seconds": int | float, "started": str}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
+            raise broken(path, f"{name!r} is {row.get(name)!r}", remedy)
+    try:
+        datetime.fromisoformat(row["started"])
+        pa.Table.from_pylist([row], schema=TRIALS)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise broken(path, str(error).splitlines()[0], remedy) from None
+    return row

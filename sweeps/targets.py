@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweeps.blocks import SpecError
-from sweeps.recorder import write_atomic
+from sweeps.durable import write_atomic
 from sweeps.spec import Spec
 from sweeps.yaml_file import BadYaml, dump_yaml, read_yaml
 from workloads.algoperf import published_target

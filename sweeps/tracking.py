@@ -6,25 +6,29 @@ cell, so publishing can be killed, repeated or done long after.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
+import re
 import select
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import pandas as pd
 
+from analysis.finished import finished
 from analysis.records import BESIDE, load_cells, load_plan, load_records
+from analysis.run_files import BadRun, read_json
 from analysis.steps_to_target import curves, first_crossing, running_best
-from sweeps.recorder import write_atomic
+from sweeps.durable import wait_for_lock, write_atomic
 
 POLL_SECONDS = 2.0
 INIT_SECONDS = 15.0  # then offline, said once
+MOST_REFUSALS = 3  # runs in a row that the server would not take; then all go offline
 FINISH_SECONDS = 15.0  # what the driver grants the publisher at the end of a run
 BEST, STEPS, MET = "best/metric", "target/steps", "target/met"  # a finished run's summary: see `outcome`
 
@@ -34,7 +38,10 @@ def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.
     if mode == "disabled":
         return None
     command = [sys.executable, "-P", "-m", "sweeps.tracking", str(run), mode, project, entity or ""]
-    with open(run / "wandb.log", "ab") as log:
+    with ExitStack() as stack:
+        log: IO[bytes] | int = subprocess.DEVNULL
+        with suppress(OSError):  # a full disk costs W&B alone
+            log = stack.enter_context(open(run / "wandb.log", "ab"))
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -73,6 +80,14 @@ def _environment(run: Path, mode: str) -> dict[str, str]:
     }
 
 
+class _Refused(Exception):
+    """The server answers, and does not take this run."""
+
+
+# What it says of one run, where a key or a connection would fail for all: deleted, gone, not valid.
+_REFUSAL = re.compile(r"previously created and deleted|HTTP (400|404|409|410|422)\b")
+
+
 class Publisher:
     """Publishes what the records hold beyond each cell's cursor.
 
@@ -82,17 +97,17 @@ class Publisher:
 
     def __init__(self, run: Path, mode: str, project: str, entity: str | None) -> None:
         self.run, self.mode, self.project, self.entity = run, mode, project, entity
+        self.folder_id = load_plan(run).get("id")
         self.cursor_file = run / "wandb" / "cursors.json"
-        self.delivered: dict[str, int] = {}
-        if self.cursor_file.exists():
-            self.delivered = json.loads(self.cursor_file.read_text(encoding="utf-8"))
+        self.delivered: dict[str, int] = _kept(self.cursor_file, int)
         self.studies_file = run / "wandb" / "studies.json"
-        self.told: dict[str, list[str]] = {}  # the studies that W&B knows of each finished cell
-        if self.studies_file.exists():
-            self.told = json.loads(self.studies_file.read_text(encoding="utf-8"))
+        # The studies that W&B knows of each finished cell.
+        self.told: dict[str, list[str]] = _kept(self.studies_file, list)
         # By cell, the last step logged; ahead of `delivered` while the cell trains.
         self.cursors = dict(self.delivered)
         self.open: dict[str, Any] = {}  # cell -> live W&B run, when online
+        self.refused: set[str] = set()  # cells whose runs the server does not take: offline, these alone
+        self.num_refusals = 0  # in a row
         self.published: set[str] | None = None  # the cells that were finished at the last whole pass
 
     def publish(self) -> None:
@@ -109,21 +124,28 @@ class Publisher:
         for cell_id, rows in records.groupby("cell_id", sort=True):
             cell_id = str(cell_id)
             done = cell_id in finished
-            if cell_id not in cells.index or (self.mode == "offline" and not done):
+            if cell_id not in cells.index or (self._is_offline(cell_id) and not done):
                 continue
             cell = _row(cells.loc[cell_id].to_dict())
             if rows["step"].max() > self.cursors.get(cell_id, -1) or (done and cell_id in self.open):
                 self._publish_cell(cell, rows, done)
             elif done and self.mode == "online" and self._is_taken_over(cell):
-                self._begin(cell).finish()
+                with suppress(_Refused):
+                    self._begin(cell).finish()
                 self._remember(cell)
         self.published = finished
+
+    def _is_offline(self, cell_id: str) -> bool:
+        return self.mode == "offline" or cell_id in self.refused
 
     def _finished(self) -> set[str]:
         folder = self.run / "trajectories"
         trajectories = load_plan(self.run)["trajectories"]
         return {
-            cell for one in trajectories if (folder / one["name"] / "done").exists() for cell in one["cells"]
+            cell
+            for one in trajectories
+            if "name" in one and finished(folder / one["name"]) is not None
+            for cell in one["cells"]
         }
 
     def _is_taken_over(self, cell: Mapping[str, Any]) -> bool:
@@ -137,7 +159,12 @@ class Publisher:
     def _publish_cell(self, cell: Mapping[str, Any], rows: pd.DataFrame, done: bool) -> None:
         """Log what lies beyond the cursor of `rows`, all records of the cell."""
         cell_id = str(cell["cell_id"])
-        wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
+        try:
+            wandb_run = self.open.pop(cell_id, None) or self._begin(cell)
+        except _Refused:
+            if not done:
+                return
+            wandb_run = self._begin(cell)  # offline
         for row in rows[rows["step"] > self.cursors.get(cell_id, -1)].to_dict("records"):
             wandb_run.log(_point(cell, _row(row)), step=int(row["step"]))
         self.cursors[cell_id] = max([self.cursors.get(cell_id, -1), *rows["step"].tolist()])
@@ -149,6 +176,14 @@ class Publisher:
         self._remember(cell)
         self.delivered[cell_id] = self.cursors[cell_id]
         write_atomic(self.cursor_file, json.dumps(self.delivered).encode())
+
+    def run_id(self, cell_id: str) -> str:
+        """The run of a cell: of this folder, which a copy of it is too, and of no other that has the cell.
+
+        One that the server does not take, since it was deleted there, is another run from then on.
+        """
+        name = cell_id if self.folder_id is None else f"{self.folder_id[:8]}-{cell_id}"
+        return f"{name}-again" if cell_id in self.refused else name
 
     def _begin(self, cell: Mapping[str, Any]) -> Any:
         import wandb
@@ -165,7 +200,7 @@ class Publisher:
         arguments: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
-            "id": cell["cell_id"],
+            "id": self.run_id(str(cell["cell_id"])),
             "name": run_name(cell),
             "group": cell["study"],
             "job_type": cell["scheme"],
@@ -175,17 +210,23 @@ class Publisher:
             "reinit": "create_new",
             "settings": settings,
         }
+        online = not self._is_offline(str(cell["cell_id"]))
         try:
             begun = wandb.init(
-                mode="online" if self.mode == "online" else "offline",
-                resume="allow" if self.mode == "online" else None,
-                **arguments,
+                mode="online" if online else "offline", resume="allow" if online else None, **arguments
             )
+            self.num_refusals = 0
         except Exception as error:
-            if self.mode != "online":
+            if not online:
                 raise
-            print(
-                f"W&B is out of reach ({type(error).__name__}); publishing offline from here on", flush=True
+            said = (redacted(error).splitlines() or [""])[0][:500]
+            if _REFUSAL.search(said) and self.num_refusals < MOST_REFUSALS:
+                _say(f"W&B refuses the run of cell {cell['cell_id']}, so it alone is written offline: {said}")
+                self.refused.add(str(cell["cell_id"]))
+                self.num_refusals += 1
+                raise _Refused from None
+            _say(
+                f"W&B is out of reach ({type(error).__name__}: {said}); publishing offline from here on",
             )
             self.mode = "offline"
             wandb.teardown()  # or the id counts as in use by the run that did not begin
@@ -284,28 +325,42 @@ def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """`python -m sweeps.tracking RUN MODE PROJECT ENTITY`: publish until standard input closes, then once more."""
     run, mode, project, entity = arguments
-    lock = _lock(Path(run))
-    publisher = Publisher(Path(run), mode, project, entity or None)
+    publisher = None
+    try:
+        (Path(run) / "wandb").mkdir(exist_ok=True)
+        lock = wait_for_lock(Path(run) / "wandb" / ".lock")  # one publisher a folder, after the other
+    except OSError as error:
+        _say(f"nothing is published: {error}")
+        return 1
     while True:
         # Ready to read means closed: nothing is ever written there.
         complete = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
         try:
+            publisher = publisher or Publisher(Path(run), mode, project, entity or None)
             publisher.publish()
         except Exception as error:
-            print(f"publishing failed, trying again: {type(error).__name__}: {redacted(error)}", flush=True)
+            _say(f"publishing failed, trying again: {type(error).__name__}: {redacted(error)}")
             if complete:
                 return 1
         if complete:
-            lock.close()
+            os.close(lock)
             return 0
 
 
-def _lock(run: Path) -> TextIO:
-    """One publisher a run folder: a second one waits until the first has ended."""
-    (run / "wandb").mkdir(exist_ok=True)
-    stream = open(run / "wandb" / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (held while the process lives)
-    fcntl.flock(stream, fcntl.LOCK_EX)
-    return stream
+def _kept(path: Path, kind: type) -> dict[str, Any]:
+    """What an earlier publisher knew; where that is damaged, all is told again, which W&B takes once."""
+    try:
+        return {name: value for name, value in read_json(path).items() if isinstance(value, kind)}
+    except FileNotFoundError:
+        return {}
+    except BadRun as error:
+        _say(f"{error}; publishing from the start")
+        return {}
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the log may lie on a full disk
+        print(line, flush=True)
 
 
 def redacted(error: Exception) -> str:

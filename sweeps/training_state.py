@@ -67,8 +67,11 @@ def save(state: State, path: Path, streams: Streams) -> None:
     )
 
 
-def restore(state: State, path: Path, team: Team, log: logging.Logger | None) -> None:
-    """Go on from a checkpoint, where there is a whole one; the random streams are this rank's."""
+def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger | None) -> None:
+    """Go on from a checkpoint, where there is a whole one; the random streams are this rank's.
+
+    last_step: the last one that rank 0 has on record. log: rank 0's.
+    """
     try:
         saved = checkpoint.load(path)
     except checkpoint.BadCheckpoint as error:
@@ -80,6 +83,14 @@ def restore(state: State, path: Path, team: Team, log: logging.Logger | None) ->
     if "streams" not in saved:
         if log:
             log.warning("%s is of an earlier version; training from the start", path)
+        return
+    # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
+    (is_ahead,) = team.decide([team.rank == 0 and saved["step"] > last_step])
+    if is_ahead:
+        if log:
+            log.warning(
+                "records before the checkpoint of step %d are lost; training from the start", saved["step"]
+            )
         return
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])

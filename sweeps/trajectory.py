@@ -16,9 +16,10 @@ from pathlib import Path
 from sweeps import data_parallel, failures, origins, process, training_state
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.data_parallel import Team
+from sweeps.durable import make_folder
 from sweeps.evaluator import Evaluator
 from sweeps.plan import Trajectory, to_dict
-from sweeps.recorder import Recorder, write_atomic
+from sweeps.recorder import Recorder
 from sweeps.training import Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
@@ -55,7 +56,7 @@ def run(
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if (folder / "done").exists():
         return
     with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
@@ -81,7 +82,7 @@ def run(
             )
             raise
         attempt.end("done")
-        write_atomic(folder / "done", b"")
+        recorder.finish()
 
 
 def follow(trajectory: Trajectory, folder: Path, team: Team, *, device: str, num_devices: float) -> None:
@@ -137,7 +138,13 @@ def _run(
     workload = process.imported(module_name(training.workload), made)
     process.begin(training.seed, device, num_devices / team.size)
     state = training_state.fresh(trajectory, workload, device, team)
-    training_state.restore(state, folder / "checkpoint", team, leader.log if leader else None)
+    training_state.restore(
+        state,
+        folder / "checkpoint",
+        team,
+        leader.recorder.last_step if leader else 0,
+        leader.log if leader else None,
+    )
     trainer = Trainer(trajectory, workload, state, team, device)
     evaluator = Evaluator(trajectory, workload, team, device, leader.recorder if leader else None)
 

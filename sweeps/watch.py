@@ -5,7 +5,6 @@ Live records are read from where the last look ended; those of a finished trajec
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -16,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from analysis.baselines import fixed_settings
+from analysis.finished import finished
 from analysis.intervals import Interval, stratified_geometric_mean
-from analysis.records import BadRun, load_cells, load_plan
+from analysis.live_records import LiveRows, again
+from analysis.records import load_cells, load_plan
+from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe
-from sweeps.plan import Trajectory, from_dict
+from sweeps.plan import Trajectory
 from sweeps.progress import Progress
-from sweeps.run_folder import trajectory_folder
+from sweeps.run_folder import read_attempt, read_trajectory, trajectory_folder
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
 LOG_LINES, LOG_BYTES = 3, 4096  # of a failed trajectory's log
@@ -78,7 +79,9 @@ class Trial:
     seconds: float = 0.0  # wall seconds of its attempts so far
     age: float | None = None  # seconds since its last record, or since it began
     quiet_seconds: float = 0.0  # since any of its files changed
-    offset: int = 0  # of records.jsonl: what lies before it has been read
+
+    def __post_init__(self) -> None:
+        self.live = LiveRows(self.folder / "records.jsonl")  # what of it has been read
 
     @property
     def name(self) -> str:
@@ -103,7 +106,7 @@ class Trial:
             names = {entry.name: entry.stat().st_mtime for entry in self.folder.iterdir()}
         except FileNotFoundError:  # a file was replaced or moved between listing and asking
             return
-        attempts = [json.loads(path.read_bytes()) for path in self.folder.glob("attempt-*.json")]
+        attempts = [read_attempt(path) for path in self.folder.glob("attempt-*.json")]
         attempts.sort(key=lambda row: int(row["attempt"]))
         self.seconds = sum(float(row["seconds"]) for row in attempts)
         self._read_live()
@@ -135,32 +138,38 @@ class Trial:
 
     def _read_live(self) -> None:
         try:
-            with open(self.folder / "records.jsonl", "rb") as stream:
-                if stream.seek(0, 2) < self.offset:  # another file than before: begun anew
-                    self.offset = 0
+            with open(self.live.path, "rb") as stream:
+                if stream.seek(0, 2) < self.live.offset:  # another file than before: begun anew
+                    self.live = LiveRows(self.live.path)
                     self.curves = {name: Curve(curve.cell) for name, curve in self.curves.items()}
-                stream.seek(self.offset)
+                stream.seek(self.live.offset)
                 data = stream.read()
         except FileNotFoundError:  # not begun, or compacted
             return
-        whole = data[: data.rfind(b"\n") + 1]  # what follows is torn, or still being written
-        for line in whole.split(b"\n")[:-1]:
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BadRun(f"{self.folder / 'records.jsonl'}: broken record ({error})") from error
+        except OSError as error:
+            raise broken(self.live.path, str(error.strerror), again(self.folder)) from None
+        new = self.live.feed(data, growing=True)
+        self.live.rows.clear()  # a big folder stays small
+        for row in new:
             if row["cell_id"] in self.curves and row["split"] == "validation":
                 self.curves[row["cell_id"]].add(row["step"], row["metric"], row["diverged"])
-        self.offset += len(whole)
-        if whole:
+        if new:
             for curve in self.curves.values():
                 curve.conclude()
 
     def _read_compacted(self) -> None:
         path = self.folder.parents[1] / "records" / f"{self.folder.name}.parquet"
-        if not path.exists():  # done and not compacted yet: its live records have been read
-            return
-        table = pq.read_table(path, columns=["cell_id", "split", "step", "metric", "diverged"]).to_pandas()
+        done = finished(self.folder)
+        try:
+            table, sha256 = read_parquet(path, remedy=again(self.folder))
+        except FileNotFoundError:
+            promised = done is not None and done.rows is not None
+            if promised and not self.live.path.exists() and not path.exists():
+                raise broken(path, "missing, though its trajectory is done", again(self.folder)) from None
+            return  # done and not compacted yet: its live records have been read
+        if done is not None:
+            done.check(table, path, self.folder, sha256=sha256)
+        table = table.select(["cell_id", "split", "step", "metric", "diverged"]).to_pandas()
         for cell_id, rows in table[table["split"] == "validation"].groupby("cell_id", sort=False):
             if str(cell_id) in self.curves:
                 self.curves[str(cell_id)].end(rows)
@@ -236,12 +245,13 @@ class RunWatch:
         self.trials, self.num_imported, self._plan_stamp = {}, 0, stamp
         for one in self.plan["trajectories"]:
             folder = trajectory_folder(self.run, one["name"])
-            path = folder / "trajectory.json"
             curves = {cell: Curve(self.rows[cell]) for cell in one["cells"] if cell in self.rows}
-            if not path.exists():  # another benchmark's logs, which end as they came
+            try:
+                trained = read_trajectory(folder / "trajectory.json")
+            except FileNotFoundError:  # another benchmark's logs, which end as they came
                 self.num_imported += 1
-            elif curves:
-                trained = from_dict(json.loads(path.read_bytes()))
+                continue
+            if curves:
                 self.trials[trained.name] = Trial(folder, trained, float(one["expected_seconds"]), curves)
 
     def named(self, *states: str) -> list[Trial]:

@@ -12,6 +12,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from analysis import output
 from analysis.figures import palette
 from analysis.figures.pdf_order import in_order
 
@@ -41,9 +42,9 @@ def write(chart: dict[str, Any], folder: Path, name: str) -> int:
     """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
     config = palette.theme(palette.LIGHT) | IN_FILES
     svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
-    (folder / f"{name}.pdf").write_bytes(in_order(vl_convert.svg_to_pdf(svg)))
+    output.write(folder / f"{name}.svg", svg)
+    output.write(folder / f"{name}.png", vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
+    output.write(folder / f"{name}.pdf", in_order(vl_convert.svg_to_pdf(svg)))
     height = re.search(r'<svg[^>]*\sheight="([0-9.]+)"', svg)
     return round(float(height[1])) if height else 0
 

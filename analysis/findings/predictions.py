@@ -27,6 +27,7 @@ from analysis.intervals import (
     small_sample_factor,
     with_interval,
 )
+from analysis.output import write_csv
 from analysis.paired import KEYS
 from analysis.steps_to_target import steps_to_target
 from analysis.study import SCHEME_NAMES, Study, percent
@@ -73,8 +74,7 @@ def points(found: Iterable[Prediction]) -> pd.DataFrame:
 def write(found: Sequence[Prediction], folder: Path) -> None:
     """Their points as folder/predictions.csv, floats to 10 significant digits; nothing where there are none."""
     if found:
-        path = folder / f"{FILE}.csv"
-        points(found).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+        write_csv(folder / f"{FILE}.csv", points(found))
 
 
 def findings(found: Iterable[Prediction]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import NamedTuple
 import jinja2
 import pandas as pd
 
-from analysis import device_hours
+from analysis import device_hours, output
+from analysis.plan_file import NAME
 from analysis.records import BadRun, load_trials
 from analysis.study import Study
 
@@ -19,7 +19,7 @@ from analysis.study import Study
 def folder(run: Path, study: Study) -> Path:
     """Where a study's own report, tables and figures lie. Raises: BadRun for a name that would lie elsewhere."""
     name = str(study.plan["study"])
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not NAME.fullmatch(name):
         raise BadRun(f"{run}: a study called {name!r} cannot name a folder")
     made = run / "reports" / name
     made.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
     }
     path = run / "report.html"
     page = environment.from_string(text).render(studies=rows, total=total, unit=unit)
-    path.write_text(page, encoding="utf-8")
+    output.write(path, page)
     return path
 
 

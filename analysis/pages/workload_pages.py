@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import paired
+from analysis import output, paired
 from analysis.findings.evidence import Evidence
 from analysis.intervals import Interval, with_interval
 from analysis.records import BESIDE
@@ -27,7 +27,7 @@ def write(of: Evidence, docs: Path) -> list[Path]:
             continue
         before, rest = text.split(BEGIN, 1)
         after = rest.split(END, 1)[1]
-        path.write_text(f"{before}{BEGIN}\n\n{block(of, workload)}\n\n{END}{after}", encoding="utf-8")
+        output.write(path, f"{before}{BEGIN}\n\n{block(of, workload)}\n\n{END}{after}")
         written.append(path)
     return written
 

@@ -20,6 +20,7 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self, delay_seconds: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.delay_seconds = delay_seconds
+        self.deleted: set[str] = set()  # ids that are refused, as W&B refuses those of deleted runs
         self.runs: dict[str, dict[str, Any]] = {}
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         self.finished: set[str] = set()
@@ -51,9 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
-    def _answer(self, value: Any) -> None:
+    def _answer(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -72,6 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay_seconds)
         if self.path.startswith("/graphql"):
             request = json.loads(body)
+            asked = str((request.get("variables") or {}).get("name"))
+            if "upsertBucket" in request["query"] and asked in server.deleted:
+                said = f"run team/p/{asked} was previously created and deleted; try a new run name"
+                self._answer({"errors": [{"message": said}]}, status=409)
+                return
             self._answer({"data": self._graphql(request["query"], request.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run = self.path.split("/")[-2]

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.records import RECORDS, BadRun, load_records, read_live, read_table, rows_to_table
-from sweeps.recorder import FolderBusy, Recorder, write_atomic
+from sweeps.durable import write_atomic
+from sweeps.recorder import FolderBusy, Recorder
 
 
 def row(cell: str = "c", step: int = 1, **changes: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,29 +18,38 @@ from wandb_server import WandbServer
 from analysis.records import load, load_cells
 from sweeps import run_folder, tracking, trajectory
 from sweeps.run import work
-from sweeps.spec import parse_spec
+from sweeps.spec import Spec, parse_spec
 
 pytestmark = pytest.mark.slow
 KEY = "secret0key0" * 4
 
 
-@pytest.fixture
-def run(outside: Path) -> Path:
-    """A finished run folder: 2 seeds × 3 cells, trained in process."""
+def spec() -> Spec:
     averaging = [
         {"scheme": "none"},
         {"scheme": "lawa", "k": 5, "every": 2},
         {"scheme": "ema", "horizon": 0.2},
     ]
     raw = {"study": "w", "workloads": "tinywork:Tiny", "seeds": [0, 1], "averaging": averaging}
-    spec = parse_spec({**raw, "evaluate": {"every": 20}})
+    return parse_spec({**raw, "evaluate": {"every": 20}})
+
+
+@pytest.fixture
+def run(outside: Path) -> Path:
+    """A finished run folder: 2 seeds × 3 cells, trained in process."""
     folder = outside / "run"
-    todo = work([spec], folder)
+    todo = work([spec()], folder)
     run_folder.write_plan(folder, todo.studies, todo.trajectories)
     for one in todo.trajectories:
         trajectory.run(one, run_folder.trajectory_folder(folder, one.name))
         run_folder.compact(folder, one.name)
     return folder
+
+
+def run_ids(run: Path) -> dict[str, str]:
+    """cell -> the id of its run on W&B: the folder's identity, then the cell."""
+    identity = json.loads((run / "plan.json").read_text())["id"]
+    return {cell: f"{identity[:8]}-{cell}" for cell in load_cells(run)["cell_id"]}
 
 
 def publish(run: Path, mode: str, seconds: float = 90) -> bool:
@@ -49,9 +59,11 @@ def publish(run: Path, mode: str, seconds: float = 90) -> bool:
 def test_online_one_run_a_cell_with_its_config_and_history(run: Path, wandb_server: WandbServer) -> None:
     assert publish(run, "online"), (run / "wandb.log").read_text()
     frame, table = load(run), load_cells(run)
-    assert set(wandb_server.runs) == set(table["cell_id"]) == wandb_server.finished
+    ids = run_ids(run)
+    assert set(ids) == set(table["cell_id"])
+    assert set(wandb_server.runs) == set(ids.values()) == wandb_server.finished
     for cell in table.to_dict("records"):
-        told = wandb_server.runs[cell["cell_id"]]
+        told = wandb_server.runs[ids[cell["cell_id"]]]
         assert told["groupName"] == "w"
         assert told["jobType"] == cell["scheme"]
         assert cell["trajectory_id"] in told["tags"]
@@ -61,7 +73,7 @@ def test_online_one_run_a_cell_with_its_config_and_history(run: Path, wandb_serv
         assert config["seed"] == cell["seed"]
         assert config["studies"] == ["w"]
         assert config["horizon_fraction"] == (None if cell["scheme"] == "none" else cell["horizon_fraction"])
-        rows = sorted(wandb_server.history[cell["cell_id"]].values(), key=lambda row: row["step"])
+        rows = sorted(wandb_server.history[ids[cell["cell_id"]]].values(), key=lambda row: row["step"])
         mine = frame[frame["cell_id"] == cell["cell_id"]]
         assert [row["step"] for row in rows] == mine["step"].tolist()
         assert [row["validation/loss"] for row in rows] == mine["loss"].tolist()
@@ -73,6 +85,61 @@ def test_publishing_twice_sends_nothing_twice(run: Path, wandb_server: WandbServ
     before = len(wandb_server.requests)
     assert publish(run, "online")
     assert len(wandb_server.requests) == before
+
+
+def test_a_second_folder_of_the_same_study_has_runs_of_its_own_and_a_copy_the_same(
+    run: Path, wandb_server: WandbServer
+) -> None:
+    other = run.with_name("other")
+    todo = work([spec()], other)
+    run_folder.write_plan(other, todo.studies, todo.trajectories)
+    for one in todo.trajectories:
+        trajectory.run(one, run_folder.trajectory_folder(other, one.name))
+        run_folder.compact(other, one.name)
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    assert publish(run, "online"), (run / "wandb.log").read_text()
+    before = {name: dict(rows) for name, rows in wandb_server.history.items()}
+    assert publish(other, "online")
+    assert set(wandb_server.runs) == set(run_ids(run).values()) | set(run_ids(other).values())
+    assert len(wandb_server.runs) == 12
+    assert {name: wandb_server.history[name] for name in before} == before
+    assert run_ids(copy) == run_ids(run)
+    run_folder.write_plan(run, work([spec()], run).studies, [])  # planned again, the identity stays
+    assert run_ids(run) == run_ids(copy)
+
+
+def test_a_deleted_run_takes_only_itself_offline(run: Path, wandb_server: WandbServer) -> None:
+    ids = run_ids(run)
+    gone, *others = sorted(ids)
+    wandb_server.deleted.add(ids[gone])
+    assert publish(run, "online", 120), (run / "wandb.log").read_text()
+    assert wandb_server.finished == {ids[cell] for cell in others}
+    (written,) = (run / "wandb").glob("offline-run-*")
+    assert written.name.endswith(f"{ids[gone]}-again")
+    log = (run / "wandb.log").read_text()
+    assert "previously created and deleted; try a new run name" in log
+    assert gone in log
+    assert "out of reach" not in log
+    before = len(wandb_server.requests)
+    assert publish(run, "online")  # all is told, also what is offline
+    assert len(wandb_server.requests) == before
+
+
+def test_what_an_earlier_publisher_left_damaged_costs_nothing(run: Path, wandb_server: WandbServer) -> None:
+    (run / "wandb").mkdir()
+    (run / "wandb" / "cursors.json").write_text("{")
+    (run / "wandb" / "studies.json").write_text('{"c": 1}')
+    assert publish(run, "online"), (run / "wandb.log").read_text()
+    assert len(wandb_server.finished) == 6
+    assert "cursors.json: not whole JSON" in (run / "wandb.log").read_text()
+
+
+def test_a_publisher_that_cannot_write_costs_nothing_but_wandb(run: Path) -> None:
+    (run / "wandb").write_text("in the way")
+    (run / "wandb.log").symlink_to("/dev/full")
+    assert not publish(run, "offline")
+    assert len(load(run)) == 18
 
 
 def test_the_key_reaches_no_file(run: Path, wandb_server: WandbServer) -> None:
@@ -147,10 +214,8 @@ def test_a_killed_publisher_goes_on_from_its_cursor(run: Path, wandb_server: Wan
     assert publish(run, "online"), (run / "wandb.log").read_text()
     frame = load(run)
     for cell_id, rows in frame.groupby("cell_id"):
-        assert (
-            sorted(row["step"] for row in wandb_server.history[str(cell_id)].values())
-            == rows["step"].tolist()
-        )
+        told = wandb_server.history[run_ids(run)[str(cell_id)]].values()
+        assert sorted(row["step"] for row in told) == rows["step"].tolist()
 
 
 def test_a_cell_that_ends_while_records_are_read_waits_for_the_next_pass(

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from analysis import study
+from analysis.live_records import as_line
 from analysis.steps_to_target import steps_to_target
 from sweeps import run_folder, trajectory, watch_screen
 from sweeps.cells import cell_to_row
@@ -186,7 +187,7 @@ def test_what_was_read_is_not_read_again(run: Path, writers: list[Writer]) -> No
     with one.live.open("r+b") as stream:  # unreadable now, if anyone looked
         stream.write(b"#" * (read - 1) + b"\n")
         stream.seek(0, 2)
-        stream.write(json.dumps(one.row(one.raw, 60, 0.7)).encode() + b"\n")
+        stream.write(as_line(one.row(one.raw, 60, 0.7), seen.trials[one.one.name].live.crc)[0])
     seen.look()
     assert seen.trials[one.one.name].curves[one.raw].metric == [0.5, 0.6, 0.7]
     with pytest.raises(ValueError, match="broken record"):

@@ -1,0 +1,82 @@
+"""plan.json: what a run folder is to hold. Its names become paths, so they are checked before anything uses them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from analysis.run_files import RESTORE, BadRun, broken, read_json
+from analysis.schema import FORMAT
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")  # of a trajectory, a cell or a study: never a path
+_Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+class _Study(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    study: _Name
+    question: str | None = None
+    fuse: bool = True
+    seeds: list[int] = []
+    targets: dict[str, dict[str, Any] | None] = {}
+
+
+class _Trajectory(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    trajectory_id: _Name
+    name: _Name | None = None
+    cells: list[str] = []
+    expected_seconds: float = 0.0
+
+
+class _Plan(_Study):
+    study: str = "study"
+    studies: list[_Study] = []
+    trajectories: list[_Trajectory] = []
+    versions: dict[str, str] = {}
+    format: int = FORMAT
+    id: _Name | None = None
+
+
+def load_plan(run: str | Path) -> dict[str, Any]:
+    """plan.json: study, question, cells, trajectories, targets with their provenance, versions. Raises: BadRun.
+
+    ``studies`` has study, question, asks, fuse, seeds, cells and targets of each study, in the order they came; at the
+    head stand those of the first, but every cell and every workload's target.
+    """
+    path = Path(run) / "plan.json"
+    try:
+        plan = read_json(path)
+    except FileNotFoundError:
+        raise BadRun(f"{run}: no plan.json; {RESTORE}") from None
+    version = plan.get("format", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
+        remedy = "upgrade wa-sweeps to read it"
+        raise broken(path, f"the folder has format {version}, newer than {FORMAT}, which this reads", remedy)
+    try:
+        _Plan.model_validate(plan)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise broken(path, f"{where}: {first['msg']}") from None
+    if "studies" not in plan:  # of an earlier version: one study a folder
+        held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
+        plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
+    return plan
+
+
+def load_plan_if_any(run: Path) -> dict[str, Any] | None:
+    """plan.json; None of a folder without one. Raises: BadRun."""
+    there = (run / "plan.json").exists() or (run / "plan.json").is_symlink()
+    return load_plan(run) if there else None
+
+
+def planned_cells(run: Path) -> frozenset[str]:
+    """The cells of every trajectory of the plan; none where there is no plan. Raises: BadRun."""
+    plan = load_plan_if_any(run) or {}
+    return frozenset(cell for one in plan.get("trajectories", []) for cell in one.get("cells", []))

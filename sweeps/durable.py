@@ -1,0 +1,157 @@
+"""Files that survive a kill and a power cut: whole, on disk when a call returns, one writer at a time.
+
+Each step is a system call of its own, in the order that durability asks for: a file's content before its name, a
+name before what it replaces elsewhere is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.output import check_replaceable, named, temporary
+from analysis.run_files import digest, seal
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_TEMPORARY = re.compile(r"\..+\.([0-9]+)\.new")
+
+
+class NoLocks(OSError):
+    """The file system has no locks, without which two writers could write one file."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a kill or a power cut leaves the old file or the new one, whole.
+
+    Raises: OSError, also where something other than a plain file is there.
+    """
+    check_replaceable(path)
+    new = temporary(path)
+    with named(path):
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        try:
+            with suppress(OSError):  # it tells another host that its writer lives
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        _sync_folder(path.parent)
+
+
+def write_table(path: Path, table: pa.Table) -> str:
+    """Put a table at `path` as Parquet with checksums; returns the file's own. Raises: OSError."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    data = seal(buffer.getvalue().to_pybytes())
+    write_atomic(path, data)
+    return digest(data)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, on disk."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():  # else another process made it meanwhile
+            raise
+    _sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that something on disk has taken the place of."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def open_log(path: Path) -> int:
+    """Open a file for reading and appending; its name is on disk."""
+    with named(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        _sync_folder(path.parent)
+    return descriptor
+
+
+def append(descriptor: int, data: bytes, path: Path) -> None:
+    """Append all of `data`, on disk when this returns, or nothing of it. Raises: OSError."""
+    before = os.fstat(descriptor).st_size
+    with named(path):
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):  # half a line would stand before what is written next
+                os.ftruncate(descriptor, before)
+            raise
+
+
+def try_lock(descriptor: int, path: Path) -> bool:
+    """Whether the lock of an open file is ours now. Raises: NoLocks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise NoLocks(error.errno, "its file system has no locks", str(path)) from None
+        raise
+    return True
+
+
+def wait_for_lock(path: Path) -> int:
+    """Open a file and wait for its lock, which the process holds until it closes the descriptor or ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def remove_abandoned(run: Path) -> None:
+    """Remove the temporary files below `run` whose writers have died; those of living ones, here or elsewhere, stay."""
+    for path in run.rglob(".*.new"):
+        told = _TEMPORARY.fullmatch(path.name)
+        if told and path.is_file() and not path.is_symlink() and not _is_alive(int(told[1])):
+            with suppress(OSError), open(path, "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that syncs names by itself
+            raise
+    finally:
+        os.close(descriptor)
