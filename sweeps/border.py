@@ -118,4 +118,4 @@ class Group(click.Group):
                 raise
             said, code = line(error), EXIT_BAD_INPUT
         click.echo(f"wa: {said}", err=True)
-        context.exit(code)
+        return context.exit(code)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps import data_parallel, failures, origins, process, training_state
+from sweeps import data_parallel, origins, process, retries, training_state
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
@@ -74,7 +74,7 @@ def run(
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
                 _run(trajectory, folder, team, device, num_devices, leader)
         except BaseException as error:
-            lasting = not leader.reporting and failures.is_lasting(error)
+            lasting = not leader.reporting and retries.is_lasting(error)
             log.exception("ended early")
             log.error("%s", one_line(error))  # last, so that the log's last line says what it was
             attempt.end(
