@@ -20,6 +20,10 @@ class _Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except KeyboardInterrupt as error:
+            by = f" by {error}" if str(error) else ""
+            click.echo(f"wa: interrupted{by}; the same command goes on from what is on disk", err=True)
+            context.exit(EXIT_INCOMPLETE)
         except ValueError as error:
             if not _is_bad_input(error):
                 raise

@@ -23,6 +23,7 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
+LOCK = ".lock"
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -30,7 +31,7 @@ PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder; a second driver on it is bad input. Raises: SpecError."""
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "w", encoding="utf-8") as stream:
+    with open(run / LOCK, "a", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,6 +52,27 @@ def started(run: Path) -> list[plan.Trajectory]:
     return [plan.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in begun]
 
 
+def _is_of_an_unwritten_plan(entry: Path) -> bool:
+    """What a run that was killed while it wrote its first plan may leave."""
+    return entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+
+
+def _only_planned(run: Path) -> set[str]:
+    """Cells of trajectories that were never begun: nothing has been measured that a new plan could contradict."""
+    path = run / "plan.json"
+    entries = load_plan(run)["trajectories"] if path.exists() else []
+    folders = {entry["name"]: trajectory_folder(run, entry["name"]) for entry in entries}
+    waiting = {
+        name
+        for name, folder in folders.items()
+        if (folder / "trajectory.json").exists()
+        and not (folder / "done").exists()
+        and not any(folder.glob("attempt-*.json"))
+    }
+    begun = {cell for entry in entries if entry["name"] not in waiting for cell in entry["cells"]}
+    return {cell for entry in entries if entry["name"] in waiting for cell in entry["cells"]} - begun
+
+
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     return (trajectory_folder(run, trajectory.name) / "done").exists()
 
@@ -62,12 +84,13 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     """
     path = run / "cells.parquet"
     if not path.exists():
-        if run.exists() and any(entry.name != ".lock" for entry in run.iterdir()):
+        if run.exists() and not all(_is_of_an_unwritten_plan(entry) for entry in run.iterdir()):
             raise SpecError(
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )
         return
-    there = _rows(run)
+    planned = _only_planned(run)
+    there = {cell_id: row for cell_id, row in _rows(run).items() if cell_id not in planned}
     devices, device = plan.num_devices(spec)
     for cell in cells:
         row = there.get(cell.cell_id)
