@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster.checks import Check
 from cluster.folder import folder_checks
 from cluster.place import place
+from cluster.ray_folder import ray_folder
 
 __all__ = ["Check", "examine", "render"]
 
@@ -21,7 +21,7 @@ RAY_TIMEOUT_S = 120.0
 _START_RAY = """
 import sys, time, ray
 began = time.monotonic()
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
          object_store_memory=100 << 20, _temp_dir=sys.argv[1])
 answer = ray.get(ray.remote(lambda: 6 * 7).remote())
 ray.shutdown()
@@ -110,7 +110,7 @@ def _dashboard(address: str) -> Check:
     if there is None:
         return Check("cluster", True, f"{address} answers")
     here = version("ray")
-    if there.split(".")[:2] != here.split(".")[:2]:
+    if there.split(".")[:2] != here.split(".")[:2]:  # releases of one minor version understand each other
         return Check(
             "cluster", None, f"{address} runs Ray {there}, this place {here}", "use one version everywhere"
         )
@@ -119,24 +119,27 @@ def _dashboard(address: str) -> Check:
 
 def ray_starts(timeout_s: float = RAY_TIMEOUT_S) -> Check:
     """Start a local Ray of one CPU in a process group of its own, run one task, end all of it."""
-    with tempfile.TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-        environment.pop("RAY_ADDRESS", None)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START_RAY, folder],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            output = f"no answer within {timeout_s:.0f} s"
-        finally:
-            _end_group(process)
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        with ray_folder() as folder:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START_RAY, str(folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                output, _ = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                output = f"no answer within {timeout_s:.0f} s"
+            finally:
+                _end_group(process)
+    except OSError as error:
+        return Check("ray starts", False, str(error), "as said under temp path")
     last = (output.strip().splitlines() or ["no output"])[-1][:300]
     ok = process.returncode == 0 and last.startswith("answered 42")
     return Check(

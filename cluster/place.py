@@ -10,14 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cluster.checks import Check
+from cluster.ray_folder import MAX_BASE_BYTES, NoFolder, base
 
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow", "pydantic", "altair")
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 2 << 30  # Ray itself about 1 GiB, a trial's process about 0.5 GiB before its model
 MIN_DISK = 2 << 30
 MIN_SHM = 100 << 20  # the object store that `wa run` asks Ray for
-# Linux ends a socket's path at 107 bytes; Ray's own part, /session_…/sockets/plasma_store, takes 65.
-MAX_TEMP_PATH = 107 - 65
 
 
 def place() -> list[Check]:
@@ -69,7 +68,10 @@ def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/c
 
 
 def disk() -> Check:
-    folder = tempfile.gettempdir()
+    try:
+        folder = base()
+    except NoFolder:
+        folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
     return _enough("disk", free, MIN_DISK, f"free in {folder}", "free some, or point TMPDIR elsewhere")
 
@@ -82,10 +84,16 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
 
 
 def temp_path() -> Check:
-    folder = tempfile.gettempdir()
-    ok = len(os.fsencode(folder)) <= MAX_TEMP_PATH
-    detail = f"{folder}, {len(os.fsencode(folder))} bytes long"
-    return Check("temp path", ok, detail, "" if ok else "Ray's sockets need a shorter one: TMPDIR=/tmp")
+    """Where `wa run` lets Ray keep its sockets, whose paths the kernel bounds."""
+    asked = tempfile.gettempdir()
+    length = f"{asked}, {len(os.fsencode(asked))} bytes long"
+    try:
+        chosen = base()
+    except NoFolder as error:
+        return Check("temp path", False, length, str(error))
+    if str(chosen) == asked:
+        return Check("temp path", True, length)
+    return Check("temp path", True, f"{length}: more than the {MAX_BASE_BYTES} of Ray's sockets, so {chosen}")
 
 
 def gpus() -> Check:

@@ -111,6 +111,9 @@ class Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except KeyboardInterrupt as error:
+            by = f" by {error}" if str(error) else ""
+            said, code = f"interrupted{by}; the same command goes on from what is on disk", EXIT_INCOMPLETE
         except Begun as error:
             said, code = str(error), EXIT_INCOMPLETE
         except (OSError, ValueError) as error:

@@ -7,46 +7,34 @@ as a new experiment, and never `Tuner.restore` (docs/architecture.md says why).
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
-import signal
-import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-# Read when ray is imported: our own progress and records stand in for what these switch off.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# First, since it sets what Ray reads when it is imported.
+from sweeps.engine import Engine, first_line
 
-import ray
+# isort: split
 from ray import tune
-from ray.job_config import JobConfig
 from ray.tune.search import Searcher
 
 from analysis.run_files import BadRun
-from sweeps import import_order
-from sweeps.attempts import lasting_error
+from sweeps import attempts, failures, import_order
+from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
 from workloads.data import VARIABLE
 
-PREFIX = "wa-ray-"  # of Ray's temporary folder, then the driver's pid
 MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
-KNOCK_SECONDS = 10.0
-OBJECT_STORE_BYTES = 100 << 20  # records go through the file system; Ray's store stays small
-
-
-class NoRoom(ValueError):
-    """The machine or cluster cannot hold a single trial, or does not answer."""
+STOP_SECONDS = 45.0  # granted to trials that were asked to end; what they recorded is on disk before
+LOOK_SECONDS = 0.2
 
 
 class Listener(Protocol):
@@ -55,15 +43,17 @@ class Listener(Protocol):
     def started(self, name: str) -> None: ...
     def progressed(self, name: str, step: int, best: float | None) -> None: ...
     def done(self, name: str) -> None: ...
-    def failed(self, name: str) -> None: ...
+    def retried(self, name: str, reason: str) -> None: ...
+    def failed(self, name: str, reason: str) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What became of the trajectories: done, failed for good, and the rest (interrupted)."""
+    """What became of the trajectories: done, failed for good, and the rest; what ended the experiment early, if so."""
 
-    done: list[str]
-    failed: list[str]
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    ended: str | None = None
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -71,34 +61,57 @@ def _train(config: dict[str, Any]) -> None:
     import json
 
     import_order.search_too(config["sys_path"])  # a user's workload, by dotted path
-    from sweeps import attempts, plan, trajectory
+    from sweeps import plan, trajectory
 
     if config["data_dir"] is not None:
         os.environ[VARIABLE] = config["data_dir"]
     folder = Path(config["folder"])
     planned = json.loads((folder / "trajectory.json").read_text(encoding="utf-8"))
+    stopped = False  # by Tune, which ends a trial that reports by SystemExit
 
     def report(progress: trajectory.Progress) -> None:
-        tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
-
-    try:
-        trajectory.run(
-            plan.from_dict(planned),
-            folder,
-            device=config["device"],
-            num_devices=config["num_devices"],
-            processes=config["processes"],
-            checkpoint_seconds=config["checkpoint_seconds"],
-            planned_code=planned.get("code"),
-            report=report,
-        )
-    except (Exception, SystemExit):
-        # Raised, Tune would try it again; what would fail again ends here, and the driver reads why in the folder.
-        if attempts.lasting_error(folder) is None:
+        nonlocal stopped
+        try:
+            tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
+        except SystemExit:
+            stopped = True
             raise
-        tune.report(
-            {"name": config["name"]}
-        )  # Tune prints a line of its own for a trial that reported nothing
+
+    with _crashes_logged(folder / "log"):
+        try:
+            trajectory.run(
+                plan.from_dict(planned),
+                folder,
+                device=config["device"],
+                num_devices=config["num_devices"],
+                processes=config["processes"],
+                checkpoint_seconds=config["checkpoint_seconds"],
+                planned_code=planned.get("code"),
+                report=report,
+            )
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if stopped:
+                raise
+            # Raised, Tune would try it again; what would fail again ends here, and the driver reads why in the folder.
+            if attempts.lasting_error(folder) is not None:
+                # Tune prints a line of its own for a trial that reported nothing.
+                tune.report({"name": config["name"]})
+            elif isinstance(error, Exception):
+                raise
+            else:  # Tune would take an exit with code 0 for a trial that is done
+                said = repr(error).removesuffix("()")
+                raise RuntimeError(f"the workload's code raised {said}") from error
+
+
+@contextmanager
+def _crashes_logged(log: Path) -> Iterator[None]:
+    """Where a fatal signal ends this process, the log says which, and the stack."""
+    with open(log, "ab") as stream:
+        faulthandler.enable(stream, all_threads=False)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc]
@@ -123,14 +136,23 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         pass
 
 
+class _Stopped(Exception):
+    """Ends Tune's loop, on the path where it stops its trials."""
+
+
 class _Callback(tune.Callback):  # type: ignore[misc]
     """Tune's events -> the listener; a finished trajectory's records are compacted at once."""
 
-    def __init__(self, run: Path, listener: Listener, outcome: Outcome) -> None:
-        self.run, self.listener, self.outcome = run, listener, outcome
+    def __init__(self, run: Path, listener: Listener, outcome: Outcome, stop: threading.Event) -> None:
+        self.run, self.listener, self.outcome, self.stop = run, listener, outcome, stop
+        self.memory_kills = failures.memory_kills()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()  # Tune pickles its callbacks for `restore`, which we do not use
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.stop.is_set():
+            raise _Stopped
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.listener.started(trial.config["name"])
@@ -143,116 +165,51 @@ class _Callback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
-        if (trajectory_folder(self.run, name) / "done").exists():
+        folder = trajectory_folder(self.run, name)
+        if (folder / "done").exists():
             try:
                 compact(self.run, name)
             except (OSError, BadRun):  # a full disk, say; `launch` tries it again at the end, and tells
                 return
             self.outcome.done.append(name)
             self.listener.done(name)
-        elif lasting_error(trajectory_folder(self.run, name)) is not None:
+        elif (said := attempts.lasting_error(folder)) is not None:
             self.outcome.failed.append(name)
-            self.listener.failed(name)
+            self.listener.failed(name, f"{said} ({folder / 'log'})")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A failure with a retry left."""
+        again = f"{self._reason(trial)} (retry {trial.num_failures} of {MAX_FAILURES})"
+        self.listener.retried(trial.config["name"], again)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Called at every failure; the trial is lost for good only when no retry is left.
-        if trial.num_failures > MAX_FAILURES:
-            self.outcome.failed.append(trial.config["name"])
-            self.listener.failed(trial.config["name"])
+        """The failure after the last retry."""
+        self.outcome.failed.append(trial.config["name"])
+        self.listener.failed(trial.config["name"], self._reason(trial))
 
-
-@dataclass(frozen=True)
-class Engine:
-    """A Ray to run on and how many trials fit at once."""
-
-    slots: int
-    cpu: float
-    gpu: float
-    processes: int = 1
-
-
-class _OwnSearchPath(JobConfig):  # type: ignore[misc]
-    """Workers search what an installation of theirs searches.
-
-    Ray would put the driver's current folder and its script's before everything else there, Python's own modules
-    and Ray's included. `_train` appends the user's folders instead.
-    """
-
-    def _serialize(self) -> Any:
-        self._py_driver_sys_path: list[str] = []
-        return super()._serialize()
-
-
-@contextmanager
-def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = None) -> Iterator[Engine]:
-    """Start a local Ray, or join the one at `address`; shut down what was started.
-
-    Raises: NoRoom when not even one trial fits, or nothing answers at `address`.
-    """
-    temporary = None
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if address is None:
-        _remove_abandoned()
-        # /tmp/ray is never cleaned, ours is.
-        temporary = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-        ray.init(
-            job_config=_OwnSearchPath(),
-            address="local",  # whatever RAY_ADDRESS says: without --address it is this machine
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(temporary),
-            **quiet,
+    def _reason(self, trial: Any) -> str:
+        said = (
+            Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         )
-    else:
+        last = said.rpartition("Failure # ")[2]
+        kills, self.memory_kills = self.memory_kills, failures.memory_kills()
+        log = trajectory_folder(self.run, trial.config["name"]) / "log"
+        return f"{failures.reason(last, log, self.memory_kills > kills)} ({log})"
+
+
+class _Fit(threading.Thread):
+    """`tuner.fit` beside the main thread, which a dead Ray must not hold."""
+
+    def __init__(self, tuner: tune.Tuner) -> None:
+        super().__init__(daemon=True, name="tune")
+        self.tuner = tuner
+        self.error: Exception | None = None
+
+    def run(self) -> None:
         try:
-            _knock(address)
-            own = (
-                None if address.startswith("ray://") else _OwnSearchPath()
-            )  # a client's folder does not travel
-            ray.init(address=address, job_config=own, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            hint = "is it up, and do RAY_AUTH_MODE and the token match its own?"
-            raise NoRoom(
-                f"--address: no Ray answers at {address} ({error}); {hint} (docs/cluster.md)"
-            ) from None
-    try:
-        slots = sum(_slots(node["Resources"], cpu, gpu) for node in ray.nodes() if node["Alive"])
-        if slots == 0:
-            have = ray.cluster_resources()
-            raise NoRoom(
-                f"a trial needs {cpu:g} CPU and {gpu:g} GPU; "
-                f"the largest node here is part of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU"
-            )
-        yield Engine(slots, cpu, gpu, processes)
-    finally:
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _knock(address: str) -> None:
-    """Fail within seconds where no one listens; ray.init would try for minutes. Raises: OSError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
-
-
-def _remove_abandoned() -> None:
-    """Remove the temporary folders of drivers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _slots(resources: dict[str, float], cpu: float, gpu: float) -> int:
-    by_cpu = int(resources.get("CPU", 0) / cpu + 1e-9)
-    if not gpu:
-        return by_cpu
-    gpus = int(resources.get("GPU", 0))
-    return min(
-        by_cpu, gpus // int(gpu) if gpu >= 1 else gpus * int(1 / gpu + 1e-9)
-    )  # a fraction spans no two GPUs
+            self.tuner.fit()
+        except Exception as error:
+            self.error = error
 
 
 def launch(
@@ -260,21 +217,48 @@ def launch(
     run: Path,
     trajectories: Sequence[Trajectory],
     listener: Listener,
+    interrupts: Interrupts,
     checkpoint_seconds: float = 10.0,
 ) -> Outcome:
-    """Train the trajectories, in their order, into the run folder. Returns when all ended or on an interrupt."""
-    outcome = Outcome([], [])
+    """Train the trajectories, in their order, into the run folder.
+
+    Returns when all ended, on an interrupt, or when Ray is gone; then trials end with it and records stay.
+    """
+    outcome = Outcome()
     if not trajectories:
         return outcome
     # Else a Searcher's actors start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
-    num_devices = on.gpu or on.cpu
+    storage = run.resolve() / ".tune"
+    stop = threading.Event()
+    fit = _Fit(
+        _tuner(on, run, storage, trajectories, _Callback(run, listener, outcome, stop), checkpoint_seconds)
+    )
+    fit.start()
+    outcome.ended = _wait(fit, on, stop, interrupts)
+    for one in trajectories:  # a kill between the done marker and Tune's event
+        if one.name not in outcome.done and (trajectory_folder(run, one.name) / "done").exists():
+            compact(run, one.name)
+            outcome.done.append(one.name)
+            listener.done(one.name)
+    shutil.rmtree(storage, ignore_errors=True)
+    return outcome
+
+
+def _tuner(
+    on: Engine,
+    run: Path,
+    storage: Path,
+    trajectories: Sequence[Trajectory],
+    callback: _Callback,
+    checkpoint_seconds: float,
+) -> tune.Tuner:
     configs = [
         {
             "name": one.name,
             "folder": str(trajectory_folder(run, one.name).resolve()),
             "device": "cuda" if on.gpu else "cpu",
-            "num_devices": num_devices,
+            "num_devices": on.gpu or on.cpu,
             "processes": on.processes,
             "data_dir": os.environ.get(VARIABLE),
             "checkpoint_seconds": checkpoint_seconds,
@@ -282,9 +266,8 @@ def launch(
         }
         for one in trajectories
     ]
-    storage = run.resolve() / ".tune"
     attempt = 1 + len(list(storage.glob("attempt-*")))
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(_train, {"cpu": on.cpu, "gpu": on.gpu}),
         tune_config=tune.TuneConfig(
             search_alg=PlanSearcher(configs),
@@ -296,34 +279,34 @@ def launch(
         run_config=tune.RunConfig(
             name=f"attempt-{attempt}",
             storage_path=str(storage),
-            callbacks=[_Callback(run, listener, outcome)],
+            callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
-    with _terminated_like_interrupted():
-        tuner.fit()
-    for one in trajectories:  # a kill between the done marker and Tune's event
-        if one.name not in outcome.done and (trajectory_folder(run, one.name) / "done").exists():
-            compact(run, one.name)
-            outcome.done.append(one.name)
-            listener.done(one.name)
-    shutil.rmtree(storage, ignore_errors=True)
-    return outcome
 
 
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM takes SIGINT's path, on which Tune stops its trials in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts) -> str | None:
+    """Until the experiment has ended, or must be left; what ended it before its time, in words."""
+    asked: float | None = None
+    while True:
+        fit.join(LOOK_SECONDS)
+        if (died := on.died()) is not None:
+            on.abandoned = True
+            return died
+        if not fit.is_alive():
+            break
+        if interrupts.count and asked is None:
+            asked = time.monotonic()
+            stop.set()
+        if interrupts.count > 1 or (asked is not None and time.monotonic() - asked > STOP_SECONDS):
+            on.abandoned = True
+            return f"interrupted by {interrupts.first}, its trials ended at once"
+    if asked is not None:
+        return f"interrupted by {interrupts.first}"
+    if fit.error is not None:
+        if on.answers():
+            raise fit.error
+        on.abandoned = True
+        return f"Ray on {on.where} is gone ({first_line(fit.error)})"
+    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,9 +16,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.failures import described
 from sweeps.plan import Trajectory, cost
 
 LINE_SECONDS = 30.0  # between lines where the output is no terminal
+WINDOW_SECONDS = 600.0  # whose pace the eta goes by: what was quick or slow before that no longer counts
+MOMENTS = 60  # that the window is kept in
+ETA_SHARE = 0.05  # of the work to be done before there is an eta
 
 
 @dataclass
@@ -31,13 +37,22 @@ class Progress:
     lost: set[str] = field(default_factory=set)
     steps: dict[str, int] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # by workload
+    worked: float = 0.0  # expected seconds of what has been trained since this began
+    moments: deque[tuple[float, float]] = field(default_factory=deque)  # (when, worked), over the window
 
     def __post_init__(self) -> None:
         self.by_name: Mapping[str, Trajectory] = {one.name: one for one in self.trajectories}
         self.expected = {one.name: cost(one).seconds for one in self.trajectories}
         self.began = self.said = time.monotonic()
+        self.moments.append((self.began, 0.0))
         self.live = (
-            Live(console=self.console, refresh_per_second=4, transient=True)
+            Live(
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,  # what libraries print does not belong here
+                redirect_stderr=False,
+            )
             if self.console.is_terminal
             else None
         )
@@ -47,7 +62,7 @@ class Progress:
         self._draw()
 
     def progressed(self, name: str, step: int, best: float | None) -> None:
-        self.steps[name] = step
+        self._work(name, step)
         one = self.by_name[name].cells[0]
         workload = one.training.workload
         if best is not None:
@@ -61,20 +76,53 @@ class Progress:
         self.running.discard(name)
         self._draw(say=True)
 
-    def failed(self, name: str) -> None:
+    def retried(self, name: str, reason: str) -> None:
+        self._tell(name, f"failed, and is tried again: {reason}")
+
+    def failed(self, name: str, reason: str) -> None:
         self.lost.add(name)
         self.running.discard(name)
+        self._tell(name, f"failed: {reason}")
         self._draw(say=True)
+
+    def _tell(self, name: str, what: str) -> None:
+        self.console.print(f"{described(self.by_name[name])} {what}", markup=False, soft_wrap=True)
 
     def share_done(self) -> float:
         """Share of the expected work that is done."""
         worked = sum(self.expected[name] * self._share_of(name) for name in self.by_name)
         return worked / sum(self.expected.values())
 
+    def _work(self, name: str, step: int) -> None:
+        one = self.by_name[name]
+        gained = step - self.steps.get(name, 0)
+        if (
+            name not in self.steps
+        ):  # what comes before its first evaluation here, an earlier run may have done
+            gained = min(gained, math.ceil(one.length_steps / one.num_evaluations))
+        self.worked += self.expected[name] * max(0, gained) / one.length_steps  # none for what is done again
+        self.steps[name] = max(step, self.steps.get(name, 0))
+
     def eta_seconds(self) -> float | None:
-        """Time for what is left at the pace so far; None before there is a pace."""
-        done = self.share_done()
-        return None if done <= 0 else (time.monotonic() - self.began) * (1 - done) / done
+        """Time for what is left at the pace of the last minutes; None before there is a pace to go by."""
+        now = time.monotonic()
+        if now - self.moments[-1][0] > WINDOW_SECONDS / MOMENTS:
+            self.moments.append((now, self.worked))
+        # The moment before the window stays while it is the only one to measure from.
+        while len(self.moments) > 2 and now - self.moments[1][0] > WINDOW_SECONDS:
+            self.moments.popleft()
+        over = self.finished | self.lost
+        left = sum(
+            self.expected[name] * (1 - self._share_of(name)) for name in self.by_name if name not in over
+        )
+        if left <= 0:
+            return 0.0
+        began, before = self.moments[0]
+        if self.worked <= before:  # evaluations are further apart than the window is long
+            began, before = self.began, 0.0
+        if self.share_done() < ETA_SHARE or self.worked <= before:
+            return None
+        return (now - began) * left / (self.worked - before)
 
     def _share_of(self, name: str) -> float:
         if name in self.finished or name in self.lost:
@@ -128,6 +176,12 @@ class Progress:
     ) -> None:
         if self.live is not None:
             self.live.stop()
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 trajectory``, ``1,280 trajectories``."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"
 
 
 def duration(seconds: float) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -13,13 +15,19 @@ from analysis.records import check_records
 from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.cells import Cell
-from sweeps.progress import Progress, duration
+from sweeps.interrupts import Interrupts
+from sweeps.interrupts import interrupts as take_interrupts
+from sweeps.progress import Progress, counted, duration
+from sweeps.ray_log import RAY_LOG, noise_to
 from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load, with_batch_size
 from workloads.user_errors import one_line
+
+if TYPE_CHECKING:
+    from sweeps.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -72,37 +80,75 @@ def run_studies(
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
-    Raises: SpecError or launch.NoRoom (too small, or no Ray answers) before anything is launched.
+    Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written.
     """
     specs, left_out = user_code.usable(specs)
     studies = resolve(specs, calibrating)
     for resolved in studies:
         _check_data(resolved, address)
-    is_here = address is None or not address.startswith("ray://")
-    sources = origins.of_studies(specs, with_data=is_here)
-    first = specs[0]  # what all agree on: resources, tracking, fuse
-    with run_folder.locked(run):
+    sources = origins.of_studies(specs, with_data=address is None or not address.startswith("ray://"))
+
+    def compared() -> Work:
         todo = _against(run, studies)
         if not accept_changed_code:
             origins.refuse_changed(run, specs, sources, run_folder.started(run))
-        for one in run_folder.started(run):  # finished, but killed before compaction
-            if run_folder.is_done(run, one):
-                run_folder.compact(run, one.name)
-        run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
-        run_folder.write_trials(run)
-        _announce(todo, run, console, calibrating)
-        for line in left_out:
-            console.print(line, markup=False, soft_wrap=True)
-        publisher = tracking.start(run, first.tracking.wandb, first.tracking.project, first.tracking.entity)
-        try:
-            complete = _launch(first, todo, run, console, address, checkpoint_seconds)
-        finally:
+        return todo
+
+    with ExitStack() as held:
+        interrupts = held.enter_context(take_interrupts())
+        is_new = not (run / run_folder.LOCK).exists()
+        if not is_new:
+            held.enter_context(run_folder.locked(run))
+        todo = compared()
+        # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
+        with _engine(specs[0], todo, address) as engine:
+            interrupts.count_from_here()
+            if is_new:
+                held.enter_context(run_folder.locked(run))
+                todo = compared()  # another run may have been quicker
+            if engine is not None:
+                held.enter_context(noise_to(run / RAY_LOG, console))
+            for one in run_folder.started(run):  # finished, but killed before compaction
+                if run_folder.is_done(run, one):
+                    run_folder.compact(run, one.name)
+            run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
             run_folder.write_trials(run)
-            if not tracking.finish(publisher):
-                console.print(
-                    f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it."
-                )
-    return complete and not left_out
+            _announce(todo, run, console, calibrating)
+            for line in left_out:
+                console.print(line, markup=False, soft_wrap=True)
+            return (
+                _train(specs[0], todo, run, console, engine, interrupts, checkpoint_seconds) and not left_out
+            )
+
+
+def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:
+    """A Ray with room for a trial, where there is anything to train. Raises: engine.NoRoom."""
+    if not todo.trajectories:
+        return nullcontext()
+    from sweeps.engine import engine  # ray, which takes a second
+
+    need = spec.resources
+    return engine(need.cpu, need.gpu, need.num_processes, address)
+
+
+def _train(
+    spec: Spec,  # of what all agree on: resources, tracking, fuse
+    todo: Work,
+    run: Path,
+    console: Console,
+    engine: Engine | None,
+    interrupts: Interrupts,
+    checkpoint_seconds: float,
+) -> bool:
+    publisher = tracking.start(run, spec.tracking.wandb, spec.tracking.project, spec.tracking.entity)
+    try:
+        return engine is None or _launch(engine, todo, run, console, interrupts, checkpoint_seconds)
+    finally:
+        run_folder.write_trials(run)
+        if not tracking.finish(publisher):
+            console.print(
+                f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it."
+            )
 
 
 def _check_data(study: Resolved, address: str | None) -> None:
@@ -134,32 +180,23 @@ def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> Non
             console.print(
                 f"{workload} has no target yet, so steps-to-target is withheld: `wa calibrate {workload}` sets one."
             )
-    done = f", {todo.num_done} trajectories done already" if todo.num_done else ""
-    console.print(f"{run}: {len(todo.cells)} cells, {len(todo.trajectories)} trajectories to train{done}")
+    cells, to_train = counted(len(todo.cells), "cell"), counted(len(todo.trajectories), "trajectory")
+    done = f", {counted(todo.num_done, 'trajectory')} done already" if todo.num_done else ""
+    console.print(f"{run}: {cells}, {to_train} to train{done}", soft_wrap=True)
 
 
 def _launch(
-    spec: Spec, todo: Work, run: Path, console: Console, address: str | None, checkpoint_seconds: float
+    engine: Engine, todo: Work, run: Path, console: Console, interrupts: Interrupts, checkpoint_seconds: float
 ) -> bool:
-    if not todo.trajectories:
-        return True
-    from sweeps import launch  # ray, which takes a second
+    from sweeps.launch import launch
 
-    need = spec.resources
-    with launch.engine(need.cpu, need.gpu, need.num_processes, address) as engine:
-        with Progress(console, todo.trajectories, todo.num_done) as progress:
-            outcome = launch.launch(engine, run, todo.trajectories, progress, checkpoint_seconds)
-        console.print(progress.line())
-    _explain(outcome.failed, run, console)
-    return len(outcome.done) == len(todo.trajectories)
-
-
-def _explain(failed: Sequence[str], run: Path, console: Console) -> None:
-    for name in failed:
-        log = run_folder.trajectory_folder(run, name) / "log"
-        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
-        last = lines[-1] if lines else "its process died before it could say why"
-        console.print(f"trajectory {name} failed: {last} ({log})", markup=False, soft_wrap=True)
+    with Progress(console, todo.trajectories, todo.num_done) as progress:
+        outcome = launch(engine, run, todo.trajectories, progress, interrupts, checkpoint_seconds)
+    console.print(progress.line(), soft_wrap=True)
+    complete = len(outcome.done) == len(todo.trajectories)
+    if outcome.ended is not None and not complete:
+        console.print(f"{outcome.ended}; records up to here are kept", soft_wrap=True)
+    return complete
 
 
 def expected(spec: Spec, trajectories: Sequence[plan.Trajectory]) -> dict[str, dict[str, float]]:

@@ -29,6 +29,7 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
+LOCK = ".lock"
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -39,7 +40,7 @@ def locked(run: Path) -> Iterator[None]:
     What killed writers left of files that were never whole is removed.
     """
     durable.make_folder(run)
-    descriptor = durable.open_log(run / ".lock")
+    descriptor = durable.open_log(run / LOCK)
     try:
         if not _try_lock(descriptor, run):
             raise SpecError(
@@ -85,6 +86,26 @@ def read_trajectory(path: Path) -> plan.Trajectory:
     return one
 
 
+def _is_of_an_unwritten_plan(entry: Path) -> bool:
+    """What a run that was killed while it wrote its first plan may leave."""
+    return entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+
+
+def _only_planned(run: Path) -> set[str]:
+    """Cells of trajectories that were never begun: nothing has been measured that a new plan could contradict."""
+    entries = (load_plan_if_any(run) or {"trajectories": []})["trajectories"]
+    folders = {entry["name"]: trajectory_folder(run, entry["name"]) for entry in entries}
+    waiting = {
+        name
+        for name, folder in folders.items()
+        if (folder / "trajectory.json").exists()
+        and not (folder / "done").exists()
+        and not any(folder.glob("attempt-*.json"))
+    }
+    begun = {cell for entry in entries if entry["name"] not in waiting for cell in entry["cells"]}
+    return {cell for entry in entries if entry["name"] in waiting for cell in entry["cells"]} - begun
+
+
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     """Whether its marker says so, whose promise `check_records` checks. Raises: BadRun."""
     folder = trajectory_folder(run, trajectory.name)
@@ -106,11 +127,13 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     load_plan_if_any(run)  # which may be of a later version
     there = _rows(run)
     if not there:
-        if run.exists() and any(entry.name != ".lock" for entry in run.iterdir()):
+        if run.exists() and not all(_is_of_an_unwritten_plan(entry) for entry in run.iterdir()):
             raise SpecError(
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )
         return
+    planned = _only_planned(run)
+    there = {cell_id: row for cell_id, row in there.items() if cell_id not in planned}
     devices, device = plan.num_devices(spec)
     for cell in cells:
         row = there.get(cell.cell_id)

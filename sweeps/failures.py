@@ -1,0 +1,100 @@
+"""What a trial died of, in one line: from what Ray says of it and what its log says."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sweeps.plan import Trajectory
+
+LONGEST = 300  # characters of a reason
+LOG_BYTES = 1 << 16  # of the log's end, which holds the last attempt's last words
+FATAL = "Fatal Python error: "  # how Python's faulthandler begins
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d ")  # of the log's own lines
+_FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+)')
+LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+LESS = "fewer trials at once (--set resources.cpu=2) or a smaller batch_size takes less"
+
+
+def described(one: Trajectory) -> str:
+    """A trajectory as its user knows it: workload, schemes, seed."""
+    schemes = dict.fromkeys(
+        "none" if c.scheme is None else type(c.scheme).__name__.lower() for c in one.cells
+    )
+    training = one.cells[0].training
+    return f"{training.workload} · {', '.join(schemes)} · seed {training.seed}"
+
+
+def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
+    """Why the trial died.
+
+    said: the error as Ray gives it. was_short_of_memory: whether the kernel of this machine has killed anything for
+    want of memory while the trial ran.
+    """
+    lines = _tail(log)
+    if "OutOfMemory" in said or "low on memory" in said:
+        return f"out of memory: Ray ended its process to save the machine; {LESS}"
+    if "actor died" not in said.lower() and "ActorUnavailable" not in said:
+        return _exception(said.splitlines()) or _exception(lines) or "it ended and did not say why"
+    crash = _crash(lines)
+    if crash is not None:
+        return crash
+    if "node has died" in said:
+        return "its node was lost"
+    if was_short_of_memory:
+        return f"out of memory: the kernel killed its process (SIGKILL); {LESS}"
+    return (
+        "its process vanished: killed (SIGKILL), by someone or for want of memory, or ended by os._exit; "
+        f"if it was memory, {LESS}"
+    )
+
+
+def _exception(lines: Sequence[str]) -> str | None:
+    """What a traceback ends with: the exception's kind and all of its message, on one line."""
+    last = max((i for i, line in enumerate(lines) if _FRAME.match(line)), default=None)
+    if last is None:
+        said = [line for line in lines if line.strip()]
+        return " ".join(said[-1].split())[:LONGEST] if said else None
+    after = [line for line in lines[last + 1 :] if not line.startswith(" ") and line.strip()]
+    return " ".join(" ".join(after).split())[:LONGEST] or None
+
+
+def _crash(lines: Iterable[str]) -> str | None:
+    """A fatal signal after the last line that the log's own writer stamped."""
+    after: list[str] = []
+    for line in lines:
+        if _STAMP.match(line):
+            after.clear()
+        else:
+            after.append(line)
+    told = next((line for line in after if line.startswith(FATAL)), None)
+    if told is None:
+        return None
+    frames = [found for line in after if (found := _FRAME.match(line))]
+    own = [found for found in frames if not found["file"].startswith(LIBRARIES)]
+    frame = next(iter(own or frames), None)
+    where = "" if frame is None else f" in {Path(frame['file']).name}, line {frame['line']}"
+    return f"crashed: {told.removeprefix(FATAL).lower()}{where}; the log has its stack"
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - LOG_BYTES))
+            return stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def memory_kills() -> int:
+    """How many processes this machine's kernel has killed for want of memory; 0 where it does not tell."""
+    kills = 0
+    for path, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+        try:
+            rows = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
+        except OSError:
+            continue
+        kills += sum(int(row[1]) for row in rows if row[:1] == [key] and len(row) == 2)
+    return kills
