@@ -6,7 +6,8 @@ import itertools
 import re
 from typing import Any
 
-from sweeps.blocks import SpecError, shown
+from sweeps.blocks import SpecError
+from sweeps.wording import shown
 from sweeps.yaml_file import BadYaml, parse_value
 
 

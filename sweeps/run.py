@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell
+from sweeps.identity import Cell
 from sweeps.progress import Progress, duration
 from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union

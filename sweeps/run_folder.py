@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from analysis.records import CELLS, TRIALS, load_plan, read_live, read_table, rows_to_table
 from sweeps import origins, plan
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cell_to_row
+from sweeps.cell_row import cell_to_row
+from sweeps.identity import Cell
 from sweeps.recorder import write_atomic
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
