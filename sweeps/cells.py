@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sweeps.axes import Grid, Placed, expand, known
 from sweeps.blocks import (
@@ -207,7 +207,7 @@ def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
 
 def _schedule(placed: Placed, workload: Workload, name: str, total: int, optimizer: str) -> Schedule:
     block: ScheduleBlock = placed.block
-    own = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "lr_decay": None, "final_lr": 0.0}
+    own: dict[str, Any] = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "lr_decay": None, "final_lr": 0.0}
     own |= _own(ScheduleBlock, workload, name).model_dump(exclude_unset=True)
     if optimizer == "schedule_free_adamw" and block.lr_decay is None and block.final_lr is None:
         own["shape"] = "constant"  # what its name says, after the warm-up: its average stands in for a decay

@@ -16,6 +16,7 @@ from sweeps.progress import Progress, duration
 from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
+from sweeps.wording import counted
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load, with_batch_size
 from workloads.user_errors import one_line
@@ -132,8 +133,9 @@ def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> Non
             console.print(
                 f"{workload} has no target yet, so steps-to-target is withheld: `wa calibrate {workload}` sets one."
             )
-    done = f", {todo.num_done} trajectories done already" if todo.num_done else ""
-    console.print(f"{run}: {len(todo.cells)} cells, {len(todo.trajectories)} trajectories to train{done}")
+    done, new = (counted(n, "trajectory", "trajectories") for n in (todo.num_done, len(todo.trajectories)))
+    already = f", {done} done already" if todo.num_done else ""
+    console.print(f"{run}: {counted(len(todo.cells), 'cell')}, {new} to train{already}")
 
 
 def _launch(
