@@ -48,6 +48,7 @@ CELLS = pa.schema(
         ("eps", pa.float64()),
         ("weight_decay", pa.float64()),
         ("momentum", pa.float64()),
+        ("nesterov", pa.float64()),  # 1 or 0
         ("grad_clip", pa.float64()),
         ("precondition_every", pa.float64()),  # steps
         ("precondition_start", pa.float64()),  # steps
@@ -109,6 +110,9 @@ LATER: dict[str, Any] = {
     "metrics": [],
     "studies": lambda table: [[study] for study in table["study"].to_pylist()],
     "name": lambda table: table["trajectory_id"].to_pylist(),
+    "nesterov": lambda table: [
+        float(bool(m)) if m is not None else None for m in table["momentum"].to_pylist()
+    ],
     "precondition_every": None,
     "precondition_start": None,
     "block_size": None,

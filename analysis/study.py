@@ -18,7 +18,15 @@ from analysis import records as schema
 
 TRAINING = [
     *("workload", "preset", "step_budget", "optimizer", "lr", "beta1", "beta2", "eps", "weight_decay"),
-    *("momentum", "grad_clip", "precondition_every", "precondition_start", "block_size", "matrix_eps"),
+    *(
+        "momentum",
+        "nesterov",
+        "grad_clip",
+        "precondition_every",
+        "precondition_start",
+        "block_size",
+        "matrix_eps",
+    ),
     *("precision", "compile", "accumulate", "batch_size"),
     *("schedule", "length_steps", "length_fraction", "warmup_steps"),
     *("lr_decay_steps", "lr_decay", "final_lr", "evaluate_every_steps"),

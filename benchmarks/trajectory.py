@@ -18,7 +18,8 @@ import torch
 
 from analysis.records import read_live
 from sweeps import trajectory
-from sweeps.cells import Training, cells
+from sweeps.cells import cells
+from sweeps.identity import Training
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec

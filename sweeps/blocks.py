@@ -5,19 +5,21 @@ Every check says what is allowed, since its message is the line a user reads.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from sweeps.wording import among, one_line, shown
 
 
 class SpecError(ValueError):
     """Bad input: ``file: key path: what is wrong; what is allowed``."""
 
     def __init__(self, path: str, message: str, source: str = "spec") -> None:
+        path, message = one_line(path, 80, tail=40), one_line(message)
         self.path, self.message, self.source = path, message, source
         super().__init__(": ".join(part for part in (source, path, message) if part))
 
@@ -29,34 +31,45 @@ class SpecError(ValueError):
 # --- values ----------------------------------------------------------------------------------------------------
 
 
-def shown(value: object) -> str:
-    """A value as an error line quotes it: one line, at most 60 characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known name nearest to `name`, else nothing."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1000  # what a float can hold
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _as_meant(value: object) -> str:
+    """`` (write 1000)`` where a value says a number in a way that is read as something else."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9]+)?([eE][-+]?[0-9]+)?", value):
+        return f" (write {value.replace('_', '')[:40]}, without quotes)"
+    return ""
 
 
 def _checked(accept: Callable[[Any], bool], allowed: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not accept(value):
-            raise ValueError(f"got {shown(value)}; allowed: {allowed}")
+            raise ValueError(f"got {shown(value)}; allowed: {allowed}{_as_meant(value)}")
         return value
 
     return BeforeValidator(check)
 
 
+def _whole(value: object) -> int | None:
+    """The int that a float such as 1e3 may have meant, else None."""
+    if type(value) is float and math.isfinite(value) and value == int(value) and 1 < value < 2**40:
+        return int(value)
+    return None
+
+
 def _integer(low: int, high: int, what: str = "") -> BeforeValidator:
     bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
-    return _checked(lambda v: type(v) is int and low <= v <= high, bound + what)
+
+    def check(value: Any) -> Any:
+        if type(value) is int and low <= value <= high:
+            return value
+        meant = _as_meant(value) if (whole := _whole(value)) is None else f" (write {whole})"
+        raise ValueError(f"got {shown(value)}; allowed: {bound}{what}{meant}")
+
+    return BeforeValidator(check)
 
 
 def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
@@ -65,16 +78,48 @@ def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
 
 def _steps_or_share(steps: int, share: Callable[[float], bool], interval: str, of: str) -> BeforeValidator:
     # The face's rule: an int is steps, a float is a share.
-    return _checked(
-        lambda v: (type(v) is int and steps <= v < 2**40) or (type(v) is float and share(v)),
-        f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})",
-    )
+    allowed = f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})"
+
+    def check(value: Any) -> Any:
+        if (type(value) is int and steps <= value < 2**40) or (type(value) is float and share(value)):
+            return value
+        meant = _as_meant(value)
+        if (whole := _whole(value)) is not None:
+            meant = f" (write {whole} for {whole} steps, or a share below 1)"
+        raise ValueError(f"got {shown(value)}; allowed: {allowed}{meant}")
+
+    return BeforeValidator(check)
+
+
+ASK_FROM = 10  # a whole float from here on may have meant an int: ask which
+
+
+def _units_or_multiple(below: int, units: str, own: str) -> BeforeValidator:
+    """An int is `units`, a float a multiple of the workload's `own`; ``20x`` is a multiple whatever its size."""
+    allowed = f"an int ≥ 1 ({units}), or a float in (0, 1000] or text such as 20x (multiple of {own})"
+
+    def check(value: Any) -> Any:
+        if type(value) is int and 1 <= value < below:
+            return value
+        whole = _whole(value)
+        if whole is not None and whole >= ASK_FROM:
+            raise ValueError(
+                f"got {shown(value)}; write {whole} for {units}, or {whole}x for a multiple of {own}"
+            )
+        number = value
+        if isinstance(value, str) and re.fullmatch(r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})x", value):
+            number = float(value[:-1])
+        if type(number) is float and 0 < number <= 1000:
+            return number
+        raise ValueError(f"got {shown(value)}; allowed: {allowed}{_as_meant(value)}")
+
+    return BeforeValidator(check)
 
 
 def _one_of(*names: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value not in names or not isinstance(value, str):
-            raise ValueError(f"got {shown(value)}; allowed: {', '.join(names)}{nearest(value, names)}")
+            raise ValueError(f"got {shown(value)}{among(value, names)}")
         return value
 
     return BeforeValidator(check)
@@ -84,7 +129,7 @@ def _optimizer_name(value: Any) -> Any:
     from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
 
     if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(f"got {shown(value)}; allowed: {', '.join(OPTIMIZERS)}{nearest(value, OPTIMIZERS)}")
+        raise ValueError(f"got {shown(value)}{among(value, OPTIMIZERS)}")
     return value
 
 
@@ -101,20 +146,8 @@ ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, 
 ShareOfLength = Annotated[
     int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")
 ]
-Budget = Annotated[
-    int | float,
-    _checked(
-        lambda v: (type(v) is int and 1 <= v < 2**40) or (type(v) is float and 0 < v <= 1000),
-        "an int ≥ 1 (steps) or a float in (0, 1000] (multiple of the workload's own budget)",
-    ),
-]
-BatchSize = Annotated[
-    int | float,
-    _checked(
-        lambda v: (type(v) is int and 1 <= v < 2**31) or (type(v) is float and 0 < v <= 1000),
-        "an int ≥ 1 (examples) or a float in (0, 1000] (multiple of the workload's own)",
-    ),
-]
+Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
+BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
 Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
 NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
 UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
@@ -126,11 +159,16 @@ Name = Annotated[
     str,
     _checked(
         lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", v) is not None,
-        "letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)",
+        "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), in quotes where it "
+        "reads as a number",
     ),
 ]
 Text = Annotated[
-    str, _checked(lambda v: isinstance(v, str) and len(v) <= 1000, "a text of ≤ 1000 characters")
+    str,
+    _checked(
+        lambda v: isinstance(v, str) and len(v) <= 1000 and all(c.isprintable() or c in "\t\n" for c in v),
+        "a text of ≤ 1000 printable characters",
+    ),
 ]
 Asks = Annotated[str, _one_of("steps", "final_metric", "horizon", "predictions")]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
@@ -155,6 +193,7 @@ class OptimizerBlock(Block):
     eps: Positive | None = None
     weight_decay: NonNegative | None = None
     momentum: UnitOpen | None = None
+    nesterov: Flag | None = None
     precondition_every: Count | None = None  # steps
     precondition_start: Annotated[int, _integer(0, 2**40, " (steps)")] | None = None
     block_size: Count | None = None

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from sweeps.wording import one_line
+
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
 # By name, so that help and errors of the command line itself need none of their modules.
 BAD_INPUT = frozenset(
@@ -120,5 +122,30 @@ class Group(click.Group):
             if not is_bad_input(error):
                 raise
             said, code = line(error), EXIT_BAD_INPUT
-        click.echo(f"wa: {said}", err=True)
+        except click.UsageError as error:
+            raise _one_line_of(error) from None
+        click.echo(one_line(f"wa: {said}"), err=True)
         return context.exit(code)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _one_line_of(error) from None
+
+
+class _BadUsage(click.ClickException):
+    """A wrong command line, said in one line."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def show(self, file: Any = None) -> None:
+        click.echo(one_line(f"wa: {self.message}"), err=True)
+
+
+def _one_line_of(error: click.UsageError) -> click.ClickException:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    words = error.ctx.command_path.split()[1:] if error.ctx else []
+    command = " ".join(["wa", *words])
+    return _BadUsage(f"{one_line(error.format_message(), 200).rstrip('.')}; `{command} --help` says more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
+from sweeps.wording import closest_first, counted
 
 STUDIES = Path(__file__).parent
 SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
@@ -73,8 +75,6 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
     what they take together, when what they share is trained once.
     """
-    import os
-
     from sweeps.plan import num_devices
     from sweeps.run import expected, wall, work
     from sweeps.studies import load_specs
@@ -105,7 +105,7 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
             )
             for workload, row in rows.items()
         ],
-        title=f"{name}: {len(todo.cells):,} cells, {len(todo.trajectories):,} trajectories to train",
+        title=f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train",
     )
     console.print(table)
     fused = sum(row["device_hours"] for row in rows.values())
@@ -116,9 +116,11 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
         f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
     )
     about = wall(todo, slots, spec.resources.num_processes)
-    console.print(f"wall: about {about} on {slots} slots of {devices:g} {device} each, Ray's start apart")
+    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
+    console.print(f"wall: about {about} on {each}, Ray's start apart")
     if todo.num_done:
-        console.print(f"{out}: {todo.num_done} trajectories are done and stay")
+        stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
+        console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
     for workload, target in todo.targets.items():
         said = (
             "no target yet (`wa calibrate` sets it)"
@@ -319,40 +321,44 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
 @main.command()
 def workloads() -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
-    from sweeps.targets import read_target
-    from workloads.protocol import families, presets
+    from sweeps import workload_list
 
-    rows = []
-    for name in families():
-        for preset, made in presets(name).items():
-            target = read_target(name, preset)
-            direction = "↑" if made.higher_is_better else "↓"
-            value = "—" if target is None else f"{target.value:.6g}"
-            budget = f"{made.step_budget:,}"
-            metric = f"{made.metric} {direction}"
-            rows.append((name, preset, budget, f"{made.batch_size:,}", metric, value, _provenance(target)))
-    headers = (
-        "workload",
-        "preset",
-        "step budget",
-        "batch",
-        "metric",
-        "target",
-        "where the target comes from",
-    )
     console = _console()
+    headers, rows = workload_list.table(console.width)
     console.print(_table(headers, rows))
     console.print(
         "Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload)."
     )
 
 
-def _provenance(target: Any) -> str:
-    if target is None:
-        return "— (`wa calibrate` sets one)"
-    if not target.seeds:
-        return str(target.rule)
-    return f"calibrated: seeds {', '.join(map(str, target.seeds))}; {target.date}"
+@main.command()
+def optimizers() -> None:
+    """List the optimizers: the keys of each, their defaults and what they are."""
+    from sweeps import keys
+
+    _show_keys(keys.optimizers())
+
+
+@main.command()
+def schedules() -> None:
+    """List the keys of a learning-rate schedule, their defaults and what they are."""
+    from sweeps import keys
+
+    _show_keys(keys.schedules())
+
+
+@main.command()
+def schemes() -> None:
+    """List the averaging schemes: the keys of each, their defaults and what they are."""
+    from sweeps import keys
+
+    _show_keys(keys.schemes())
+
+
+def _show_keys(table: Any) -> None:
+    console = _console()
+    console.print(_table(table.headers, table.rows))
+    console.print(table.note)
 
 
 @main.command("check-workload")
@@ -373,7 +379,7 @@ def check_workload(name: str, preset: str, steps: int) -> None:
         failed += not one.ok
         click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}{': ' + one.detail if one.detail else ''}")
     if failed:
-        click.echo(f"{failed} checks failed (workloads/protocol.py says what is promised)")
+        click.echo(f"{counted(failed, 'check')} failed (workloads/protocol.py says what is promised)")
         sys.exit(EXIT_INCOMPLETE)
 
 
@@ -452,7 +458,7 @@ def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[st
     found = algoperf_score.score(algoperf_score.read_evaluations(out), exact)
     found.write(out / "tables")
     console = _console()
-    console.print(f"{done.num_trials:,} trials, {done.num_evaluations:,} evaluations")
+    console.print(f"{counted(done.num_trials, 'trial')}, {counted(done.num_evaluations, 'evaluation')}")
     for note in done.notes:
         console.print(note, soft_wrap=True)
     rule = "AlgoPerf's own code" if exact else "the clean rule; --algoperf-exact for AlgoPerf's own code"
@@ -536,17 +542,30 @@ def _one_folder(specs: Sequence[Any]) -> None:
 
 def _study_file(name: str) -> Path:
     """A study: a path, or one shipped with the package (``quickstart`` or ``sweeps/quickstart.yaml``)."""
+    from sweeps.blocks import SpecError
+
     check_local(name, "FILE")
     path = Path(name)
-    shipped = STUDIES / f"{path.stem}.yaml"
-    is_shipped_name = name in (path.stem, f"sweeps/{path.stem}.yaml")
-    return shipped if not path.exists() and is_shipped_name and shipped.exists() else path
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:  # too long, not to be read, with a NUL
+        raise SpecError(
+            "", f"cannot be read: {getattr(error, 'strerror', None) or error}", name[:80]
+        ) from None
+    there = {file.stem: file for file in STUDIES.glob("*.yaml")}
+    if name in (path.stem, f"sweeps/{path.stem}.yaml") and path.stem in there:
+        return there[path.stem]
+    close, names = closest_first(path.stem, sorted(there))
+    asked = f" (did you mean {close}?)" if close else ""
+    raise SpecError("", f"no such file{asked}; shipped studies: {', '.join(names)}", name[:80])
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if told else 160)
 
 
 def _table(headers: Any, rows: Any, title: str | None = None) -> Any:
@@ -554,9 +573,9 @@ def _table(headers: Any, rows: Any, title: str | None = None) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in headers:
-        table.add_column(Text(str(header)))
+        table.add_column(Text(str(header)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
     return table

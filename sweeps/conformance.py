@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from analysis.records import KEY, read_live, rows_to_table
 from sweeps import trajectory
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cells
+from sweeps.cells import cells
 from sweeps.evaluate import evaluate
+from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec

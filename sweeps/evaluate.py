@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sweeps import random_streams
-from sweeps.cells import Cell
 from sweeps.data_parallel import Team
+from sweeps.identity import Cell
 from wa import Bank
 from workloads.protocol import Batch, Summary, Workload
 

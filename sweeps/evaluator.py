@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sweeps.cells import Cell
+from sweeps.identity import Cell
 from sweeps.data_parallel import Team
 from sweeps.evaluate import evaluate_cells
 from sweeps.optimizers import evaluation_weights

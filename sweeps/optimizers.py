@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -75,26 +77,38 @@ Params = Iterable[Tensor]
 
 
 def nadamw(
-    params: Params, *, lr: float, beta1: float, beta2: float, eps: float = 1e-8, weight_decay: float = 0.0
+    params: Params,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """AlgoPerf's NadamW."""
+    """AlgoPerf's NadamW; defaults as torch's NAdam."""
     return NadamW(params, lr, beta1, beta2, eps, weight_decay)
 
 
 def adamw(
-    params: Params, *, lr: float, beta1: float, beta2: float, eps: float = 1e-8, weight_decay: float = 0.0
+    params: Params,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
 ) -> torch.optim.Optimizer:
-    """torch's AdamW."""
+    """torch's AdamW, with its defaults."""
     betas = (beta1, beta2)
     return torch.optim.AdamW(params, lr, betas, eps, weight_decay, foreach=True)
 
 
 def sgd(
-    params: Params, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+    params: Params, *, lr: float, momentum: float = 0.0, nesterov: float = False, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """torch's SGD with Nesterov momentum; weight decay is L2, as the field's recipes have it."""
+    """torch's SGD, with its defaults; weight decay is L2, as the field's recipes have it."""
     return torch.optim.SGD(
-        params, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, foreach=True
+        params, lr, momentum, weight_decay=weight_decay, nesterov=bool(nesterov), foreach=True
     )
 
 
@@ -111,7 +125,7 @@ def shampoo(
     precondition_start: float = 0,
     block_size: float = 1024,
 ) -> torch.optim.Optimizer:
-    """Distributed Shampoo with AdamW grafting; `precondition_*` in steps."""
+    """Distributed Shampoo, grafted to AdamW."""
     every, start, size = int(precondition_every), int(precondition_start), int(block_size)
     if every < 1 or size < 1:
         raise ValueError(f"shampoo: precondition_every {every}, block_size {size}; allowed: ints ≥ 1")
@@ -119,9 +133,15 @@ def shampoo(
 
 
 def schedule_free_adamw(
-    params: Params, *, lr: float, beta1: float, beta2: float, eps: float = 1e-8, weight_decay: float = 0.0
+    params: Params,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """Schedule-Free AdamW (Defazio et al. 2024), in its training mode: the parameters are y.
+    """Schedule-Free AdamW (Defazio et al. 2024) in training mode, the parameters at y; its package's defaults.
 
     Warm-up is the trainer's schedule; evaluate within `evaluation_weights`, where the parameters are x.
     """
@@ -145,10 +165,27 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def settings(name: str) -> dict[str, float | None]:
+MEANING = {
+    "lr": "peak learning rate",
+    "beta1": "decay of the mean of gradients",
+    "beta2": "decay of the mean of squared gradients",
+    "eps": "added to the root of that mean",
+    "weight_decay": "decoupled from the gradient; of sgd L2",
+    "momentum": "decay of the sum of gradients",
+    "nesterov": "true or false: look one step of momentum ahead",
+    "matrix_eps": "ridge of Shampoo's matrices, a share of their largest eigenvalue",
+    "precondition_every": "steps between new roots of Shampoo's matrices",
+    "precondition_start": "the first step that may use them",
+    "block_size": "largest side of Shampoo's matrices",
+    "grad_clip": "largest norm of the whole gradient; left out: not clipped",
+}
+
+
+@cache
+def settings(name: str) -> Mapping[str, float | None]:
     """The settings optimizer `name` takes -> their defaults, None where one must be given."""
     parameters = list(inspect.signature(OPTIMIZERS[name]).parameters.values())[1:]
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+    return MappingProxyType({p.name: None if p.default is p.empty else p.default for p in parameters})
 
 
 @contextmanager

@@ -6,8 +6,11 @@ import itertools
 import re
 from typing import Any
 
-from sweeps.blocks import SpecError, shown
+from sweeps.blocks import SpecError
+from sweeps.wording import shown
 from sweeps.yaml_file import BadYaml, parse_value
+
+PATH = r"[^.\[\]]+(\[[0-9]{1,6}\])*(\.[^.\[\]]+(\[[0-9]{1,6}\])*)*"
 
 
 def set_path(raw: dict[str, Any], assignment: str) -> None:
@@ -16,12 +19,8 @@ def set_path(raw: dict[str, Any], assignment: str) -> None:
     The value is YAML. Missing mappings on the way are made. Raises: SpecError.
     """
     path, equals, text = assignment.partition("=")
-    steps = re.findall(r"[^.\[\]]+|\[\d+\]", path)
-    if (
-        not equals
-        or not steps
-        or "".join(steps).replace("[", "").replace("]", "") != re.sub(r"[.\[\]]", "", path)
-    ):
+    steps = re.findall(r"[^.\[\]]+|\[[0-9]+\]", path)
+    if not equals or re.fullmatch(PATH, path) is None or len(path) > 200:
         raise SpecError("--set", f"got {shown(assignment)}; allowed: path=value, as in optimizer.lr=0.1")
     try:
         value = parse_value(text)

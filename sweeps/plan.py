@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sweeps import random_streams
-from sweeps.cells import Cell, cell_from_dict, cell_to_dict
+from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.spec import Spec
 from wa import memory_bytes
 from workloads.protocol import UnknownWorkload, Workload, load

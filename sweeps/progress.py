@@ -178,12 +178,6 @@ class Progress:
             self.live.stop()
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 trajectory``, ``1,280 trajectories``."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else many}"
-
-
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 5 s``, ``2 h 7 min``."""
     whole = round(seconds)

@@ -14,14 +14,15 @@ from rich.console import Console
 from analysis.records import check_records
 from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell
+from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
-from sweeps.progress import Progress, counted, duration
+from sweeps.progress import Progress, duration
 from sweeps.ray_log import RAY_LOG, noise_to
 from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
+from sweeps.wording import counted
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load, with_batch_size
 from workloads.user_errors import one_line

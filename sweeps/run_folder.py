@@ -23,8 +23,9 @@ from analysis.run_files import broken, read_bytes, read_json
 from analysis.schema import FORMAT
 from sweeps import durable, origins, plan
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cell_to_row
+from sweeps.cell_row import cell_to_row
 from sweeps.durable import write_atomic
+from sweeps.identity import Cell
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml

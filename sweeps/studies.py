@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.blocks import Block, SpecError
-from sweeps.cells import Cell, cells
+from sweeps.cells import cells
+from sweeps.identity import Cell
 from sweeps.spec import Spec, load_spec
 from sweeps.targets import Target, study_targets
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ MEMBERS = (
     *("step_budget", "batch_size", "metric", "higher_is_better", "optimizer", "schedule"),
     *("model", "batches", "loss", "eval_batches", "eval_step", "summarize"),
 )
+NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+MAX_NAME = 100  # characters: it stands in error lines, tables and ids
 
 
 class UnknownWorkload(ValueError):
@@ -24,6 +27,10 @@ class UnknownWorkload(ValueError):
 
 def load_dotted(name: str, preset: str) -> Any:
     """What ``"pkg.mod:Name"`` makes. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
+    if len(name) > MAX_NAME or NAME.fullmatch(name) is None:
+        raise UnknownWorkload(
+            f"no workload {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names"
+        )
     module_name, _, attribute = name.partition(":")
     _refuse_reserved(name, module_name)
     if not {os.getcwd(), ""} & set(sys.path):
@@ -67,7 +74,7 @@ def _is_missing(error: Exception, module_name: str, attribute: str) -> bool:
         return error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
     if isinstance(error, AttributeError):
         return error.name == attribute and error.obj is sys.modules.get(module_name)
-    return isinstance(error, (ValueError, TypeError)) and not module_name  # ":Name"
+    return False
 
 
 def _hidden(module_name: str) -> str:

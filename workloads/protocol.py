@@ -7,6 +7,7 @@ need no cooperation from it. Constants are data: plain attributes, readable with
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import sys
@@ -144,13 +145,16 @@ def load(name: str, preset: str = "mini") -> Workload:
     if ":" in name:
         made: Workload = load_dotted(name, preset)
         return made
-    if name not in families():
+    if name not in (known := families()):
+        near = difflib.get_close_matches(name[:100], known, n=1)
+        asked = f" (did you mean {near[0]!r}?)" if near else ""
+        listed = ", ".join([*near, *(one for one in known if one not in near)])
         raise UnknownWorkload(
-            f"no workload {name!r}; there are {', '.join(families())}, or your own as 'pkg.mod:Name'"
+            f"no workload {name[:60]!r}{asked}; there are {listed}, or your own as 'pkg.mod:Name'"
         )
     there = presets(name)
     if preset not in there:
-        raise UnknownWorkload(f"workload {name!r} has no preset {preset!r}; it has {', '.join(there)}")
+        raise UnknownWorkload(f"workload {name!r} has no preset {preset[:60]!r}; it has {', '.join(there)}")
     return there[preset]
 
 

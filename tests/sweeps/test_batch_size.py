@@ -13,7 +13,9 @@ import pytest
 from analysis.records import KEY, read_live, rows_to_table
 from sweeps import trajectory
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cell_from_dict, cell_to_dict, cell_to_row, cells
+from sweeps.cell_row import cell_to_row
+from sweeps.cells import cells
+from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.plan import cost, trajectories
 from sweeps.spec import parse_spec
 from workloads.protocol import families, load, presets, with_batch_size

@@ -1,13 +1,16 @@
 """Cells: shares become steps by hand-worked numbers, ids are functions of what a cell is."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import sweeps.spec
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cell_from_dict, cell_to_dict, cell_to_row, cells
+from sweeps.cell_row import cell_to_row
+from sweeps.cells import cells
+from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.spec import load_spec, parse_spec
 from wa import EMA, LAWA, WSM, Tail
 from workloads.protocol import load
@@ -203,7 +206,94 @@ def test_an_optimizer_inherits_only_where_the_settings_are_the_same() -> None:
     with pytest.raises(SpecError, match="is required"):
         only(optimizer={"name": "sgd"})
     sgd = only(optimizer={"name": "sgd", "lr": 0.1})
-    assert dict(sgd.training.settings) == {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    assert dict(sgd.training.settings) == {"lr": 0.1, "momentum": 0, "nesterov": 0, "weight_decay": 0}
+
+
+class Own:
+    """A user's workload as far as cells read it."""
+
+    step_budget, batch_size, metric, higher_is_better = 100, 8, "loss", False
+    optimizer: ClassVar[dict[str, Any]] = {}
+    schedule: ClassVar[dict[str, Any]] = {}
+    training: ClassVar[dict[str, Any]] = {}
+
+
+def of_own(
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: dict[str, Any],
+    changes: dict[str, Any] | None = None,
+    **own: Any,
+) -> Cell:
+    made = Own()
+    for key, value in {"optimizer": optimizer, **own}.items():
+        setattr(made, key, value)
+    monkeypatch.setattr("sweeps.cells.load", lambda name, preset: made)
+    spec = {"study": "s", "workloads": "m:Own", "averaging": {"scheme": "none"}, **(changes or {})}
+    (cell,) = cells(parse_spec(spec))
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [
+        (
+            {"name": "adamw", "lr": 0.1},
+            {},
+            {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+        ),
+        ({"name": "sgd", "lr": 0.1}, {}, {"lr": 0.1, "momentum": 0, "nesterov": 0, "weight_decay": 0}),
+        (
+            {"name": "sgd", "lr": 0.1, "momentum": 0.5},
+            {"lr": 0.2, "nesterov": True},
+            {"lr": 0.2, "momentum": 0.5, "nesterov": 1, "weight_decay": 0},
+        ),
+        (
+            {"name": "sgd", "lr": 0.1},
+            {"name": "adamw", "lr": 1e-3},
+            {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+        ),
+        (
+            {"name": "nadamw", "lr": 0.1, "beta2": 0.5},
+            {"name": "adamw"},
+            {"lr": 0.1, "beta1": 0.9, "beta2": 0.5, "eps": 1e-8, "weight_decay": 0.01},
+        ),
+    ],
+)
+def test_what_study_and_workload_leave_out_is_torchs_default(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, Any], asked: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert dict(of_own(monkeypatch, own, {"optimizer": asked}).training.settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            {"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99)}},
+            "own optimizer.betas: unknown key",
+        ),
+        ({"optimizer": {"name": "adamw", "lr": 0.1, "momentum": 0.9}}, "own optimizer.momentum: unknown key"),
+        ({"optimizer": {"name": "adamW", "lr": 0.1}}, "did you mean 'adamw'"),
+        ({"optimizer": {"lr": 0.1}}, "name is required"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.lr: is required"),
+        ({"optimizer": "sgd"}, "allowed: a mapping"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1, "nesterov": True}}, "allowed: with a momentum > 0"),
+        ({"schedule": {"warm_up": 0.1}}, "did you mean 'warmup'"),
+        ({"training": {"precison": "bf16"}}, "did you mean 'precision'"),
+    ],
+)
+def test_a_workloads_own_blocks_are_held_to_the_same_keys(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)) as caught:
+        of_own(monkeypatch, **{"optimizer": {"name": "sgd", "lr": 0.1}, **own})
+    assert len(str(caught.value)) <= 300
+
+
+def test_a_workloads_own_lr_decay_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"shape": "linear", "warmup": 0.1, "lr_decay": 0.2}
+    schedule = of_own(monkeypatch, {"name": "sgd", "lr": 0.1}, schedule=own).training.schedule
+    assert (schedule.warmup_steps, schedule.lr_decay_steps) == (10, 20)
 
 
 def test_an_average_that_would_never_exist_is_refused() -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from schedulefree import AdamWScheduleFree
 
 from sweeps import checkpoint
+from sweeps.blocks import OptimizerBlock
 from sweeps.evaluate import evaluate
-from sweeps.optimizers import OPTIMIZERS, NadamW, evaluation_weights, settings
+from sweeps.optimizers import MEANING, OPTIMIZERS, NadamW, evaluation_weights, settings
 from workloads.protocol import load
 
 
@@ -122,7 +124,7 @@ def test_shampoo_takes_a_kernel_as_a_matrix_and_a_vector_as_adamw() -> None:
     shapes = {"kernel": (4, 3, 2, 2), "matrix": (4, 12), "vector": (5,), "scalar": ()}
     parameters = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     others = [torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(()))]
-    given = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}
+    given = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}
     optimizer = OPTIMIZERS["shampoo"](parameters.values(), precondition_every=2, **given)
     adamw = OPTIMIZERS["adamw"](others, **given)
     for _ in range(10):
@@ -264,6 +266,8 @@ def run(name: str, **given: float) -> torch.Tensor:
     values = {"lr": 0.05, **({"beta1": 0.9, "beta2": 0.99} if "beta1" in settings(name) else {}), **given}
     if name == "shampoo":
         values = {"precondition_every": 2, **values}
+    if name == "sgd":
+        values = {"momentum": 0.9, **values}
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
     optimizer = OPTIMIZERS[name]([weight], **values)
     for _ in range(10):
@@ -277,6 +281,40 @@ def run(name: str, **given: float) -> torch.Tensor:
 def test_every_setting_changes_the_weights(name: str) -> None:
     base = run(name)
     changed = {"lr": 0.02, "beta1": 0.5, "beta2": 0.8, "eps": 0.1, "weight_decay": 0.3, "momentum": 0.3}
-    changed |= {"matrix_eps": 0.1, "precondition_every": 3, "precondition_start": 5, "block_size": 2}
+    changed |= {
+        "matrix_eps": 0.1,
+        "precondition_every": 3,
+        "precondition_start": 5,
+        "block_size": 2,
+        "nesterov": 1,
+    }
     for setting in settings(name):
         assert not torch.equal(run(name, **{setting: changed[setting]}), base), setting
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("nadamw", torch.optim.NAdam),
+        ("schedule_free_adamw", AdamWScheduleFree),
+    ],
+)
+def test_what_is_left_out_is_the_references_default(
+    name: str, reference: type[torch.optim.Optimizer]
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    ours = dict(OPTIMIZERS[name]([weight], lr=0.1).param_groups[0])
+    theirs = reference([weight], lr=0.1).param_groups[0]
+    if "beta1" in ours:
+        ours["betas"] = (ours["beta1"], ours["beta2"])
+    keys = {"lr", "betas", "eps", "weight_decay", "momentum", "nesterov"} & set(theirs)
+    assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}
+    assert len(keys) >= 4
+
+
+def test_every_setting_has_a_meaning_and_every_meaning_a_key() -> None:
+    taken = {key for name in OPTIMIZERS for key in settings(name)}
+    assert taken | {"grad_clip"} == set(MEANING)
+    assert set(MEANING) | {"name"} == set(OptimizerBlock.model_fields)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps import plan
-from sweeps.cells import Cell, cells
+from sweeps.cells import cells
+from sweeps.identity import Cell
 from sweeps.plan import cost, makespan_seconds, trajectories
 from sweeps.spec import parse_spec
 from wa import Bank

@@ -157,7 +157,7 @@ BROKEN_FILES = {
     "an object": ("study: !!python/object/apply:os.system [ls]\n", "not YAML"),
     "a bomb": (BOMB, "unfolds to more than"),
     "a cycle": ("a: &a [*a]\n", "not YAML"),
-    "deep": ("[" * 3000, "not YAML"),
+    "deep": ("[" * 3000, "deeper than"),
     "deep but closed": ("study: " + "[" * 80 + "]" * 80, "deeper than"),
     "a key twice": ("study: a\nstudy: b\n", "stands twice"),
     "a list as key": ("? [a, b]\n: c\n", "plain word"),
@@ -171,7 +171,8 @@ BROKEN_FILES = {
         + "]}\naveraging: [{scheme: ema, decay: ["
         + ", ".join(f"0.{i:04d}" for i in range(1, 1500))
         + "]}]\n",
-        "at most 1,000,000",
+        "a grid of 4,494,002 cells (2 seeds and presets × 1,499 optimizers × 1,499 averagings of lm); "
+        "allowed: at most 100,000",
     ),
 }
 

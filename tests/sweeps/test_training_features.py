@@ -20,8 +20,9 @@ import torch
 from analysis.records import KEY, read_live, rows_to_table
 from sweeps import trajectory
 from sweeps.blocks import SpecError
-from sweeps.cells import Cell, cells
+from sweeps.cells import cells
 from sweeps.data_parallel import Team
+from sweeps.identity import Cell
 from sweeps.plan import Trajectory, to_dict, trajectories
 from sweeps.spec import parse_spec
 from sweeps.trajectory import Progress

@@ -14,7 +14,8 @@ import torch
 
 from analysis.records import KEY, load_records, read_live, rows_to_table
 from sweeps import trajectory
-from sweeps.cells import Cell, cells
+from sweeps.cells import cells
+from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec

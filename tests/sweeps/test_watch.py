@@ -25,7 +25,7 @@ from analysis import study
 from analysis.live_records import as_line
 from analysis.steps_to_target import steps_to_target
 from sweeps import run_folder, trajectory, watch_screen
-from sweeps.cells import cell_to_row
+from sweeps.cell_row import cell_to_row
 from sweeps.cli import main
 from sweeps.plan import Trajectory
 from sweeps.progress import Progress

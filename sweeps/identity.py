@@ -1,0 +1,92 @@
+"""What a cell is: a point of the grid in steps, with an id that is a function of its fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from sweeps.schedules import Schedule
+from wa import EMA, LAWA, WSM, Tail
+
+Scheme = LAWA | EMA | Tail | WSM
+SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "wsm": WSM}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides the trained weights: all of a cell but its averaging."""
+
+    workload: str
+    preset: str
+    seed: int
+    step_budget: int  # T; horizons are shares of it
+    optimizer: str
+    settings: tuple[tuple[str, float], ...]  # the optimizer's, sorted by name
+    grad_clip: float | None
+    schedule: Schedule
+    precision: str = "fp32"  # of the forward pass: fp32 | bf16, by autocast
+    compile: str | None = None  # torch.compile's backend
+    accumulate: int = 1  # micro-batches a step
+    batch_size: int | None = None  # examples a step; None: the workload's own
+
+    @cached_property
+    def trajectory_id(self) -> str:
+        """12 hex digits, a function of the fields alone; a field with a default counts where it differs."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        same = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        told = {k: v for k, v in values.items() if k not in same or v != same[k]}
+        return _digest(told | {"schedule": asdict(self.schedule)})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    training: Training
+    scheme: Scheme | None  # None: the live weights
+    evaluate_every_steps: int
+    metric_name: str
+    higher_is_better: bool
+    evaluate_test: bool = False  # on the test split too, at the end of training
+
+    @property
+    def trajectory_id(self) -> str:
+        return self.training.trajectory_id
+
+    @cached_property
+    def cell_id(self) -> str:
+        """12 hex digits: training and averaging. The evaluation grid is no part of what a cell is."""
+        return _digest([self.trajectory_id, scheme_to_dict(self.scheme)])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def scheme_to_dict(scheme: Scheme | None) -> dict[str, Any]:
+    """A scheme as plain values, with its name under ``scheme``."""
+    if scheme is None:
+        return {"scheme": "none"}
+    name = next(name for name, kind in SCHEMES.items() if isinstance(scheme, kind))
+    return {"scheme": name, **asdict(scheme)}
+
+
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
+    """A cell as plain values; `cell_from_dict` gives it back, equal."""
+    return asdict(cell) | {"scheme": scheme_to_dict(cell.scheme)}
+
+
+def cell_from_dict(value: Mapping[str, Any]) -> Cell:
+    """The cell that `cell_to_dict` wrote."""
+    training = dict(value["training"])
+    training["schedule"] = Schedule(**training["schedule"])
+    training["settings"] = tuple((name, number) for name, number in training["settings"])
+    scheme = dict(value["scheme"])
+    kind = scheme.pop("scheme")
+    made = None if kind == "none" else SCHEMES[kind](**scheme)
+    return Cell(**{**value, "training": Training(**training), "scheme": made})
