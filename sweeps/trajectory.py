@@ -388,7 +388,8 @@ def _reset_process(seed: int, device: str, num_devices: float) -> None:
 def _fresh_state(trajectory: Trajectory, workload: Workload, device: str, team: Team) -> State:
     training = trajectory.cells[0].training
     model = workload.model().to(device)
-    model.train()
+    if not model.training:  # else the modes are the workload's own: it may keep norms frozen
+        model.train()
     if team.rank:
         torch.manual_seed(training.seed + (team.rank << 32))  # dropout of its own; the weights are the same
     build = OPTIMIZERS[training.optimizer]
