@@ -159,10 +159,9 @@ class Bank:
             if block.kind == "parameters"
             for shape in block.shapes.values()
         ]
-        return (
-            f"<Bank at step {self.step}: {sum(shape.numel() for shape in shapes):,} parameters in {len(shapes)} "
-            f"tensors, {self.nbytes:,} bytes, {len(self.schemes)} schemes: {', '.join(map(repr, self.schemes))}>"
-        )
+        size = f"{sum(shape.numel() for shape in shapes):,} parameters in {len(shapes)} tensors, {self.nbytes:,} bytes"
+        names = ": " + ", ".join(map(repr, self.schemes)) if self.schemes else ""
+        return f"<Bank at step {self.step}: {size}, {len(self.schemes)} schemes{names}>"
 
     def coefficients(self, scheme: Scheme) -> dict[int, float]:
         """{snapshot step: weight} of the average as it is now, oldest first; empty while it is absent.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def _fit(
     plain: Mapping[str, str],
     strict: bool,
 ) -> Fit:
-    step = int(state["step"])
+    step = index(state["step"])
     rows = {row["scheme"]: row for row in state["schemes"]}
     incompatible = IncompatibleSchemes(
         [key for key in keys.values() if key not in rows], [key for key in rows if key not in keys.values()]
@@ -81,9 +82,13 @@ def _fit(
             "what both have"
         )
     loaded = {scheme: rows[key] for scheme, key in keys.items() if key in rows}
-    joined = {scheme: int(loaded[scheme]["joined"]) if scheme in loaded else step for scheme in keys}
-    seconds = {scheme: float(loaded[scheme]["seconds"]) if scheme in loaded else 0.0 for scheme in keys}
-    there = _same_blocks(state["blocks"], [b for b in blocks if any(covers(s, b) for s in loaded)], plain)
+    joined = {scheme: index(loaded[scheme]["joined"]) if scheme in loaded else step for scheme in keys}
+    seconds = {scheme: loaded[scheme]["seconds"] + 0.0 if scheme in loaded else 0.0 for scheme in keys}
+    if any(not 0 <= at <= step for at in joined.values()):
+        raise ValueError(f"the state is damaged: schemes that joined after its step, {step}")
+    there = _same_blocks(
+        state["blocks"], [block for block in blocks if any(covers(scheme, block) for scheme in loaded)], plain
+    )
     saved = {(Track(*lane["track"]), lane["block"]): lane for lane in state["lanes"]}
     lanes: dict[tuple[Track, Block], Mapping[str, Any]] = {}
     members: dict[tuple[Track, Block], list[Scheme]] = {}
