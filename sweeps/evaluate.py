@@ -14,6 +14,7 @@ from sweeps import random_streams
 from sweeps.data_parallel import Team
 from sweeps.identity import Cell
 from wa import Bank
+from wa.swap import modes_kept
 from workloads.protocol import Batch, Summary, Workload
 
 ALONE = Team()
@@ -29,13 +30,12 @@ def evaluate(
     """One model on one split: sums over the batches in float64, in their order, then the workload's summary.
 
     batches: this rank's, which are batches rank, rank + size, … of the split. precision: the context of a forward
-    pass. Leaves parameters, buffers, train mode and random state as they were.
+    pass. Leaves parameters, buffers, every module's mode and random state as they were.
     """
-    training = model.training
-    model.eval()
     sums: dict[str, Tensor] = {}
     pieces: dict[str, list[Tensor]] = {}
-    try:
+    with modes_kept(model):
+        model.eval()
         with torch.no_grad():
             for batch in batches:
                 with precision():
@@ -50,8 +50,6 @@ def evaluate(
         totals: dict[str, Any] = {name: team.sum(value).item() for name, value in sums.items()}
         totals |= {name: team.join(parts) for name, parts in pieces.items()}
         return Summary(*workload.summarize(totals))
-    finally:
-        model.train(training)
 
 
 def evaluate_cells(

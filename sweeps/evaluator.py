@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sweeps.identity import Cell
 from sweeps.data_parallel import Team
 from sweeps.evaluate import evaluate_cells
+from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sweeps import checkpoint, random_streams
-from sweeps.cells import Scheme
 from sweeps.data_parallel import Team
+from sweeps.identity import Scheme
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
 from wa import Bank
@@ -37,7 +37,8 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
     """The state before the first step."""
     training = trajectory.cells[0].training
     model = workload.model().to(device)
-    model.train()
+    if not model.training:  # else the modes are the workload's own: it may keep norms frozen
+        model.train()
     if team.rank:
         random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
     build = OPTIMIZERS[training.optimizer]

@@ -18,6 +18,7 @@ from .bank import AbsentAverage, Bank
 from .buffers import recompute_statistics
 from .memory import memory_bytes
 from .schemes import EMA, LAWA, WSM, Recursive, Scheme, Tail, Windowed
+from .state import IncompatibleSchemes
 
 __all__ = [
     "EMA",
@@ -25,6 +26,7 @@ __all__ = [
     "WSM",
     "AbsentAverage",
     "Bank",
+    "IncompatibleSchemes",
     "Recursive",
     "Scheme",
     "Tail",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import zip_longest
+from copy import deepcopy
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .buffers import Forwards, Saved, averaged_buffers, recompute_statistics
-from .flat import Block, Reader, live_parameters, make_blocks
-from .lane import Lane
+from .averages import Averages
+from .buffers import Forwards, averaged_buffers, recompute_statistics
+from .checks import check_model, check_schemes, check_step
+from .flat import Block, live_parameters, make_blocks
 from .schemes import Scheme
-
-Grid = tuple[int, int]
+from .state import IncompatibleSchemes, plain_names
+from .swap import Saved, clear_weight_caches, refuse_folded_weights, renew_computed_weights
 
 
 class AbsentAverage(KeyError):
@@ -39,41 +40,46 @@ class Bank:
     accumulators are float32 or wider. Nothing in a bank, and nothing it returns, aliases live weights. An
     average has the same bits whether its scheme is alone in the bank or among others.
 
-    Attributes: schemes, in the order given. step: the last step updated, 0 before the first.
+    Parameters are found by name each time, in this model object: one that was replaced by another of the same
+    shape, dtype and device is followed; a copy of the model is not. A copy of a bank (pickle, copy.deepcopy,
+    torch.save, another process) brings its own copy of the model, the same that is copied beside it.
 
-    Raises: ValueError on duplicate schemes, things that are no scheme, complex or DTensor parameters.
+    start: steps completed before there was a bank. Snapshots stay on their grid, the first is the first after
+    `start`; of those before it no average knows, and each goes on as at its own beginning: an EMA from its first
+    snapshot, a Tail from there on, a LAWA when k were seen. `coefficients` says what an average is made of.
+
+    Attributes: schemes, in the order given.
+
+    Raises: ValueError on duplicate schemes, things that are no scheme, parameters that cannot be averaged.
     """
 
-    def __init__(self, model: nn.Module, schemes: Iterable[Scheme]) -> None:
-        self.schemes = tuple(schemes)
-        for scheme in self.schemes:
-            if not isinstance(scheme, Scheme):
-                raise ValueError(f"{scheme!r} is not a scheme: give LAWA(…), EMA(…), Tail(…) or WSM(…)")
-        if len(set(self.schemes)) < len(self.schemes):
-            twice = next(scheme for scheme in self.schemes if self.schemes.count(scheme) > 1)
-            raise ValueError(f"{twice!r} is in the bank twice")
-        self.step = 0
+    @torch.inference_mode(False)  # what is made under it could not be updated outside
+    def __init__(self, model: nn.Module, schemes: Iterable[Scheme], start: int = 0) -> None:
+        check_model(model)
+        self.schemes = check_schemes(schemes)
+        step = check_step(start, "Bank(…, start)")
+        if step < 0:
+            raise ValueError(f"Bank(…, start) needs steps completed, 0 or more, not {start!r}")
         self._model = model
         self._swapped = False
-        self._seconds = dict.fromkeys(self.schemes, 0.0)
-        self._grids: dict[Grid, list[Scheme]] = {}
-        for scheme in self.schemes:
-            self._grids.setdefault(scheme.grid, []).append(scheme)
-        self._blocks = self._find_blocks()
-        self._readers = {block: Reader(block) for block in self._blocks}
-        self._lanes = {
-            (grid, block): Lane(block, members)
-            for grid, schemes_of_grid in self._grids.items()
-            for block in self._blocks
-            if (members := [scheme for scheme in schemes_of_grid if _covers(scheme, block)])
-        }
-        self._due = {grid: sum(grid) for grid in self._grids}
-        self._next = min(self._due.values(), default=None)
+        blocks = self._find_blocks()
+        plain = plain_names(model, [name for block in blocks for name in block.shapes])
+        self._averages = Averages(self.schemes, blocks, plain, step)
+
+    @property
+    def step(self) -> int:
+        """The last step updated; `start` before the first."""
+        return self._averages.step
 
     def _find_blocks(self) -> list[Block]:
         if not self.schemes:
             return []
-        blocks = make_blocks("parameters", live_parameters(self._model))
+        parameters = live_parameters(self._model)
+        if not parameters:
+            raise ValueError(
+                "the model has no floating-point parameters to average (frozen TorchScript keeps none either)"
+            )
+        blocks = make_blocks("parameters", parameters)
         if any(scheme.buffers == "average" for scheme in self.schemes):
             blocks += make_blocks("buffers", averaged_buffers(self._model))
         return blocks
@@ -84,63 +90,60 @@ class Bank:
         Steps at which no scheme takes a snapshot may be left out.
 
         Raises: ValueError when `step` is not larger than the last one, or a snapshot step was left out;
-        RuntimeError while an average is swapped in, or when the model's parameters are no longer the same.
+        RuntimeError while an average is swapped in, or when the model's parameters are no longer the same: then
+        nothing was done. When it fails in the middle of a snapshot, the bank refuses everything but
+        `load_state_dict` from then on, since doing it again would count a part of the weights twice.
         """
-        self._refuse_while_swapped("update")
-        if not isinstance(step, int):
-            raise ValueError(f"update needs the step as an int, not {step!r}")
+        self._refuse_now("update")
+        step = check_step(step, "update")
         if step <= self.step:
             raise ValueError(f"update needs steps that increase: {step!r} after {self.step}")
-        if self._next is not None and step >= self._next:
-            if step > self._next:
-                raise ValueError(
-                    f"update({step}): the snapshot due at step {self._next} was left out; call update after "
-                    "every optimizer step, or give the schemes a burn_in"
-                )
-            self._take(step, [grid for grid, due in self._due.items() if due == step])
-        self.step = step
-
-    @torch.no_grad()
-    def _take(self, step: int, due: list[Grid]) -> None:
-        start = perf_counter()
-        tensors = self._live_tensors()
-        taken = {grid: (step - grid[1]) // grid[0] for grid in due}
-        finding = perf_counter() - start
-        for grid in due:
-            for scheme in self._grids[grid]:
-                self._seconds[scheme] += finding
-        for block in self._blocks:
-            lanes = [(self._lanes[grid, block], taken[grid]) for grid in due if (grid, block) in self._lanes]
-            if not lanes:
-                continue
-            for piece, reading in self._readers[block].read(tensors):
-                for lane, n in lanes:
-                    for scheme, seconds in lane.push(piece, reading, n):
-                        self._seconds[scheme] += seconds
-        for grid in due:
-            self._due[grid] = step + grid[0]
-        self._next = min(self._due.values())
+        due = self._averages.next
+        if due is not None and step > due:
+            raise ValueError(
+                f"update({step}): the snapshot due at step {due} was left out; call update after every optimizer "
+                "step, give the schemes a burn_in, or join a run as Bank(model, schemes, start=steps so far)"
+            )
+        if step == due:
+            start = perf_counter()
+            tensors = self._live_tensors()
+            self._averages.take(step, tensors, perf_counter() - start)
+        self._averages.step = step
 
     def _live_tensors(self) -> dict[str, Tensor]:
-        """The tensors that the blocks name, as they are now: a model may have rebound them."""
-        parameters = live_parameters(self._model)
-        averaged = {name for block in self._blocks if block.kind == "parameters" for name in block.shapes}
-        if added := parameters.keys() - averaged:
-            raise RuntimeError(
-                f"the model has parameters the bank does not average: {', '.join(sorted(added))}"
-            )
+        """The tensors that the blocks name, as they are now: a model may have rebound them.
+
+        Raises: RuntimeError when they are not those that the bank was made for.
+        """
+        try:
+            parameters = live_parameters(self._model)
+        except ValueError as error:
+            raise RuntimeError(f"the model has changed since the bank was made: {error}") from None
         tensors = parameters
-        if any(block.kind == "buffers" for block in self._blocks):
+        if any(block.kind == "buffers" for block in self._averages.blocks):
             tensors = {**dict(self._model.named_buffers()), **parameters}
-        for block in self._blocks:
-            block.check(tensors)
+        averaged = {
+            name for block in self._averages.blocks if block.kind == "parameters" for name in block.shapes
+        }
+        try:
+            for block in self._averages.blocks:
+                block.check(tensors)
+            if added := parameters.keys() - averaged:
+                raise RuntimeError(
+                    f"the model has parameters the bank does not average: {', '.join(sorted(added))}"
+                )
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}; undo that, or make a bank of the model as it is: Bank(model, schemes, start={self.step})"
+            ) from None
         return tensors
 
     def __iter__(self) -> Iterator[Scheme]:
-        return iter([scheme for scheme in self.schemes if scheme.exists(self.step)])
+        self._refuse_unfinished("a look at the averages")
+        return iter([scheme for scheme in self.schemes if self._exists(scheme)])
 
     def __len__(self) -> int:
-        return sum(scheme.exists(self.step) for scheme in self.schemes)
+        return sum(1 for _ in self)
 
     def __bool__(self) -> bool:
         # Always true: `if bank: bank.update(step)` must not skip the updates that would fill it.
@@ -149,6 +152,33 @@ class Bank:
     def __contains__(self, scheme: object) -> bool:
         return any(scheme == existing for existing in self)
 
+    def __repr__(self) -> str:
+        shapes = [
+            shape
+            for block in self._averages.blocks
+            if block.kind == "parameters"
+            for shape in block.shapes.values()
+        ]
+        size = f"{sum(shape.numel() for shape in shapes):,} parameters in {len(shapes)} tensors, {self.nbytes:,} bytes"
+        names = ": " + ", ".join(map(repr, self.schemes)) if self.schemes else ""
+        return f"<Bank at step {self.step}: {size}, {len(self.schemes)} schemes{names}>"
+
+    def coefficients(self, scheme: Scheme) -> dict[int, float]:
+        """{snapshot step: weight} of the average as it is now, oldest first; empty while it is absent.
+
+        `scheme.coefficients(step)`, without the snapshots from before the scheme was in the bank.
+
+        Raises: AbsentAverage (a KeyError) when the scheme is not in the bank.
+        """
+        self._refuse_unfinished("coefficients")
+        self._refuse_unknown(scheme)
+        unseen = self._averages.track(scheme).unseen_steps()
+        return {step + unseen: c for step, c in scheme.coefficients(self.step - unseen).items()}
+
+    def _exists(self, scheme: Scheme) -> bool:
+        return scheme.exists(self.step - self._averages.track(scheme).unseen_steps())
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def tensors(self, scheme: Scheme) -> dict[str, Tensor]:
         """The average as new tensors, name -> tensor, cast to the dtype of the model's parameter.
@@ -158,32 +188,44 @@ class Bank:
 
         Raises: AbsentAverage (a KeyError) when there is no such average now.
         """
+        self._refuse_unfinished("tensors")
         self._find(scheme)
-        tensors = {
-            name: torch.empty(shape, dtype=block.dtype, device=block.device)
-            for block in self._blocks
-            if _covers(scheme, block)
-            for name, shape in block.shapes.items()
-        }
-        self._write(scheme, tensors)
+        tensors = self._averages.new(scheme)
         if scheme.buffers == "average":
             for name, buffer in self._model.named_buffers():
                 tensors.setdefault(name, buffer.detach().clone())
         return tensors
 
-    def _write(self, scheme: Scheme, tensors: Mapping[str, Tensor]) -> None:
-        n = scheme.snapshots(self.step)
-        for block in self._blocks:
-            if _covers(scheme, block):
-                for piece in block.pieces:
-                    block.write(piece, self._lanes[scheme.grid, block].mean(scheme, piece, n), tensors)
+    def module_state(self, scheme: Scheme, recompute: Forwards | None = None) -> dict[str, Any]:
+        """`model.state_dict()` as it is under the average: the same keys, new tensors; ties stay ties.
+
+        For `load_state_dict` of another model of the class. recompute, Raises: as for `swapped`.
+        """
+        copies: dict[Any, Tensor] = {}
+
+        def copied(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return deepcopy(value)  # extra state
+            key: Any = id(value)
+            if value.layout is torch.strided and value.numel():
+                key = value.data_ptr(), value.dtype, value.shape, value.stride()
+            if key not in copies:
+                copies[key] = value.detach().clone()
+            return copies[key]
+
+        with self.swapped(scheme, recompute) as model, torch.inference_mode(False), torch.no_grad():
+            state = model.state_dict()
+            for name, value in state.items():
+                state[name] = copied(value)
+            return state
 
     @contextmanager
     def swapped(self, scheme: Scheme, recompute: Forwards | None = None) -> Iterator[nn.Module]:
         """The model holds the average inside the `with` (and is what it gives: `as model`).
 
         On exit, whatever happened, every parameter and buffer is what it was, bit for bit and object for
-        object; gradients are not touched. The weights are copied in place, so references to them stay good.
+        object, and every module in the mode it was in; gradients are not touched. The weights are copied in
+        place, so references to them stay good; torch's caches of weights are cleared (`wa.swap`).
 
         recompute: a function of the model that returns an iterable, one forward pass an item (see
         `recompute_statistics`): the running statistics are recomputed under the averaged weights. Needed when
@@ -192,22 +234,36 @@ class Bank:
         Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing; RuntimeError
         when an average is swapped in already. Meanwhile update, state_dict, load_state_dict raise too.
         """
-        self._refuse_while_swapped("swapped")
+        self._refuse_now("swapped")
         self._find(scheme)
         if scheme.buffers == "recompute" and recompute is None:
             raise ValueError(f"{scheme!r} recomputes statistics: swapped needs recompute=")
+        if recompute is not None and (not callable(recompute) or isinstance(recompute, nn.Module)):
+            raise ValueError(
+                "swapped needs recompute as a function of the model: lambda model: (model(batch) for batch in loader)"
+            )
+        refuse_folded_weights()
         tensors = self._live_tensors()
         saved = Saved(self._model)
         self._swapped = True
         try:
             with torch.no_grad():
-                self._write(scheme, tensors)
+                self._averages.write(scheme, tensors)
+            clear_weight_caches()
+            renew_computed_weights(self._model)
             if recompute is not None:
-                recompute_statistics(self._model, recompute(self._model))
+                recompute_statistics(self._model, recompute)
+                clear_weight_caches()
             yield self._model
         finally:
-            saved.restore()
-            self._swapped = False
+            try:
+                saved.restore()
+            except BaseException:  # an interrupt: the weights first
+                saved.restore()
+                raise
+            finally:
+                clear_weight_caches()
+                self._swapped = False
 
     @property
     def seconds(self) -> dict[Scheme, float]:
@@ -216,59 +272,65 @@ class Bank:
         Its own sums, and in full the reading of the weights and the ring it shares with others. On an
         accelerator that runs asynchronously this is the time to launch the work.
         """
-        return dict(self._seconds)
+        return dict(self._averages.seconds)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rings, running sums and accumulators; `memory_bytes` says it beforehand."""
-        return sum(lane.nbytes for lane in self._lanes.values())
+        """Bytes of all rings, running sums and accumulators; `memory_bytes` says it beforehand.
+
+        More when schemes joined at different steps, or a state was taken over whose windows were longer.
+        """
+        return self._averages.nbytes
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain dicts, lists, numbers, strings and copied tensors (torch.load weights_only).
 
+        Names are those of the model without torch's wrappers (torch.compile, DistributedDataParallel).
+
         Raises: RuntimeError while an average is swapped in: model and bank would not match.
         """
-        self._refuse_while_swapped("state_dict")
-        return {
-            "format": 1,
-            "step": self.step,
-            "schemes": [repr(scheme) for scheme in self.schemes],
-            "blocks": [block.describe() for block in self._blocks],
-            "seconds": [self._seconds[scheme] for scheme in self.schemes],
-            "lanes": [lane.state_dict() for lane in self._lanes.values()],
-        }
+        self._refuse_now("state_dict")
+        return self._averages.state_dict()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a bank of the same schemes, in the same order, and the same model.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleSchemes:
+        """Continue from `state_dict()` of a bank of the same model.
 
-        Raises: ValueError when they differ, before anything is changed; RuntimeError while swapped.
+        strict: the schemes must be the same, in any order. Otherwise what both have goes on, what only the
+        state has is left out, and what only this bank has begins at the state's step, as after `Bank(…, start)`.
+        Returns both lists, (missing_keys, unexpected_keys).
+
+        Raises: ValueError when model or schemes differ, or the state is damaged, before anything is changed;
+        RuntimeError while swapped.
         """
         self._refuse_while_swapped("load_state_dict")
-        if state.get("format") != 1:
-            raise ValueError(f"not a bank's state of format 1: {state.get('format')!r}")
-        mine = [repr(scheme) for scheme in self.schemes]
-        if state["schemes"] != mine:
-            here, there = next(pair for pair in zip_longest(mine, state["schemes"]) if pair[0] != pair[1])
-            raise ValueError(f"the state is of other schemes: it has {there} where this bank has {here}")
-        if state["blocks"] != [block.describe() for block in self._blocks]:
-            raise ValueError("the state is of another model: names, shapes or dtypes of its tensors differ")
-        self.step = state["step"]
-        self._seconds = dict(zip(self.schemes, state["seconds"], strict=True))
-        for lane, lane_state in zip(self._lanes.values(), state["lanes"], strict=True):
-            lane.load_state_dict(lane_state)
-        for every, burn_in in self._grids:
-            taken = max(0, self.step - burn_in) // every
-            self._due[every, burn_in] = burn_in + (taken + 1) * every
-        self._next = min(self._due.values(), default=None)
+        return self._averages.load_state_dict(state, strict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_now("a copy of the bank")
+        return vars(self)
+
+    def __copy__(self) -> Bank:
+        """A bank of the same model with averages of its own."""
+        other = object.__new__(type(self))
+        vars(other).update({**self.__getstate__(), "_averages": deepcopy(self._averages)})
+        return other
 
     def _find(self, scheme: Scheme) -> None:
-        if scheme not in self._seconds:
-            raise AbsentAverage(f"{scheme!r} is not in this bank")
-        if not scheme.exists(self.step):
+        self._refuse_unknown(scheme)
+        if not self._exists(scheme):
             raise AbsentAverage(
                 f"{scheme!r} is absent at step {self.step}: it has not taken enough snapshots"
             )
+
+    def _refuse_unknown(self, scheme: Scheme) -> None:
+        if scheme not in self._averages.seconds:
+            raise AbsentAverage(f"{scheme!r} is not in this bank")
+
+    def _refuse_now(self, what: str) -> None:
+        self._refuse_while_swapped(what)
+        self._refuse_unfinished(what)
 
     def _refuse_while_swapped(self, what: str) -> None:
         if self._swapped:
@@ -276,7 +338,9 @@ class Bank:
                 f"{what} while an average is swapped in: leave the `with bank.swapped(…)` first"
             )
 
-
-def _covers(scheme: Scheme, block: Block) -> bool:
-    """Whether a scheme averages this block."""
-    return block.kind == "parameters" or scheme.buffers == "average"
+    def _refuse_unfinished(self, what: str) -> None:
+        if self._averages.unfinished is not None:
+            raise RuntimeError(
+                f"{what} after {self._averages.unfinished} failed midway: parts of the averages are of another step; "
+                "load the model's checkpoint and, with bank.load_state_dict(…), the bank's of the same step"
+            )

@@ -13,25 +13,36 @@ reference goes stale.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-Policy = Literal["live", "average", "recompute"]
+from .checks import check_tensor
+from .swap import modes_kept
+
 Forwards = Callable[[nn.Module], Iterable[object]]
 STATISTICS = ("running_mean", "running_var")
+COUNTER = "num_batches_tracked"
 
 
 def averaged_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that policy ``"average"`` averages: floating-point and finite, each object once."""
-    return {
+    """The buffers that policy ``"average"`` averages: floating-point and finite, each object once.
+
+    Raises: ValueError on floating-point buffers that cannot be averaged, see `wa.checks`.
+    """
+    floating = {
         name: buffer
         for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and bool(torch.isfinite(buffer).all())
+        if is_lazy(buffer) or buffer.is_floating_point()
     }
+    for name, buffer in floating.items():
+        check_tensor("buffer", name, buffer)
+    return {name: buffer for name, buffer in floating.items() if bool(torch.isfinite(buffer).all())}
 
 
 def statistics_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -43,53 +54,116 @@ def statistics_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def recompute_statistics(model: nn.Module, forwards: Iterable[object]) -> int:
+def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards) -> int:
     """Replace running statistics by their exact mean over fresh forward passes of `model` as it is now.
 
     μ ← (1/n) Σᵢ μᵢ,  σ² ← (1/n) Σᵢ σ²ᵢ over the n calls of each module, summed in float64.
 
-    forwards: an iterable that runs one forward pass each time an item is asked for, for example
-    ``(model(batch) for batch in batches)``; the items are ignored. Passes run in train mode, without
-    gradients, and leave torch's random state, the modules' modes and their momentum as they were. Returns
-    the number of passes. A module that no pass calls keeps its statistics.
+        recompute_statistics(model, (model(batch) for batch in loader))
+
+    forwards: an iterable that runs one forward pass each time an item is asked for, or a function of the model
+    that returns one; the items are ignored. Passes run in train mode, without gradients and uncompiled; they
+    leave torch's random state, the modules' modes and their momentum as they were. In a model that is in
+    train mode, norms that are not (frozen ones) stay so and keep their statistics, as does a norm that no
+    pass calls. Returns the number of passes: 0, without a pass, when there is nothing to recompute.
 
     Any module counts that has running_mean, running_var and a `momentum` (a number, None or a tensor), be it
-    the weight of the new statistic or of the old: meanwhile it is 1/2, which reads the same either way.
+    the weight of the new statistic or of the old: meanwhile it is 1/2, which reads the same either way. A
+    num_batches_tracked is n afterwards.
 
-    Raises: ValueError when a module has running statistics but no `momentum`, or there was no forward pass.
+    Raises: ValueError when a module has running statistics but no `momentum`, when all are frozen, when there
+    was no forward pass, or none that a norm took part in; the model is then as it was.
     Source: the cumulative average of torch.optim.swa_utils.update_bn, without its isinstance test.
     """
-    modules = statistics_modules(model)
+    if not isinstance(model, nn.Module) or isinstance(forwards, nn.Module):
+        raise ValueError(f"cannot recompute statistics: {RIGHT_CALL}")
+    norms = statistics_modules(model)
+    training = unwrapped(model).training
+    modules = {name: norm for name, norm in norms.items() if norm.training or not training}
+    if norms and not modules:
+        raise ValueError(
+            "cannot recompute statistics: every norm is frozen, in eval mode in a model in train mode; put the "
+            "whole model in one mode, or leave the statistics alone"
+        )
     for name, module in modules.items():
         if not hasattr(module, "momentum"):
             raise ValueError(f"cannot recompute the statistics of {name!r}: it has no attribute 'momentum'")
+    if not modules:
+        return 0
     passes = 0
     collectors = [_Collector(module) for module in modules.values()]
     with ExitStack() as stack:
         devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=devices))  # dropout draws must not reach training
-        stack.enter_context(_train_mode(model))
+        stack.enter_context(modes_kept(model))
+        if not training:
+            model.train()
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_uncompiled())
         for collector in collectors:
             stack.enter_context(collector.listening())
-        for _ in forwards:
+        called = stack.enter_context(_calls(model))
+        for _ in _iterable(forwards(model) if callable(forwards) else forwards):
             passes += 1
-    if collectors and not passes:
-        raise ValueError("cannot recompute statistics: there was no forward pass")
+            if not called:  # said at once: the iterable may have no end
+                raise ValueError(f"cannot recompute statistics: an item ran no forward pass; {RIGHT_CALL}")
+    if not passes:
+        raise ValueError(f"cannot recompute statistics: there was no forward pass; {RIGHT_CALL}")
+    if not any(collector.calls for collector in collectors):
+        raise ValueError(
+            f"cannot recompute statistics: no pass of {passes} ran {next(iter(modules))!r} or another norm in "
+            "train mode; run the whole model, and no .eval() in the passes"
+        )
     for collector in collectors:
         collector.write_means()
     return passes
 
 
+RIGHT_CALL = "call recompute_statistics(model, (model(batch) for batch in loader))"
+
+
+def _iterable(forwards: object) -> Iterable[object]:
+    if isinstance(forwards, Iterable):
+        return forwards
+    raise ValueError(
+        f"cannot recompute statistics: {type(forwards).__name__} is no iterable of forward passes; {RIGHT_CALL}"
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch's own wrappers: torch.compile, DataParallel, DistributedDataParallel."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
 @contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
+def _calls(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """A list that gets the first module of the model that runs."""
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, *_: object) -> None:
+        if not called:
+            called.append(module)
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
     try:
-        yield
+        yield called
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for hook in hooks:
+            hook.remove()
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled code does not see hooks that were added after it was compiled; nothing to do without any."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _Collector:
@@ -100,7 +174,7 @@ class _Collector:
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
-        self._calls = 0
+        self.calls = 0
         self._sums = {name: torch.zeros_like(self._buffer(name), dtype=torch.float64) for name in STATISTICS}
 
     def _buffer(self, name: str) -> Tensor:
@@ -111,7 +185,8 @@ class _Collector:
     def listening(self) -> Iterator[None]:
         """Sum up while inside; afterwards buffers and momentum are what they were."""
         momentum = self._module.momentum
-        kept = {name: self._buffer(name) for name in STATISTICS}
+        names = [name for name in (*STATISTICS, COUNTER) if self._module._buffers.get(name) is not None]
+        kept = {name: self._buffer(name) for name in names}
         values = {name: buffer.clone() for name, buffer in kept.items()}
         self._clear()
         self._module.momentum = torch.full_like(momentum, 0.5) if isinstance(momentum, Tensor) else 0.5
@@ -133,38 +208,15 @@ class _Collector:
     def _after_call(self, *_: object) -> None:
         if not self._module.training:  # the caller's own choice: nothing was gathered
             return
-        self._calls += 1
+        self.calls += 1
         for name in STATISTICS:
             self._sums[name] += 2 * self._buffer(name).double()
         self._clear()
 
     @torch.no_grad()
     def write_means(self) -> None:
-        """Put the means into the module's buffers, unless it was never called."""
-        for name, total in self._sums.items() if self._calls else ():
-            self._buffer(name).copy_(total / self._calls)
-
-
-class Saved:
-    """A model's parameters and buffers as they are now, to be put back bit for bit, object for object."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._places: list[tuple[dict[str, Any], str, Any]] = []
-        tensors: dict[int, Tensor] = {}
-        for module in model.modules():
-            held: dict[str, Any]
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    self._places.append((held, name, tensor))
-                    if tensor is not None:
-                        tensors[id(tensor)] = tensor
-        self._tensors = list(tensors.values())
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
-
-    def restore(self) -> None:
-        """Put every object back in its place, with the values it had."""
-        for held, name, tensor in self._places:
-            held[name] = tensor
-        with torch.no_grad():
-            for tensor, value in zip(self._tensors, self._values, strict=True):
-                tensor.copy_(value)
+        """Put the means, and how many, into the module's buffers, unless it was never called."""
+        for name, total in self._sums.items() if self.calls else ():
+            self._buffer(name).copy_(total / self.calls)
+        if self.calls and self._module._buffers.get(COUNTER) is not None:
+            self._buffer(COUNTER).fill_(self.calls)

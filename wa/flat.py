@@ -4,8 +4,6 @@ A model has dozens of small tensors, and an operation on a small tensor is mostl
 tensors of one dtype and device end to end; a piece of it is either one large tensor, read in place, or a run
 of small ones, packed into a scratch buffer once and then read by every scheme. How a block is cut depends on
 the tensors' sizes alone: never on the schemes, so an average has the same bits in any company.
-
-DTensor parameters are refused: their local shards would have to be laid out instead.
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .checks import check_tensor
 
 # In elements. From OWN_PIECE on a tensor is read in place: a copy would cost more than it saves. Smaller ones
 # are packed up to PACKED, 1 MiB of float32: about an L2 cache.
@@ -126,15 +126,12 @@ class Reader:
 def live_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The model's floating-point parameters by first name, each storage once, frozen ones too.
 
-    Raises: ValueError on complex or distributed (DTensor) parameters.
+    Raises: ValueError on parameters that cannot be averaged, see `wa.checks`.
     """
     found: dict[str, Tensor] = {}
     storages = set()
     for name, parameter in model.named_parameters():
-        if parameter.is_complex() or hasattr(parameter, "_local_tensor"):
-            raise ValueError(
-                f"cannot average parameter {name!r}: complex and DTensor weights are not supported"
-            )
+        check_tensor("parameter", name, parameter)
         if not parameter.is_floating_point():
             continue
         # Two Parameter objects on one storage (`nn.Parameter(other.data)`) are tied as well.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -32,11 +32,14 @@ class Accumulator:
 class Lane:
     """One (grid, block): takes snapshots, gives averages, and says which scheme caused what cost."""
 
-    def __init__(self, block: Block, schemes: Iterable[Scheme]) -> None:
-        self._windowed = [scheme for scheme in schemes if isinstance(scheme, Windowed)]
-        self._ring = Ring(block, max(scheme.k for scheme in self._windowed)) if self._windowed else None
+    def __init__(self, block: Block, schemes: Iterable[Scheme], capacity: int = 0) -> None:
+        """capacity: of the ring, when a state has a longer one than the schemes need."""
+        self.schemes = list(schemes)
+        self._windowed = [scheme for scheme in self.schemes if isinstance(scheme, Windowed)]
+        longest = max((scheme.k for scheme in self._windowed), default=0)
+        self._ring = Ring(block, max(longest, capacity)) if self._windowed else None
         self._accumulators = {
-            scheme: Accumulator(scheme, block) for scheme in schemes if isinstance(scheme, Recursive)
+            scheme: Accumulator(scheme, block) for scheme in self.schemes if isinstance(scheme, Recursive)
         }
 
     def push(self, piece: Piece, reading: Reading, n: int) -> Iterator[tuple[Scheme, float]]:
@@ -68,18 +71,23 @@ class Lane:
         parts = [part for accumulator in self._accumulators.values() for part in accumulator.parts]
         return sum(part.nbytes for part in parts) + (self._ring.nbytes if self._ring is not None else 0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain dicts of copied tensors."""
+    @property
+    def capacity(self) -> int:
+        """How many snapshots the ring keeps; 0 without one."""
+        return self._ring.capacity if self._ring is not None else 0
+
+    def state_dict(self, keys: Mapping[Scheme, str]) -> dict[str, Any]:
+        """Plain dicts of copied tensors; keys: the schemes' names in it."""
         accumulators = {
-            repr(scheme): [part.clone() for part in accumulator.parts]
+            keys[scheme]: [part.clone() for part in accumulator.parts]
             for scheme, accumulator in self._accumulators.items()
         }
         return {"accumulators": accumulators, "ring": self._ring.state_dict() if self._ring else {}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], keys: Mapping[Scheme, str]) -> None:
         """The inverse of `state_dict`."""
         for scheme, accumulator in self._accumulators.items():
-            for part, saved in zip(accumulator.parts, state["accumulators"][repr(scheme)], strict=True):
+            for part, saved in zip(accumulator.parts, state["accumulators"][keys[scheme]], strict=True):
                 part.copy_(saved)
         if self._ring is not None:
             self._ring.load_state_dict(state["ring"])

@@ -13,18 +13,39 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
-from .buffers import Policy
+Policy = Literal["live", "average", "recompute"]  # what becomes of buffers, see `wa.buffers`
 
 
 class Scheme(ABC):
-    """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form."""
+    """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form.
+
+    A scheme is a value: equal to another of its class with equal attributes, and shown as what makes one
+    again. A frozen dataclass says the same faster; a class of one's own need not be one.
+    """
 
     every: int
     buffers: Policy
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+        return f"{type(self).__qualname__}({settings})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return self is other or self._settings() == other._settings()
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # of nothing that can change: an object in a dict must stay findable
+
+    def _settings(self) -> dict[str, Any]:
+        slots = [name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())]
+        names = [name for name in (*slots, *vars(self)) if name[:2] != "__" and hasattr(self, name)]
+        return {name: getattr(self, name) for name in names}
 
     @property
     @abstractmethod

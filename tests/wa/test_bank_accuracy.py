@@ -32,8 +32,10 @@ def test_means_do_not_drift_in_100_000_noisy_steps(dtype):
         bank.update(step)
         if step == STEPS or (step > 90_000 and step % REBASE in (0, 1, 5)):
             for k in ks:
-                ring = bank._lanes[(1, 0), bank._blocks[0]]
-                mean = ring.mean(LAWA(k), bank._blocks[0].pieces[0], step)  # before rounding to the dtype
+                ring = bank._averages.lanes[(1, 0, 0), bank._averages.blocks[0]]
+                mean = ring.mean(
+                    LAWA(k), bank._averages.blocks[0].pieces[0], step
+                )  # before rounding to the dtype
                 window = path[step - k : step].double()
                 largest = path[max(0, step - k - REBASE) : step].abs().max(0).values.double()
                 bound = 4 * (REBASE + k) * 2.0**-53 * largest  # the one wa/ring.py states
@@ -65,7 +67,9 @@ def test_half_precision_ema_does_not_stall(init):
     expected = reference.exponential(list(path), decay, init)
     got = bank.tensors(scheme)["w"]
     assert got.dtype == torch.bfloat16
-    accumulator = bank._lanes[(1, 0), bank._blocks[0]].mean(scheme, bank._blocks[0].pieces[0], steps)
+    accumulator = bank._averages.lanes[(1, 0, 0), bank._averages.blocks[0]].mean(
+        scheme, bank._averages.blocks[0].pieces[0], steps
+    )
     torch.testing.assert_close(accumulator.double(), expected, rtol=2e-4, atol=0)  # u/(1 − γ) is 6e-4
     assert torch.equal(got, accumulator.to(torch.bfloat16))
     assert ((stalled.double() - expected).abs() > 0.05 * expected).all()

@@ -1,0 +1,191 @@
+"""The averages of many schemes over blocks of tensors: which snapshots they take, and what each has taken in.
+
+Of models nothing is known here; the bank finds the tensors.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flat import Block, Reader
+from .lane import Lane
+from .schemes import Scheme
+from .state import FORMAT, Fit, IncompatibleSchemes, covers, describe, fit, scheme_keys
+from .track import Track
+
+
+class Averages:
+    """A lane for every (track, block), updated together.
+
+    Attributes: step: the last one that was taken in. next: the step of the next snapshot, None without schemes.
+    seconds: what each scheme alone would have cost. unfinished: what failed midway and left the averages of
+    different steps, else None.
+    """
+
+    def __init__(
+        self, schemes: Sequence[Scheme], blocks: list[Block], plain: dict[str, str], step: int
+    ) -> None:
+        """plain: the blocks' tensors by the names that go into a state. step: snapshots up to it are unseen."""
+        self.blocks = blocks
+        self.step = step
+        self.seconds = dict.fromkeys(schemes, 0.0)
+        self.unfinished: str | None = None
+        self._keys = scheme_keys(schemes)
+        self._plain = plain
+        self._readers = {block: Reader(block) for block in blocks}
+        self._follow(dict.fromkeys(schemes, step), {})
+
+    def _follow(self, joined: dict[Scheme, int], lanes: Mapping[tuple[Track, Block], Lane]) -> None:
+        """Go on from `step` with schemes that joined at these steps; where no lane is given, in a new one."""
+        self._tracks: dict[Track, list[Scheme]] = {}
+        for scheme in self._keys:
+            self._tracks.setdefault(Track.of(scheme, joined[scheme]), []).append(scheme)
+        self.lanes = {
+            (track, block): lanes.get((track, block)) or Lane(block, members)
+            for track, on_track in self._tracks.items()
+            for block in self.blocks
+            if (members := [scheme for scheme in on_track if covers(scheme, block)])
+        }
+        self._joined = joined
+        self._due = {track: track.next_after(self.step) for track in self._tracks}
+        self.next = min(self._due.values(), default=None)
+
+    def track(self, scheme: Scheme) -> Track:
+        """The snapshots that a scheme takes."""
+        return Track.of(scheme, self._joined[scheme])
+
+    @torch.no_grad()
+    def take(self, step: int, tensors: Mapping[str, Tensor], finding: float) -> None:
+        """Take the snapshots due at `step`; finding: the seconds that it took to find the tensors."""
+        due = [track for track, at in self._due.items() if at == step]
+        for track in due:
+            for scheme in self._tracks[track]:
+                self.seconds[scheme] += finding
+        self.unfinished = f"update({step})"
+        for block in self.blocks:
+            lanes = [
+                (self.lanes[track, block], track.taken(step)) for track in due if (track, block) in self.lanes
+            ]
+            for piece, reading in self._readers[block].read(tensors) if lanes else ():
+                for lane, n in lanes:
+                    for scheme, seconds in lane.push(piece, reading, n):
+                        self.seconds[scheme] += seconds
+        for track in due:
+            self._due[track] = step + track.every
+        self.next = min(self._due.values())
+        self.step = step
+        self.unfinished = None
+
+    def new(self, scheme: Scheme) -> dict[str, Tensor]:
+        """The average of a scheme as new tensors."""
+        tensors = {
+            name: torch.empty(shape, dtype=block.dtype, device=block.device)
+            for block in self.blocks
+            if covers(scheme, block)
+            for name, shape in block.shapes.items()
+        }
+        self.write(scheme, tensors)
+        return tensors
+
+    def write(self, scheme: Scheme, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the average of a scheme into tensors of these names."""
+        track = self.track(scheme)
+        for block in self.blocks:
+            if covers(scheme, block):
+                for piece in block.pieces:
+                    mean = self.lanes[track, block].mean(scheme, piece, track.taken(self.step))
+                    block.write(piece, mean, tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all lanes."""
+        return sum(lane.nbytes for lane in self.lanes.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain dicts, lists, numbers, strings and copied tensors."""
+        places = {block: i for i, block in enumerate(self.blocks)}
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "schemes": [
+                {"scheme": key, "joined": self._joined[scheme], "seconds": self.seconds[scheme]}
+                for scheme, key in self._keys.items()
+            ],
+            "blocks": [describe(block, self._plain) for block in self.blocks],
+            "lanes": [
+                {
+                    "track": list(track),
+                    "block": places[block],
+                    "capacity": lane.capacity,
+                    **lane.state_dict(self._keys),
+                }
+                for (track, block), lane in self.lanes.items()
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool) -> IncompatibleSchemes:
+        """The inverse of `state_dict`. Raises: ValueError, before anything is changed."""
+        found = fit(state, self._keys, self.blocks, self._plain, strict)
+        lanes = self._lanes_for(found)
+        self.unfinished = "load_state_dict"
+        for place, lane in lanes.items():
+            lane.load_state_dict(found.lanes[place], self._keys)
+        self.step, self.seconds = found.step, found.seconds
+        self._follow(found.joined, lanes)
+        self.unfinished = None
+        return found.incompatible
+
+    def _lanes_for(self, found: Fit) -> dict[tuple[Track, Block], Lane]:
+        """Lanes that hold what was found: those there are, where they are the same, to save memory."""
+        lanes = {}
+        for (track, block), members in found.members.items():
+            capacity = found.lanes[track, block]["capacity"]
+            mine = self.lanes.get((track, block))
+            if mine is None or (mine.schemes, mine.capacity) != (members, capacity):
+                mine = Lane(block, members, capacity)
+            lanes[track, block] = mine
+        return lanes
+
+    def __getstate__(self) -> dict[str, Any]:
+        devices = [torch.empty(0, device=block.device) for block in self.blocks]  # torch.load may map them
+        return {
+            **{name: value for name, value in vars(self).items() if name != "_readers"},
+            "devices": devices,
+        }
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        # All anew: readers, and lanes as they please, hold tensors that share memory; copies of them would not.
+        devices = kept.pop("devices")
+        vars(self).update(kept)
+        blocks = [replace(block, device=at.device) for block, at in zip(self.blocks, devices, strict=True)]
+        self._restart(list(self._keys), blocks, self._plain, self.state_dict())
+
+    @torch.inference_mode(False)
+    def _restart(
+        self, schemes: list[Scheme], blocks: list[Block], plain: dict[str, str], state: dict[str, Any]
+    ) -> None:
+        self.__init__(schemes, blocks, plain, state["step"])  # type: ignore[misc]
+        self.load_state_dict(state, strict=True)
+
+
+def _in_another_process(averages: Averages) -> tuple[Callable[..., Averages], tuple[Any, ...]]:
+    """To another process by value: torch would share the memory, which goes on changing here."""
+    file = io.BytesIO()
+    torch.save(averages.state_dict(), file)
+    return _from_bytes, (list(averages.seconds), averages.blocks, averages._plain, file.getvalue())
+
+
+def _from_bytes(schemes: list[Scheme], blocks: list[Block], plain: dict[str, str], state: bytes) -> Averages:
+    averages = object.__new__(Averages)
+    averages._restart(schemes, blocks, plain, torch.load(io.BytesIO(state), weights_only=True))
+    return averages
+
+
+ForkingPickler.register(Averages, _in_another_process)

@@ -1,0 +1,219 @@
+"""A bank's state as plain data: names that do not depend on wrappers, and what of a state fits a bank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .flat import Block
+from .lane import Lane
+from .schemes import Scheme
+from .track import Track
+
+FORMAT = 2
+
+
+class IncompatibleSchemes(NamedTuple):
+    """What `Bank.load_state_dict` did not find on both sides, by the schemes' names; as `nn.Module` reports keys.
+
+    missing_keys: in the bank, not in the state. unexpected_keys: in the state, not in the bank.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What of a state a bank can go on from. Schemes that the state does not have join at its step."""
+
+    step: int
+    joined: dict[Scheme, int]
+    seconds: dict[Scheme, float]
+    lanes: dict[tuple[Track, Block], Mapping[str, Any]]
+    members: dict[tuple[Track, Block], list[Scheme]]
+    incompatible: IncompatibleSchemes
+
+
+def fit(
+    state: Mapping[str, Any],
+    keys: Mapping[Scheme, str],
+    blocks: Sequence[Block],
+    plain: Mapping[str, str],
+    strict: bool,
+) -> Fit:
+    """Compare a state with a bank of these schemes and blocks, down to the last tensor's shape.
+
+    Raises: ValueError when it is no bank's state, damaged, of another model, or, if strict, of other schemes.
+    """
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"not a bank's state of format {FORMAT}: {found!r}")
+    try:
+        return _fit(state, keys, blocks, plain, strict)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"the state is damaged: {type(error).__name__}: {error}") from error
+
+
+def _fit(
+    state: Mapping[str, Any],
+    keys: Mapping[Scheme, str],
+    blocks: Sequence[Block],
+    plain: Mapping[str, str],
+    strict: bool,
+) -> Fit:
+    step = index(state["step"])
+    rows = {row["scheme"]: row for row in state["schemes"]}
+    incompatible = IncompatibleSchemes(
+        [key for key in keys.values() if key not in rows], [key for key in rows if key not in keys.values()]
+    )
+    if strict and any(incompatible):
+        told = [f"it has no {', '.join(incompatible.missing_keys)}"] if incompatible.missing_keys else []
+        if incompatible.unexpected_keys:
+            told.append(f"this bank has no {', '.join(incompatible.unexpected_keys)}")
+        raise ValueError(
+            f"the state is of other schemes: {', and '.join(told)}; load_state_dict(state, strict=False) takes "
+            "what both have"
+        )
+    loaded = {scheme: rows[key] for scheme, key in keys.items() if key in rows}
+    joined = {scheme: index(loaded[scheme]["joined"]) if scheme in loaded else step for scheme in keys}
+    seconds = {scheme: loaded[scheme]["seconds"] + 0.0 if scheme in loaded else 0.0 for scheme in keys}
+    if any(not 0 <= at <= step for at in joined.values()):
+        raise ValueError(f"the state is damaged: schemes that joined after its step, {step}")
+    there = _same_blocks(
+        state["blocks"], [block for block in blocks if any(covers(scheme, block) for scheme in loaded)], plain
+    )
+    saved = {(Track(*lane["track"]), lane["block"]): lane for lane in state["lanes"]}
+    lanes: dict[tuple[Track, Block], Mapping[str, Any]] = {}
+    members: dict[tuple[Track, Block], list[Scheme]] = {}
+    for scheme in loaded:
+        track = Track.of(scheme, joined[scheme])
+        for block in there if track.taken(step) else ():
+            if covers(scheme, block):
+                lanes[track, block] = saved[track, there[block]]
+                members.setdefault((track, block), []).append(scheme)
+    for (track, block), lane in lanes.items():
+        imagined = Lane(replace(block, device=torch.device("meta")), members[track, block], lane["capacity"])
+        _check_like(imagined.state_dict(keys), lane, "a lane")
+    return Fit(step, joined, seconds, lanes, members, incompatible)
+
+
+def _same_blocks(
+    theirs: Sequence[Mapping[str, Any]], blocks: Sequence[Block], plain: Mapping[str, str]
+) -> dict[Block, int]:
+    """The place in a state of each of these blocks. Raises: ValueError when the state has other ones."""
+    kinds = {block.kind for block in blocks}
+    places = [i for i, block in enumerate(theirs) if block["kind"] in kinds]
+    check_same_tensors([describe(block, plain) for block in blocks], [theirs[i] for i in places])
+    return dict(zip(blocks, places, strict=True))
+
+
+def covers(scheme: Scheme, block: Block) -> bool:
+    """Whether a scheme averages this block."""
+    return block.kind == "parameters" or scheme.buffers == "average"
+
+
+def scheme_keys(schemes: Iterable[Scheme]) -> dict[Scheme, str]:
+    """A name for each scheme, the same in another process: its repr, without addresses in memory.
+
+    Equal ones are told apart by their order: ``"Mine()"``, ``"Mine() #2"``.
+    """
+    keys: dict[Scheme, str] = {}
+    seen: dict[str, int] = {}
+    for scheme in schemes:
+        key = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(scheme))
+        seen[key] = seen.get(key, 0) + 1
+        keys[scheme] = key if seen[key] == 1 else f"{key} #{seen[key]}"
+    return keys
+
+
+def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """name -> the same without what wrappers put in: torch.compile, DataParallel, DistributedDataParallel.
+
+    Those of torch are known by their class, wherever they are; a prefix ``module.`` that all names have is
+    taken as a wrapper's too.
+    """
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    wrappers = {f"{name}." if name else "" for name, m in model.named_modules() if isinstance(m, parallel)}
+    plain = {}
+    for name in names:
+        parts = name.split(".")
+        kept = [
+            part
+            for i, part in enumerate(parts)
+            if part != "_orig_mod" and not (part == "module" and _path(parts[:i]) in wrappers)
+        ]
+        plain[name] = ".".join(kept)
+    while plain and all(name.startswith("module.") for name in plain.values()):
+        plain = {name: short.removeprefix("module.") for name, short in plain.items()}
+    return plain if len(set(plain.values())) == len(plain) else {name: name for name in plain}
+
+
+def _path(parts: Sequence[str]) -> str:
+    return "".join(f"{part}." for part in parts)
+
+
+def describe(block: Block, plain: Mapping[str, str]) -> dict[str, Any]:
+    """A block's description with the names that do not depend on wrappers."""
+    described = block.describe()
+    shapes = {plain[name]: shape for name, shape in described["shapes"].items()}
+    return {**described, "shapes": shapes}
+
+
+def check_same_tensors(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises: ValueError naming the first tensors that differ, when a state's blocks are not a bank's."""
+    here, there = _tensors(mine), _tensors(theirs)
+    gone, new = [k for k in here if k not in there], [k for k in there if k not in here]
+    if gone or new:
+        told = [f"it has no {_some(gone)}"] if gone else []
+        told += [f"this model has no {_some(new)}"] if new else []
+        raise ValueError(f"the state is of another model: {', and '.join(told)}")
+    for name, looks in here.items():
+        if there[name] != looks:
+            raise ValueError(
+                f"the state is of another model: {name!r} is {there[name]} in it, and {looks} in this model"
+            )
+    if list(mine) != list(theirs):
+        first = next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"the state is of another model: it has {first[0]!r} where this model has {first[1]!r}, "
+            "in another order"
+        )
+
+
+def _tensors(blocks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        name: f"{block['kind']} {str(block['dtype']).removeprefix('torch.')}{list(shape)}"
+        for block in blocks
+        for name, shape in block["shapes"].items()
+    }
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
+def _check_like(expected: Any, found: Any, where: str) -> None:
+    """Raises: ValueError when nested dicts, lists and tensors are not built as expected, whatever the values."""
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping) or not expected.keys() <= found.keys():
+            raise ValueError(f"the state is damaged: {where} should have {', '.join(map(str, expected))}")
+        for key, value in expected.items():
+            _check_like(value, found[key], f"{where}[{key!r}]")
+    elif isinstance(expected, list):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise ValueError(f"the state is damaged: {where} should be a list of {len(expected)}")
+        for i, (value, other) in enumerate(zip(expected, found, strict=True)):
+            _check_like(value, other, f"{where}[{i}]")
+    elif isinstance(expected, Tensor) and not (
+        isinstance(found, Tensor) and (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    ):
+        looks = f"{expected.dtype}{list(expected.shape)}"
+        raise ValueError(f"the state is damaged: {where} should be a tensor, {looks}")
