@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -151,6 +152,21 @@ def test_a_spawned_process_has_a_bank_of_its_own():
     assert bank.step == 3
     run(model, bank, 4, 9)  # torch shares the weights' memory, the averages are apart
     assert theirs == {repr(scheme): bank.tensors(scheme)["large"][0, 0].item() for scheme in bank}
+
+
+def test_what_goes_to_a_process_is_the_bank_as_it_was():
+    """torch would send the memory itself, and what is updated here before it is read there would be in it."""
+    bank = Bank(Net(), SCHEMES)
+    run(bank._model, bank, 1, 3)
+    expected = {scheme: bank.tensors(scheme) for scheme in bank}
+    sent = ForkingPickler.dumps(bank)
+    run(bank._model, bank, 4, 9)
+    received = pickle.loads(sent)
+    assert received.step == 3
+    assert set(received) == set(expected)
+    for scheme in received:
+        got = received.tensors(scheme)
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected[scheme].items())
 
 
 def test_torch_load_moves_a_bank_with_its_model():
