@@ -11,7 +11,8 @@
             evaluate(model)
 
 `scheme.coefficients(step)` says in closed form what an average is made of, `scheme.horizon` how far back it
-reaches, in steps: the common axis of all schemes (`EMA.from_horizon(500, every=8)`).
+reaches, in steps: the common axis of all schemes (`EMA.from_horizon(500, every=8)`). `bank.module_state(scheme)`
+is the average as a `model.state_dict()`; `Bank(model, schemes, start=1000)` joins a run that is under way.
 """
 
 from .bank import AbsentAverage, Bank

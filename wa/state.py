@@ -17,6 +17,7 @@ from .schemes import Scheme
 from .track import Track
 
 FORMAT = 2
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # names only torch gives
 
 
 class IncompatibleSchemes(NamedTuple):
@@ -134,7 +135,7 @@ def scheme_keys(schemes: Iterable[Scheme]) -> dict[Scheme, str]:
 
 
 def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """name -> the same without what wrappers put in: torch.compile, DataParallel, DistributedDataParallel.
+    """name -> the same without what torch's wrappers put in: of compile, data parallelism, checkpointing.
 
     Those of torch are known by their class, wherever they are; a prefix ``module.`` that all names have is
     taken as a wrapper's too.
@@ -147,7 +148,7 @@ def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         kept = [
             part
             for i, part in enumerate(parts)
-            if part != "_orig_mod" and not (part == "module" and _path(parts[:i]) in wrappers)
+            if part not in WRAPPERS and not (part == "module" and _path(parts[:i]) in wrappers)
         ]
         plain[name] = ".".join(kept)
     while plain and all(name.startswith("module.") for name in plain.values()):
