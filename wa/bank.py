@@ -159,9 +159,8 @@ class Bank:
             if block.kind == "parameters"
             for shape in block.shapes.values()
         ]
-        size = f"{sum(shape.numel() for shape in shapes):,} parameters in {len(shapes)} tensors, {self.nbytes:,} bytes"
-        names = ": " + ", ".join(map(repr, self.schemes)) if self.schemes else ""
-        return f"<Bank at step {self.step}: {size}, {len(self.schemes)} schemes{names}>"
+        size = f"parameters {sum(shape.numel() for shape in shapes):,} in tensors {len(shapes)}, bytes {self.nbytes:,}"
+        return f"<Bank at step {self.step}: {size}, schemes {list(self.schemes)!r}>"
 
     def coefficients(self, scheme: Scheme) -> dict[int, float]:
         """{snapshot step: weight} of the average as it is now, oldest first; empty while it is absent.

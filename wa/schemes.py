@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 
@@ -24,11 +24,18 @@ class Scheme(ABC):
     """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form.
 
     A scheme is a value: equal to another of its class with equal attributes, and shown as what makes one
-    again. A frozen dataclass says the same faster; a class of one's own need not be one.
+    again. A class of one's own may be a dataclass, or not.
     """
 
     every: int
     buffers: Policy
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        if (
+            cls.__hash__ is None
+        ):  # Python takes it from a class that has an __eq__ alone, as @dataclass gives it
+            cls.__hash__ = Scheme.__hash__  # type: ignore[unreachable]
+        return super().__new__(cls)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())

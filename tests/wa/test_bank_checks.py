@@ -3,14 +3,13 @@
 import copy
 import pickle
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from wa import EMA, LAWA, Bank, Recursive, Scheme, recompute_statistics
+from wa import EMA, LAWA, Bank, Scheme, recompute_statistics
 
 
 def with_parameter(tensor):
@@ -137,15 +136,6 @@ class Unfinished(Scheme):
     weights = lag = None
 
 
-@dataclass
-class Mutable(Recursive):
-    every: int = 1
-    burn_in: int = 0
-    buffers: str = "live"
-    horizon = 1.0
-    gain = weights = lag = None
-
-
 def bare(cls, **settings):
     scheme = object.__new__(cls)
     for name, value in settings.items():
@@ -161,7 +151,6 @@ SCHEMES = {
     "class": ([EMA], "is not a scheme: give LAWA"),
     "twice": ([EMA(0.9), LAWA(2), EMA(0.9)], r"EMA\(decay=0\.9.* is in the bank twice"),
     "neither kind": ([Unfinished()], "is not a Windowed or a Recursive scheme"),
-    "no hash": ([Mutable()], r"no hash.*use @dataclass\(frozen=True\)"),
     "policy": (
         [bare(NoBuffers, decay=0.9, every=1, burn_in=0, init="first", buffers="none")],
         "buffers must be one",
@@ -214,9 +203,9 @@ def test_repr():
     model = nn.Linear(300, 4)
     bank = Bank(model, [EMA(0.5, 2), LAWA(3)])
     bank.update(1)
-    told = f"1,204 parameters in 2 tensors, {bank.nbytes:,} bytes, 2 schemes: {EMA(0.5, 2)!r}, {LAWA(3)!r}"
-    assert repr(bank) == f"<Bank at step 1: {told}>"
-    assert repr(Bank(model, [])) == "<Bank at step 0: 0 parameters in 0 tensors, 0 bytes, 0 schemes>"
+    size = f"parameters 1,204 in tensors 2, bytes {bank.nbytes:,}"
+    assert repr(bank) == f"<Bank at step 1: {size}, schemes [{EMA(0.5, 2)!r}, {LAWA(3)!r}]>"
+    assert repr(Bank(model, [])) == "<Bank at step 0: parameters 0 in tensors 0, bytes 0, schemes []>"
 
 
 # recompute_statistics, called as one might
