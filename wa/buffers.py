@@ -65,26 +65,21 @@ def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards
     that returns one; the items are ignored. Passes run in train mode, without gradients and uncompiled; they
     leave torch's random state, the modules' modes and their momentum as they were. In a model that is in
     train mode, norms that are not (frozen ones) stay so and keep their statistics, as does a norm that no
-    pass calls. Returns the number of passes: 0, without a pass, when there is nothing to recompute.
+    pass calls. Returns the number of passes: 0, without a pass, when no norm is there or all are frozen.
 
     Any module counts that has running_mean, running_var and a `momentum` (a number, None or a tensor), be it
     the weight of the new statistic or of the old: meanwhile it is 1/2, which reads the same either way. A
     num_batches_tracked is n afterwards.
 
-    Raises: ValueError when a module has running statistics but no `momentum`, when all are frozen, when there
-    was no forward pass, or none that a norm took part in; the model is then as it was.
+    Raises: ValueError when a module has running statistics but no `momentum`, when there was no forward
+    pass, or none that a norm took part in; the model is then as it was.
     Source: the cumulative average of torch.optim.swa_utils.update_bn, without its isinstance test.
     """
     if not isinstance(model, nn.Module) or isinstance(forwards, nn.Module):
         raise ValueError(f"cannot recompute statistics: {RIGHT_CALL}")
     norms = statistics_modules(model)
-    training = unwrapped(model).training
+    training = _in_train_mode(model)
     modules = {name: norm for name, norm in norms.items() if norm.training or not training}
-    if norms and not modules:
-        raise ValueError(
-            "cannot recompute statistics: every norm is frozen, in eval mode in a model in train mode; put the "
-            "whole model in one mode, or leave the statistics alone"
-        )
     for name, module in modules.items():
         if not hasattr(module, "momentum"):
             raise ValueError(f"cannot recompute the statistics of {name!r}: it has no attribute 'momentum'")
@@ -119,6 +114,18 @@ def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards
     return passes
 
 
+def _in_train_mode(model: nn.Module) -> bool:
+    """Whether a norm in eval mode is one that was frozen, and not a part of a model in eval mode.
+
+    A wrapper of one's own may be left in train mode when what it wraps is not: so the parts are asked as well.
+    """
+    norms = set(statistics_modules(model).values())
+    parts = [
+        module for module in model.modules() if next(module.children(), None) is None and module not in norms
+    ]
+    return model.training and (not parts or any(part.training for part in parts))
+
+
 RIGHT_CALL = "call recompute_statistics(model, (model(batch) for batch in loader))"
 
 
@@ -128,17 +135,6 @@ def _iterable(forwards: object) -> Iterable[object]:
     raise ValueError(
         f"cannot recompute statistics: {type(forwards).__name__} is no iterable of forward passes; {RIGHT_CALL}"
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch's own wrappers: torch.compile, DataParallel, DistributedDataParallel."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
 
 
 @contextmanager

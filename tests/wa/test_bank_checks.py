@@ -291,8 +291,14 @@ def test_frozen_norms_keep_their_statistics():
     model.train()
     for norm in (frozen, model[1]):
         norm.eval()
-    with pytest.raises(ValueError, match="every norm is frozen"):
-        recompute_statistics(model, (model(x) for x in LOADER))
+    assert recompute_statistics(model, (1 / 0 for _ in LOADER)) == 0  # nothing to do, and no pass
+    wrapper = nn.Module()
+    wrapper.model = model.eval()
+    assert wrapper.training
+    assert (
+        recompute_statistics(wrapper, (model(x) for x in LOADER)) == 5
+    )  # the model is in eval mode, not its norms
+    assert not any(module.training for module in model.modules())
 
 
 def test_a_compiled_model_is_recomputed_too():
