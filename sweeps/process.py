@@ -99,10 +99,19 @@ def _values() -> Values:
 
 def _changed(now: Values, wanted: Values) -> Values:
     """What to put so that `now` becomes `wanted`; None where there was nothing."""
-    began = {key: None for key in now if key not in wanted and key.startswith(("variable ", "logger "))}
+    began = {key: None for key in now if key not in wanted and _is_left(key, now[key])}
     return began | {
         key: value for key, value in wanted.items() if key not in now or not _same(now[key], value)
     }
+
+
+def _is_left(key: str, value: Any) -> bool:
+    """Whether something that was not there before is something: a logger by itself is nothing."""
+    if key.startswith("logger "):
+        return (
+            not key.startswith("logger torch.") and value != _NEW_LOGGER
+        )  # torch sets its own up as it imports them
+    return key.startswith("variable ")
 
 
 def _put(values: Values) -> None:
@@ -231,8 +240,9 @@ def _can_read(owner: Any, name: str) -> bool:
 
 
 _FLAGS = (
-    *("fp32_precision", "enabled", "benchmark", "deterministic", "allow_tf32"),
+    *("enabled", "benchmark", "deterministic", "allow_tf32"),
     *("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+    "fp32_precision",  # last: putting back an old flag sets it
 )
 _BACKENDS: dict[str, Any] = {
     "backends": torch.backends,

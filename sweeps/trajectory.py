@@ -63,14 +63,13 @@ def run(
         if (folder / "done").exists():  # by whoever held the lock until now
             return
         attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
-        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report)
+        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report, planned_code)
         task = {
             "trajectory": to_dict(trajectory),
             "folder": str(folder.resolve()),
             "num_devices": num_devices,
         }
         try:
-            origins.check_here(trajectory.cells[0].training.workload, planned_code)
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
                 _run(trajectory, folder, team, device, num_devices, leader)
         except BaseException as error:
@@ -100,6 +99,7 @@ class _Leader:
     log: logging.Logger
     checkpoint_seconds: float
     report: Callable[[Progress], None]
+    planned_code: str | None
     reporting: bool = False  # what is raised while it is so is whoever listens, not the workload
     saved: float = field(default_factory=time.monotonic)
     saving_seconds: float = 0.0
@@ -136,6 +136,8 @@ def _run(
         return with_batch_size(load(training.workload, training.preset), training.batch_size)
 
     workload = process.imported(module_name(training.workload), made)
+    if leader:
+        origins.check_here(training.workload, leader.planned_code)
     process.begin(training.seed, device, num_devices / team.size)
     state = training_state.fresh(trajectory, workload, device, team)
     training_state.restore(

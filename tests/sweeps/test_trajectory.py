@@ -162,6 +162,7 @@ def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -
     work = load("tinywork:Tiny")
     training = grid[0].training
     torch.manual_seed(training.seed)
+    torch.set_num_threads(1)
     model = work.model()
     build = OPTIMIZERS[training.optimizer]
     optimizer = build(model.parameters(), **dict(training.settings))
