@@ -16,6 +16,9 @@ from workloads.protocol import UnknownWorkload, families
 BROKEN = textwrap.dedent('''
     import functools
     import itertools
+    import random
+    import sys
+    import time
     import numpy as np
     import torch
     from torch import nn
@@ -43,11 +46,11 @@ BROKEN = textwrap.dedent('''
             torch.manual_seed(1)
             return super().model()
 
-    class NumpyWeights(Tiny):
+    class ClockedWeights(Tiny):
         def model(self):
             model = super().model()
             with torch.no_grad():
-                model[0].weight += np.random.rand()
+                model[0].weight += time.time_ns() % 1000 / 1000
             return model
 
     class GlobalBatches(Tiny):
@@ -113,6 +116,14 @@ BROKEN = textwrap.dedent('''
             model.eval()
             return sums
 
+    class DrawsInEvaluation(Tiny):
+        def eval_step(self, model, batch):
+            return super().eval_step(model, (batch[0] + 0.01 * torch.randn(100, 8), batch[1]))
+
+    class RandomEvaluation(Tiny):
+        def eval_batches(self, split):
+            return [(x + 0.01 * torch.randn(100, 8), y) for x, y in super().eval_batches(split)]
+
     class LeavesTrainMode(Tiny):
         def eval_step(self, model, batch):
             sums = super().eval_step(model, batch)
@@ -153,9 +164,40 @@ BROKEN = textwrap.dedent('''
         def loss(self, model, batch):
             return super().loss(model, batch) / 0
 
-    class NoisyLoss(Tiny):
+    class Clock(Tiny):
         def loss(self, model, batch):
-            return super().loss(model, batch) * (1 + np.random.rand())
+            return super().loss(model, batch) * (1 + time.time() % 1)
+
+    class Counter(Tiny):
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch) * (1 + 0.01 * self.calls)
+
+    class SlowClock(Tiny):
+        """A clock read in whole seconds."""
+
+        def summarize(self, sums):
+            loss, metric, examples = super().summarize(sums)
+            return loss + int(time.time()), metric, examples
+
+    class Exits(Tiny):
+        def loss(self, model, batch):
+            sys.exit(0)
+
+    class Mixup(Tiny):
+        """Draws from every global stream, as the mixups of several libraries do; all of them are kept."""
+
+        def model(self):
+            model = super().model()
+            with torch.no_grad():
+                model[0].weight += 0.1 * np.random.rand() + 0.1 * random.random()
+            return model
+
+        def loss(self, model, batch):
+            (x, y), share = batch, np.random.beta(1, 1)
+            return super().loss(model, (share * x + (1 - share) * x.flip(0), y)) * (0.5 + random.gauss(1, 0.1))
 
     class Unlearns(Tiny):
         def loss(self, model, batch):
@@ -236,7 +278,7 @@ FAILS = {
     "UnknownShape": ("constants", "cosine"),
     "NoData": ("constants", "no such folder"),
     "SeedsItself": ("model", "do not seed"),
-    "NumpyWeights": ("model", "torch's global generator only"),
+    "ClockedWeights": ("model", "global random streams alone"),
     "GlobalBatches": ("batches resume", "default_rng"),
     "DrawsInPassing": ("batches resume", "global generator"),
     "LateStartIgnored": ("batches resume", "a function of"),
@@ -247,7 +289,9 @@ FAILS = {
     "OneBuffer": ("batches are fresh", "a new one each"),
     "NoEvaluation": ("eval batches repeat", "at least one"),
     "NewEvaluation": ("eval batches repeat", "same batches"),
-    "EvaluatesInTrainMode": ("eval step", "dropout off"),
+    "RandomEvaluation": ("eval batches repeat", "draw nothing"),
+    "EvaluatesInTrainMode": ("eval step", "model.train()"),
+    "DrawsInEvaluation": ("eval step", "dropout off"),
     "LeavesTrainMode": ("eval step", "mode"),
     "WritesIntoWeights": ("eval step", "weights"),
     "WritesIntoTheBatch": ("eval step", "batch"),
@@ -257,13 +301,16 @@ FAILS = {
     "NoGradient": ("loss", "detach"),
     "LossOfEach": ("loss", "mean"),
     "InfiniteLoss": ("loss", "finite"),
-    "NoisyLoss": ("loss", "torch's generator"),
+    "Clock": ("loss", "not on a clock"),
+    "Counter": ("loss", "what the workload counts"),
+    "Exits": ("loss", "SystemExit: it called exit(0)"),
     "Unlearns": ("learns", "mend the loss"),
     "HiddenStatistics": ("state dict", "register_buffer"),
     "OverlappingParts": ("parts", "each example once"),
     "PartsUnweighed": ("parts", "loss_weight"),
     "EverythingEvaluatedTwice": ("parts", "islice"),
     "NeverTheSame": ("reproducible", "from step 2 on"),
+    "SlowClock": ("reproducible", "read no clock"),
     "EvaluationCounts": ("fused", "no trace"),
     "RunCounts": ("resumed", "from step 4 on"),
 }
@@ -311,6 +358,13 @@ def test_parts_are_tried_where_there_are_any() -> None:
     found = {one.name: one for one in check("brokenwork:Divisible", steps=8)}
     assert all(one.ok for one in found.values())
     assert "two parts weigh up" in found["parts"].detail
+
+
+@pytest.mark.usefixtures("broken")
+def test_every_global_random_stream_may_be_drawn_from() -> None:
+    found = list(check("brokenwork:Mixup", steps=8))
+    assert failures(found) == []
+    assert [one.name for one in found] == NAMES
 
 
 @pytest.mark.usefixtures("broken")
