@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sweeps import retries
 from wa.buffers import STATISTICS, statistics_modules
 
 PATIENCE = timedelta(minutes=30)  # of a rank that waits for another: an evaluation may be long
@@ -107,6 +108,7 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
         return
     with ExitStack() as stack:
         rendezvous = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wa-team-"))) / "store"
+        followers = []
         for rank in range(1, size):
             log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
             follower = subprocess.Popen(
@@ -117,12 +119,29 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
             stack.callback(_end, follower)
+            followers.append(follower)
             told = {**task, "rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
             assert follower.stdin is not None
             follower.stdin.write(json.dumps(told).encode() + b"\n")
             follower.stdin.flush()  # and stays open: its end tells the follower that we are gone
         stack.enter_context(joined(0, size, device, rendezvous))
-        yield Team(0, size)
+        try:
+            yield Team(0, size)
+        except Exception as error:
+            if not retries.is_lasting(error):  # such as torch's, that a peer is gone: why is it?
+                _raise_for_rank(followers, folder, error)
+            raise
+
+
+def _raise_for_rank(followers: Sequence[subprocess.Popen[bytes]], folder: Path, error: Exception) -> None:
+    """Raises: RankFailed, where a follower says that it failed and would fail again."""
+    for rank, follower in enumerate(followers, start=1):
+        with suppress(subprocess.TimeoutExpired):
+            if follower.wait(2.0) == retries.LASTING_EXIT:
+                lines = (
+                    (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").splitlines()
+                )
+                raise retries.RankFailed(f"process {rank} of the trial: {lines[-1]}") from error
 
 
 def _end(follower: subprocess.Popen[bytes]) -> None:

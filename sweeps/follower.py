@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 
@@ -13,17 +14,25 @@ def main() -> None:
     """Read the task, one line of JSON, from standard input; end when that closes, since rank 0 is gone then."""
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
-    from sweeps import data_parallel, plan, trajectory
+    from sweeps import data_parallel, retries, plan, trajectory
+    from workloads.user_errors import one_line
 
     rank, size, device = task["rank"], task["size"], task["device"]
     with data_parallel.joined(rank, size, device, Path(task["rendezvous"])):
-        trajectory.follow(
-            plan.from_dict(task["trajectory"]),
-            Path(task["folder"]),
-            data_parallel.Team(rank, size),
-            device=device,
-            num_devices=task["num_devices"],
-        )
+        try:
+            trajectory.follow(
+                plan.from_dict(task["trajectory"]),
+                Path(task["folder"]),
+                data_parallel.Team(rank, size),
+                device=device,
+                num_devices=task["num_devices"],
+            )
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            print(one_line(error), file=sys.stderr, flush=True)
+            os._exit(
+                retries.LASTING_EXIT if retries.is_lasting(error) else 1
+            )  # at once: rank 0 waits for us
 
 
 def _end_with_the_leader() -> None:

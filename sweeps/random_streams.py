@@ -17,9 +17,11 @@ Streams = dict[str, Tensor]  # "torch", "numpy", "python" and, on a GPU, "cuda":
 
 def seed_all(seed: int, rank: int = 0) -> None:
     """Begin every stream anew; each rank has its own."""
-    torch.manual_seed(seed + (rank << 32))
-    np.random.seed([seed & 0xFFFFFFFF, rank] if rank else seed & 0xFFFFFFFF)  # noqa: NPY002  (users draw from it)
-    random.seed(seed + (rank << 32))
+    # Of a seed torch's CPU generator takes the lower 32 bits, so a rank cannot stand in the upper ones.
+    own = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed
+    torch.manual_seed(own)
+    np.random.seed(own & 0xFFFFFFFF)  # noqa: NPY002  (users draw from it)
+    random.seed(own)
 
 
 def read(cuda: bool) -> Streams:

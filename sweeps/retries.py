@@ -21,6 +21,9 @@ _LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectory
 _PASSING_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "gloo", "Connection closed", "DataLoader worker")
 
 
+LASTING_EXIT = 3  # the exit code of a follower whose error is lasting; its log's last line is the error
+
+
 class RankFailed(RuntimeError):
     """Another data-parallel process of the trial failed, in a way that it would fail again."""
 

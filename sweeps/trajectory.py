@@ -101,7 +101,7 @@ class _Leader:
     report: Callable[[Progress], None]
     planned_code: str | None
     reporting: bool = False  # what is raised while it is so is whoever listens, not the workload
-    saved: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=lambda: time.monotonic())
     saving_seconds: float = 0.0
 
     def wants_checkpoint(self) -> bool:
