@@ -20,6 +20,9 @@ def seed_all(seed: int, rank: int = 0) -> None:
     # Of a seed torch's CPU generator takes the lower 32 bits, so a rank cannot stand in the upper ones.
     own = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed
     torch.manual_seed(own)
+    numpy: Any = np.random
+    if numpy.get_state(legacy=False)["bit_generator"] != "MT19937":
+        numpy.set_bit_generator(numpy.MT19937())
     np.random.seed(own & 0xFFFFFFFF)  # noqa: NPY002  (users draw from it)
     random.seed(own)
 
@@ -29,14 +32,21 @@ def read(cuda: bool) -> Streams:
 
     Raises: TypeError where numpy's global generator is not its default, the Mersenne Twister.
     """
-    state: Any = np.random.get_state()  # noqa: NPY002
-    kind, keys, position, has_gauss, gauss = state
-    if kind != "MT19937":
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    if state["bit_generator"] != "MT19937":
+        kind = state["bit_generator"]
         raise TypeError(f"numpy's global generator is {kind}; leave it MT19937, which a checkpoint can hold")
     _, words, second = random.getstate()
     streams = {
         "torch": torch.get_rng_state(),
-        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss, _bits(gauss)]),
+        "numpy": torch.tensor(
+            [
+                *state["state"]["key"].tolist(),
+                state["state"]["pos"],
+                state["has_gauss"],
+                _bits(state["gauss"]),
+            ]
+        ),
         "python": torch.tensor([*words, second is not None, _bits(second or 0.0)]),
     }
     return streams | {"cuda": torch.cuda.get_rng_state()} if cuda else streams
@@ -57,14 +67,23 @@ def put(streams: Mapping[str, Tensor]) -> None:
 @contextmanager
 def kept() -> Iterator[None]:
     """Put every stream back on the way out."""
-    cuda = torch.cuda.is_available()
     numpy: Any = np.random
-    before, generator = read(cuda), numpy.get_bit_generator()
+    generator, numpy_state, python_state = (
+        numpy.get_bit_generator(),
+        numpy.get_state(legacy=False),
+        random.getstate(),
+    )
+    torch_state = torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:
         yield
     finally:
         numpy.set_bit_generator(generator)
-        put(before)
+        numpy.set_state(numpy_state)
+        random.setstate(python_state)
+        torch.set_rng_state(torch_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state)
 
 
 def _bits(value: float) -> int:

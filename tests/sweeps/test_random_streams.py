@@ -163,3 +163,13 @@ def test_another_generator_of_numpys_cannot_be_in_a_checkpoint() -> None:
         np.random.set_bit_generator(np.random.PCG64(1))
         with pytest.raises(TypeError, match="MT19937"):
             random_streams.read(cuda=False)
+
+
+def test_in_a_process_with_another_generator_a_trial_is_the_same(tmp_path: Path) -> None:
+    (one,) = grid("drawingwork:Drawing", every=30)
+    expected = run(one, tmp_path / "a")
+    with random_streams.kept():
+        mine = np.random.PCG64(1)
+        np.random.set_bit_generator(mine)
+        same(run(one, tmp_path / "b"), expected)
+        assert np.random.get_bit_generator() is mine
