@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sweeps import retries
+from sweeps import import_order, retries
 from wa.buffers import STATISTICS, statistics_modules
 
 PATIENCE = timedelta(minutes=30)  # of a rank that waits for another: an evaluation may be long
@@ -116,14 +116,15 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
             stack.callback(_end, follower)
             followers.append(follower)
             told = {**task, "rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
+            told["sys_path"] = import_order.users_paths()
             assert follower.stdin is not None
             follower.stdin.write(json.dumps(told).encode() + b"\n")
             follower.stdin.flush()  # and stays open: its end tells the follower that we are gone
+        _wait_until_ready(followers, rendezvous, folder)
         stack.enter_context(joined(0, size, device, rendezvous))
         try:
             yield Team(0, size)
@@ -131,6 +132,31 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
             if not retries.is_lasting(error):  # such as torch's, that a peer is gone: why is it?
                 _raise_for_rank(followers, folder, error)
             raise
+
+
+def ready_file(rendezvous: Path, rank: int) -> Path:
+    """What a follower makes when it has started and is about to join."""
+    return rendezvous.with_name(f"ready-{rank}")
+
+
+def _wait_until_ready(followers: Sequence[subprocess.Popen[bytes]], rendezvous: Path, folder: Path) -> None:
+    """Joining waits for all ranks, half an hour; so nobody joins before all are there. Raises: RuntimeError."""
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    for rank, follower in enumerate(followers, start=1):
+        while not ready_file(rendezvous, rank).exists():
+            if follower.poll() is not None or time.monotonic() > deadline:
+                ended = (
+                    f"ended with exit code {follower.returncode}" if follower.poll() is not None else "hangs"
+                )
+                raise RuntimeError(
+                    f"process {rank} of the trial {ended} as it starts: {_last_line(folder, rank)}"
+                )
+            time.sleep(0.02)
+
+
+def _last_line(folder: Path, rank: int) -> str:
+    lines = (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _raise_for_rank(followers: Sequence[subprocess.Popen[bytes]], folder: Path, error: Exception) -> None:

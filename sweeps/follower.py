@@ -9,15 +9,19 @@ import threading
 import traceback
 from pathlib import Path
 
+from sweeps import import_order
+
 
 def main() -> None:
     """Read the task, one line of JSON, from standard input; end when that closes, since rank 0 is gone then."""
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
-    from sweeps import data_parallel, retries, plan, trajectory
+    import_order.search_too(task["sys_path"])
+    from sweeps import data_parallel, plan, retries, trajectory
     from workloads.user_errors import one_line
 
     rank, size, device = task["rank"], task["size"], task["device"]
+    data_parallel.ready_file(Path(task["rendezvous"]), rank).touch()
     with data_parallel.joined(rank, size, device, Path(task["rendezvous"])):
         try:
             trajectory.follow(

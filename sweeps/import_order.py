@@ -50,8 +50,10 @@ def users_folder_last() -> None:
 
 def users_paths() -> list[str]:
     """What this process searches beside its installation, and the current folder: for processes that it starts."""
-    installed = (str(HOME), *{sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix})
-    own = [os.path.abspath(path) for path in sys.path if not path.startswith(installed)]
+    installed = {
+        Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)
+    }
+    own = [os.path.abspath(path) for path in sys.path if not {Path(path), *Path(path).parents} & installed]
     return list(dict.fromkeys([*own, os.getcwd()]))
 
 

@@ -87,7 +87,13 @@ tracking: {wandb: disabled}
 
 @pytest.mark.slow
 def test_data_folder_and_processes_reach_the_trial(outside: Path) -> None:
-    """Two data-parallel processes in a Ray trial, on data that the spec says where to find."""
+    """Two data-parallel processes in a Ray trial, on data that the spec says where to find.
+
+    All that in a folder with modules of the names of ours and of Python's, which no process may import.
+    """
+    for taken in ("analysis.py", "random.py", "queue.py", "sweeps/__init__.py", "workloads/__init__.py"):
+        (outside / taken).parent.mkdir(exist_ok=True)
+        (outside / taken).write_text("raise RuntimeError('the user file ran')")
     (outside / "folderwork.py").write_text(FOLDER_WORK)
     (outside / "study.yaml").write_text(FOLDER_STUDY)
     losses = {}

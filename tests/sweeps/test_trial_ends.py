@@ -203,6 +203,14 @@ def test_an_error_on_another_rank_is_told_and_not_tried_again(tmp_path: Path) ->
     assert "LookupError" in str(attempts.lasting_error(tmp_path / "a"))
 
 
+def test_a_rank_that_does_not_start_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with that
+    with pytest.raises(RuntimeError, match="process 1 of the trial ended with exit code 1 as it starts"):
+        trajectory.run(one("endingwork:OneRankRaises"), tmp_path / "a", processes=2, num_devices=2)
+
+
 def test_a_run_that_diverges_at_its_very_end_is_not_tested(tmp_path: Path) -> None:
     evaluate = {"every": 20, "test": True}
     trajectory.run(one("endingwork:DivergesAtTheEnd", evaluate=evaluate), tmp_path / "a")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sweeps import import_order
+from sweeps import import_order, tracking
 from sweeps import run as flow
 from sweeps.blocks import SpecError
 from sweeps.cli import main
@@ -88,6 +88,19 @@ def test_python_m_runs_ours(crowded: Path, module: str, arguments: list[str], co
     assert done.returncode == code, done.stderr
     assert told in done.stdout
     assert "user file" not in done.stdout + done.stderr
+
+
+def test_the_publisher_runs_ours(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (crowded / "run").mkdir()
+    (crowded / "sweeps").mkdir()
+    (crowded / "sweeps" / "__init__.py").write_text("raise RuntimeError('the user file ran')\n")
+    monkeypatch.chdir(crowded)
+    publisher = tracking.start(Path("run"), "offline", "p", None)
+    assert publisher is not None
+    assert not tracking.finish(publisher, seconds=120)
+    log = (crowded / "run" / "wandb.log").read_text()
+    assert "no plan.json" in log
+    assert "user file" not in log
 
 
 def test_a_users_package_that_is_imported_already_is_named(tmp_path: Path) -> None:
