@@ -93,7 +93,10 @@ class Workload(Protocol):
     def eval_seconds(self) -> float: ...
 
     def model(self) -> nn.Module:
-        """A fresh model on the CPU; its initial weights are a function of torch's global seed alone."""
+        """A fresh model on the CPU; its initial weights are a function of the seed.
+
+        The global random streams of torch, numpy and Python are seeded with it.
+        """
 
     def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         """Endless training batches from step `first_step` (the first step is 1).
@@ -104,7 +107,11 @@ class Workload(Protocol):
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The scalar training loss; `model` is in train mode."""
+        """The scalar training loss; `model` is in train mode.
+
+        A function of model, batch and the global random streams (torch's, numpy's, Python's), which a checkpoint
+        keeps: no clock, no state of its own.
+        """
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         """The batches of ``"validation"``, or of another of its `splits`: the same ones in order at every call.
