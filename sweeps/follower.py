@@ -34,9 +34,7 @@ def main() -> None:
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             print(one_line(error), file=sys.stderr, flush=True)
-            os._exit(
-                retries.LASTING_EXIT if retries.is_lasting(error) else 1
-            )  # at once: rank 0 waits for us
+            os._exit(retries.LASTING_EXIT if retries.is_lasting(error) else 1)  # at once: rank 0 waits for us
 
 
 def _end_with_the_leader() -> None:

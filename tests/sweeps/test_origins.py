@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def begun(mine: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
             )
         return True
 
-    monkeypatch.setattr(flow, "_launch", launch)
+    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext())
+    monkeypatch.setattr(flow, "_train", launch)
     monkeypatch.setattr("sweeps.cli._conclude", lambda *_: None)
     monkeypatch.setattr("sweeps.run_folder.write_trials", lambda run: None)
     forget()

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from analysis.records import read_live
-from sweeps import attempts, retries, launch, training_state, trajectory
+from sweeps import attempts, launch, retries, training_state, trajectory
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, to_dict, trajectories
 from sweeps.spec import parse_spec
@@ -189,12 +190,15 @@ def test_the_trial_gives_tune_only_what_is_worth_another_try(
             outcomes[name] = "tried again"
     assert outcomes == {"Raises": "ended", "Exits": "ended", "Offline": "tried again"}
     heard: list[str] = []
-    listener: Any = SimpleNamespace(failed=heard.append, done=heard.append)
-    outcome = launch.Outcome([], [])
-    callback = launch._Callback(tmp_path, listener, outcome)
+    listener: Any = SimpleNamespace(failed=lambda name, reason: heard.append(f"{name}: {reason}"))
+    outcome = launch.Outcome()
+    callback = launch._Callback(tmp_path, listener, outcome, threading.Event())
     for name in ("Raises", "Offline"):
         callback.on_trial_complete(0, [], SimpleNamespace(config={"name": name}))
-    assert outcome.failed == heard == ["Raises"]
+    assert outcome.failed == ["Raises"]
+    (line,) = heard
+    assert line.startswith("Raises: KeyError: 'column y' (")
+    assert str(tmp_path / "trajectories" / "Raises" / "log") in line
 
 
 def test_an_error_on_another_rank_is_told_and_not_tried_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def crowded(tmp_path: Path, tiny_folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("module", "arguments", "code", "told"),
     [
-        ("sweeps.cli", ["plan", "study.yaml"], 0, "2 cells, 1 trajectories to train"),
+        ("sweeps.cli", ["plan", "study.yaml"], 0, "2 cells, 1 trajectory to train"),
         ("sweeps.tracking", ["run", "offline", "p", ""], 1, "no plan.json"),
     ],
 )
@@ -202,7 +203,8 @@ def test_the_others_run_and_the_study_is_incomplete(bad: Path, monkeypatch: pyte
         launched.extend(one.cells[0].training.workload for one in todo.trajectories)
         return True
 
-    monkeypatch.setattr(flow, "_launch", launch)
+    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext())
+    monkeypatch.setattr(flow, "_train", launch)
     monkeypatch.setattr("sweeps.cli._conclude", lambda *_: None)
     (bad / "s.yaml").write_text(STUDY.replace('"tinywork:Tiny"', '"tinywork:Tiny", "badwork:Building"'))
     done = CliRunner().invoke(main, ["run", "s.yaml", "--out", "run"])
