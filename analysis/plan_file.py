@@ -34,11 +34,21 @@ class _Trajectory(BaseModel):
     expected_seconds: float = 0.0
 
 
+class _Records(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    rows: int | None = None
+    last_step: int | None = None
+    crc32: int | None = None
+    sha256: str | None = None
+
+
 class _Plan(_Study):
     study: str = "study"
     studies: list[_Study] = []
     trajectories: list[_Trajectory] = []
     versions: dict[str, str] = {}
+    records: dict[_Name, _Records] = {}
     format: int = FORMAT
     id: _Name | None = None
 

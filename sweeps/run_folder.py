@@ -329,7 +329,7 @@ def compact(run: Path, name: str) -> None:
         pass
     else:
         done, table = finished(folder) or Finished(), rows_to_table(live.rows)
-        done.check(table, live.path, folder, crc32=live.crc)
+        done.check(table, live.path, again(folder), crc32=live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)
