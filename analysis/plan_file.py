@@ -49,6 +49,7 @@ class _Plan(_Study):
     trajectories: list[_Trajectory] = []
     versions: dict[str, str] = {}
     records: dict[_Name, _Records] = {}
+    sources: dict[str, Any] = {}
     format: int = FORMAT
     id: _Name | None = None
 
