@@ -160,7 +160,6 @@ def test_every_file_broken_in_every_way(
 def retrains(file: str, break_it: Callable[[Path], None], command: str) -> bool:
     """Whether `wa run` trains again, which takes a Ray: where the folder no longer says that it did."""
     return command == "run" and (file, break_it) in {
-        ("trajectories/*/trajectory.json", delete),
         ("trajectories/*/attempt-0.json", delete),
         ("trajectories/*/done", delete),
     }
