@@ -30,8 +30,8 @@ class _Trajectory(BaseModel):
 
     trajectory_id: _Name
     name: _Name | None = None
-    cells: list[str] = []
-    expected_seconds: float = 0.0
+    cells: list[str]
+    expected_seconds: float | None = 0.0  # of imported logs: unknown
 
 
 class _Records(BaseModel):
@@ -75,6 +75,9 @@ def load_plan(run: str | Path) -> dict[str, Any]:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise broken(path, f"{where}: {first['msg']}") from None
+    for one in plan.setdefault("trajectories", []):
+        one.setdefault("name", one["trajectory_id"])
+        one.setdefault("expected_seconds", 0.0)
     if "studies" not in plan:  # of an earlier version: one study a folder
         held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
         plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
@@ -90,4 +93,4 @@ def load_plan_if_any(run: Path) -> dict[str, Any] | None:
 def planned_cells(run: Path) -> frozenset[str]:
     """The cells of every trajectory of the plan; none where there is no plan. Raises: BadRun."""
     plan = load_plan_if_any(run) or {}
-    return frozenset(cell for one in plan.get("trajectories", []) for cell in one.get("cells", []))
+    return frozenset(cell for one in plan.get("trajectories", []) for cell in one["cells"])
