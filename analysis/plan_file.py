@@ -72,9 +72,11 @@ def load_plan(run: str | Path) -> dict[str, Any]:
     try:
         _Plan.model_validate(plan)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise broken(path, f"{where}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        where, said = ".".join(map(str, first["loc"])), first["msg"]
+        if first["type"] == "string_pattern_mismatch":
+            said = f"{first['input'][:80]!r} cannot name a folder"
+        raise broken(path, f"{where}: {said}") from None
     for one in plan.setdefault("trajectories", []):
         one.setdefault("name", one["trajectory_id"])
         one.setdefault("expected_seconds", 0.0)
