@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -381,21 +382,39 @@ def test_the_dashboard_replaces_plain_files_alone(run: Path, tmp_path: Path, kin
     assert out.lstat() == before
 
 
-@pytest.mark.parametrize("command", ["report", "run", "dashboard"])
-def test_a_full_disk_is_one_line_and_the_old_files_stay(run: Path, trained: Path, command: str) -> None:
+@pytest.mark.parametrize(("command", "code"), [("report", 1), ("run", 2), ("dashboard", 2)])
+def test_a_full_disk_is_one_line_and_the_old_files_stay(
+    run: Path, trained: Path, command: str, code: int
+) -> None:
     for name in ("tables", "figures"):
         (run / name).mkdir()
     (run / "report.html").write_text("old")
     before = load(run)
     limited = f"ulimit -f 1; exec {WA} {' '.join(map(str, commands(run)[command]))}"  # of a file, in KiB
     done = subprocess.run(["bash", "-c", limited], cwd=trained, capture_output=True, text=True, timeout=120)
-    assert done.returncode in (1, 2), done.stdout
+    assert done.returncode == code, done.stdout
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith(f"wa: {run}/")
     assert "file too large" in done.stderr
     assert (run / "report.html").read_text() == "old"
     assert not list(run.rglob(".*.new"))
     assert load(run).equals(before)
+
+
+def test_a_disk_that_fills_once_work_has_begun_is_exit_1(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "new" / "trials.parquet"))
+
+    monkeypatch.setattr("sweeps.run._engine", lambda *_: nullcontext(object()))
+    monkeypatch.setattr("sweeps.run._launch", fill)
+    done = wa("run", trained / "b.yaml", "--out", tmp_path / "new")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"wa: {tmp_path}/new/trials.parquet: no space left on device; "
+        "free some space there, and the same command goes on\n"
+    )
 
 
 def test_what_a_killed_writer_left_goes_at_the_next_start(run: Path) -> None:
