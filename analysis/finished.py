@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.live_records import again
 from analysis.run_files import broken, read_json
 
 DONE = "done"
@@ -32,21 +31,21 @@ class Finished:
         self,
         table: pa.Table,
         path: Path,
-        folder: Path,
+        remedy: str,
         *,
         sha256: str | None = None,
         crc32: int | None = None,
     ) -> None:
-        """Hold the rows of one file, and its checksum, against the marker of `folder`. Raises: BadRun."""
+        """Hold the rows of one file, and its checksum, against what was promised. Raises: BadRun."""
         if self.rows is not None and len(table) != self.rows:
-            raise broken(path, f"{len(table):,} records where {self.rows:,} were written", again(folder))
+            raise broken(path, f"{len(table):,} records where {self.rows:,} were written", remedy)
         last = int(np.max(table["step"].to_numpy())) if len(table) else 0
         if self.last_step is not None and last != self.last_step:
-            raise broken(path, f"ends at step {last:,}, not at {self.last_step:,}", again(folder))
+            raise broken(path, f"ends at step {last:,}, not at {self.last_step:,}", remedy)
         is_parquet = path.suffix == ".parquet"
         told, found = (self.sha256, sha256) if is_parquet else (self.crc32, crc32)
         if told is not None and found != told:
-            raise broken(path, "is not the file that was written: its checksum is another", again(folder))
+            raise broken(path, "is not the file that was written: its checksum is another", remedy)
 
 
 def finished(folder: Path) -> Finished | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
+FORMULA = ("=", "+", "-", "@", "\t", "\n")  # a spreadsheet takes a cell that begins so for a formula
 
 
 def temporary(path: Path) -> Path:
@@ -65,8 +65,11 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def as_text(value: Any) -> Any:
-    """A string that stays text in a spreadsheet; numbers, also written out, as they are."""
-    if not isinstance(value, str) or not value.startswith(FORMULA):
+    """A string that stays one cell and text in a spreadsheet; numbers, also written out, as they are."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # a bare \r ends a line, and is not quoted
+    if not value.startswith(FORMULA):
         return value
     try:
         float(value)

@@ -30,8 +30,17 @@ class _Trajectory(BaseModel):
 
     trajectory_id: _Name
     name: _Name | None = None
-    cells: list[str] = []
-    expected_seconds: float = 0.0
+    cells: list[str]
+    expected_seconds: float | None = 0.0  # of imported logs: unknown
+
+
+class _Records(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    rows: int | None = None
+    last_step: int | None = None
+    crc32: int | None = None
+    sha256: str | None = None
 
 
 class _Plan(_Study):
@@ -39,6 +48,8 @@ class _Plan(_Study):
     studies: list[_Study] = []
     trajectories: list[_Trajectory] = []
     versions: dict[str, str] = {}
+    records: dict[_Name, _Records] = {}
+    sources: dict[str, Any] = {}
     format: int = FORMAT
     id: _Name | None = None
 
@@ -61,9 +72,14 @@ def load_plan(run: str | Path) -> dict[str, Any]:
     try:
         _Plan.model_validate(plan)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise broken(path, f"{where}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        where, said = ".".join(map(str, first["loc"])), first["msg"]
+        if first["type"] == "string_pattern_mismatch":
+            said = f"{first['input'][:80]!r} cannot name a folder"
+        raise broken(path, f"{where}: {said}") from None
+    for one in plan.setdefault("trajectories", []):
+        one.setdefault("name", one["trajectory_id"])
+        one.setdefault("expected_seconds", 0.0)
     if "studies" not in plan:  # of an earlier version: one study a folder
         held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
         plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
@@ -79,4 +95,4 @@ def load_plan_if_any(run: Path) -> dict[str, Any] | None:
 def planned_cells(run: Path) -> frozenset[str]:
     """The cells of every trajectory of the plan; none where there is no plan. Raises: BadRun."""
     plan = load_plan_if_any(run) or {}
-    return frozenset(cell for one in plan.get("trajectories", []) for cell in one.get("cells", []))
+    return frozenset(cell for one in plan.get("trajectories", []) for cell in one["cells"])

@@ -18,10 +18,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.finished import finished
+from analysis.finished import Finished, finished
 from analysis.live_records import LiveRows, again, read_live
 from analysis.plan_file import load_plan, load_plan_if_any, planned_cells
-from analysis.run_files import RESTORE, BadRun, broken, read_bytes, read_parquet
+from analysis.run_files import IMPORT, RESTORE, BadRun, broken, read_bytes, read_parquet
 from analysis.schema import BESIDE, CELLS, KEY, LATER, NAMES, RECORDS, TRIALS
 
 __all__ = [
@@ -136,6 +136,7 @@ def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
     folders = sorted(path for path in (run / "trajectories").glob("[!.]*") if path.is_dir())
     # Markers, then live files, then Parquet: what is compacted meanwhile is read twice, and not missed.
     done = {folder.name: marker for folder in folders if (marker := finished(folder)) is not None}
+    promised = _imported(run) | done
     grid = _Grid.of(run)
     seen = set()
     for folder in folders:
@@ -147,20 +148,27 @@ def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
         seen.add(folder.name)
         table = rows_to_table(live.rows)
         if folder.name in done:
-            done[folder.name].check(table, live.path, folder, crc32=live.crc)
+            done[folder.name].check(table, live.path, again(folder), crc32=live.crc)
         yield live.path, grid.checked(table, live.path)
     for path in sorted((run / "records").glob("[!.]*.parquet")):
         folder = run / "trajectories" / path.stem
-        remedy = again(folder) if path.stem in done else RESTORE
+        remedy = again(folder) if path.stem in done else IMPORT if path.stem in promised else RESTORE
         table, digest = read_parquet(path, NAMES, remedy)
         table = _conformed(table, RECORDS, path, NAMES)
         seen.add(path.stem)
-        if path.stem in done:
-            done[path.stem].check(table, path, folder, sha256=digest)
+        if path.stem in promised:
+            promised[path.stem].check(table, path, remedy, sha256=digest)
         yield path, grid.checked(table, path, is_trained=path.stem in done)
-    for name in sorted(name for name, marker in done.items() if marker.rows is not None and name not in seen):
-        path, folder = run / "records" / f"{name}.parquet", run / "trajectories" / name
-        raise broken(path, "missing, though its trajectory is done", again(folder))
+    for name, marker in promised.items():
+        if marker.rows is not None and name not in seen:
+            remedy = again(run / "trajectories" / name) if name in done else IMPORT
+            raise broken(run / "records" / f"{name}.parquet", "missing, though what it holds is done", remedy)
+
+
+def _imported(run: Path) -> dict[str, Finished]:
+    """By file, what the plan of another benchmark's logs says of their records."""
+    plan = load_plan_if_any(run) or {}
+    return {name: Finished(**told) for name, told in plan.get("records", {}).items()}
 
 
 @dataclass(frozen=True)

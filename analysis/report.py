@@ -99,7 +99,7 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
 
 
 def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
-    if (run / EVALUATIONS_FILE).is_file():  # submissions, imported
+    if study.plan.get("imported") == "AlgoPerf" or (run / EVALUATIONS_FILE).is_file():  # submissions
         return profiles.of_submissions(read_evaluations(run))
     return profiles.of_schemes(study, tables)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESTORE = "restore it from a copy of the folder"
+IMPORT = f"{RESTORE}, or import the logs again into a new one"
 MARK = b"\nwa sha256 "
 _SEAL_BYTES = len(MARK) + 64 + 1
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analysis.records import CELLS, RECORDS, TRIALS
+from sweeps.durable import write_table
 
 HORIZONS = np.round(np.geomspace(0.001, 0.3, 25), 5)  # shares of the step budget
 EVERY = 8  # steps between snapshots
@@ -56,12 +56,12 @@ def write(folder: Path, size: Size, seed: int = 0) -> Path:
                     _cell(size, name, workload, training, run_seed, one) for one in range(1 + size.averages)
                 ]
                 rng = np.random.default_rng([seed, workload, training, run_seed])
-                pq.write_table(_records(size, mine, rng), folder / "records" / f"{name}.parquet")
+                write_table(folder / "records" / f"{name}.parquet", _records(size, mine, rng))
                 cells += mine
                 trajectories.append({"trajectory_id": name, "cells": [cell["cell_id"] for cell in mine]})
-    pq.write_table(pa.Table.from_pylist(cells, schema=CELLS), folder / "cells.parquet")
+    write_table(folder / "cells.parquet", pa.Table.from_pylist(cells, schema=CELLS))
     trials = [_trial(one["trajectory_id"]) for one in trajectories]
-    pq.write_table(pa.Table.from_pylist(trials, schema=TRIALS), folder / "trials.parquet")
+    write_table(folder / "trials.parquet", pa.Table.from_pylist(trials, schema=TRIALS))
     (folder / "plan.json").write_text(json.dumps(_plan(size, cells, trajectories)), encoding="utf-8")
     (folder / "spec.yaml").write_text("study: synthetic\n", encoding="utf-8")
     return folder

@@ -28,7 +28,8 @@ class Attempt:
 
     @classmethod
     def begin(cls, folder: Path, trajectory_id: str, device: str, num_devices: float) -> Attempt:
-        number = len(list(folder.glob("attempt-*.json")))
+        numbers = [int(path.stem.removeprefix("attempt-")) for path in folder.glob("attempt-[0-9]*.json")]
+        number = max(numbers, default=-1) + 1
         row = {
             "trajectory_id": trajectory_id,
             "attempt": number,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +186,9 @@ def run(
         _one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = _console()
-    with _begun_with_an_attempt(out):
-        complete = run_studies(
-            specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
-        )
+    complete = run_studies(
+        specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
+    )
     with begun():
         _conclude(out, console)
     if not complete:
@@ -217,19 +214,6 @@ def _conclude(run: Path, console: Any) -> None:
     with begun():
         written = reports.write(run)
     console.print(f"report: {written}", soft_wrap=True)
-
-
-@contextmanager
-def _begun_with_an_attempt(run: Path) -> Iterator[None]:
-    """Work on a run folder has begun once a trial of this command has; before, nothing has happened."""
-    since = time.time()
-    try:
-        yield
-    except (OSError, ValueError):
-        if not any(path.stat().st_mtime >= since for path in run.glob("trajectories/*/attempt-*.json")):
-            raise
-        with begun():
-            raise
 
 
 @main.command()
@@ -410,8 +394,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         )
     spec = parse_spec(rule.study(chosen, preset), "calibrate")
     console = _console()
-    with _begun_with_an_attempt(out):
-        complete = run_studies([spec], out, console, address, calibrating=True)
+    complete = run_studies([spec], out, console, address, calibrating=True)
     if not complete:
         console.print(f"calibration is incomplete; the same command continues it in {out}")
         sys.exit(EXIT_INCOMPLETE)

@@ -21,14 +21,16 @@ from typing import Any
 import pandas as pd
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
-import yaml
+from pydantic import ValidationError
 
 from analysis import report, study, tables
 from analysis.findings import answers, predictions
 from analysis.records import load_cells, load_plan
+from analysis.run_files import BadRun, broken, read_bytes, read_json
 from sweeps import tracking
 from sweeps.blocks import TrackingBlock
 from sweeps.durable import write_atomic
+from sweeps.yaml_file import BadYaml, parse_value
 
 PATIENCE_SECONDS = 15.0
 TABLE_ROWS = 40  # of a study's result table in the report
@@ -53,9 +55,19 @@ class Place:
 
 
 def place(run: Path) -> Place:
-    """What the folder's spec says of it."""
-    spec = yaml.safe_load((run / "spec.yaml").read_text(encoding="utf-8"))
-    told = TrackingBlock(**(spec.get("tracking") or {}))
+    """What the folder's spec says of it. Raises: analysis.records.BadRun."""
+    path = run / "spec.yaml"
+    try:
+        told = TrackingBlock(**(parse_value(read_bytes(path).decode()).get("tracking") or {}))
+    except (
+        FileNotFoundError,
+        UnicodeDecodeError,
+        BadYaml,
+        ValidationError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise broken(path, f"does not say where its runs are ({str(error).splitlines()[0]})") from None
     return Place(told.entity, told.project)
 
 
@@ -256,7 +268,10 @@ def push(run: Path) -> tuple[str, str]:
 
 def _save(run: Path, where: Place) -> tuple[str, str]:
     pushed = run / "wandb" / "dashboard.json"  # where a later push finds both again
-    known = json.loads(pushed.read_text(encoding="utf-8")) if pushed.exists() else {}
+    try:
+        known = read_json(pushed)
+    except (FileNotFoundError, BadRun):  # never pushed, or it is not known: both are saved as new ones
+        known = {}
     if (known.get("entity"), known.get("project")) != (where.entity, where.project):
         known = {}
     space, text = workspace(run, where), make_report(run, where)

@@ -50,10 +50,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def write_table(path: Path, table: pa.Table) -> str:
+def write_table(path: Path, table: pa.Table, compression: str = "snappy") -> str:
     """Put a table at `path` as Parquet with checksums; returns the file's own. Raises: OSError."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, write_page_checksum=True)
+    pq.write_table(table, buffer, compression=compression, write_page_checksum=True)
     data = seal(buffer.getvalue().to_pybytes())
     write_atomic(path, data)
     return digest(data)
@@ -98,6 +98,12 @@ def append(descriptor: int, data: bytes, path: Path) -> None:
             with suppress(OSError):  # half a line would stand before what is written next
                 os.ftruncate(descriptor, before)
             raise
+
+
+def cut(descriptor: int, size: int) -> None:
+    """Cut what a kill tore off an open file's end."""
+    os.ftruncate(descriptor, size)
+    os.fsync(descriptor)
 
 
 def try_lock(descriptor: int, path: Path) -> bool:

@@ -15,16 +15,18 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.algoperf_score import EVALUATIONS, EVALUATIONS_FILE
+from analysis.finished import Finished
 from analysis.records import CELLS, TRIALS, rows_to_table
+from analysis.schema import FORMAT
+from sweeps.durable import write_atomic, write_table
 from sweeps.yaml_file import dump_yaml
 
 MOST_JSON_BYTES, MOST_CSV_BYTES = 2**20, 2**23  # of one file
@@ -428,22 +430,22 @@ def _write(run: Path, study: str, trials: list[Trial], notes: list[str]) -> None
     cells = [_cell_row(trial, names[trial.cell_id], study) for trial in trials]
     extra = [("framework", pa.string()), ("trial", pa.int64()), ("hyperparameters", pa.string())]
     schema = pa.schema([*CELLS, *extra])
-    pq.write_table(pa.Table.from_pylist(cells, schema=schema), run / "cells.parquet")
+    write_table(run / "cells.parquet", pa.Table.from_pylist(cells, schema=schema))
+    written = {}
     for submission in sorted({trial.submission for trial in trials}):
         rows = [row for trial in trials if trial.submission == submission for row in _record_rows(trial)]
         table = rows_to_table(rows).sort_by([(name, "ascending") for name in ("cell_id", "split", "step")])
-        pq.write_table(table, run / "records" / f"{submission}.parquet", compression="zstd")
-    pq.write_table(
-        pa.Table.from_pylist([_trial_row(t) for t in trials], schema=TRIALS), run / "trials.parquet"
-    )
+        sha256 = write_table(run / "records" / f"{submission}.parquet", table, "zstd")
+        written[submission] = asdict(Finished(rows=len(table), sha256=sha256))
+    write_table(run / "trials.parquet", pa.Table.from_pylist([_trial_row(t) for t in trials], schema=TRIALS))
     logged = pa.Table.from_pylist(
         [row for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
     )
-    pq.write_table(logged, run / EVALUATIONS_FILE, compression="zstd")
-    document = _plan(study, trials, notes)
-    (run / "plan.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    write_table(run / EVALUATIONS_FILE, logged, "zstd")
+    document = _plan(study, trials, notes) | {"format": FORMAT, "records": written}
+    write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
     source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
-    (run / "spec.yaml").write_text(dump_yaml(source), encoding="utf-8")
+    write_atomic(run / "spec.yaml", dump_yaml(source).encode())
 
 
 def _optimizer_names(trials: list[Trial]) -> dict[str, str]:

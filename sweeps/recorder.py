@@ -48,7 +48,7 @@ class Recorder:
         if live.is_checked is False:
             raise broken(self.path, "its lines have no checksums", again(self.path.parent))
         if live.offset != len(data):
-            os.ftruncate(self._descriptor, live.offset)
+            durable.cut(self._descriptor, live.offset)
         if live.offset and data[live.offset - 1 : live.offset] != b"\n":
             durable.append(self._descriptor, b"\n", self.path)
         self.written = {_key(row): row for row in live.rows}

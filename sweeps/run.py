@@ -14,6 +14,7 @@ from rich.console import Console
 from analysis.records import check_records
 from sweeps import origins, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
+from sweeps.border import begun
 from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
@@ -81,7 +82,8 @@ def run_studies(
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
-    Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written.
+    Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
+    border.Begun for a full disk or a damaged file after that.
     """
     specs, left_out = user_code.usable(specs)
     studies = resolve(specs, calibrating)
@@ -117,9 +119,9 @@ def run_studies(
             _announce(todo, run, console, calibrating)
             for line in left_out:
                 console.print(line, markup=False, soft_wrap=True)
-            return (
-                _train(specs[0], todo, run, console, engine, interrupts, checkpoint_seconds) and not left_out
-            )
+            with begun() if engine else nullcontext():
+                complete = _train(specs[0], todo, run, console, engine, interrupts, checkpoint_seconds)
+            return complete and not left_out
 
 
 def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:

@@ -67,8 +67,15 @@ def trajectory_folder(run: Path, name: str) -> Path:
 
 def started(run: Path) -> list[plan.Trajectory]:
     """Trajectories that were begun, done or not; what was only planned may still be planned anew. Raises: BadRun."""
-    found = sorted((run / "trajectories").glob("[!.]*/trajectory.json"))
-    return [read_trajectory(path) for path in found if any(path.parent.glob("attempt-*.json"))]
+    begun = sorted({path.parent for path in (run / "trajectories").glob("[!.]*/attempt-*.json")})
+    return [_begun(folder) for folder in begun]
+
+
+def _begun(folder: Path) -> plan.Trajectory:
+    try:
+        return read_trajectory(folder / "trajectory.json")
+    except FileNotFoundError:
+        raise broken(folder / "trajectory.json", "missing, though it was begun", again(folder)) from None
 
 
 def read_trajectory(path: Path) -> plan.Trajectory:
@@ -329,7 +336,7 @@ def compact(run: Path, name: str) -> None:
         pass
     else:
         done, table = finished(folder) or Finished(), rows_to_table(live.rows)
-        done.check(table, live.path, folder, crc32=live.crc)
+        done.check(table, live.path, again(folder), crc32=live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)
