@@ -98,8 +98,10 @@ class Pulse:
     silent_seconds: float = 0.0
     full_seconds: float = 0.0
     _seen: int = 0
-    _looked: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._looked = time.monotonic()
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True, name="ray-pulse").start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,9 @@ class Progress:
     running: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
-    steps: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, int] = field(
+        default_factory=dict
+    )  # as far as each is; given: what earlier runs have done
     best: dict[str, float] = field(default_factory=dict)  # by workload
     worked: float = 0.0  # expected seconds of what has been trained since this began
     moments: deque[tuple[float, float]] = field(default_factory=deque)  # (when, worked), over the window
@@ -96,10 +97,6 @@ class Progress:
     def _work(self, name: str, step: int) -> None:
         one = self.by_name[name]
         gained = step - self.steps.get(name, 0)
-        if (
-            name not in self.steps
-        ):  # what comes before its first evaluation here, an earlier run may have done
-            gained = min(gained, math.ceil(one.length_steps / one.num_evaluations))
         self.worked += self.expected[name] * max(0, gained) / one.length_steps  # none for what is done again
         self.steps[name] = max(step, self.steps.get(name, 0))
 

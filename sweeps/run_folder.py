@@ -31,6 +31,7 @@ from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
 LOCK = ".lock"
+TAIL_BYTES = 1 << 16  # of live records, which holds a line
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -114,6 +115,23 @@ def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     if marker is None or marker.rows is not None:
         return marker is not None
     return (folder / "records.jsonl").exists() or (run / "records" / f"{trajectory.name}.parquet").exists()
+
+
+def last_step(run: Path, name: str) -> int:
+    """The last step of an unfinished trajectory that has a whole record; 0 before there is one."""
+    try:
+        with open(trajectory_folder(run, name) / "records.jsonl", "rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - TAIL_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["step"])
+    except (
+        OSError,
+        IndexError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ):  # whoever reads the records says what is wrong
+        return 0
 
 
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
