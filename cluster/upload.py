@@ -66,6 +66,8 @@ def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = Non
             raise SubmitError(f"{study}: two studies have this file name; each needs one of its own")
     if working_dir is not None:
         _copy_code(working_dir, staging)
+        if (working_dir / STUDY_FOLDER).exists():
+            raise SubmitError(f"{working_dir}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     folder = staging / STUDY_FOLDER
     folder.mkdir()
     for study in studies:
@@ -82,8 +84,6 @@ def staged(staging: Path) -> tuple[list[str], int]:
 def _copy_code(source: Path, target: Path) -> None:
     if not source.is_dir():
         raise SubmitError(f"{source}: no such folder of code (--working-dir)")
-    if (source / STUDY_FOLDER).exists():
-        raise SubmitError(f"{source}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     left = CODE_LIMIT_MB * 10**6
     for path in _code(source):
         size = path.stat().st_size

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,6 +18,7 @@ from rich.text import Text
 from sweeps.failures import described
 from sweeps.plan import Trajectory, cost
 
+BAR_WIDTH = 24
 LINE_SECONDS = 30.0  # between lines where the output is no terminal
 WINDOW_SECONDS = 600.0  # whose pace the eta goes by: what was quick or slow before that no longer counts
 MOMENTS = 60  # that the window is kept in
@@ -155,12 +156,12 @@ class Progress:
                 f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True
             )
 
-    def _bar_and_line(self) -> Table:
+    def _bar_and_line(self) -> RenderableType:
+        line, share = self.line(), self.share_done()
+        if self.console.width < BAR_WIDTH + 2 + len(line):  # the line wraps, and has all the width for it
+            return Group(ProgressBar(total=1.0, completed=share, width=self.console.width), Text(line))
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            ProgressBar(total=1.0, completed=self.share_done(), width=24),
-            Text(self.line(), overflow="ellipsis", no_wrap=True),
-        )
+        grid.add_row(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), Text(line))
         return grid
 
     def __enter__(self) -> Self:

@@ -88,9 +88,14 @@ def read_trajectory(path: Path) -> plan.Trajectory:
     return one
 
 
-def _is_of_an_unwritten_plan(entry: Path) -> bool:
-    """What a run that was killed while it wrote its first plan may leave."""
-    return entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+def may_become_a_run(run: Path) -> bool:
+    """Whether a run may be planned there: nothing is, or what one leaves that was killed while it wrote its plan."""
+    if not run.exists():
+        return True
+    return run.is_dir() and all(
+        entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+        for entry in run.iterdir()
+    )
 
 
 def _only_planned(run: Path) -> set[str]:
@@ -146,7 +151,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     load_plan_if_any(run)  # which may be of a later version
     there = _rows(run)
     if not there:
-        if run.exists() and not all(_is_of_an_unwritten_plan(entry) for entry in run.iterdir()):
+        if not may_become_a_run(run):
             raise SpecError(
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )

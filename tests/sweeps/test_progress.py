@@ -149,6 +149,17 @@ def test_a_lost_trial_is_one_line_and_no_work(
     assert progress.eta_seconds() == pytest.approx(10.0)
 
 
+def test_a_narrow_terminal_shows_the_whole_line(four: list[Trajectory]) -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=60, force_terminal=True, color_system=None), four)
+    with progress:
+        progress.progressed(four[0].name, four[0].length_steps // 2, 1.5)
+    assert progress.live is not None
+    progress.console.print(progress._bar_and_line())
+    shown = " ".join(out.getvalue().split("━")[-1].split())
+    assert shown.endswith(progress.line())
+
+
 @pytest.mark.parametrize(
     ("number", "noun", "text"),
     [(1, "trajectory", "1 trajectory"), (0, "trajectory", "0 trajectories"), (1280, "cell", "1,280 cells")],
