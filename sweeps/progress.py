@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -156,12 +156,14 @@ class Progress:
                 f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True
             )
 
-    def _bar_and_line(self) -> RenderableType:
-        line, share = self.line(), self.share_done()
-        if self.console.width < BAR_WIDTH + 2 + len(line):  # the line wraps, and has all the width for it
-            return Group(ProgressBar(total=1.0, completed=share, width=self.console.width), Text(line))
+    def _bar_and_line(self) -> Table:
+        line, share, width = self.line(), self.share_done(), self.console.width
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), Text(line))
+        if BAR_WIDTH + 2 + len(line) <= width:
+            grid.add_row(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), Text(line))
+        else:  # the line wraps, and has all the width for it
+            grid.add_row(ProgressBar(total=1.0, completed=share, width=width))
+            grid.add_row(Text(line))
         return grid
 
     def __enter__(self) -> Self:

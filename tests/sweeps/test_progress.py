@@ -156,7 +156,7 @@ def test_a_narrow_terminal_shows_the_whole_line(four: list[Trajectory]) -> None:
         progress.progressed(four[0].name, four[0].length_steps // 2, 1.5)
     assert progress.live is not None
     progress.console.print(progress._bar_and_line())
-    shown = " ".join(out.getvalue().split("━")[-1].split())
+    shown = " ".join(out.getvalue().rpartition("━")[2].split())
     assert shown.endswith(progress.line())
 
 
