@@ -236,11 +236,15 @@ def launch(
     )
     fit.start()
     outcome.ended = _wait(fit, on, stop, interrupts)
-    for one in trajectories:  # a kill between the done marker and Tune's event
-        if one.name not in outcome.done and (trajectory_folder(run, one.name) / "done").exists():
+    for one in trajectories:  # a kill between the done marker and Tune's event; a Ray client, which hears of none
+        folder = trajectory_folder(run, one.name)
+        if one.name not in outcome.done and (folder / "done").exists():
             compact(run, one.name)
             outcome.done.append(one.name)
             listener.done(one.name)
+        elif one.name not in (*outcome.done, *outcome.failed) and outcome.ended is None:
+            outcome.failed.append(one.name)
+            listener.failed(one.name, f"{failures.reason('', folder / 'log')} ({folder / 'log'})")
     shutil.rmtree(storage, ignore_errors=True)
     return outcome
 
