@@ -136,7 +136,7 @@ class Progress:
             f"{len(self.lost)} failed",
         ]
         eta = self.eta_seconds()
-        if eta is not None:
+        if eta:
             parts.append(f"eta {duration(eta)}")
         for workload, value in sorted(self.best.items()):
             metric = (

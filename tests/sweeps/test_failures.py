@@ -38,7 +38,7 @@ STEP = "2026-01-01 00:00:00,000 INFO step 20 training loss 1\n"
 @pytest.mark.parametrize(
     ("said", "log", "short", "expected"),
     [
-        (DIED, STEP, False, "its process vanished: killed (SIGKILL)"),
+        (DIED, STEP, False, "its process vanished (SIGKILL, or os._exit)"),
         (DIED, STEP, True, "out of memory: the kernel killed its process"),
         (LOST, STEP, False, "its node was lost"),
         (MEMORY, STEP, False, "out of memory: Ray ended its process"),
