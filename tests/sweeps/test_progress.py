@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, trajectories
-from sweeps.progress import Progress, counted, duration
+from sweeps.progress import Progress, duration
 from sweeps.spec import parse_spec
 
 
@@ -158,14 +158,6 @@ def test_a_narrow_terminal_shows_the_whole_line(four: list[Trajectory]) -> None:
     progress.console.print(progress._bar_and_line())
     shown = " ".join(out.getvalue().rpartition("━")[2].split())
     assert shown.endswith(progress.line())
-
-
-@pytest.mark.parametrize(
-    ("number", "noun", "text"),
-    [(1, "trajectory", "1 trajectory"), (0, "trajectory", "0 trajectories"), (1280, "cell", "1,280 cells")],
-)
-def test_counted(number: int, noun: str, text: str) -> None:
-    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(
