@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,3 +147,26 @@ def test_ray_is_started_once_more_and_then_refused(monkeypatch: pytest.MonkeyPat
     assert "wa doctor --start-ray" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert engines.MARK not in os.environ
+
+
+def test_a_port_that_never_says_it_is_ray_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def init(**options: object) -> None:
+        os.write(2, b"C++ speaks\n")
+        while True:
+            try:
+                threading.Event().wait(10)
+            except Exception:  # as Ray's own retries do
+                continue
+
+    monkeypatch.setattr(engines.ray, "init", init)
+    monkeypatch.setattr(engines, "JOIN_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(NoRoom, match="no Ray answers at") as caught, engines._joined(address):
+            pass
+    assert address in str(caught.value)
+    assert "within" in str(caught.value)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert capfd.readouterr().err == ""
