@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster.upload import SubmitError, stage
+from cluster.upload import SubmitError, stage, staged
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ CHATTY = (  # they tell of each upload and each closed socket
 )
 PATIENCE_S = 60.0  # how long the cluster may be out of reach before following gives up
 POLL_S = 0.5
+SHOWN_FILES = 20
 # A head forks a server for each ray:// client; now and then that fork hangs, and the next does not
 CLIENT_TRIES = 3
 
@@ -53,10 +54,16 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="wa-submit-") as folder:
         staging = Path(folder)
         paths = stage(studies, staging, working_dir)
+        sent, size = staged(staging)
         entrypoint = command_line(command, paths, out, overrides)
         client = connect(address)
         names = " ".join(study.name for study in studies)
         job = _send(client, entrypoint, staging, {"study": names, "out": out}, address)
+    if working_dir is not None:
+        shown = ", ".join(sent[:SHOWN_FILES]) + (
+            f" and {len(sent) - SHOWN_FILES} more" if sent[SHOWN_FILES:] else ""
+        )
+        echo(f"sent {len(sent)} files, {size / 1e6:.1f} MB: {shown}")
     echo(f"job {job} at {address}: {entrypoint}")
     if not wait:
         return 0

@@ -1,13 +1,48 @@
 """What a job carries to the cluster: the studies, and the user's own code when asked for. Nothing else."""
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 STUDY_FOLDER = "wa_study"
 CODE_LIMIT_MB = 100
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+# Names that keys go by; hidden files stay behind whatever they are called.
+KEYS = (
+    *(
+        "*.pem",
+        "*.key",
+        "*.p12",
+        "*.pfx",
+        "*.jks",
+        "*.keystore",
+        "*.kdbx",
+        "*.ppk",
+        "*.ovpn",
+        "*.env",
+        "*.token",
+    ),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "netrc", "_netrc", "htpasswd", "kubeconfig*"),
+    *("credentials", "credentials.*", "*credentials*.json", "*service*account*.json", "client_secret*"),
+    *(
+        "secret",
+        "secret.*",
+        "secrets",
+        "secrets.*",
+        "*_secrets.*",
+        "token",
+        "token.*",
+        "*api_key*",
+        "*apikey*",
+    ),
+)
+PUBLIC = ("*.pub", "*.py", "*.pyi")  # a public key is none, and code about keys is code
+# How a private key begins, in whatever file.
+BEGINS = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY", re.MULTILINE)
+HEAD_BYTES = 4096
 
 
 class SubmitError(ValueError):
@@ -20,7 +55,8 @@ def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = Non
     The studies lie in `wa_study/`, the user's code at the top, where Ray puts the job's imports. Hidden
     names (`.env`, `.git`, `.netrc`), `__pycache__` and virtual environments stay behind.
 
-    Raises SubmitError: no such study or folder, a name that clashes, more than 100 MB of code.
+    Raises SubmitError: no such study or folder, a name that clashes, a link that leads out of the folder, a file
+    that looks like a key, more than 100 MB of code.
     """
     names = [study.name for study in studies]
     for study in studies:
@@ -30,37 +66,87 @@ def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = Non
             raise SubmitError(f"{study}: two studies have this file name; each needs one of its own")
     if working_dir is not None:
         _copy_code(working_dir, staging)
+        if (working_dir / STUDY_FOLDER).exists():
+            raise SubmitError(f"{working_dir}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     folder = staging / STUDY_FOLDER
-    if folder.exists():
-        raise SubmitError(f"{working_dir}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     folder.mkdir()
     for study in studies:
         shutil.copyfile(study, folder / study.name)
     return [f"{STUDY_FOLDER}/{name}" for name in names]
 
 
+def staged(staging: Path) -> tuple[list[str], int]:
+    """What lies in `staging`, as paths relative to it, and its bytes."""
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    return [str(path.relative_to(staging)) for path in files], sum(path.stat().st_size for path in files)
+
+
 def _copy_code(source: Path, target: Path) -> None:
     if not source.is_dir():
         raise SubmitError(f"{source}: no such folder of code (--working-dir)")
     left = CODE_LIMIT_MB * 10**6
+    for path in _code(source):
+        size = path.stat().st_size
+        left -= size
+        if left < 0:
+            raise SubmitError(
+                f"{source}: more than {CODE_LIMIT_MB} MB of code; name the package's own folder, "
+                "and let data lie where every node sees it"
+            )
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _refuse_key(path)
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            raise SubmitError(f"{path}: {error.strerror or error}; it cannot be sent") from None
+
+
+def _code(source: Path) -> Iterator[Path]:
+    """The files that travel. Raises: SubmitError at a link that leads out of `source`."""
+    top = source.resolve()
     for folder, names, files in os.walk(source):
         here = Path(folder)
         names[:] = sorted(name for name in names if _travels(here / name))
-        destination = target / here.relative_to(source)
-        destination.mkdir(exist_ok=True)
-        for name in files:
+        for name in sorted([*files, *(name for name in names if (here / name).is_symlink())]):
             path = here / name
-            if name.startswith(".") or not path.is_file():  # not a file: a dangling link, a socket
+            if name.startswith(".") or not path.exists():  # a dangling link has nothing to send
                 continue
-            left -= path.stat().st_size
-            if left < 0:
+            if path.is_symlink() and not path.resolve().is_relative_to(top):
                 raise SubmitError(
-                    f"{source}: more than {CODE_LIMIT_MB} MB of code; name the package's own folder, "
-                    "and let data lie where every node sees it"
+                    f"{path}: a link to {path.resolve()}, outside the folder that is sent; "
+                    "put a copy there if it may travel, or take the link away"
                 )
-            shutil.copyfile(path, destination / name)
+            if path.is_symlink() and path.is_dir():
+                raise SubmitError(
+                    f"{path}: a link to a folder; put the folder itself there, or take the link away"
+                )
+            if _is_hidden(path.resolve().relative_to(top)):
+                raise SubmitError(f"{path}: a link to {path.resolve()}, which is hidden and stays here")
+            if path.is_file():  # neither a socket nor a device
+                yield path
+
+
+def _refuse_key(path: Path) -> None:
+    named = any(_names_a_key(name) for name in (path.name, path.resolve().name))  # of a link, both
+    with open(path, "rb") as stream:
+        holds = BEGINS.search(stream.read(HEAD_BYTES)) is not None
+    if named or holds:
+        raise SubmitError(
+            f"{path}: looks like a key, which every user of the cluster could read; move it out of the folder, or "
+            "give its name a leading dot, and it stays here"
+        )
+
+
+def _names_a_key(name: str) -> bool:
+    name = name.lower()
+    return any(fnmatch(name, each) for each in KEYS) and not any(fnmatch(name, each) for each in PUBLIC)
 
 
 def _travels(folder: Path) -> bool:
     hidden = folder.name.startswith(".") or folder.name in SKIPPED_FOLDERS
     return not hidden and not (folder / "pyvenv.cfg").exists()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

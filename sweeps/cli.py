@@ -262,7 +262,14 @@ def compare(a: Path, b: Path) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Seconds between looks.",
 )
-def watch(run: Path, once: bool, every: float) -> None:
+@click.option(
+    "--wait",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for a folder that is not there yet.",
+)
+def watch(run: Path, once: bool, every: float, wait: float) -> None:
     """Watch a run folder, running or finished, from any machine that sees it; only reads.
 
     What runs and how far it is, best metrics beside the target, averages against raw weights so far, and what
@@ -270,7 +277,7 @@ def watch(run: Path, once: bool, every: float) -> None:
     """
     from sweeps.watch_screen import watch as draw
 
-    sys.exit(draw(run, _console(), once, every))
+    sys.exit(draw(run, _console(), once, every, wait))
 
 
 @main.command()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Read when ray is imported: our own progress and records stand in for what these switch off.
@@ -31,8 +32,10 @@ import ray
 from ray.job_config import JobConfig
 
 from cluster.ray_folder import NoFolder, ray_folder
+from sweeps.ray_log import hushed
 
 KNOCK_SECONDS = 10.0
+JOIN_SECONDS = 60.0  # for a port that is open to say that it is Ray's
 PULSE_SECONDS = 2.0
 SILENT_SECONDS = 45.0  # without an answer, Ray is gone; a busy machine answers within a few
 NO_ROOM_SECONDS = 300.0  # without a node that could hold a trial; a lost one may be replaced
@@ -98,8 +101,10 @@ class Pulse:
     silent_seconds: float = 0.0
     full_seconds: float = 0.0
     _seen: int = 0
-    _looked: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._looked = time.monotonic()
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True, name="ray-pulse").start()
@@ -217,15 +222,38 @@ def _joined(address: str) -> Iterator[Mapping[str, Any]]:
         _knock(address)
         # A client's folder does not travel.
         own = None if address.startswith("ray://") else _OwnSearchPath()
-        ray.init(address=address, job_config=own, **QUIET)
-    except (OSError, RuntimeError, ValueError) as error:
+        with _alarm(JOIN_SECONDS), hushed():
+            ray.init(address=address, job_config=own, **QUIET)
+    except (OSError, RuntimeError, ValueError, _Late) as error:
+        said = f"within {JOIN_SECONDS:.0f} s" if isinstance(error, _Late) else first_line(error)
         hint = "is it up, and do RAY_AUTH_MODE and the token match its own?"
-        raise NoRoom(
-            f"--address: no Ray answers at {address} ({first_line(error)}); {hint} (docs/cluster.md)"
-        ) from None
+        raise NoRoom(f"--address: no Ray answers at {address} ({said}); {hint} (docs/cluster.md)") from None
     except SystemExit:
         raise KeyboardInterrupt from None
     yield {}
+
+
+class _Late(BaseException):
+    """Nothing that Ray's own retries would take for a failed try."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """End a block that takes longer, by _Late; in the main thread, which alone hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _knock(address: str) -> None:

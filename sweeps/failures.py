@@ -45,10 +45,7 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
         return "its node was lost"
     if was_short_of_memory:
         return f"out of memory: the kernel killed its process (SIGKILL); {LESS}"
-    return (
-        "its process vanished: killed (SIGKILL), by someone or for want of memory, or ended by os._exit; "
-        f"if it was memory, {LESS}"
-    )
+    return f"its process vanished (SIGKILL, or os._exit); if it was for want of memory, {LESS}"
 
 
 def _exception(lines: Sequence[str]) -> str | None:

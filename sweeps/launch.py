@@ -236,13 +236,25 @@ def launch(
     )
     fit.start()
     outcome.ended = _wait(fit, on, stop, interrupts)
-    for one in trajectories:  # a kill between the done marker and Tune's event
-        if one.name not in outcome.done and (trajectory_folder(run, one.name) / "done").exists():
+    _settle(run, trajectories, listener, outcome)
+    shutil.rmtree(storage, ignore_errors=True)
+    return outcome
+
+
+def _settle(run: Path, trajectories: Sequence[Trajectory], listener: Listener, outcome: Outcome) -> None:
+    """Take from the folder what Tune did not say: a kill came before its event, or it runs behind a Ray client."""
+    for one in trajectories:
+        folder = trajectory_folder(run, one.name)
+        if one.name in (*outcome.done, *outcome.failed):
+            continue
+        if (folder / "done").exists():
             compact(run, one.name)
             outcome.done.append(one.name)
             listener.done(one.name)
-    shutil.rmtree(storage, ignore_errors=True)
-    return outcome
+        elif outcome.ended is None:
+            said = attempts.lasting_error(folder) or failures.reason("", folder / "log")
+            outcome.failed.append(one.name)
+            listener.failed(one.name, f"{said} ({folder / 'log'})")
 
 
 def _tuner(

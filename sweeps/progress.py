@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from rich.text import Text
 from sweeps.failures import described
 from sweeps.plan import Trajectory, cost
 
+BAR_WIDTH = 24
 LINE_SECONDS = 30.0  # between lines where the output is no terminal
 WINDOW_SECONDS = 600.0  # whose pace the eta goes by: what was quick or slow before that no longer counts
 MOMENTS = 60  # that the window is kept in
@@ -35,7 +35,9 @@ class Progress:
     running: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
-    steps: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, int] = field(
+        default_factory=dict
+    )  # as far as each is; given: what earlier runs have done
     best: dict[str, float] = field(default_factory=dict)  # by workload
     worked: float = 0.0  # expected seconds of what has been trained since this began
     moments: deque[tuple[float, float]] = field(default_factory=deque)  # (when, worked), over the window
@@ -96,10 +98,6 @@ class Progress:
     def _work(self, name: str, step: int) -> None:
         one = self.by_name[name]
         gained = step - self.steps.get(name, 0)
-        if (
-            name not in self.steps
-        ):  # what comes before its first evaluation here, an earlier run may have done
-            gained = min(gained, math.ceil(one.length_steps / one.num_evaluations))
         self.worked += self.expected[name] * max(0, gained) / one.length_steps  # none for what is done again
         self.steps[name] = max(step, self.steps.get(name, 0))
 
@@ -138,7 +136,7 @@ class Progress:
             f"{len(self.lost)} failed",
         ]
         eta = self.eta_seconds()
-        if eta is not None:
+        if eta:
             parts.append(f"eta {duration(eta)}")
         for workload, value in sorted(self.best.items()):
             metric = (
@@ -159,11 +157,13 @@ class Progress:
             )
 
     def _bar_and_line(self) -> Table:
+        line, share, width = self.line(), self.share_done(), self.console.width
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            ProgressBar(total=1.0, completed=self.share_done(), width=24),
-            Text(self.line(), overflow="ellipsis", no_wrap=True),
-        )
+        if BAR_WIDTH + 2 + len(line) <= width:
+            grid.add_row(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), Text(line))
+        else:  # the line wraps, and has all the width for it
+            grid.add_row(ProgressBar(total=1.0, completed=share, width=width))
+            grid.add_row(Text(line))
         return grid
 
     def __enter__(self) -> Self:

@@ -42,3 +42,25 @@ def noise_to(path: Path, console: Console) -> Iterator[None]:
         if os.fstat(file).st_size == 0:
             path.unlink(missing_ok=True)
         os.close(file)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Drop what is written to standard error, also by libraries that are not in Python; exceptions still say it all."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        kept = -1
+    if kept < 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    sys.stderr.flush()
+    void = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 2)
+    os.close(void)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -193,7 +193,8 @@ def _launch(
 ) -> bool:
     from sweeps.launch import launch
 
-    with Progress(console, todo.trajectories, todo.num_done) as progress:
+    before = {one.name: run_folder.last_step(run, one.name) for one in todo.trajectories}
+    with Progress(console, todo.trajectories, todo.num_done, steps=before) as progress:
         outcome = launch(engine, run, todo.trajectories, progress, interrupts, checkpoint_seconds)
     console.print(progress.line(), soft_wrap=True)
     complete = len(outcome.done) == len(todo.trajectories)

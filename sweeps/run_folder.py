@@ -31,6 +31,7 @@ from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
 LOCK = ".lock"
+TAIL_BYTES = 1 << 16  # of live records, which holds a line
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -94,9 +95,14 @@ def read_trajectory(path: Path) -> plan.Trajectory:
     return one
 
 
-def _is_of_an_unwritten_plan(entry: Path) -> bool:
-    """What a run that was killed while it wrote its first plan may leave."""
-    return entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+def may_become_a_run(run: Path) -> bool:
+    """Whether a run may be planned there: nothing is, or what one leaves that was killed while it wrote its plan."""
+    if not run.exists():
+        return True
+    return run.is_dir() and all(
+        entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+        for entry in run.iterdir()
+    )
 
 
 def _only_planned(run: Path) -> set[str]:
@@ -123,6 +129,23 @@ def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     return (folder / "records.jsonl").exists() or (run / "records" / f"{trajectory.name}.parquet").exists()
 
 
+def last_step(run: Path, name: str) -> int:
+    """The last step of an unfinished trajectory that has a whole record; 0 before there is one."""
+    try:
+        with open(trajectory_folder(run, name) / "records.jsonl", "rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - TAIL_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["step"])
+    except (
+        OSError,
+        IndexError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ):  # whoever reads the records says what is wrong
+        return 0
+
+
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     """A cell that is in the folder already must mean the same measurements.
 
@@ -135,7 +158,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     load_plan_if_any(run)  # which may be of a later version
     there = _rows(run)
     if not there:
-        if run.exists() and not all(_is_of_an_unwritten_plan(entry) for entry in run.iterdir()):
+        if not may_become_a_run(run):
             raise SpecError(
                 "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
             )

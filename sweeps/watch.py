@@ -25,7 +25,7 @@ from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe
 from sweeps.plan import Trajectory
-from sweeps.progress import Progress
+from sweeps.progress import ETA_SHARE, Progress
 from sweeps.run_folder import read_attempt, read_trajectory, trajectory_folder
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
@@ -270,7 +270,7 @@ class RunWatch:
         left = [trial.expected_seconds * (1 - trial.share()) for trial in self.trials.values()]
         if self.is_done:
             return 0.0
-        if not slots or not worked:
+        if not slots or worked < ETA_SHARE * sum(trial.expected_seconds for trial in self.trials.values()):
             return None
         pace = sum(trial.seconds for trial in begun) / worked
         return pace * max(sum(left) / slots, max(left))

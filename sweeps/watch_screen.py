@@ -17,22 +17,32 @@ from rich.text import Text
 from analysis.intervals import with_interval
 from analysis.steps_to_target import Floats
 from sweeps.progress import LINE_SECONDS, duration
-from sweeps.watch import Curve, RunWatch, Trial, chosen
+from sweeps.run_folder import may_become_a_run
+from sweeps.watch import Curve, Pairs, RunWatch, Trial, chosen
 
 EXIT_DONE, EXIT_INCOMPLETE = 0, 1
 QUIET_SECONDS = 60.0  # a failed trial is tried again before that; then the study has ended incomplete
+PAIRS_TITLE = "to the target, average ÷ raw weights, so far"
+COUNTS = ("both met", "average only", "raw only", "neither", "open")
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 24  # of a curve
 BLOCK_LINES = 7  # of a running trajectory
+NARROW = 100  # columns that tables need; below, what they say stands in lines
+WAIT_SECONDS = 600.0  # for a run folder that is not there yet
 
 
-def watch(run: Path, console: Console, once: bool = False, every: float = 2.0) -> int:
+def watch(
+    run: Path, console: Console, once: bool = False, every: float = 2.0, wait: float = WAIT_SECONDS
+) -> int:
     """Draw the folder until all its trials are done, one frame where `once`; a line now and then without a terminal.
 
+    wait: seconds granted to a folder that is new or empty, as before its `wa run` or while that one starts.
     Returns the exit code: 0 done, looked at once, or interrupted; 1 where trials failed and nothing goes on.
     Raises: analysis.records.BadRun where `run` is no run folder.
     """
     try:
+        if not once:
+            _await(run, console, every, wait)
         seen = RunWatch(run)
         if once:
             console.print(frame(seen, console))
@@ -42,6 +52,17 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0) -
         return _say_on(seen, console, every)
     except KeyboardInterrupt:
         return EXIT_DONE
+
+
+def _await(run: Path, console: Console, every: float, seconds: float) -> None:
+    """Until the folder has a plan, which is written last; at once where it never will."""
+    if seconds <= 0 or (run / "plan.json").exists() or not may_become_a_run(run):
+        return
+    within = f"for {duration(seconds)} at most; Ctrl-C ends it"
+    console.print(f"{run}: no run folder yet; waiting for one, {within}", markup=False, soft_wrap=True)
+    deadline = time.monotonic() + seconds
+    while not (run / "plan.json").exists() and time.monotonic() < deadline:
+        time.sleep(every)
 
 
 def _draw_on(seen: RunWatch, console: Console, every: float) -> int:
@@ -92,13 +113,15 @@ def frame(seen: RunWatch, console: Console) -> RenderableType:
         for entry in seen.plan["studies"]
     ]
     parts.append(_text(status(seen, console)))
-    table = _pairs(seen)
-    if table.row_count:
-        parts.append(table)
+    is_narrow = console.width < NARROW
+    rows = [row for row in seen.pairs() if row.both or row.only_average or row.only_raw or row.neither]
+    if rows:
+        parts.append(_pair_lines(rows) if is_narrow else _pair_table(rows))
     active = seen.named("running", "stalled")
-    room = max(1, (console.height - len(parts) - table.row_count - 5) // BLOCK_LINES)
+    taken = len(parts) + (1 + is_narrow) * len(rows) + 5
+    room = max(1, (console.height - taken) // (BLOCK_LINES * (1 + is_narrow)))
     shown = active[:room] if console.is_terminal else active
-    parts += [_running(trial) for trial in shown]
+    parts += [_running(trial, is_narrow) for trial in shown]
     if len(shown) < len(active):
         parts.append(_text(f"… and {len(active) - len(shown)} more running", "dim"))
     parts += [_failed(trial) for trial in seen.named("failed")]
@@ -132,24 +155,33 @@ def _bar(share: float) -> str:
     return BARS[min(len(BARS) - 1, max(0, int(share * len(BARS))))]
 
 
-def _pairs(seen: RunWatch) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, title="to the target, average ÷ raw weights, so far", title_justify="left"
-    )
-    counts = ("both met", "average only", "raw only", "neither", "open")
-    for header in ("workload", "average", "steps ratio of both [95 %]", *counts):
+def _pair_table(rows: Sequence[Pairs]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=PAIRS_TITLE, title_justify="left")
+    for header in ("workload", "average", "steps ratio of both [95 %]", *COUNTS):
         table.add_column(header)
-    for row in seen.pairs():
-        ratio = with_interval(row.ratio) if row.both else "—"
-        if row.ratio.low <= 1 <= row.ratio.high:
-            ratio += ", no effect"
-        numbers = (row.both, row.only_average, row.only_raw, row.neither, row.open)
-        if any(numbers[:4]):
-            table.add_row(*map(_text, (row.workload, row.scheme, ratio, *map(str, numbers))))
+    for row in rows:
+        table.add_row(*map(_text, (row.workload, row.scheme, _ratio(row), *map(str, _counts(row)))))
     return table
 
 
-def _running(trial: Trial) -> RenderableType:
+def _pair_lines(rows: Sequence[Pairs]) -> Group:
+    lines = [_text(PAIRS_TITLE, "bold")]
+    for row in rows:
+        counts = ", ".join(f"{name} {n}" for name, n in zip(COUNTS, _counts(row), strict=True) if n)
+        lines.append(_text(f"{row.workload} · {row.scheme} · {_ratio(row)}\n  {counts}"))
+    return Group(*lines)
+
+
+def _ratio(row: Pairs) -> str:
+    ratio = with_interval(row.ratio) if row.both else "—"
+    return f"{ratio}, no effect" if row.ratio.low <= 1 <= row.ratio.high else ratio
+
+
+def _counts(row: Pairs) -> tuple[int, ...]:
+    return row.both, row.only_average, row.only_raw, row.neither, row.open
+
+
+def _running(trial: Trial, is_narrow: bool) -> RenderableType:
     first, length = trial.first, trial.plan.length_steps
     head = (
         f"{first['workload']} · {first['training_label']} · seed {first['seed']} · "
@@ -159,18 +191,39 @@ def _running(trial: Trial) -> RenderableType:
         head += " · stalled"
     target = first["target"]
     goal = "no target" if math.isnan(target) else f"target {target:.4g}"
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for header in ("", f"best {first['metric_name']}", goal, "steps, average ÷ raw", ""):
-        table.add_column(_text(header, "dim"))
     best = best_of_each_scheme(list(trial.curves.values()))
     bars = curve_bars([curve.metric for curve in best])
     ratios = ratios_so_far(trial)
+    rows = []
     for curve, bar in zip(best, bars, strict=True):
         scheme = str(curve.cell["scheme"])
         rivals = [other for other in trial.curves.values() if other.cell["scheme"] == scheme]
         value = "—" if curve.best is None else f"{curve.best:.5g}"
-        table.add_row(*map(_text, (_name(curve, rivals), value, _met(rivals), ratios.get(scheme, ""), bar)))
-    return Group(_text(head, "red" if trial.state == "stalled" else "bold"), table, _text(""))
+        rows.append((_name(curve, rivals), value, _met(rivals), ratios.get(scheme, ""), bar))
+    shown = _text(head, "red" if trial.state == "stalled" else "bold")
+    headers = (f"best {first['metric_name']}", goal, "steps, average ÷ raw")
+    block = _block_lines(headers, rows) if is_narrow else _block_table(headers, rows)
+    return Group(shown, block, _text(""))
+
+
+def _block_table(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for header in ("", *headers, ""):
+        table.add_column(_text(header, "dim"))
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
+def _block_lines(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Group:
+    lines = [_text(" · ".join(headers), "dim")]
+    for name, value, met, ratio, bar in rows:
+        lines.append(
+            _text(" · ".join([f"{name}: {value}", *(said for said in (met, ratio) if said not in ("", "—"))]))
+        )
+        if bar.strip():
+            lines.append(_text(f"  {bar}"))
+    return Group(*lines)
 
 
 def best_of_each_scheme(curves: Sequence[Curve]) -> list[Curve]:

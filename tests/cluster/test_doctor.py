@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,11 +65,32 @@ def test_cores_tells_a_container_quota(tmp_path: Path) -> None:
     assert "allowed" not in place.cores(tmp_path).detail
 
 
-def test_a_long_temporary_path_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "x" * 60)
-    assert place.temp_path().ok is False
+def test_a_long_temporary_path_has_a_short_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     assert place.temp_path().ok is True
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "x" * 60)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    check = place.temp_path()
+    assert check.ok is True
+    assert check.detail.endswith("so /tmp")
+    monkeypatch.setattr("os.access", lambda *_: False)  # nowhere else may be written
+    check = place.temp_path()
+    assert check.ok is False
+    assert "set TMPDIR" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("there", "ok"), [("2.7.0", True), ("2.7.9", True), ("2.8.1", None), ("3.7.1", None), ("2.70.1", None)]
+)
+def test_releases_of_one_minor_version_of_ray_go_together(
+    monkeypatch: pytest.MonkeyPatch, there: str, ok: bool | None
+) -> None:
+    monkeypatch.setattr("cluster.submit.connect", lambda _: SimpleNamespace(_server_ray_version=there))
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.7.1")
+    check = doctor.reachable("http://head:8265")
+    assert check.ok is ok
+    assert there in check.detail
+    assert (check.remedy == "use one version everywhere") == (ok is None)
 
 
 @pytest.mark.parametrize(

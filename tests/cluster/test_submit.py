@@ -1,20 +1,23 @@
 """Submitting, against a real Ray head: what arrives there, what comes back, what stays at home."""
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from cluster.submit import command_line, connect
-from cluster.upload import SubmitError, stage
+from cluster.submit import _print_logs, command_line, connect
+from cluster.upload import SubmitError, stage, staged
 from sweeps.cli import main
 
 # Stands in for the command `wa run` on the cluster: tells what it was given, imports the user's module.
@@ -136,7 +139,10 @@ def test_without_wait_it_returns_before_the_job_ends(head: Any, code: Path, tmp_
     study.write_text("slow exit: 3")
     status, output = run_submit(head.env, study, head.client, code, wait=False)
     assert status == 0, output
-    assert len(output.splitlines()) == 1
+    sent, job = output.splitlines()
+    assert sent.endswith("MB: mypkg/mine.py, probe.py, wa_study/study.yaml")
+    assert sent.startswith("sent 3 files, ")
+    assert job.startswith("job ")
 
 
 @pytest.mark.slow
@@ -232,6 +238,116 @@ def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("cluster.upload.CODE_LIMIT_MB", 0)
     (code / "big").write_text("x")
     refused("MB of code", study, code)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_key"),
+    [
+        ("server.pem", "", True),
+        ("conf/prod.env", "", True),
+        ("keys/id_rsa", "", True),
+        ("ID_ED25519", "", True),
+        ("credentials.json", "", True),
+        ("gcp-service-account.json", "", True),
+        ("notes.txt", "my key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", True),
+        ("deploy.py", "KEY = '''\n-----BEGIN RSA PRIVATE KEY-----\n'''", True),
+        ("id_rsa.pub", "ssh-rsa AAAA", False),
+        ("secrets.py", "import secrets", False),
+        ("tokenizer.json", "{}", False),
+        ("keyboard.txt", "-----BEGIN CERTIFICATE-----", False),
+        (".env", "WANDB_API_KEY=secret", False),  # hidden: it stays behind
+        (".aws/credentials", "secret", False),
+    ],
+)
+def test_what_looks_like_a_key_is_refused_before_anything_is_sent(
+    tmp_path: Path, name: str, text: str, is_key: bool
+) -> None:
+    code, study, target = tmp_path / "code", tmp_path / "s.yaml", tmp_path / "staged"
+    study.write_text("study: s")
+    target.mkdir()
+    path = code / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    (code / "mine.py").write_text("ANSWER = 42")
+    if is_key:
+        with pytest.raises(SubmitError, match="looks like a key") as caught:
+            stage([study], target, code)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    else:
+        stage([study], target, code)
+        expected = {"mine.py", "wa_study/s.yaml"} | ({name} if not name.startswith(".") else set())
+        assert set(staged(target)[0]) == expected
+
+
+def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    code, study, outside = tmp_path / "code", tmp_path / "s.yaml", tmp_path / "outside"
+    for folder in (code / "pkg", outside, code / ".hidden"):
+        folder.mkdir(parents=True)
+    study.write_text("study: s")
+    (outside / "passwords.txt").write_text("secret")
+    (code / ".hidden" / "notes.txt").write_text("secret")
+    (code / "pkg" / "real.py").write_text("x = 1")
+    (code / "alias.py").symlink_to("pkg/real.py")
+    (code / "dangling").symlink_to("nowhere")
+
+    def staged_names(name: str) -> list[str]:
+        (tmp_path / name).mkdir()
+        stage([study], tmp_path / name, code)
+        assert not [path for path in (tmp_path / name).rglob("*") if path.is_symlink()]
+        return staged(tmp_path / name)[0]
+
+    assert staged_names("good") == ["alias.py", "pkg/real.py", "wa_study/s.yaml"]
+    for i, (link, to, said) in enumerate(
+        (
+            ("innocent.txt", outside / "passwords.txt", "outside the folder"),
+            ("data", outside, "outside the folder"),
+            ("up", "..", "outside the folder"),
+            ("again", "pkg", "a link to a folder"),
+            ("loop", ".", "a link to a folder"),
+            ("shown.txt", ".hidden/notes.txt", "which is hidden"),
+            ("key.py", "pkg/id_rsa", "looks like a key"),
+        )
+    ):
+        (code / "pkg" / "id_rsa").unlink(missing_ok=True)
+        if said == "looks like a key":
+            (code / "pkg" / "id_rsa").write_text("x")
+        (code / link).symlink_to(to)
+        with pytest.raises(SubmitError, match=said) as caught:
+            staged_names(f"bad{i}")
+        assert "\n" not in str(caught.value)
+        assert "passwords" not in " ".join(staged(tmp_path / f"bad{i}")[0])
+        (code / link).unlink()
+
+
+class Job:
+    """A job client whose log connection breaks after so many characters, once each."""
+
+    def __init__(self, log: str, cuts: list[int], chunk: int) -> None:
+        self.log, self.cuts, self.chunk = log, list(cuts), chunk
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        until = self.cuts.pop(0) if self.cuts else None
+        for at in range(0, len(self.log), self.chunk):
+            if until is not None and at + self.chunk > until:
+                raise ConnectionError("cut")
+            yield self.log[at : at + self.chunk]
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: not self.cuts)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+@pytest.mark.parametrize("cuts", [[], [0], [5], [6], [17, 3, 17, 40], [39, 40, 41, 42, 43]])
+def test_a_log_is_said_once_wherever_the_connection_breaks(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, cuts: list[int]
+) -> None:
+    """Lines of every length, an empty one, two alike, and a last one without its end."""
+    monkeypatch.setattr("cluster.submit.POLL_S", 0.0)
+    log = "first\n\nsame\nsame\na longer line with ünïcödé\nlast"
+    said: list[str] = []
+    asyncio.run(_print_logs(Job(log, cuts, chunk), "job", "http://head", said.append))
+    assert said == log.split("\n")
 
 
 def test_the_command_sends_several_studies_into_one_folder(

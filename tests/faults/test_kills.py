@@ -81,12 +81,13 @@ def test_kill_9_of_a_worker(study: Path, undisturbed: pd.DataFrame) -> None:
     assert (trials["status"] == "done").sum() == 3
 
 
-def test_sigterm_ends_in_order_and_continues(study: Path, undisturbed: pd.DataFrame) -> None:
+def test_a_hangup_ends_in_order_and_continues(study: Path, undisturbed: pd.DataFrame) -> None:
     run = (study / "run").resolve()
     process = begin(study)
     wait(lambda: num_records(run) >= 4 or process.poll() is not None)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 1  # incomplete, and said so
+    assert "interrupted by SIGHUP; records up to here are kept" in (study / "log").read_text()
     assert "incomplete" in (study / "log").read_text()
     assert (run / "report.html").exists()
     finish(study)

@@ -1,11 +1,11 @@
-"""Slots of a cluster, the order of the plan, and what abandoned drivers leave behind."""
+"""The order of the plan, what Tune's events become, and waits that end."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,26 +14,8 @@ from sweep_processes import WA
 
 from analysis import load
 from sweeps import launch
-
-
-@pytest.mark.parametrize(
-    ("resources", "cpu", "gpu", "slots"),
-    [
-        ({"CPU": 8.0}, 1, 0, 8),
-        ({"CPU": 8.0}, 3, 0, 2),
-        ({"CPU": 2.0}, 0.5, 0, 4),
-        ({"CPU": 2.0}, 4, 0, 0),
-        ({"CPU": 8.0, "GPU": 2.0}, 1, 1, 2),
-        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.5, 4),
-        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.4, 4),  # 2 on each: a fraction never spans two GPUs
-        ({"CPU": 3.0, "GPU": 2.0}, 1, 0.25, 3),  # the CPUs run out first
-        ({"CPU": 8.0}, 1, 1, 0),
-        ({"CPU": 96.0, "GPU": 8.0}, 8, 4, 2),  # several GPUs a trial
-        ({"CPU": 96.0, "GPU": 7.0}, 8, 4, 1),
-    ],
-)
-def test_slots_of_a_node(resources: dict[str, float], cpu: float, gpu: float, slots: int) -> None:
-    assert launch._slots(resources, cpu, gpu) == slots
+from sweeps.engine import Engine
+from sweeps.interrupts import Interrupts
 
 
 def test_the_searcher_is_the_plan_in_its_order_then_finished() -> None:
@@ -41,19 +23,76 @@ def test_the_searcher_is_the_plan_in_its_order_then_finished() -> None:
     assert [searcher.suggest(str(i)) for i in range(4)] == [{"name": n} for n in "abc"] + [Searcher.FINISHED]
 
 
-def test_folders_of_dead_drivers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    names = {
-        f"{launch.PREFIX}{dead.pid}-x": False,
-        f"{launch.PREFIX}{os.getpid()}-x": True,
-        "wa-ray-else": True,
-    }
-    for name in names:
-        (tmp_path / name).mkdir()
-    launch._remove_abandoned()
-    assert {name: (tmp_path / name).exists() for name in names} == names
+class Trial:
+    """A trial as Tune shows it to callbacks."""
+
+    def __init__(self, num_failures: int, error_file: Path) -> None:
+        self.config, self.num_failures, self.error_file = {"name": "abc"}, num_failures, str(error_file)
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given: self.calls.append((name, *given))
+
+
+def test_a_trial_is_lost_after_its_last_retry_and_not_before(tmp_path: Path) -> None:
+    """Tune itself counts the retries (tests/faults has it do so); a retry is no loss, and a loss no retry."""
+    outcome, heard = launch.Outcome(), Heard()
+    callback = launch._Callback(tmp_path, heard, outcome, threading.Event())
+    error = tmp_path / "error.txt"
+    error.write_text(
+        "Failure # 1 (occurred at x)\nKeyError: 'first'\nFailure # 2 (occurred at x)\nOSError: last\n"
+    )
+    for failures in range(1, launch.MAX_FAILURES + 1):
+        callback.on_trial_recover(0, [], Trial(failures, error))
+    assert outcome.failed == []
+    assert [call[0] for call in heard.calls] == ["retried"] * launch.MAX_FAILURES
+    assert f"OSError: last ({tmp_path / 'trajectories/abc/log'})" in heard.calls[-1][2]
+    assert "retry 3 of 3" in heard.calls[-1][2]
+    callback.on_trial_error(0, [], Trial(launch.MAX_FAILURES + 1, error))
+    assert outcome.failed == ["abc"]
+    assert heard.calls[-1][:2] == ("failed", "abc")
+
+
+def test_tune_is_left_at_its_next_step_once_asked(tmp_path: Path) -> None:
+    stop = threading.Event()
+    callback = launch._Callback(tmp_path, Heard(), launch.Outcome(), stop)
+    callback.on_step_begin(0, [])
+    stop.set()
+    with pytest.raises(launch._Stopped):
+        callback.on_step_begin(1, [])
+
+
+class Hung:
+    """A Tuner that Ray's death holds for ever."""
+
+    def fit(self) -> None:
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize("why", ["dead", "asked once", "asked twice"])
+def test_no_wait_is_for_ever(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(launch, "STOP_SECONDS", 0.05 if why == "asked once" else 60.0)
+    on = Engine(1, 1, 0)
+    if why == "dead":
+        monkeypatch.setattr(
+            Engine, "died", lambda self: "Ray on this machine died (raylet killed by SIGKILL)"
+        )
+    interrupts = Interrupts(count={"dead": 0, "asked once": 1, "asked twice": 2}[why], first="SIGINT")
+    fit = launch._Fit(Hung())
+    fit.start()
+    stop = threading.Event()
+    said = launch._wait(fit, on, stop, interrupts)
+    assert on.abandoned
+    assert said is not None
+    assert ("died" if why == "dead" else "interrupted by SIGINT") in said
+    assert stop.is_set() == (why != "dead")
 
 
 FOLDER_WORK = """

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from analysis import study
 from analysis.live_records import as_line
+from analysis.records import BadRun
 from analysis.steps_to_target import steps_to_target
 from sweeps import run_folder, trajectory, watch_screen
 from sweeps.cell_row import cell_to_row
@@ -459,11 +460,71 @@ def test_watching_writes_nothing(run: Path, writers: list[Writer]) -> None:
 
 
 def test_no_run_folder_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent"):
-        done = CliRunner().invoke(main, ["watch", str(path)])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()  # never a run folder: nothing to wait for
+    for path, *options in (
+        (tmp_path, "--once"),
+        (tmp_path / "absent", "--once"),
+        (tmp_path / "absent", "--wait", "0"),
+        (tmp_path / "home",),
+    ):
+        done = CliRunner().invoke(main, ["watch", str(path), *options])
         assert done.exit_code == 2
         assert len(done.output.splitlines()) == 1
         assert "not a run folder" in done.output
+
+
+def test_it_waits_for_its_folder_and_says_so_once(
+    run: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def done() -> None:
+        (planned,) = plan_folder(run)
+        Writer(run, planned).attempt()
+        Writer(run, planned).finish()
+
+    naps = on_sleep(monkeypatch, lambda: None, lambda: (run / "trajectories").mkdir(parents=True), done)
+    told, out = console()
+    assert watch_screen.watch(run, told, every=0.5) == 0
+    assert naps == [0.5] * 3
+    first, last = out.getvalue().splitlines()
+    assert first == f"{run}: no run folder yet; waiting for one, for 10 min 0 s at most; Ctrl-C ends it"
+    assert "1 of 1 trials done" in last
+    assert sorted(path.name for path in outside.iterdir() if path.name != "__pycache__") == [
+        "run",
+        "tinywork.py",
+    ]
+
+
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(watch_screen.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watch_screen.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    told, _ = console()
+    with pytest.raises(BadRun, match="not a run folder"):
+        watch_screen.watch(tmp_path / "absent", told)
+    assert 600 <= now[0] <= 602
+    on_sleep(monkeypatch, interrupt)
+    assert watch_screen.watch(tmp_path / "absent", told) == 0
+
+
+def test_sixty_columns_say_what_the_tables_say_and_cut_nothing(run: Path, writers: list[Writer]) -> None:
+    for one in writers:
+        one.attempt()
+        for step in range(20, 320, 20):
+            one.record((one.raw, step, 0.5 + step / 1000), (one.ema, step, 0.55 + step / 1000))
+    writers[1].attempt(0, "failed")
+    (writers[1].folder / "log").write_text("RuntimeError: " + "long " * 40)
+    narrow, wide = (drawn(RunWatch(run), width) for width in (60, 160))
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert "…" not in narrow
+    for said in (
+        *("EMA 1 %, best of 2: 0.85", "raw: 0.8 · met at 300", "0.83 (EMA 1 %)", "both met 2"),
+        *("step 300 of 600 (50%)", "target 0.8", "tinywork:Tiny · EMA 1 % · 0.83 [0.83, 0.83]"),
+    ):
+        assert said in " ".join(narrow.split()), narrow
+    bars = {line.strip() for line in narrow.splitlines() if line.strip().startswith("▁")}
+    assert len(bars) == 2
+    assert all(bar in wide for bar in bars)
 
 
 @pytest.mark.slow
