@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from analysis.records import check_records
-from sweeps import origins, plan, run_folder, tracking, user_code
+from sweeps import origins, pace, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
@@ -56,8 +56,6 @@ def work(specs: Sequence[Spec], run: Path | None) -> Work:
     todo = _against(run, resolve(specs))
     if run is None:
         return todo
-    from sweeps import pace
-
     return replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
 
 
@@ -246,10 +244,10 @@ def assumptions(todo: Work) -> list[str]:
     for name, preset in dict.fromkeys(
         (one.cells[0].training.workload, one.cells[0].training.preset) for one in todo.trajectories
     ):
-        pace = plan.pace(name, preset, todo.paces)
-        seconds = f"{pace.step_seconds:.2g} s a step and {pace.eval_seconds:.2g} s an evaluation"
-        if pace.source == "assumed":
+        found = plan.pace(name, preset, todo.paces)
+        seconds = f"{found.step_seconds:.2g} s a step and {found.eval_seconds:.2g} s an evaluation"
+        if found.source == "assumed":
             lines.append(f"{name}: {seconds} are assumed; `wa check-workload {name}` measures them")
-        elif pace.source != "stated":
-            lines.append(f"{name}: {seconds}, {pace.source}")
+        elif found.source != "stated":
+            lines.append(f"{name}: {seconds}, {found.source}")
     return lines
