@@ -188,6 +188,7 @@ BROKEN_FILES = {
     "a key twice": ("study: a\nstudy: b\n", "stands twice"),
     "a list as key": ("? [a, b]\n: c\n", "plain word"),
     "binary": (b"\xff\xfe\x00", "not UTF-8"),
+    "UTF-16": ("study: x".encode("utf-16"), "not UTF-8 text but UTF-16; save it as UTF-8"),
     "huge": ("a" * 1_000_001, "larger than"),
     "no study": ("workloads: lm\naveraging: {scheme: none}\n", "study: is required"),
     "no averaging": ("study: x\nworkloads: lm\n", "averaging: is required"),
