@@ -24,6 +24,7 @@ from sweeps.identity import Cell, Scheme, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
+from sweeps.wording import counted
 from wa import EMA, LAWA, WSM, Tail
 from workloads.protocol import (
     UnknownWorkload,
@@ -121,10 +122,14 @@ def _budget(placed: Placed, at: Placed, home: _Home) -> tuple[int, int]:
     total = whole if isinstance(whole, int) else max(1, round(whole * home.workload.step_budget))
     every = to_steps(evaluate.every, total)
     if every > total:
-        raise at.error("every", f"{every} steps; allowed: at most the step budget, {total} steps")
+        raise at.error("every", f"{_steps(every)}; allowed: at most the step budget, {_steps(total)}")
     if evaluate.test and "test" not in (there := splits(home.workload)):
         raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
     return total, every
+
+
+def _steps(number: int) -> str:
+    return counted(number, "step")
 
 
 def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
@@ -194,7 +199,8 @@ def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | N
         )
     whole = workload.batch_size if batch_size is None else batch_size
     if whole % parts:
-        message = f"{accumulate} micro-batches × {processes} processes do not divide a batch of {whole}"
+        both = f"{counted(accumulate, 'micro-batch')} × {counted(processes, 'process')}"
+        message = f"{both} do not divide a batch of {whole}"
         raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
     backend = ("inductor" if compiled else None) if isinstance(compiled, bool) else str(compiled)
     return precision, backend, accumulate, batch_size
@@ -225,7 +231,7 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
     shape = cast(Shape, own["shape"])
     length = to_steps(own["length"], total)
     if length > total:
-        raise placed.error("length", f"{length} steps; allowed: at most the step budget, {total} steps")
+        raise placed.error("length", f"{_steps(length)}; allowed: at most the step budget, {_steps(total)}")
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
             if getattr(block, key) is not None:
@@ -241,9 +247,7 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
         decay = max(0, length - warmup)
     if warmup + decay > length:
         key = "lr_decay" if block.lr_decay is not None else "warmup"
-        message = (
-            f"warm-up {warmup} + LR decay {decay} steps; allowed: together at most the length, {length} steps"
-        )
+        message = f"warm-up {warmup} + LR decay {_steps(decay)}; allowed: together at most the length, {_steps(length)}"
         raise placed.error(key, message)
     if decay == 0 or final_lr == 1:  # one training, one name
         shape, decay, final_lr = "constant", 0, 1.0
@@ -287,7 +291,7 @@ def _window(placed: Placed, key: str, every: int, total: int) -> int:
     if k * every > total:
         raise placed.error(
             "k" if reach is None else key,
-            f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps",
+            f"reaches {_steps(k * every)} back; allowed: at most the step budget, {_steps(total)}",
         )
     return k
 
@@ -299,15 +303,15 @@ def _reach(placed: Placed, key: str, every: int, total: int) -> float | None:
         return None
     steps = float(amount) if isinstance(amount, int) else amount * total
     if steps > total:
-        raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {total} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {_steps(total)}")
     if steps < every:
-        raise placed.error(key, f"{steps:g} steps; allowed: at least `every`, {every} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at least `every`, {_steps(every)}")
     return steps
 
 
 def _within(placed: Placed, scheme: Scheme, key: str, start: int, total: int, length: int) -> Scheme:
     if start >= total:
-        raise placed.error(key, f"{start} steps; allowed: less than the step budget, {total} steps")
+        raise placed.error(key, f"{_steps(start)}; allowed: less than the step budget, {_steps(total)}")
     if not scheme.exists(length):
         raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
     return scheme
