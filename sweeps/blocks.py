@@ -21,7 +21,8 @@ class SpecError(ValueError):
     def __init__(self, path: str, message: str, source: str = "spec") -> None:
         path, message = one_line(path, 80, tail=40), one_line(message)
         self.path, self.message, self.source = path, message, source
-        super().__init__(": ".join(part for part in (source, path, message) if part))
+        told = (one_line(source, 160, tail=120), path, message)
+        super().__init__(one_line(": ".join(part for part in told if part)))
 
     def at(self, source: str) -> SpecError:
         """The same error, naming the file it comes from."""

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from sweeps.targets import Target
+from sweeps.wording import counted
 
 LENGTH = 0.75
 SEEDS = (1000, 1001, 1002)  # no study may use them
@@ -24,7 +25,7 @@ RULE = f"median over the held-out seeds of the baseline's best validation metric
 def study(workloads: Sequence[str], preset: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """The sweep that answers the rule, as a spec: the workload's own optimizer and schedule, no averaging."""
     if len(set(seeds)) < 3:
-        raise ValueError(f"got {len(set(seeds))} held-out seeds; allowed: at least 3")
+        raise ValueError(f"got {counted(len(set(seeds)), 'held-out seed')}; allowed: at least 3")
     return {
         "study": "calibrate",
         "question": "Which value must a run reach?",

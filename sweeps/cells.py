@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from sweeps.axes import Grid, Placed, expand, known
 from sweeps.blocks import (
-    Block,
     EmaBlock,
     EvaluateBlock,
     LawaBlock,
@@ -24,6 +24,7 @@ from sweeps.identity import Cell, Scheme, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
+from sweeps.wording import counted
 from wa import EMA, LAWA, WSM, Tail
 from workloads.protocol import (
     UnknownWorkload,
@@ -34,8 +35,6 @@ from workloads.protocol import (
     takes_part,
     with_batch_size,
 )
-
-B = TypeVar("B", bound=Block)
 
 
 def cells(spec: Spec) -> list[Cell]:
@@ -59,47 +58,78 @@ def _cells(spec: Spec) -> Iterator[Cell]:
                 where = "preset" if name in families() else f"workloads[{i}]"
                 raise SpecError(where, str(error)) from None
             processes = spec.resources.num_processes
-            yield from _cells_of(workload, name, preset, spec.grids[name], spec.seeds, processes)
+            yield from _cells_of(_home(workload, name, preset), spec.grids[name], spec.seeds, processes)
 
 
-def _cells_of(
-    workload: Workload, name: str, preset: str, grid: Grid, seeds: tuple[int, ...], processes: int
-) -> Iterator[Cell]:
+@dataclass(frozen=True)
+class _Home:
+    """A workload and what it says itself of optimizer, schedule and training, checked."""
+
+    workload: Workload
+    name: str
+    preset: str
+    optimizer: OptimizerBlock
+    schedule: ScheduleBlock
+    training: TrainingBlock
+
+
+def _home(workload: Workload, name: str, preset: str) -> _Home:
+    """Raises: SpecError where a workload's own block holds what a study may not say."""
+    own: dict[str, Any] = {}
+    for key, kind in (
+        ("optimizer", OptimizerBlock),
+        ("schedule", ScheduleBlock),
+        ("training", TrainingBlock),
+    ):
+        at = f"{name}: its own {key}"
+        own[key] = expand(kind, getattr(workload, key, {}), at, axes=False)[0].block
+    home = _Home(workload, name, preset, **own)
+    if home.optimizer.name is not None:
+        takes = ("name", *settings(home.optimizer.name), "grad_clip")
+        known(home.optimizer.model_dump(exclude_none=True), takes, f"{name}: its own optimizer")
+    return home
+
+
+def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -> Iterator[Cell]:
+    workload, name, preset = home.workload, home.name, home.preset
+    budgets = [_budget(placed, grid.evaluate, home) for placed in grid.step_budgets]
+    optimizers = [_optimizer(placed, home) for placed in grid.optimizers]
+    trainings = [_training(placed, home, processes) for placed in grid.trainings]
+    named = list(dict.fromkeys(optimizer for optimizer, _, _ in optimizers))
     seen: set[Training] = set()
-    optimizers = [_optimizer(placed, workload, name) for placed in grid.optimizers]
-    trainings = [_training(placed, workload, name, processes) for placed in grid.trainings]
-    for budget in grid.step_budgets:
-        total = (
-            budget.block
-            if isinstance(budget.block, int)
-            else max(1, round(budget.block * workload.step_budget))
-        )
-        evaluate: EvaluateBlock = grid.evaluate.block
-        every = to_steps(evaluate.every, total)
-        if every > total:
-            raise grid.evaluate.error(
-                "every", f"{every} steps; allowed: at most the step budget, {total} steps"
-            )
-        if evaluate.test and "test" not in (there := splits(workload)):
-            raise grid.evaluate.error(
-                "test", f"{name} ({preset}) has no test split; it has {', '.join(there)}"
-            )
-        made = {
-            (i, optimizer): _schedule(placed, workload, name, total, optimizer)
-            for i, placed in enumerate(grid.schedules)
-            for optimizer in dict.fromkeys(optimizer for optimizer, _, _ in optimizers)
-        }
-        for i, (optimizer, values, clip) in itertools.product(range(len(grid.schedules)), optimizers):
-            schedule = made[i, optimizer]
-            schemes = _schemes(grid.averagings, total, schedule.length_steps, name)
+    for total, every in budgets:
+        schedules = [{one: _schedule(placed, home, total, one) for one in named} for placed in grid.schedules]
+        lengths = {schedule.length_steps for by_name in schedules for schedule in by_name.values()}
+        schemes = {length: _schemes(grid.averagings, total, length, name) for length in sorted(lengths)}
+        for by_name, (optimizer, values, clip) in itertools.product(schedules, optimizers):
+            schedule = by_name[optimizer]
+            averages = schemes[schedule.length_steps]
             for how, seed in itertools.product(trainings, seeds):
                 training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
                 if training in seen:
-                    raise _twin(schemes[0], grid.averagings[0].path, grid.averagings[0].path, name)
+                    path = grid.averagings[0].path
+                    raise _twin(averages[0], path, path, name)
                 seen.add(training)
-                for scheme in schemes:
-                    metric, higher = workload.metric, workload.higher_is_better
-                    yield Cell(training, scheme, every, metric, higher, evaluate.test)
+                metric, higher, test = workload.metric, workload.higher_is_better, grid.evaluate.block.test
+                for scheme in averages:
+                    yield Cell(training, scheme, every, metric, higher, test)
+
+
+def _budget(placed: Placed, at: Placed, home: _Home) -> tuple[int, int]:
+    """(steps of the budget, steps between evaluations)."""
+    evaluate: EvaluateBlock = at.block
+    whole: int | float = placed.block
+    total = whole if isinstance(whole, int) else max(1, round(whole * home.workload.step_budget))
+    every = to_steps(evaluate.every, total)
+    if every > total:
+        raise at.error("every", f"{_steps(every)}; allowed: at most the step budget, {_steps(total)}")
+    if evaluate.test and "test" not in (there := splits(home.workload)):
+        raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
+    return total, every
+
+
+def _steps(number: int) -> str:
+    return counted(number, "step")
 
 
 def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
@@ -107,11 +137,9 @@ def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
     return amount if isinstance(amount, int) else max(least, round(amount * whole))
 
 
-def _optimizer(
-    placed: Placed, workload: Workload, name: str
-) -> tuple[str, tuple[tuple[str, float], ...], float | None]:
+def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float], ...], float | None]:
     block: OptimizerBlock = placed.block
-    own = _own(OptimizerBlock, workload, name)
+    name, own = home.name, home.optimizer
     optimizer = block.name or own.name
     if optimizer is None:
         raise SpecError(
@@ -155,23 +183,10 @@ def _left_out(key: str, optimizer: str, own: OptimizerBlock, default: float | No
     return default if mine is None else mine
 
 
-def _own(kind: type[B], workload: Workload, name: str) -> B:
-    """A workload's own block. Raises: SpecError where it holds what a study may not say."""
-    key = {OptimizerBlock: "optimizer", ScheduleBlock: "schedule", TrainingBlock: "training"}[kind]
-    at = f"{name}: its own {key}"
-    block: B = expand(kind, getattr(workload, key, {}), at, axes=False)[0].block
-    if isinstance(block, OptimizerBlock) and block.name is not None:
-        takes = ("name", *settings(block.name), "grad_clip")
-        known(block.model_dump(exclude_none=True), takes, at)
-    return block
-
-
-def _training(
-    placed: Placed, workload: Workload, name: str, processes: int
-) -> tuple[str, str | None, int, int | None]:
+def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | None, int, int | None]:
     block: TrainingBlock = placed.block
+    workload, name, own = home.workload, home.name, home.training
     batch_size = _batch_size(placed, workload, name)
-    own = _own(TrainingBlock, workload, name)
     precision = block.precision or own.precision or "fp32"
     compiled = block.compile if block.compile is not None else own.compile or False
     # As many parts of a batch as the workload says, processes among them.
@@ -184,7 +199,8 @@ def _training(
         )
     whole = workload.batch_size if batch_size is None else batch_size
     if whole % parts:
-        message = f"{accumulate} micro-batches × {processes} processes do not divide a batch of {whole}"
+        both = f"{counted(accumulate, 'micro-batch')} × {counted(processes, 'process')}"
+        message = f"{both} do not divide a batch of {whole}"
         raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
     backend = ("inductor" if compiled else None) if isinstance(compiled, bool) else str(compiled)
     return precision, backend, accumulate, batch_size
@@ -205,17 +221,17 @@ def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
     return examples
 
 
-def _schedule(placed: Placed, workload: Workload, name: str, total: int, optimizer: str) -> Schedule:
+def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedule:
     block: ScheduleBlock = placed.block
     own: dict[str, Any] = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "lr_decay": None, "final_lr": 0.0}
-    own |= _own(ScheduleBlock, workload, name).model_dump(exclude_unset=True)
+    own |= home.schedule.model_dump(exclude_unset=True)
     if optimizer == "schedule_free_adamw" and block.lr_decay is None and block.final_lr is None:
         own["shape"] = "constant"  # what its name says, after the warm-up: its average stands in for a decay
     own |= block.model_dump(exclude_none=True)
     shape = cast(Shape, own["shape"])
     length = to_steps(own["length"], total)
     if length > total:
-        raise placed.error("length", f"{length} steps; allowed: at most the step budget, {total} steps")
+        raise placed.error("length", f"{_steps(length)}; allowed: at most the step budget, {_steps(total)}")
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
             if getattr(block, key) is not None:
@@ -231,9 +247,7 @@ def _schedule(placed: Placed, workload: Workload, name: str, total: int, optimiz
         decay = max(0, length - warmup)
     if warmup + decay > length:
         key = "lr_decay" if block.lr_decay is not None else "warmup"
-        message = (
-            f"warm-up {warmup} + LR decay {decay} steps; allowed: together at most the length, {length} steps"
-        )
+        message = f"warm-up {warmup} + LR decay {_steps(decay)}; allowed: together at most the length, {_steps(length)}"
         raise placed.error(key, message)
     if decay == 0 or final_lr == 1:  # one training, one name
         shape, decay, final_lr = "constant", 0, 1.0
@@ -277,7 +291,7 @@ def _window(placed: Placed, key: str, every: int, total: int) -> int:
     if k * every > total:
         raise placed.error(
             "k" if reach is None else key,
-            f"reaches {k * every} steps back; allowed: at most the step budget, {total} steps",
+            f"reaches {_steps(k * every)} back; allowed: at most the step budget, {_steps(total)}",
         )
     return k
 
@@ -289,15 +303,15 @@ def _reach(placed: Placed, key: str, every: int, total: int) -> float | None:
         return None
     steps = float(amount) if isinstance(amount, int) else amount * total
     if steps > total:
-        raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {total} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {_steps(total)}")
     if steps < every:
-        raise placed.error(key, f"{steps:g} steps; allowed: at least `every`, {every} steps")
+        raise placed.error(key, f"{steps:g} steps; allowed: at least `every`, {_steps(every)}")
     return steps
 
 
 def _within(placed: Placed, scheme: Scheme, key: str, start: int, total: int, length: int) -> Scheme:
     if start >= total:
-        raise placed.error(key, f"{start} steps; allowed: less than the step budget, {total} steps")
+        raise placed.error(key, f"{_steps(start)}; allowed: less than the step budget, {_steps(total)}")
     if not scheme.exists(length):
         raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
     return scheme

@@ -73,8 +73,9 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
     what they take together, when what they share is trained once.
     """
+    from sweeps.columns import fitting
     from sweeps.plan import num_devices
-    from sweeps.run import expected, wall, work
+    from sweeps.run import assumptions, expected, wall, work
     from sweeps.studies import load_specs
     from sweeps.user_code import usable
 
@@ -82,29 +83,37 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     specs, left_out = usable(specs)
     spec = specs[0]  # resources are the same for all
     todo = work(specs, out)
-    rows = expected(spec, todo.trajectories)
+    rows = expected(spec, todo)
     devices, device = num_devices(spec)
     hours = "GPU-hours" if device == "gpu" else "device-hours"
     console = _console()
     if len(specs) > 1:
         console.print(_table_of_studies(specs, todo, out, hours))
     name = spec.study if len(specs) == 1 else "together"
-    table = _table(
-        ("workload", "cells", "trajectories", "steps", hours, "one trial per cell", "peak memory a trial"),
-        [
-            (
-                workload,
-                f"{row['cells']:,.0f}",
-                f"{row['trajectories']:,.0f}",
-                f"{row['steps']:,.0f}",
-                f"{row['device_hours']:.3g}",
-                f"{row['unfused_device_hours']:.3g}",
-                f"{row['memory'] / 2**20:,.0f} MiB",
-            )
-            for workload, row in rows.items()
-        ],
-        title=f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train",
+    headers = (
+        "workload",
+        "cells",
+        "trajectories",
+        "steps",
+        hours,
+        "one trial per cell",
+        "peak memory a trial",
     )
+    costs = [
+        (
+            workload,
+            f"{row['cells']:,.0f}",
+            f"{row['trajectories']:,.0f}",
+            f"{row['steps']:,.0f}",
+            f"{row['device_hours']:.3g}",
+            f"{row['unfused_device_hours']:.3g}",
+            f"{row['memory'] / 2**20:,.0f} MiB",
+        )
+        for workload, row in rows.items()
+    ]
+    title = f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train"
+    choices = (range(7), range(5), (0, 1, 2, 4))  # what is left out stands below too
+    table = _table(*fitting(headers, costs, console.width, choices), title=title)
     console.print(table)
     fused = sum(row["device_hours"] for row in rows.values())
     alone = sum(row["unfused_device_hours"] for row in rows.values())
@@ -116,6 +125,8 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     about = wall(todo, slots, spec.resources.num_processes)
     each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
     console.print(f"wall: about {about} on {each}, Ray's start apart")
+    for line in assumptions(todo):
+        console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
         console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
@@ -137,7 +148,7 @@ def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> An
     from sweeps.run import expected, work
 
     def row(name: str, work: Any) -> tuple[str, ...]:
-        cost = sum(one["device_hours"] for one in expected(specs[0], work.trajectories).values())
+        cost = sum(one["device_hours"] for one in expected(specs[0], work).values())
         return name, f"{len(work.cells):,}", f"{len(work.trajectories):,}", f"{cost:.3g}"
 
     rows = [row(spec.study, work([spec], out)) for spec in specs]
@@ -369,6 +380,10 @@ def check_workload(name: str, preset: str, steps: int) -> None:
     for one in check(name, preset, steps):
         failed += not one.ok
         click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}{': ' + one.detail if one.detail else ''}")
+    if not failed:
+        from sweeps import pace
+
+        click.echo(f"pace  {pace.said(name, preset)}")
     if failed:
         click.echo(f"{counted(failed, 'check')} failed (workloads/protocol.py says what is promised)")
         sys.exit(EXIT_INCOMPLETE)
@@ -563,7 +578,9 @@ def _table(headers: Any, rows: Any, title: str | None = None) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for header in headers:
         table.add_column(Text(str(header)), overflow="fold")
     for row in rows:

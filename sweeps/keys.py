@@ -5,6 +5,7 @@ The keys are those of the blocks; `wa optimizers`, `wa schedules`, `wa schemes` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class Table:
     """Headers, rows of as many texts, and what to know beside them."""
 
     headers: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str
 
 
@@ -76,7 +77,7 @@ def schedules() -> Table:
 
 def schemes() -> Table:
     """Every averaging scheme's keys."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, block in AVERAGING.items():
         rows.append((name, "", "", SCHEMES[name]))
         keys = [key for key in block.model_fields if key != "scheme"]

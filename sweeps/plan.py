@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ class Trajectory:
     @property
     def num_evaluations(self) -> int:
         return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Device-seconds of a training step at the workload's own batch size, and of one evaluation of one model."""
+
+    step_seconds: float
+    eval_seconds: float
+    source: str  # stated (by the workload) | assumed | measured in …
+
+
+Paces = Mapping[tuple[str, str], Pace]  # (workload, preset) -> what was measured
 
 
 @dataclass(frozen=True)
@@ -114,8 +127,7 @@ class Size:
     num_buffer_bytes: int
     itemsize: int
     batch_size: int
-    step_seconds: float
-    eval_seconds: float
+    pace: Pace
 
 
 @cache
@@ -132,8 +144,16 @@ def model_size(workload: str, preset: str) -> Size:
         num_buffer_bytes=sum(b.numel() * b.element_size() for b in buffers),
         itemsize=max((p.element_size() for p in parameters), default=4),
         batch_size=made.batch_size,
-        step_seconds=getattr(made, "step_seconds", OWN_STEP_SECONDS),
-        eval_seconds=getattr(made, "eval_seconds", OWN_EVAL_SECONDS),
+        pace=_stated(made),
+    )
+
+
+def _stated(workload: Workload) -> Pace:
+    step, evaluation = (getattr(workload, key, None) for key in ("step_seconds", "eval_seconds"))
+    return Pace(
+        OWN_STEP_SECONDS if step is None else step,
+        OWN_EVAL_SECONDS if evaluation is None else evaluation,
+        "assumed" if step is None or evaluation is None else "stated",
     )
 
 
@@ -146,22 +166,28 @@ def _built(workload: Workload) -> torch.nn.Module:
             return workload.model()
 
 
-def cost(trajectory: Trajectory) -> Cost:
-    """Expected cost: the workload's measured seconds a step and an evaluation, averages at memory speed.
+def pace(workload: str, preset: str, measured: Paces = MappingProxyType({})) -> Pace:
+    """What was measured, else what the workload states, else what is assumed."""
+    return measured.get((workload, preset)) or model_size(workload, preset).pace
+
+
+def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost:
+    """Expected cost: seconds a step and an evaluation by `pace`, averages at memory speed.
 
     A step is taken to cost as much an example at any batch size.
     """
     training = trajectory.cells[0].training
     size = model_size(training.workload, training.preset)
+    seconds = pace(training.workload, training.preset, measured)
     schemes = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
     snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
     weights = size.num_parameters * size.itemsize
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     tests = sum(cell.evaluate_test for cell in trajectory.cells)  # taken to cost what a validation does
     return Cost(
-        train_seconds=trajectory.length_steps * size.step_seconds * batches,
+        train_seconds=trajectory.length_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
-        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * size.eval_seconds,
+        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * seconds.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes

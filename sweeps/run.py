@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from analysis.records import check_records
-from sweeps import origins, plan, run_folder, tracking, user_code
+from sweeps import origins, pace, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -39,6 +39,7 @@ class Work:
     studies: list[Resolved]
     trajectories: list[plan.Trajectory]  # to train, longest first
     num_done: int  # trajectories in the folder that are finished
+    paces: plan.Paces = field(default_factory=dict)  # as measured in the folder
 
     @property
     def cells(self) -> list[Cell]:
@@ -53,7 +54,10 @@ class Work:
 
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
-    return _against(run, resolve(specs))
+    todo = _against(run, resolve(specs))
+    if run is None:
+        return todo
+    return replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
 
 
 def _against(run: Path | None, studies: list[Resolved]) -> Work:
@@ -203,11 +207,11 @@ def _launch(
     return complete
 
 
-def expected(spec: Spec, trajectories: Sequence[plan.Trajectory]) -> dict[str, dict[str, float]]:
+def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     """workload -> expected cost of what is to train, fused and one trial per cell."""
     devices = plan.num_devices(spec)[0] / spec.resources.num_processes
     rows: dict[str, dict[str, float]] = {}
-    for one in trajectories:
+    for one in todo.trajectories:
         workload = one.cells[0].training.workload
         row = rows.setdefault(
             workload,
@@ -220,7 +224,7 @@ def expected(spec: Spec, trajectories: Sequence[plan.Trajectory]) -> dict[str, d
                 "memory": 0,
             },
         )
-        cost = plan.cost(one)  # on one device
+        cost = plan.cost(one, todo.paces)  # on one device
         alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
         row["cells"] += len(one.cells)
         row["trajectories"] += 1
@@ -233,6 +237,20 @@ def expected(spec: Spec, trajectories: Sequence[plan.Trajectory]) -> dict[str, d
 
 def wall(todo: Work, slots: int, processes: int = 1) -> str:
     """Expected wall time on so many slots, in words."""
-    return duration(
-        plan.makespan_seconds([plan.cost(one).seconds / processes for one in todo.trajectories], slots)
-    )
+    seconds = [plan.cost(one, todo.paces).seconds / processes for one in todo.trajectories]
+    return duration(plan.makespan_seconds(seconds, slots))
+
+
+def assumptions(todo: Work) -> list[str]:
+    """A line for every workload whose seconds are not its own: assumed, or measured in the folder."""
+    lines = []
+    for name, preset in dict.fromkeys(
+        (one.cells[0].training.workload, one.cells[0].training.preset) for one in todo.trajectories
+    ):
+        found = plan.pace(name, preset, todo.paces)
+        seconds = f"{found.step_seconds:.2g} s a step and {found.eval_seconds:.2g} s an evaluation"
+        if found.source == "assumed":
+            lines.append(f"{name}: {seconds} are assumed; `wa check-workload {name}` measures them")
+        elif found.source != "stated":
+            lines.append(f"{name}: {seconds}, {found.source}")
+    return lines

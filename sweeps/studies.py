@@ -12,6 +12,7 @@ from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.spec import Spec, load_spec
 from sweeps.targets import Target, study_targets
+from sweeps.wording import counted
 
 ALLOWED = "allowed: the same in every study that is run together"
 
@@ -55,7 +56,7 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
     for one in found:
         for cell in one.cells:
             known, source = first.setdefault(cell.cell_id, (cell, one.spec.source))
-            known_steps, steps = (f"{each.evaluate_every_steps} steps" for each in (known, cell))
+            known_steps, steps = (counted(each.evaluate_every_steps, "step") for each in (known, cell))
             _same("evaluate.every", known_steps, steps, source, one.spec.source)
             _same("evaluate.test", known.evaluate_test, cell.evaluate_test, source, one.spec.source)
     return found

@@ -45,6 +45,7 @@ def among(name: object, known: Iterable[str]) -> str:
 
 
 def counted(number: float, noun: str) -> str:
-    """``1 cell``, ``2 cells``, ``1,200 trajectories``."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    """``1 cell``, ``2 batches``, ``1,200 trajectories``."""
+    sibilant = noun.endswith(("s", "x", "ch", "sh"))
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}{'es' if sibilant else 's'}"
     return f"{number:,.0f} {noun if number == 1 else many}"

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -135,10 +136,13 @@ class Workload(Protocol):
 
 def families() -> list[str]:
     """The names of the families in this folder: its files that offer ``PRESETS``."""
-    folder = Path(__file__).parent
-    return sorted(
-        path.stem for path in folder.glob("*.py") if "\nPRESETS" in path.read_text(encoding="utf-8")
-    )
+    return list(_families())
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    files = Path(__file__).parent.glob("*.py")
+    return tuple(sorted(path.stem for path in files if "\nPRESETS" in path.read_text(encoding="utf-8")))
 
 
 def load(name: str, preset: str = "mini") -> Workload:

@@ -4,10 +4,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from schedulefree import AdamWScheduleFree
 
+from analysis.records import CELLS, read_table
 from sweeps import checkpoint
 from sweeps.blocks import OptimizerBlock
 from sweeps.evaluate import evaluate
@@ -318,3 +321,13 @@ def test_every_setting_has_a_meaning_and_every_meaning_a_key() -> None:
     taken = {key for name in OPTIMIZERS for key in settings(name)}
     assert taken | {"grad_clip"} == set(MEANING)
     assert set(MEANING) | {"name"} == set(OptimizerBlock.model_fields)
+
+
+def test_sgd_of_an_earlier_folder_was_nesterovs(tmp_path: Path) -> None:
+    columns = {"cell_id": ["a", "b", "c"], "trajectory_id": ["a", "b", "c"], "momentum": [0.9, 0.0, None]}
+    table = pa.table({name: columns.get(name, [None] * 3) for name in CELLS.names if name != "nesterov"})
+    pq.write_table(
+        table.cast(pa.schema([CELLS.field(name) for name in table.column_names])), tmp_path / "cells.parquet"
+    )
+    read = read_table(tmp_path / "cells.parquet", CELLS)
+    assert read["nesterov"].to_pylist() == [1.0, 0.0, None]
