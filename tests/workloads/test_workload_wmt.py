@@ -247,6 +247,34 @@ def test_summed_statistics_give_sacrebleus_corpus_score() -> None:
     assert bleu(dict.fromkeys(BLEU_SUMS, 0)) == 0
 
 
+EARLY = {  # translations of "the quick brown fox jumps over it", as of a model that has just begun
+    "no four words in a row": ["the quick brown cat jumps at it"],
+    "no three": ["the quick cat jumps over a cat"],
+    "no two": ["fox the a jumps a it a"],
+    "none at all": ["a a a a a a a"],
+    "shorter than four words": ["the quick"],
+    "empty": [""],
+    "one good, one not": ["the quick brown fox jumps over it", "b b b b"],
+}
+
+
+@pytest.mark.parametrize("translations", EARLY.values(), ids=EARLY.keys())
+def test_early_scores_are_smoothed_as_sacrebleus(translations: list[str]) -> None:
+    import sacrebleu
+
+    references = ["the quick brown fox jumps over it", "another one of them"][: len(translations)]
+    expected = sacrebleu.corpus_bleu(translations, [references]).score
+    sums = dict(zip(BLEU_SUMS, bleu_statistics(translations, references), strict=True))
+    assert bleu(sums) == pytest.approx(expected, rel=1e-12)
+
+
+def test_smoothing_against_its_formula() -> None:
+    # 5 of 7 words, 2 of 6 pairs, 0 of 5 triples and 0 of 4 quadruples: those count 1/2 and 1/4.
+    sums = dict(zip(BLEU_SUMS, (5, 2, 0, 0, 7, 6, 5, 4, 7, 7), strict=True))
+    precisions = [5 / 7, 2 / 6, 1 / 2 / 5, 1 / 4 / 4]
+    assert bleu(sums) == pytest.approx(100 * math.prod(precisions) ** (1 / 4))
+
+
 def test_metric_is_loss_or_bleu() -> None:
     sums = {"loss": 6.0, "tokens": 4.0, "examples": 2.0, **dict.fromkeys(BLEU_SUMS, 10.0)}
     assert not MINI.higher_is_better
