@@ -31,7 +31,7 @@ class _Trajectory(BaseModel):
     trajectory_id: _Name
     name: _Name | None = None
     cells: list[str] = []
-    expected_seconds: float = 0.0
+    expected_seconds: float | None = 0.0  # null: logs of earlier imports
 
 
 class _Plan(_Study):

@@ -7,6 +7,7 @@ Reads ``LOGDIR/<submission>/study_<s>/<workload>_<framework>/trial_<t>/`` with `
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from sweeps.importers.algoperf_account import account
 from sweeps.importers.algoperf_trials import BadLogs
 
 __all__ = ["BadLogs", "Imported", "import_algoperf"]
+
+
+def study_name(folder: str) -> str:
+    """The folder's name as a study's: letters, digits, . _ + and - alone, the first a letter or a digit."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", folder).lstrip("._+-")[:200] or "algoperf"
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ def import_algoperf(logs: Path, run: Path, not_steps: frozenset[str] = frozenset
         raise BadLogs(f"{logs}: no submission {unknown[0]!r}")
     found = account(trials, [*skipped, *unusable], num_left, remarks)
     goal = run.resolve()
-    new = goal.with_name(f".{goal.name}.{os.getpid()}.new")
+    new = goal.with_name(f".algoperf.{os.getpid()}.new")
     try:
-        algoperf_tables.write(new, goal.name, trials, found)
+        algoperf_tables.write(new, study_name(goal.name), trials, found)
         os.replace(new, goal)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.importers.algoperf_trials import AGAIN, CALLS, LEFT_OUT, REASONS, Skipped, Trial
+from sweeps.wording import counted
 
 MOST_NAMED = 8  # in one sentence; plan.json names all
 
@@ -72,24 +73,24 @@ def _of_lines(trials: Sequence[Trial], total: Counter[str]) -> list[str]:
         first = next(trial for trial in trials if trial.left_out.get(why))
         where = first.lines.first.get(why, first.cell_id)
         what = "records keep the first evaluation, the score sees both" if why == AGAIN else "left out"
-        found.append(f"{_number(total[why], 'line')} {why}, the first in {where}: {what}.")
+        found.append(f"{counted(total[why], 'line')} {why}, the first in {where}: {what}.")
     moved = [trial for trial in trials if trial.lines.num_moved]
     if moved:
         number = sum(trial.lines.num_moved for trial in moved)
         found.append(
-            f"{_number(number, 'line')} out of order were sorted by the clock, none left out for it: "
+            f"{counted(number, 'line')} out of order were sorted by the clock, none left out for it: "
             f"{_named([trial.cell_id for trial in moved], 'trial')}."
         )
     tests = sum(trial.lines.num_empty_tests for trial in trials)
     if tests:
         workloads = sorted({trial.workload for trial in trials if trial.lines.num_empty_tests})
         found.append(
-            f"{_number(tests, 'evaluation')} of a test split without examples left no test record: "
+            f"{counted(tests, 'evaluation')} of a test split without examples left no test record: "
             f"{', '.join(workloads)}."
         )
     odd = sum(trial.lines.num_odd_cells for trial in trials)
     if odd:
-        found.append(f"{_number(odd, 'cell')} beside the target metric hold no number and were read as NaN.")
+        found.append(f"{counted(odd, 'cell')} beside the target metric hold no number and were read as NaN.")
     return found
 
 
@@ -103,7 +104,7 @@ def _of_counters(trials: Sequence[Trial]) -> list[str]:
         seen = dict.fromkeys((trial.workload, trial.framework, trial.not_steps) for trial in part)
         why = "; ".join(f"{workload} in {framework}: {said}" for workload, framework, said in seen)
         found.append(
-            f"{submission}: global_step of {_number(len(part), 'trial')} does not count optimizer steps ({why}); "
+            f"{submission}: global_step of {counted(len(part), 'trial')} does not count optimizer steps ({why}); "
             "steps-to-target withheld, seconds kept."
         )
     return found
@@ -112,8 +113,4 @@ def _of_counters(trials: Sequence[Trial]) -> list[str]:
 def _named(names: list[str], what: str) -> str:
     more = len(names) - MOST_NAMED
     tail = f" and {more:,} more" if more > 0 else ""
-    return f"{_number(len(names), what)}, {', '.join(names[:MOST_NAMED])}{tail}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{counted(len(names), what)}, {', '.join(names[:MOST_NAMED])}{tail}"

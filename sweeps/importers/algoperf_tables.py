@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.algoperf_score import EVALUATIONS, EVALUATIONS_FILE
 from analysis.records import CELLS, TRIALS, rows_to_table
+from sweeps.durable import write_atomic, write_table
 from sweeps.importers.algoperf_account import Account
 from sweeps.importers.algoperf_leaderboards import leaderboard
 from sweeps.importers.algoperf_trials import LOWER_IS_BETTER, Evaluation, Trial
@@ -38,23 +38,22 @@ def write(run: Path, study: str, trials: list[Trial], account: Account) -> None:
     cells = [_cell_row(trial, names[trial.cell_id], study) for trial in trials]
     extra = [("framework", pa.string()), ("trial", pa.int64()), ("hyperparameters", pa.string())]
     schema = pa.schema([*CELLS, *extra])
-    pq.write_table(pa.Table.from_pylist(cells, schema=schema), run / "cells.parquet")
+    write_table(run / "cells.parquet", pa.Table.from_pylist(cells, schema=schema))
     for submission in sorted({trial.submission for trial in trials}):
         rows = [row for trial in trials if trial.submission == submission for row in _record_rows(trial)]
         table = rows_to_table(rows).sort_by([(name, "ascending") for name in ("cell_id", "split", "step")])
-        pq.write_table(table, run / "records" / f"{submission}.parquet", compression="zstd")
-    pq.write_table(
-        pa.Table.from_pylist([_trial_row(t) for t in trials], schema=TRIALS), run / "trials.parquet"
-    )
+        write_table(run / "records" / f"{submission}.parquet", table)
+    tried = pa.Table.from_pylist([_trial_row(trial) for trial in trials], schema=TRIALS)
+    write_table(run / "trials.parquet", tried)
     of = leaderboard(trials)
     logged = pa.Table.from_pylist(
         [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
     )
-    pq.write_table(logged, run / EVALUATIONS_FILE, compression="zstd")
+    write_table(run / EVALUATIONS_FILE, logged)
     document = _plan(study, trials, account)
-    (run / "plan.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
     source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
-    (run / "spec.yaml").write_text(dump_yaml(source), encoding="utf-8")
+    write_atomic(run / "spec.yaml", dump_yaml(source).encode())
 
 
 def _optimizer_names(trials: list[Trial]) -> dict[str, str]:
@@ -202,13 +201,7 @@ def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:
 
 
 def _trial_row(trial: Trial) -> dict[str, Any]:
-    facts, last = trial.facts, trial.evaluations[-1] if trial.evaluations else None
-    parts = ("accumulated_eval_time", "accumulated_logging_time")
-    total = 0.0
-    if last:
-        total = last.values.get("total_duration", math.nan)
-        if not 0 <= total < math.inf:
-            total = last.seconds + sum(last.values.get(part, 0.0) for part in parts)
+    facts = trial.facts
     return {
         "trajectory_id": trial.cell_id,
         "attempt": 1,
@@ -218,9 +211,21 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "versions": json.dumps({**facts.versions, "framework": trial.framework}, sort_keys=True),
         "started": None,
         "ended": None,
-        "seconds": total,
+        "seconds": _total_seconds(trial),
         "status": "done" if trial.evaluations else "failed",
     }
+
+
+def _total_seconds(trial: Trial) -> float:
+    """Wall seconds of the whole trial: as logged, else the sum of what is."""
+    if not trial.evaluations:
+        return 0.0
+    last = trial.evaluations[-1]
+    total = last.values.get("total_duration", math.nan)
+    if 0 <= total < math.inf:
+        return total
+    parts = (last.values.get(part, 0.0) for part in ("accumulated_eval_time", "accumulated_logging_time"))
+    return last.seconds + sum(part for part in parts if 0 <= part < math.inf)
 
 
 def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
@@ -263,8 +268,13 @@ def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
         "left_out": [{"path": one.path, "why": one.why} for one in account.skipped],
         "leaderboard": leaderboard(trials),
         "trajectories": [
-            {"name": t.cell_id, "trajectory_id": t.cell_id, "cells": [t.cell_id], "expected_seconds": None}
-            for t in trials
+            {
+                "name": trial.cell_id,
+                "trajectory_id": trial.cell_id,
+                "cells": [trial.cell_id],
+                "expected_seconds": _total_seconds(trial),
+            }
+            for trial in trials
         ],
         "versions": {},
     }

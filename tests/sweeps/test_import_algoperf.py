@@ -137,6 +137,16 @@ def test_a_trial_becomes_a_cell_and_its_evaluations_records(logs, run):
     assert plan["hints"]["wmt"] == {"step_hint": 1000, "max_allowed_runtime_sec": 500.0, "test_target": 0.05}
 
 
+@pytest.mark.parametrize("name", ["my logs (new)", ".hidden", "größe", "–", "x" * 250])
+def test_a_run_folder_of_any_name_can_be_read(logs, run, name):
+    put(logs)
+    there = run.with_name(name)
+    import_algoperf(logs, there)
+    plan = records.load_plan(there)
+    assert plan["trajectories"][0]["expected_seconds"] == 212.0
+    assert len(study.read(there).records) == 4
+
+
 def test_steps_and_gpu_hours_to_a_target_met_exactly_at_the_last_evaluation(logs, run):
     put(logs)
     import_algoperf(logs, run)
