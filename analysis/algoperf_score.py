@@ -163,8 +163,9 @@ def code_of(evaluations: pd.DataFrame, exact: bool | str = True) -> str | None:
     if exact is False:
         return None
     if exact is True:
-        named = evaluations["leaderboard"].dropna().unique() if "leaderboard" in evaluations else []
-        return str(named[0]) if len(named) else "v0.5"
+        if "leaderboard" not in evaluations or evaluations["leaderboard"].isna().all():
+            return "v0.5"
+        return str(evaluations["leaderboard"].dropna().iloc[0])
     if exact not in LEADERBOARDS:
         raise ValueError(f"exact is {exact!r}; allowed: {', '.join(LEADERBOARDS)}, True, False")
     return exact
