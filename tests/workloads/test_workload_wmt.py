@@ -54,7 +54,7 @@ def copier() -> TranslationModel:
     model = small_model(spread=1.0).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     random = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(90):  # at 150 it is so sure of itself, on some processors, that beams find nothing else
         tokens = rows(*([*random.integers(3, 12, random.integers(1, 7)).tolist(), EOS] for _ in range(16)))
         optimizer.zero_grad()
         logits = model(tokens, tokens).flatten(0, 1)
@@ -186,6 +186,7 @@ def test_a_wide_beam_search_finds_the_best_of_all(alpha: float) -> None:
 
 
 SOURCES = [[3, 4, EOS], [5, 6, 7, 8, 9, EOS], [10, EOS], [4, 4, 4, EOS], [11, 3, 8, 5, EOS]]
+SOURCES += [[3, 5, 7, 9, 11, 4, EOS], [6, 6, EOS], [9, 10, 3, EOS], [7, 8, 7, 8, 7, EOS], [5, 3, 3, 9, EOS]]
 
 
 @pytest.mark.parametrize(("num_beams", "alpha"), [(2, 0.6), (4, 0.0), (4, 3.0)])
