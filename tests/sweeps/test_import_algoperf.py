@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from algoperf_logs import FALLING, META, POINT, lines, put
+from click.testing import CliRunner
 
 from analysis import algoperf_score, device_hours, records, report, study
 from analysis.steps_to_target import steps_to_target
+from sweeps import cli
 from sweeps.import_algoperf import BadLogs, import_algoperf
 from sweeps.targets import Target
 
@@ -308,6 +310,39 @@ def test_the_same_logs_give_the_same_folder(logs, run):
         "records/nadamw.parquet",
     ):
         assert (run / name).read_bytes() == (again / name).read_bytes()
+
+
+ASKED = {
+    "": None,
+    "--algoperf-exact": "as logged",
+    "--exact": "as logged",
+    "--algoperf-exact v0.6": "v0.6",
+    "--algoperf-exact=v1.0": "v1.0",
+    "--exact v0.5": "v0.5",
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the folder", "after it"])
+@pytest.mark.parametrize(("asked", "exact"), ASKED.items(), ids=ASKED.keys())
+def test_the_exact_rule_stands_alone_or_names_its_leaderboard(asked, exact, first):
+    words = [*asked.split(), "LOGS", "-o", "RUN"] if first else ["LOGS", "-o", "RUN", *asked.split()]
+    found = cli.import_algoperf.make_context("algoperf", words).params
+    assert (found["exact"], found["logdir"], found["out"]) == (exact, Path("LOGS"), Path("RUN"))
+
+
+def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, run):
+    v05 = {**META, "workload.step_hint": 133_333, "workload.max_allowed_runtime_sec": 48_151}
+    put(logs, lines(FALLING, steps=[100, 200, 300, 400]) + "2.0,5", meta=v05)
+    told = CliRunner().invoke(cli.main, ["import", "algoperf", "--algoperf-exact", str(logs), "-o", str(run)])
+    assert told.exit_code == 0, told.output
+    assert "1 trial; 5 lines read, 4 recorded, 1 torn" in told.output
+    assert "scores by AlgoPerf's own code, v0.5" in " ".join(told.output.split())
+    assert "0.000000" in told.output  # its held-out variant is not there
+    wrong = CliRunner().invoke(
+        cli.main, ["import", "algoperf", str(logs), "-o", str(run.with_name("x")), "--exact", "v0.7"]
+    )
+    assert wrong.exit_code == 2
+    assert not run.with_name("x").exists()
 
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "algoperf_v10"
