@@ -65,6 +65,13 @@ def test_frameworks_that_differ_in_pace_are_not_held_against_each_other(logs, ru
     assert list(withheld(logs, run)) == ["calls.study0.wmt_pytorch.trial1"]
 
 
+def test_the_pace_of_others_is_that_of_one_framework(logs, run):
+    for number in range(5):
+        put(logs, paced(10), submission=f"fast{number}", framework="pytorch")
+    put(logs, paced(0.2), submission="slow", framework="jax")  # a fiftieth of theirs, a fifth of the hint's
+    assert withheld(logs, run) == {}
+
+
 def test_a_submission_is_judged_on_a_workload_by_its_median_trial(logs, run):
     # One trial of three was held up; and one of a counter of calls is as fast as a counter of steps.
     for trial, pace in enumerate((1.0, 0.02, 0.9), start=1):

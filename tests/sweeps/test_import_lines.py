@@ -54,6 +54,15 @@ def test_a_run_restored_from_a_checkpoint_goes_on_from_there(logs, run):
     assert records.load_plan(run)["steps_withheld"] == {}
 
 
+def test_a_restored_run_written_from_its_last_line_to_its_first(logs, run):
+    header, *rows = lines(
+        [0.9, 0.8, 0.05, 0.7, 0.6], steps=[100, 200, 300, 200, 300], seconds=[50, 100, 150, 100, 150]
+    ).splitlines()
+    put(logs, "\n".join([header, *rows[::-1]]) + "\n")
+    import_algoperf(logs, run)
+    assert study.read(run).records["metric"].tolist() == [0.9, 0.7, 0.6]
+
+
 def test_a_step_evaluated_again_later_counts_when_first_seen(logs, run):
     put(logs, lines([0.9, 0.8, 0.7, 0.05], steps=[100, 200, 300, 300], seconds=[50, 100, 150, 160]))
     import_algoperf(logs, run)
