@@ -1,14 +1,16 @@
 """AlgoPerf's score and performance profiles: seconds to target, their ratio to the best, the share within τ.
 
-Two rules. The **clean** one, the default, follows the definition; ``exact=True`` follows AlgoPerf's v0.5 scoring code
-with its quirks, so that its published numbers come out to the last digit. `RULES` says where they part, `differences`
-what that changes. Source: Dahl et al. 2023, arXiv 2306.07179, section 4; mlcommons/submissions_algorithms, scoring/.
+Two rules. The **clean** one, the default, follows the definition; ``exact`` follows AlgoPerf's own scoring code, of one
+of its `LEADERBOARDS`, with its quirks, so that its published numbers come out to the last digit. `RULES` says where
+they part, `differences` what that changes. Source: Dahl et al. 2023, arXiv 2306.07179, section 4;
+mlcommons/submissions_algorithms, scoring/.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,6 +40,7 @@ EVALUATIONS = pa.schema(
         ("higher_is_better", pa.bool_()),
         ("counts_steps", pa.bool_()),  # global_step counts optimizer steps, as far as the log can tell
         ("num_devices", pa.float64()),
+        ("leaderboard", pa.string()),  # of LEADERBOARDS, as far as the logs tell
     ]
 )
 TRIAL = ["submission", "workload", "study", "trial", "cell_id"]
@@ -50,6 +53,36 @@ HELD_OUT = (  # the variants that v0.5 drew
     *("criteo1tb_embed_init", "fastmri_tanh", "imagenet_resnet_large_bn_init"),
     *("librispeech_conformer_layernorm", "ogbg_model_size", "wmt_glu_tanh"),
 )
+LM = "finewebedu_lm"  # joined the base workloads with v1.0
+ALL_BASE = (*BASE, LM)
+WORKLOADS = frozenset(ALL_BASE) | frozenset(  # and every variant that AlgoPerf ever defined
+    f"{base}_{variant}"
+    for base, variants in {
+        "criteo1tb": ("embed_init", "layernorm", "resnet", "test"),
+        "fastmri": ("layernorm", "model_size", "tanh"),
+        "imagenet_resnet": ("gelu", "large_bn_init", "silu"),
+        "imagenet_vit": ("glu", "map", "post_ln"),
+        "librispeech_conformer": ("attention_temperature", "gelu", "layernorm"),
+        "librispeech_deepspeech": ("no_resnet", "norm_and_spec_aug", "tanh"),
+        "ogbg": ("gelu", "model_size", "silu"),
+        "wmt": ("attention_temp", "glu_tanh", "post_ln"),
+    }.items()
+    for variant in variants
+)
+
+
+class Leaderboard(NamedTuple):
+    """What the scoring code of one AlgoPerf version counts."""
+
+    base: tuple[str, ...]  # ρ is a share of these
+    held_out: tuple[str, ...]  # variants, each of which voids its base workload where it is missed
+
+
+LEADERBOARDS = {
+    "v0.5": Leaderboard(BASE, HELD_OUT),
+    "v0.6": Leaderboard(BASE, ()),
+    "v1.0": Leaderboard(ALL_BASE, ()),
+}
 TAU: NDArray[np.float64] = np.linspace(1.0, 4.0, 100)
 
 RULES = pd.DataFrame(
@@ -57,9 +90,13 @@ RULES = pd.DataFrame(
         ("best trial of a study", "the fewest seconds", "the lowest evaluation index; among equals the last trial"),
         ("a metric that is not finite", "never meets a target", "NaN never does, an infinity can"),
         ("seconds beyond 4 × the best", "stay: ρ ends at τ = 4", "become ∞, on held-out variants too"),
-        ("held-out variant missed", "shown beside, voids nothing", "its base workload becomes ∞, and vice versa"),
+        (
+            "held-out variant missed",
+            "shown beside, voids nothing",
+            "v0.5: its base workload becomes ∞, and vice versa; v0.6 and later have no variants",
+        ),
         ("study without an evaluated trial", "counts as missed", "is not seen"),
-        ("share ρ is of", "the base workloads in the logs", "8 base workloads, in the logs or not"),
+        ("share ρ is of", "the base workloads in the logs", "the 8 base workloads, from v1.0 on 9, in the logs or not"),
     ],
     columns=["where", "clean", "exact"],
 )  # fmt: skip
@@ -118,17 +155,37 @@ def study_evaluations(study: Study) -> pd.DataFrame:
     )
 
 
-def score(evaluations: pd.DataFrame, exact: bool = False) -> Scores:
+def code_of(evaluations: pd.DataFrame, exact: bool | str = True) -> str | None:
+    """Whose code the exact rule follows: the leaderboard asked for, else that of the logs, else v0.5; null: clean.
+
+    Raises: ValueError where `exact` names no leaderboard.
+    """
+    if exact is False:
+        return None
+    if exact is True:
+        if "leaderboard" not in evaluations or evaluations["leaderboard"].isna().all():
+            return "v0.5"
+        return str(evaluations["leaderboard"].dropna().iloc[0])
+    if exact not in LEADERBOARDS:
+        raise ValueError(f"exact is {exact!r}; allowed: {', '.join(LEADERBOARDS)}, True, False")
+    return exact
+
+
+def score(evaluations: pd.DataFrame, exact: bool | str = False) -> Scores:
     """Every table of one rule, from evaluations with the columns of EVALUATIONS.
+
+    exact: AlgoPerf's own code, of the leaderboard named or, if True, of the one the logs belong to.
 
     scores: submission, score, integral (the same area in closed form), num_workloads.
     seconds: of `seconds_to_target`. studies: of `best_trials`. profile: of `performance_profile`.
     """
-    studies = best_trials(trials_to_target(evaluations, exact), exact)
+    code = code_of(evaluations, exact)
+    studies = best_trials(trials_to_target(evaluations, bool(code)), bool(code))
     seconds = seconds_to_target(studies)
-    times = scored_times(seconds, exact)
+    times = scored_times(seconds, code)
     profile = performance_profile(times)
-    return Scores(areas(times, profile), seconds, studies, profile, differences(evaluations))
+    between = differences(evaluations, code or True)
+    return Scores(areas(times, profile), seconds, studies, profile, between)
 
 
 def trials_to_target(evaluations: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
@@ -208,27 +265,28 @@ def seconds_to_target(studies: pd.DataFrame) -> pd.DataFrame:
 
 def base_workload(workload: str) -> str | None:
     """The base workload that a variant is named after (wmt of wmt_glu_tanh), null for any other workload."""
-    return max((base for base in BASE if workload.startswith(f"{base}_")), key=len, default=None)
+    return max((base for base in ALL_BASE if workload.startswith(f"{base}_")), key=len, default=None)
 
 
-def scored_times(seconds: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
+def scored_times(seconds: pd.DataFrame, code: str | None = None) -> pd.DataFrame:
     """t(s, w) as the score takes it: submissions × base workloads, ∞ where missed or never run.
 
-    Exact: a variant of a missed base workload is ∞; then everything beyond 4 × its workload's best; then the base
-    workload of every variant at ∞. Only v0.5's six held-out variants take part.
+    code: null for the clean rule, else one of LEADERBOARDS. Then a held-out variant of a missed base workload is ∞;
+    then everything beyond 4 × its workload's best; then the base workload of every held-out variant at ∞.
     """
     wide = seconds.pivot(index="submission", columns="workload", values="seconds")
-    if not exact:
+    if code is None:
         return wide[[name for name in wide.columns if base_workload(name) is None]].fillna(np.inf)
-    base_of = {variant: str(base_workload(variant)) for variant in HELD_OUT}
-    wide = wide.reindex(columns=[*BASE, *HELD_OUT]).fillna(np.inf)
-    for variant in HELD_OUT:
+    base, held_out = LEADERBOARDS[code]
+    base_of = {variant: str(base_workload(variant)) for variant in held_out}
+    wide = wide.reindex(columns=[*base, *held_out]).fillna(np.inf)
+    for variant in held_out:
         wide[variant] = wide[variant].where(np.isfinite(wide[base_of[variant]]), np.inf)
     wide = wide.where(wide <= TAU[-1] * wide.min(axis=0), np.inf)
-    for variant in HELD_OUT:
-        base = base_of[variant]
-        wide[base] = wide[base].where(np.isfinite(wide[variant]), np.inf)
-    return wide[list(BASE)]
+    for variant in held_out:
+        name = base_of[variant]
+        wide[name] = wide[name].where(np.isfinite(wide[variant]), np.inf)
+    return wide[list(base)]
 
 
 def ratios_to_best(times: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +302,7 @@ def performance_profile(times: pd.DataFrame, tau: NDArray[np.float64] = TAU) -> 
     Returns one row a (submission, tau): share. Source: Dolan and Moré 2002.
     """
     ratio = ratios_to_best(times).to_numpy(dtype=float)
-    share = (ratio[:, :, None] <= tau).sum(axis=1) / times.shape[1]
+    share = (ratio[:, :, None] <= tau).sum(axis=1) / (times.shape[1] or np.nan)  # of no workload no share
     return pd.DataFrame(
         {
             "submission": np.repeat(times.index.to_numpy(), len(tau)),
@@ -266,16 +324,16 @@ def areas(times: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
     return found.assign(integral=closed.to_numpy(), num_workloads=times.shape[1])
 
 
-def differences(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Where the two rules give different numbers, in full digits; what is not listed is equal.
+def differences(evaluations: pd.DataFrame, exact: bool | str = True) -> pd.DataFrame:
+    """Where the clean rule and the exact one give different numbers, in full digits; what is not listed is equal.
 
     Returns: what (``score``, ``seconds``: t(s, w), ``scored seconds``: after cuts and voids), submission, workload
     (null for a score), clean, exact.
     """
     columns: dict[bool, dict[tuple[str, str, str | None], float]] = {}
-    for exact in (False, True):
-        seconds = seconds_to_target(best_trials(trials_to_target(evaluations, exact), exact))
-        times = scored_times(seconds, exact)
+    for code in (None, code_of(evaluations, exact)):
+        seconds = seconds_to_target(best_trials(trials_to_target(evaluations, bool(code)), bool(code)))
+        times = scored_times(seconds, code)
         scores = areas(times, performance_profile(times))
         found: dict[tuple[str, str, str | None], float] = {}
         for row in scores.itertuples():
@@ -285,7 +343,7 @@ def differences(evaluations: pd.DataFrame) -> pd.DataFrame:
         for name in times.columns:
             for submission, value in times[name].items():
                 found["scored seconds", str(submission), str(name)] = float(value)
-        columns[exact] = found
+        columns[bool(code)] = found
     rows = [
         (*key, columns[False].get(key, np.nan), columns[True].get(key, np.nan))
         for key in dict.fromkeys([*columns[False], *columns[True]])

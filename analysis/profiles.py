@@ -19,6 +19,7 @@ from analysis.algoperf_score import (
     TAU,
     areas,
     best_trials,
+    code_of,
     differences,
     performance_profile,
     ratios_to_best,
@@ -74,10 +75,11 @@ def of_submissions(evaluations: pd.DataFrame) -> Profiles | None:
     parts: dict[str, dict[str, pd.DataFrame]] = {}
     for measure in (CLEAN, EXACT):
         exact = measure == EXACT
+        code = code_of(evaluations, exact)
         studies = best_trials(trials_to_target(evaluations, exact), exact)
         studies = studies.rename(columns={"seconds": "time"})
         medians = seconds_to_target(studies.rename(columns={"time": "seconds"}))
-        times = scored_times(medians, exact)
+        times = scored_times(medians, code)
         if times.empty:
             continue
         every = medians.rename(columns={"seconds": "time"})[

@@ -125,4 +125,5 @@ LATER: dict[str, Any] = {
     "curve": None,
     "evaluate_test": False,
     "processes": 1,
+    "leaderboard": "v0.5",  # of imported logs: the one whose code was followed
 }

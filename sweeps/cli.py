@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,26 @@ class _Command(click.Command):
                 spread.append("--set")
             spread.append(argument)
         return super().parse_args(context, spread)
+
+
+class _ImportCommand(click.Command):
+    """A command whose --algoperf-exact stands alone or names a leaderboard: ``--algoperf-exact v0.6``."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        spread: list[str] = []
+        for argument in arguments:
+            if spread and spread[-1] in _EXACT:
+                spread[-1] += f"={argument}" if _LEADERBOARD.fullmatch(argument) else "=as logged"
+                if _LEADERBOARD.fullmatch(argument):
+                    continue
+            spread.append(argument)
+        if spread and spread[-1] in _EXACT:
+            spread[-1] += "=as logged"
+        return super().parse_args(context, spread)
+
+
+_EXACT = ("--algoperf-exact", "--exact")
+_LEADERBOARD = re.compile(r"v[0-9.]+")
 
 
 def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -432,7 +453,7 @@ def import_() -> None:
     """Turn another benchmark's logs into a run folder."""
 
 
-@import_.command("algoperf")
+@import_.command("algoperf", cls=_ImportCommand)
 @click.argument("logdir", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty."
@@ -441,8 +462,9 @@ def import_() -> None:
     "--algoperf-exact",
     "--exact",
     "exact",
-    is_flag=True,
-    help="Score by AlgoPerf's own code, quirks included.",
+    type=click.Choice(["v0.5", "v0.6", "v1.0", "as logged"]),
+    metavar="[LEADERBOARD]",
+    help="Score by AlgoPerf's own code, quirks included: of v0.5, v0.6 or v1.0, or alone of the logs' own leaderboard.",
 )
 @click.option(
     "--counts-calls",
@@ -450,7 +472,7 @@ def import_() -> None:
     metavar="SUBMISSION",
     help="Its global_step counts calls, not optimizer steps: withhold its steps. May be repeated.",
 )
-def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[str, ...]) -> None:
+def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tuple[str, ...]) -> None:
     """Import AlgoPerf's trial folders, print their scores and write a report.
 
     LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
@@ -460,13 +482,21 @@ def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[st
     from sweeps.import_algoperf import import_algoperf as read_logs
 
     done = read_logs(logdir, out, frozenset(counts_calls))
-    found = algoperf_score.score(algoperf_score.read_evaluations(out), exact)
+    evaluations = algoperf_score.read_evaluations(out)
+    code = algoperf_score.code_of(evaluations, exact if exact in algoperf_score.LEADERBOARDS else True)
+    found = algoperf_score.score(evaluations, code if exact and code else False)
     found.write(out / "tables")
     console = _console()
-    console.print(f"{counted(done.num_trials, 'trial')}, {counted(done.num_evaluations, 'evaluation')}")
+    left_out = "".join(f", {count:,} {why}" for why, count in done.left_out.items())
+    console.print(
+        f"{counted(done.num_trials, 'trial')}; {counted(done.num_read, 'line')} read, {done.num_recorded:,} recorded"
+        f"{left_out}",
+        soft_wrap=True,
+    )
     for note in done.notes:
         console.print(note, soft_wrap=True)
-    rule = "AlgoPerf's own code" if exact else "the clean rule; --algoperf-exact for AlgoPerf's own code"
+    own = f"AlgoPerf's own code, {code}"
+    rule = own if exact else f"the clean rule; --algoperf-exact for {own}"
     rows = [
         (row.submission, f"{row.score:.6f}", f"{row.integral:.6f}", row.num_workloads)
         for row in found.scores.itertuples()
@@ -475,7 +505,7 @@ def import_algoperf(logdir: Path, out: Path, exact: bool, counts_calls: tuple[st
         _table(("submission", "score", "integral", "base workloads"), rows, title=f"scores by {rule}")
     )
     console.print(
-        f"the two rules differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
+        f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
     )
     console.print(f"report: {reports.write(out)}", soft_wrap=True)
 

@@ -252,7 +252,9 @@ class RunWatch:
                 self.num_imported += 1
                 continue
             if curves:
-                self.trials[trained.name] = Trial(folder, trained, float(one["expected_seconds"]), curves)
+                self.trials[trained.name] = Trial(
+                    folder, trained, float(one["expected_seconds"] or 0.0), curves
+                )
 
     def named(self, *states: str) -> list[Trial]:
         """The trials in one of these states, in the plan's order."""

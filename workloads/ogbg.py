@@ -325,10 +325,13 @@ def molpcba(folder: Path) -> Molecules:
 def mean_average_precision(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:
     """Mean over tasks of the average precision on the graphs measured there; NaN where no task has both labels.
 
-    logits, labels: (graphs, tasks). A task without both labels is left out, as OGB's evaluator does.
+    logits, labels: (graphs, tasks). A task without both labels is left out, as OGB's evaluator does. NaN where a logit
+    is not finite: of a run that has diverged.
     """
     from sklearn.metrics import average_precision_score
 
+    if not np.isfinite(logits).all():
+        return float("nan")
     found = []
     for scores, outcomes in zip(logits.T, labels.T, strict=True):
         measured = outcomes != NOT_MEASURED

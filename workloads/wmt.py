@@ -46,11 +46,20 @@ def bleu_statistics(translations: Sequence[str], references: Sequence[str]) -> l
 
 
 def bleu(sums: Mapping[str, float]) -> float:
-    """BLEU, 0 … 100, from summed statistics. Source: Papineni et al. 2002; smoothing: sacrebleu's default."""
+    """BLEU, 0 … 100, from summed statistics, as sacrebleu.corpus_bleu has it. Source: Papineni et al. 2002.
+
+    The m-th order in a row of which no n-gram matches counts as 1/2ᵐ of a match (``smooth_method="exp"``).
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     numbers = [round(sums[name]) for name in BLEU_SUMS]
-    score = BLEU.compute_bleu(numbers[:4], numbers[4:8], sys_len=numbers[8], ref_len=numbers[9])
+    score = BLEU.compute_bleu(
+        numbers[:4],
+        numbers[4:8],
+        sys_len=numbers[8],
+        ref_len=numbers[9],
+        smooth_method="exp",  # corpus_bleu's default; this function's own is none
+    )
     return float(score.score)
 
 

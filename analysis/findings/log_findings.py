@@ -12,32 +12,41 @@ from numpy.typing import NDArray
 
 from analysis import records as schema
 from analysis import tightness
-from analysis.algoperf_score import BASE, read_evaluations, score
+from analysis.algoperf_score import ALL_BASE, read_evaluations, score
 from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor, with_interval
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
 
 RULE = (
     "A study's value is its best trial's, by seconds; a study that misses counts as ∞. The ratio is between medians "
-    "over studies; its interval resamples the studies of both sides, widened for few; where a resampled median is ∞ "
-    "the bound is."
+    "over studies, and none where both are ∞; its interval resamples the studies of both sides, widened for few. An "
+    "infinite bound is a bound: where a resampled median is ∞ so is the ratio, or 0; a resample in which both are ∞ "
+    "leaves the ratio open, and counts as 0 for the lower bound and as ∞ for the upper one."
 )
 
 
 def ratios_of_medians(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> Interval:
-    """median(top) ÷ median(bottom) of two independent samples, ∞ allowed; NaN where both medians are ∞."""
-    value = _ratio(np.median(top), np.median(bottom))
+    """median(top) ÷ median(bottom) of two independent samples, ∞ allowed; the value is NaN where both medians are ∞.
+
+    A resample with both medians ∞ is open: 0 for the lower bound, ∞ for the upper. The interval is widened about a
+    value between 0 and ∞ alone: from 0, ∞ or none there is no distance to stretch. Low and high are NaN where a side
+    has one value.
+    """
+    value = float(_ratio(np.median(top), np.median(bottom)))
+    n = min(len(top), len(bottom))
+    if n < 2:
+        return Interval(value, np.nan, np.nan)
     draws = _ratio(
         np.median(top[resample(len(top), RESAMPLES, 1)], axis=1),
         np.median(bottom[resample(len(bottom), RESAMPLES, 2)], axis=1),
     )
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    n = min(len(top), len(bottom))
-    factor = small_sample_factor(n, 2 * (n - 1)) if n > 1 else np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return Interval(
-            float(value), float(value * (low / value) ** factor), float(value * (high / value) ** factor)
-        )
+    open_ = np.isnan(draws)
+    low = float(np.quantile(np.where(open_, 0.0, draws), (1 - LEVEL) / 2, method="nearest"))
+    high = float(np.quantile(np.where(open_, np.inf, draws), (1 + LEVEL) / 2, method="nearest"))
+    if 0 < value < np.inf:
+        factor = small_sample_factor(n, 2 * (n - 1))
+        low, high = value * (low / value) ** factor, value * (high / value) ** factor
+    return Interval(value, low, high)
 
 
 def _ratio(top: Any, bottom: Any) -> Any:
@@ -50,23 +59,21 @@ def sentences(run: str | Path) -> list[str]:
 
     Raises: analysis.records.BadRun where the folder was not imported from AlgoPerf's logs.
     """
-    evaluations = read_evaluations(run)
-    studies = score(evaluations).studies
-    studies = studies[studies["workload"].isin(BASE)]
+    studies = score(read_evaluations(run)).studies
+    studies = studies[studies["workload"].isin(ALL_BASE)]
     budgets = schema.load_cells(run).groupby("workload")["step_budget"].first()
     return [
         *_built_in_average(studies),
         *_real_tightness(studies, budgets),
-        *_noise(evaluations, studies),
+        *_noise(studies),
     ]
 
 
 def _built_in_average(studies: pd.DataFrame) -> list[str]:
     told: list[str] = []
-    below: list[str] = []
-    above: list[str] = []
-    covers: list[str] = []
-    for workload in BASE:
+    one_sided: list[str] = []
+    verdicts: dict[str, list[str]] = {name: [] for name in ("less", "more", "open", "one side", "one study")}
+    for workload in ALL_BASE:
         mine = studies[studies["workload"] == workload]
         seconds = [
             mine[mine["submission"] == name]["seconds"].to_numpy(dtype=float)
@@ -74,29 +81,64 @@ def _built_in_average(studies: pd.DataFrame) -> list[str]:
         ]
         if any(len(side) == 0 for side in seconds):
             continue
-        found = ratios_of_medians(*seconds)
-        if np.isnan(found.value):
+        missed = [np.isinf(side) for side in seconds]
+        if all(side.all() for side in missed):
             told.append(f"{workload} neither")
             continue
-        told.append(f"{workload} {with_interval(found)}")
-        (below if found.high < 1 else above if found.low > 1 else covers).append(workload)
+        found = ratios_of_medians(*seconds)
+        told.append(f"{workload} {'none' if np.isnan(found.value) else with_interval(found)}")
+        if any(side.all() for side in missed):
+            one_sided.append(_one_sided(workload, missed))
+        verdicts[_verdict(found, missed)].append(workload)
     if not told:
         return []
-    total = len(below) + len(above) + len(covers)
-    return [
+    total = sum(len(workloads) for workloads in verdicts.values())
+    tails = {
+        "one side": "only one of the two ever meets it, in too few studies to tell",
+        "one study": "one study gives no interval",
+    }
+    also = "".join(f"; on {len(verdicts[name])} {words}" for name, words in tails.items() if verdicts[name])
+    text = (
         "At full size an optimizer with an average built in (Schedule-Free) needs less time to the target than NadamW "
-        f"on {len(below)} of {total} workloads, more on {len(above)}, and no difference is shown on {len(covers)}. "
-        f"Ratio of median seconds: {'; '.join(told)}.".replace("inf", "∞")
-    ]
+        f"on {len(verdicts['less'])} of {total} workloads, more on {len(verdicts['more'])}, and no difference is shown "
+        f"on {len(verdicts['open'])}{also}. Ratio of median seconds: {'; '.join(told)}."
+    ).replace("inf", "∞")
+    return [" ".join([text, *one_sided])]
+
+
+def _verdict(found: Interval, missed: list[NDArray[np.bool_]]) -> str:
+    if np.isnan(found.low):
+        return "one study"
+    if found.high < 1 or found.low > 1:
+        return "less" if found.high < 1 else "more"
+    return "one side" if any(side.all() for side in missed) else "open"
+
+
+def _one_sided(workload: str, missed: list[NDArray[np.bool_]]) -> str:
+    """Which of the two never meets the target of a workload that the other meets."""
+    order = (0, 1) if missed[0].all() else (1, 0)
+    never, other = (("Schedule-Free", "NadamW")[place] for place in order)
+    counts = [(int(missed[place].sum()), len(missed[place])) for place in order]
+    return (
+        f"{never} misses the target of {workload} in all {counts[0][1]} studies, {other} in {counts[1][0]} of "
+        f"{counts[1][1]}."
+    )
 
 
 def _real_tightness(studies: pd.DataFrame, budgets: pd.Series) -> list[str]:
     mine = studies[(studies["submission"] == BASELINE)]
-    steps = mine.assign(step=mine["step"].fillna(np.inf)).groupby("workload")["step"].median()
-    share = (steps / budgets.reindex(steps.index)).replace(np.inf, np.nan).dropna()
+    met = mine["met"].astype(bool)
+    mine = mine.assign(step=mine["step"].where(met, np.inf))  # null: its counter does not count steps
+    known = mine.groupby("workload")["step"].apply(lambda steps: steps.notna().all())
+    steps = mine[mine["workload"].isin(known.index[known])].groupby("workload")["step"].median()
+    share = steps / budgets.reindex(steps.index)
+    never = ", ".join(share.index[np.isinf(share)])
+    share = share[np.isfinite(share)]
     paper = tightness.paper_points()
     paper = paper[paper["scheme"] == "ema"].set_index("workload")
     both = share.index.intersection(paper.index)
+    if both.empty:
+        return []
     told = [f"{name} {share[name]:.2f} ({paper['share'][name]:.2f})" for name in both]
     apart = (share[both] - paper["share"][both]).abs()
     points = paper.loc[both].reset_index().assign(source="the paper", share=share[both].to_numpy())
@@ -104,6 +146,7 @@ def _real_tightness(studies: pd.DataFrame, budgets: pd.Series) -> list[str]:
     found = [
         "AlgoPerf's own NadamW meets its target after this share of the step hint, median over studies, beside the "
         f"paper's NadamW: {', '.join(told)}; they differ by {apart.median():.2f} (median)."
+        + (f" Its median study misses on {never}." if never else "")
     ]
     found += [
         f"With these shares the paper's EMA ratios rise by {row['slope']:.2f} [{row['slope_low']:.2f}, "
@@ -115,7 +158,9 @@ def _real_tightness(studies: pd.DataFrame, budgets: pd.Series) -> list[str]:
     return found
 
 
-def _noise(evaluations: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
+def _noise(studies: pd.DataFrame) -> list[str]:
+    if not studies["met"].any():
+        return [f"No study of {len(studies)} meets its target."]
     met = studies[studies["met"].astype(bool)]
     width = ((met["seconds"] - met["seconds_before"]) / met["seconds"]).groupby(met["workload"]).median()
     widest = width.sort_values(ascending=False)

@@ -12,7 +12,7 @@ import pytest
 from analysis import algoperf_score, study
 from analysis.records import BadRun
 
-LOGS = Path(__file__).parents[1] / "data" / "algoperf_v05.csv.xz"  # ALGOPERF.md beside it: source and licence
+DATA = Path(__file__).parents[1] / "data"  # ALGOPERF.md there: sources and licence
 INF = math.inf
 
 # workload -> target, greater is better; from the logs' meta_data_0.json
@@ -21,6 +21,7 @@ TARGETS = {
     "criteo1tb_embed_init": (0.129657, False),
     "fastmri": (0.723653, True),
     "fastmri_tanh": (0.71784, True),
+    "finewebedu_lm": (22.2995, False),
     "imagenet_resnet": (0.77431, True),
     "imagenet_resnet_large_bn_init": (0.76526, True),
     "imagenet_vit": (0.77309, True),
@@ -47,9 +48,9 @@ STEPS = {  # of the baseline's best trial, a value a study
 }
 
 
-@pytest.fixture(scope="module")
-def published() -> pd.DataFrame:
-    table = pd.read_csv(LOGS, dtype={"seconds": "str", "metric": "str"})
+def logged(leaderboard: str) -> pd.DataFrame:
+    name = f"algoperf_{leaderboard.replace('.', '')}.csv.xz"
+    table = pd.read_csv(DATA / name, dtype={"seconds": "str", "metric": "str"})
     table = table.astype(
         {"seconds": "float64", "metric": "float64"}
     )  # correctly rounded, as pandas' own is not
@@ -60,7 +61,13 @@ def published() -> pd.DataFrame:
         higher_is_better=[TARGETS[workload][1] for workload in table["workload"]],
         counts_steps=True,
         num_devices=8.0,
+        leaderboard=leaderboard,
     )
+
+
+@pytest.fixture(scope="module")
+def published() -> pd.DataFrame:
+    return logged("v0.5")
 
 
 def log(submission="a", workload="wmt", study=0, trial=1, seconds=(10.0,), metric=(1.0,), **columns):
@@ -126,6 +133,64 @@ def test_seconds_are_known_within_one_evaluation_interval(published):
     assert criteo["gpu_hours"] == pytest.approx(criteo["seconds"] * 8 / 3600)
     other = seconds.loc[("nadamp", "criteo1tb")]
     assert other["seconds"] - other["seconds_before"] == pytest.approx(120, abs=1)
+
+
+# What AlgoPerf printed for v1.0's self-tuning logs; the score, then the seconds on five of the nine workloads.
+V10 = {
+    "ademamix": "0.519080 7839.193164 1517.732191 18025.896891 48894.854267 17399.639942",
+    "cautious_nadamw": "0.314254 inf 1608.188659 25738.981688 inf 14232.458707",
+    "lion": "0.278339 inf 1394.175020 23172.039316 inf 15475.552730",
+    "muon": "0.284512 inf 1869.765277 20594.037750 inf inf",
+    "muon_torch": "0.423120 7141.604691 inf 15471.922557 inf 14214.779583",
+    "muon_torch_jax_hps_lr_fix": "0.313692 inf 1482.861611 15474.614253 inf inf",
+    "muon_torch_replicated_jax_hps": "0.296857 inf 1210.824709 18048.057882 inf inf",
+    "muon_torch_replicated_torch_hps": "0.382716 11453.162363 inf 15479.304972 inf 16778.880315",
+    "nadamw": "0.384400 7492.694677 1800.773200 25733.847669 inf inf",
+    "nadamw_baselinev05": "0.450617 8206.103132 1620.515381 20589.912857 inf 14865.788599",
+    "nadamw_resnet": "0.185746 inf 1920.545308 23163.021988 inf inf",
+    "schedule_free_adamw": "0.466891 10337.671689 1188.913138 inf inf 19957.717876",
+    "schedule_free_adamw_jax": "0.410774 inf 2397.402035 12875.283080 inf 16161.202248",
+    "schedule_free_adamw_jax_v2": "0.440516 8204.540539 1850.625382 15451.991347 inf inf",
+    "schedule_free_adamw_v2": "0.567901 7480.571331 1128.837876 inf 55846.440815 10325.457055",
+    "single_worker_diloco": "0.136925 inf 2379.342567 28314.819189 inf inf",
+    "single_worker_dilocov2": "0.130191 inf 2578.141947 28313.973881 inf inf",
+}
+V10_WORKLOADS = ("criteo1tb", "fastmri", "finewebedu_lm", "librispeech_conformer", "wmt")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_2026_leaderboard_with_its_language_model(exact):
+    found = algoperf_score.score(logged("v1.0"), exact)
+    wide = found.seconds.pivot(index="submission", columns="workload", values="seconds")
+    rows = {
+        row.submission: f"{row.score:.6f} "
+        + " ".join(f"{wide.loc[row.submission, w]:.6f}" for w in V10_WORKLOADS)
+        for row in found.scores.itertuples()
+    }
+    assert rows == V10
+    assert set(found.scores["num_workloads"]) == {9}
+    assert found.differences.empty
+
+
+def test_later_leaderboards_have_no_variants_to_miss():
+    found = algoperf_score.score(logged("v0.6"), exact=True)
+    assert [f"{score:.4f}" for score in found.scores["score"]] == ["0.4590", "0.6244"]  # as published
+    assert set(found.scores["num_workloads"]) == {8}
+    assert found.differences.empty
+    assert algoperf_score.score(logged("v0.6"), exact="v0.5").scores["score"].tolist() == [0.0, 0.125]
+
+
+def test_whose_code_the_exact_rule_follows():
+    lone = log("a", "wmt")
+    assert area(of(lone, exact="v0.6"), "a") == pytest.approx(1 / 8)
+    assert area(of(lone, exact="v1.0"), "a") == pytest.approx(1 / 9)
+    assert area(of(lone.assign(leaderboard="v1.0"), exact=True), "a") == pytest.approx(1 / 9)
+    assert area(of(lone.assign(leaderboard="v1.0"), exact="v0.5"), "a") == 0.0
+    lm = log("a", "finewebedu_lm")
+    assert area(of(lm, exact="v0.6"), "a") == 0.0  # not among its workloads
+    assert area(of(lm), "a") == 1.0
+    with pytest.raises(ValueError, match=r"'v2'; allowed: v0\.5, v0\.6, v1\.0"):
+        of(lone, exact="v2")
 
 
 def test_score_by_hand():
@@ -222,9 +287,16 @@ def test_uncounted_steps_are_withheld_and_seconds_kept():
 
 
 def test_variant_names():
-    names = ["wmt", "wmt_glu_tanh", "librispeech_conformer_layernorm", "mnist", "mnist_large"]
+    names = [
+        "wmt",
+        "wmt_glu_tanh",
+        "librispeech_conformer_layernorm",
+        "mnist",
+        "mnist_large",
+        "finewebedu_lm",
+    ]
     assert [algoperf_score.base_workload(name) for name in names] == [
-        *(None, "wmt", "librispeech_conformer", None, None)
+        *(None, "wmt", "librispeech_conformer", None, None, None)
     ]
 
 
@@ -315,3 +387,9 @@ def test_our_own_studies_have_a_score_too(make_run):
 def test_a_run_folder_without_algoperf_logs(make_run):
     with pytest.raises(BadRun, match="wa import algoperf"):
         algoperf_score.read_evaluations(make_run())
+
+
+def test_logs_of_variants_alone_have_no_score():
+    found = of(log("a", "wmt_glu_tanh"))
+    assert found.scores[["score", "integral"]].isna().all(axis=None)
+    assert found.seconds["seconds"].tolist() == [10]

@@ -1,77 +1,19 @@
-"""Made-up log folders with hand-worked outcomes; hostile files; and, where ALGOPERF_LOGS points to them, real logs."""
+"""Made-up log folders with hand-worked outcomes; the 2026 logs; and, where ALGOPERF_LOGS points to them, v0.5's."""
 
-import json
-import math
 import os
-import pickle
+import tarfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from algoperf_logs import FALLING, META, POINT, lines, put
+from click.testing import CliRunner
 
 from analysis import algoperf_score, device_hours, records, report, study
 from analysis.steps_to_target import steps_to_target
+from sweeps import cli
 from sweeps.import_algoperf import BadLogs, import_algoperf
 from sweeps.targets import Target
-
-META = {
-    "workload.target_metric_name": "wer",
-    "workload.validation_target_value": 0.1,
-    "workload.test_target_value": 0.05,
-    "workload.step_hint": 1000,
-    "workload.max_allowed_runtime_sec": 500,
-    "workload.eval_period_time_sec": 50,
-    "gpu_count": 8,
-    "gpu_model_name": "Tesla V100-SXM2-16GB",
-    "python_version": "3.8.10",
-}
-POINT = {
-    "learning_rate": 0.01,
-    "one_minus_beta1": 0.1,
-    "beta2": 0.99,
-    "weight_decay": 0.5,
-    "warmup_factor": 0.05,
-}
-HEADER = [
-    *("accumulated_eval_time", "accumulated_submission_time", "global_step", "test/wer", "total_duration"),
-    *("validation/ctc_loss", "validation/num_examples", "validation/wer"),
-]
-
-
-def lines(wers, steps=None, seconds=None):
-    """The text of an eval_measurements.csv: one evaluation each 100 steps and 50 s."""
-    steps = steps or [100 * n for n in range(1, len(wers) + 1)]
-    seconds = seconds or [step / 2 for step in steps]
-    rows = [
-        [3.0 * n, second, step, wer, second + 3.0 * n, wer * 10, 2472, wer]
-        for n, (step, second, wer) in enumerate(zip(steps, seconds, wers, strict=True), start=1)
-    ]
-    return "".join(",".join(map(str, row)) + "\n" for row in [HEADER, *rows])
-
-
-FALLING = [0.9, 0.3, 0.2, 0.1]  # meets .1 exactly, at the last evaluation
-
-
-def put(
-    logs,
-    text=None,
-    submission="nadamw",
-    round_=0,
-    workload="wmt",
-    trial=1,
-    meta=META,
-    point=POINT,
-    framework="jax",
-):
-    """Writes one trial folder; its path."""
-    folder = logs / submission / f"study_{round_}" / f"{workload}_{framework}" / f"trial_{trial}"
-    folder.mkdir(parents=True)
-    if meta is not None:
-        (folder / "meta_data_0.json").write_text(json.dumps(meta))
-    (folder / "hparams.json").write_text(json.dumps(point))
-    if text != "":
-        (folder / "eval_measurements.csv").write_text(lines(FALLING) if text is None else text)
-    return folder
 
 
 @pytest.fixture
@@ -132,6 +74,16 @@ def test_a_trial_becomes_a_cell_and_its_evaluations_records(logs, run):
     )
     assert "meta_data_0.json" in target.rule
     assert plan["hints"]["wmt"] == {"step_hint": 1000, "max_allowed_runtime_sec": 500.0, "test_target": 0.05}
+
+
+@pytest.mark.parametrize("name", ["my logs (new)", ".hidden", "größe", "–", "x" * 250])
+def test_a_run_folder_of_any_name_can_be_read(logs, run, name):
+    put(logs)
+    there = run.with_name(name)
+    import_algoperf(logs, there)
+    plan = records.load_plan(there)
+    assert plan["trajectories"][0]["expected_seconds"] == 212.0
+    assert len(study.read(there).records) == 4
 
 
 def test_steps_and_gpu_hours_to_a_target_met_exactly_at_the_last_evaluation(logs, run):
@@ -217,238 +169,101 @@ def test_the_report_is_written_from_an_imported_folder(logs, run):
     assert (table["time"] == 200.0).all()
 
 
-# --- broken input that is read all the same ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tail", ["2.0,5", "2.0,5\n", "15.0,250.0,500,0.01,265.0,0.1,2472,0.0"])
-def test_a_torn_last_line_is_left_out(logs, run, tail):
-    put(
-        logs, lines(FALLING) + tail
-    )  # the third is whole by its commas, and torn in its last number all the same
-    done = import_algoperf(logs, run)
-    assert done.num_evaluations == 4
-    assert "1 torn" in done.notes[0]
-
-
-def test_an_evaluation_written_twice_counts_once(logs, run):
-    text = lines(FALLING)
-    put(logs, text + text.splitlines()[-1] + "\n")
-    assert import_algoperf(logs, run).num_evaluations == 4
-    assert len(study.read(run).records) == 4
-
-
-def test_a_run_restored_from_a_checkpoint_goes_on_from_there(logs, run):
-    # Evaluated at 100, 200, 300; restored at 150 with the clock of 150; evaluated again at 200 and 300.
-    put(
-        logs,
-        lines([0.9, 0.8, 0.05, 0.7, 0.6], steps=[100, 200, 300, 200, 300], seconds=[50, 100, 150, 100, 150]),
-    )
-    import_algoperf(logs, run)
-    read = study.read(run).records
-    assert read["step"].tolist() == [100, 200, 300]
-    assert read["metric"].tolist() == [0.9, 0.7, 0.6]
-    assert records.load_plan(run)["steps_withheld"] == {}
-
-
-def test_a_step_evaluated_again_later_counts_when_first_seen(logs, run):
-    put(logs, lines([0.9, 0.8, 0.7, 0.05], steps=[100, 200, 300, 300], seconds=[50, 100, 150, 160]))
-    import_algoperf(logs, run)
-    assert study.read(run).records["metric"].tolist() == [0.9, 0.8, 0.7]
-    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [160]
-
-
-def test_nan_metrics_meet_nothing_and_a_run_that_stays_nan_has_diverged(logs, run):
-    put(logs, lines([0.9, math.nan, 0.5, math.nan, math.nan]))
-    import_algoperf(logs, run)
-    read = study.read(run)
-    assert read.records["diverged"].tolist() == [False, False, False, True, True]
-    assert read.cells["state"].tolist() == ["diverged"]
-    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [
-        math.inf
-    ]
-
-
 def test_a_trial_never_evaluated_is_a_miss_and_not_forgotten(logs, run):
     put(logs, round_=0)
     put(logs, round_=1, text="")
     put(logs, round_=2, text="", meta=None)
     done = import_algoperf(logs, run)
-    assert "2 trials were never evaluated" in done.notes[0]
+    assert done.notes[0].startswith(
+        "Never evaluated, a miss each: 2 trials, nadamw.study1.wmt_jax.trial1, nadamw"
+    )
     assert len(records.load_cells(run)) == 3
     assert records.load_trials(run)["status"].tolist() == ["done", "failed", "failed"]
     assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["num_missed"].tolist() == [2]
 
 
-def test_folders_that_are_no_workload_are_left_out_and_counted(logs, run):
+def test_every_folder_left_out_is_counted_and_named(logs, run):
     put(logs)
-    (logs / "nadamw" / "study_0" / "trial_1").mkdir()
+    put(logs, submission="schedule free (v2)")
+    put(logs, submission="_again")
+    put(logs, workload="alphafold")
+    put(logs, framework="tensorflow", workload="nonsense")
+    round_ = logs / "nadamw" / "study_0"
+    (round_ / "trial_1").mkdir()
+    (round_ / "wmt_jax" / "trial_01").mkdir()  # would be trial 1 twice
+    (round_ / "wmt_jax" / "best").mkdir()
     (logs / "nadamw" / "notes").mkdir()
-    (logs / "nadamw" / "study_0" / "wmt_jax" / "trial_01").mkdir()  # would be trial 1 twice
+    (logs / "docs").mkdir()
     (logs / "README.md").write_text("not a folder")
     os.symlink(logs, logs / "nadamw" / "study_7")
-    assert import_algoperf(logs, run).notes == ["1 folders are no <workload>_<framework> and were left out."]
+    done = import_algoperf(logs, run)
+    assert done.num_trials == 1
+    named = {one["path"]: one["why"] for one in records.load_plan(run)["left_out"]}
+    assert named == {
+        "_again": "no submission's name: letters, digits, . _ + and -, at most 100",
+        "docs": "no trial in it",
+        "nadamw/notes": "no study_<number>",
+        "nadamw/study_0/alphafold_jax": "unknown workload 'alphafold'",
+        "nadamw/study_0/nonsense_tensorflow": "no <workload>_<framework>",
+        "nadamw/study_0/trial_1": "no <workload>_<framework>",
+        "nadamw/study_0/wmt_jax/best": "no trial_<number>",
+        "nadamw/study_0/wmt_jax/trial_01": "trial 1 twice, as trial_1 too",
+        "nadamw/study_7": "a link",
+        "schedule free (v2)": "no submission's name: letters, digits, . _ + and -, at most 100",
+    }
+    said = " ".join(done.notes)
+    assert all(path in said and why in said for path, why in named.items())
+    assert "Left out, no <workload>_<framework>: 2 folders, " in said
 
 
-# --- does global_step count optimizer steps? ----------------------------------------------------------------------
-
-
-def withheld(logs, run, **options):
-    import_algoperf(logs, run, **options)
-    return records.load_plan(run)["steps_withheld"]
-
-
-def test_a_counter_off_the_hinted_pace(logs, run):
-    put(
-        logs, lines(FALLING, steps=[510, 1020, 1530, 2040], seconds=[100, 200, 300, 400])
-    )  # 2.55 times 2 a second
-    put(logs, lines(FALLING, steps=[490, 980, 1470, 1960], seconds=[100, 200, 300, 400]), trial=2)
-    assert withheld(logs, run) == {"nadamw.study0.wmt_jax.trial1": "it runs at 2.5 times the hinted pace"}
-    cells = records.load_cells(run).set_index("trial")
-    assert cells["target"].isna().to_dict() == {1: True, 2: False}
-    assert set(study.read(run).records["cell_id"]) == {"nadamw.study0.wmt_jax.trial2"}
-    found = algoperf_score.trials_to_target(algoperf_score.read_evaluations(run))
-    assert found["seconds"].tolist() == [400, 400]
-    assert found["step"].isna().tolist() == [True, False]
-
-
-def test_a_counter_is_measured_against_other_submissions_where_there_are_enough(logs, run):
-    # A machine five times as fast as the one of the hint is no reason to doubt a counter.
-    for submission in "abc":
-        put(logs, lines(FALLING, seconds=[10, 20, 30, 40]), submission=submission)
-    put(logs, lines(FALLING, steps=[300, 600, 900, 1200], seconds=[10, 20, 30, 40]), submission="d")
-    assert list(withheld(logs, run)) == ["d.study0.wmt_jax.trial1"]
-    notes = records.load_plan(run)["notes"]
-    assert notes[0].startswith("d: global_step of 1 trials does not count optimizer steps")
-
-
-def test_a_counter_that_falls_or_stalls_while_the_clock_runs_on(logs, run):
-    put(logs, lines(FALLING, steps=[100, 200, 150, 400], seconds=[50, 100, 150, 200]), trial=1)
-    put(logs, lines(FALLING, steps=[100, 100, 100, 400], seconds=[50, 100, 150, 200]), trial=2)
-    put(logs, lines(FALLING, steps=[100, 200, 300, 300], seconds=[50, 100, 150, 200]), trial=3)
-    reasons = withheld(logs, run)
-    assert [reason.split()[1] for reason in reasons.values()] == ["falls", "stands"]
-    assert (
-        algoperf_score.trials_to_target(algoperf_score.read_evaluations(run))["seconds"].tolist() == [200] * 3
-    )
-
-
-def test_a_submission_known_to_count_calls(logs, run):
-    put(logs)
-    put(logs, submission="calls")
-    assert withheld(logs, run, not_steps=frozenset({"calls"})) == {"calls.study0.wmt_jax.trial1": "said so"}
-    with pytest.raises(BadLogs, match="no submission 'cals'"):
-        import_algoperf(logs, run.with_name("other"), frozenset({"cals"}))
-
-
-def test_steps_withheld_from_every_trial_leave_a_report(logs, run):
-    put(logs)
-    put(logs, round_=1)
-    import_algoperf(logs, run, frozenset({"nadamw"}))
-    assert report.write(run).is_file()
-
-
-# --- refused ------------------------------------------------------------------------------------------------------
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("name", ["hparams.json", "meta_data_0.json"])
-def test_a_pickle_under_a_json_name_is_refused_never_loaded(logs, run, tmp_path, name, protocol):
+def test_other_spellings_of_the_same_layout_are_read(logs, run):
     folder = put(logs)
-    trace = tmp_path / "loaded"
-    (folder / name).write_bytes(pickle.dumps(Bomb(trace), protocol=protocol))
-    with pytest.raises(BadLogs, match=name):
-        import_algoperf(logs, run)
-    assert not trace.exists()
-    pickle.loads((folder / name).read_bytes())  # the bomb is live: loading it would have left its trace
-    assert trace.exists()
+    plain = logs / "plain" / "1" / "wmt" / "2"
+    plain.parent.mkdir(parents=True)
+    folder.rename(plain)
+    put(logs, submission="torch", framework="torch")
+    import_algoperf(logs, run)
+    assert set(records.load_cells(run)["cell_id"]) == {
+        "plain.study1.wmt_unknown.trial2",
+        "torch.study0.wmt_torch.trial1",
+    }
+    deeper = put(logs, submission="deeper", text="")
+    (deeper / "results").mkdir()
+    (deeper / "results" / "eval_measurements.csv").write_text(lines(FALLING))
+    done = import_algoperf(logs, run.with_name("again"))
+    assert "results below a trial's folder" in done.notes[0]
+    assert "deeper/study_0/wmt_jax/trial_1/results" in done.notes[0]
 
 
-def _csv(text):
-    return lambda folder: (folder / "eval_measurements.csv").write_bytes(
-        text if isinstance(text, bytes) else text.encode()
-    )
-
-
-def _meta(**changes):
-    meta = {**META, **{f"workload.{name}": value for name, value in changes.items()}}
-    return lambda folder: (folder / "meta_data_0.json").write_text(json.dumps(meta))
-
-
-def _json(text):
-    return lambda folder: (folder / "hparams.json").write_bytes(text)
-
-
-def _linked(folder):
-    (folder / "eval_measurements.csv").unlink()
-    os.symlink("/etc/hostname", folder / "eval_measurements.csv")
-
-
-def _pipe(folder):
-    (folder / "eval_measurements.csv").unlink()
-    os.mkfifo(folder / "eval_measurements.csv")
-
-
-def _large(name):
-    return lambda folder: os.truncate(folder / name, 2**26)
-
-
-WHOLE = lines(FALLING)
-REFUSED = {
-    "column global_step missing": (_csv(WHOLE.replace("global_step", "step")), "'global_step' is missing"),
-    "metric missing": (_csv(WHOLE.replace("validation/wer", "v")), "'validation/wer' is missing"),
-    "seconds missing": (_csv(WHOLE.replace("accumulated_submission_time", "t")), "time' is missing"),
-    "column twice": (_csv(WHOLE.replace("total_duration", "global_step")), "stands twice"),
-    "empty file": (_csv(""), "no complete line"),
-    "header torn": (_csv("global_step,accum"), "no complete line"),
-    "a line short inside": (_csv(WHOLE.replace("2472,0.3\n", "2472\n")), ":3: 7 fields"),
-    "not a number": (_csv(WHOLE.replace(",300,", ",three,")), ":4: global_step is 'three'"),
-    "half a step": (_csv(WHOLE.replace(",300,", ",300.5,")), ":4: global_step is 300.5"),
-    "a step NaN": (_csv(WHOLE.replace(",300,", ",,")), "not a whole number"),
-    "steps beyond counting": (_csv(WHOLE.replace(",300,", ",1e300,")), "not a whole number"),
-    "seconds negative": (_csv(WHOLE.replace(",150.0,", ",-150.0,")), "is -150, not seconds"),
-    "seconds NaN": (_csv(WHOLE.replace(",150.0,", ",nan,")), "not seconds"),
-    "not text": (_csv(b"\xff\xfe\x00" + WHOLE.encode()), "not CSV"),
-    "a field without end": (_csv('"' + "x" * 200_000 + "\n"), "not CSV"),
-    "linked file": (_linked, "not a plain file"),
-    "a pipe": (_pipe, "not a plain file"),
-    "CSV too large": (_large("eval_measurements.csv"), "67,108,864 bytes"),
-    "JSON too large": (_large("hparams.json"), "67,108,864 bytes"),
-    "JSON torn": (_json(b'{"learning_rate": 0.0'), "not JSON"),
-    "JSON too deep": (_json(b"[" * 200_000), "not JSON"),
-    "JSON list": (_json(b"[1]"), "not a JSON object"),
-    "no metadata": (lambda folder: (folder / "meta_data_0.json").unlink(), "missing"),
-    "unknown metric": (_meta(target_metric_name="vibes"), "'vibes'; allowed: loss"),
-    "metric not a name": (_meta(target_metric_name=3), "allowed: loss"),
-    "metric a list": (_meta(target_metric_name=["wer"]), "allowed: loss"),
-    "target not a number": (_meta(validation_target_value="0.1"), "validation_target_value is '0.1'"),
-    "target NaN": (_meta(validation_target_value=math.nan), "validation_target_value is 'nan'"),
-    "no step hint": (_meta(step_hint=0), "not a number ≥ 1"),
-    "runtime infinite": (_meta(max_allowed_runtime_sec=math.inf), "max_allowed_runtime_sec"),
-    "two targets": (_meta(validation_target_value=0.2), "another target"),
-}
-
-
-@pytest.mark.parametrize(("break_it", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused_with_one_line_and_the_path(logs, run, break_it, says):
-    put(logs, round_=0)
-    folder = put(logs, round_=1)
-    break_it(folder)
-    with pytest.raises(BadLogs) as caught:
-        import_algoperf(logs, run)
-    text = str(caught.value)
-    assert says in text
-    assert text.startswith(str(folder))
-    assert "\n" not in text
-    assert len(text) < len(str(folder)) + 250
-    assert not run.parent.exists() or not list(run.parent.iterdir())
+def test_a_language_model_is_a_workload_of_the_leaderboard(logs, run):
+    meta = {
+        **META,
+        "workload.target_metric_name": "ppl",
+        "workload.validation_target_value": 22.2995,
+        "workload.step_hint": 72000,
+        "workload.max_allowed_runtime_sec": 31967,
+    }
+    del meta["workload.test_target_value"]
+    header = "accumulated_submission_time,global_step,test/loss,test/num_examples,test/ppl,"
+    header += "validation/loss,validation/num_examples,validation/ppl"
+    rows = [(62.3, 1, 0.0, 0, 1.0, 10.5, 100000, 36843.5), (2630.7, 6601, 0.0, 0, 1.0, 3.1, 100000, 22.2)]
+    text = "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"
+    put(logs, text, workload="finewebedu_lm", framework="pytorch", meta=meta)
+    put(logs)
+    done = import_algoperf(logs, run)
+    cell = records.load_cells(run).set_index("workload").loc["finewebedu_lm"]
+    assert (cell["metric_name"], bool(cell["higher_is_better"]), cell["target"]) == ("ppl", False, 22.2995)
+    table = records.load_records(run).query("cell_id.str.contains('finewebedu')")
+    assert table[["split", "metric", "loss"]].to_numpy().tolist() == [
+        ["validation", 36843.5, 10.5],
+        ["validation", 22.2, 3.1],
+    ]
+    assert "2 evaluations of a test split without examples left no test record: finewebedu_lm." in done.notes
+    found = algoperf_score.score(algoperf_score.read_evaluations(run))
+    assert found.seconds.set_index("workload")["seconds"].to_dict() == {"finewebedu_lm": 2630.7, "wmt": 200.0}
+    assert found.scores["num_workloads"].tolist() == [2]
+    assert records.load_plan(run)["leaderboard"] == "v1.0"
+    assert report.write(run).is_file()
 
 
 def test_no_logs(logs, run):
@@ -475,7 +290,7 @@ def test_a_folder_in_use_is_not_written_over(logs, run):
 
 def test_an_import_that_fails_while_writing_leaves_nothing(logs, run, monkeypatch):
     put(logs)
-    monkeypatch.setattr("sweeps.import_algoperf.dump_yaml", lambda value: 1 / 0)
+    monkeypatch.setattr("sweeps.importers.algoperf_tables.dump_yaml", lambda value: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_algoperf(logs, run)
     assert list(run.parent.iterdir()) == []
@@ -495,6 +310,61 @@ def test_the_same_logs_give_the_same_folder(logs, run):
         "records/nadamw.parquet",
     ):
         assert (run / name).read_bytes() == (again / name).read_bytes()
+
+
+ASKED = {
+    "": None,
+    "--algoperf-exact": "as logged",
+    "--exact": "as logged",
+    "--algoperf-exact v0.6": "v0.6",
+    "--algoperf-exact=v1.0": "v1.0",
+    "--exact v0.5": "v0.5",
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the folder", "after it"])
+@pytest.mark.parametrize(("asked", "exact"), ASKED.items(), ids=ASKED.keys())
+def test_the_exact_rule_stands_alone_or_names_its_leaderboard(asked, exact, first):
+    words = [*asked.split(), "LOGS", "-o", "RUN"] if first else ["LOGS", "-o", "RUN", *asked.split()]
+    found = cli.import_algoperf.make_context("algoperf", words).params
+    assert (found["exact"], found["logdir"], found["out"]) == (exact, Path("LOGS"), Path("RUN"))
+
+
+def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, run):
+    v05 = {**META, "workload.step_hint": 133_333, "workload.max_allowed_runtime_sec": 48_151}
+    put(logs, lines(FALLING, steps=[100, 200, 300, 400]) + "2.0,5", meta=v05)
+    told = CliRunner().invoke(cli.main, ["import", "algoperf", "--algoperf-exact", str(logs), "-o", str(run)])
+    assert told.exit_code == 0, told.output
+    assert "1 trial; 5 lines read, 4 recorded, 1 torn" in told.output
+    assert "scores by AlgoPerf's own code, v0.5" in " ".join(told.output.split())
+    assert "0.000000" in told.output  # its held-out variant is not there
+    wrong = CliRunner().invoke(
+        cli.main, ["import", "algoperf", str(logs), "-o", str(run.with_name("x")), "--exact", "v0.7"]
+    )
+    assert wrong.exit_code == 2
+    assert not run.with_name("x").exists()
+
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "algoperf_v10"
+
+
+@pytest.mark.skipif(not (SHARED / "logs.tar.xz").is_file(), reason="no ../shared/algoperf_v10 here")
+def test_the_2026_logs(tmp_path, run):
+    """Every published score and time to six digits, from the logs themselves; no counter of steps is doubted."""
+    with tarfile.open(SHARED / "logs.tar.xz") as packed:
+        packed.extractall(tmp_path / "logs", filter="data")
+    done = import_algoperf(tmp_path / "logs", run)
+    assert (done.num_trials, done.num_read, done.num_recorded, done.left_out) == (456, 12_591, 12_591, {})
+    assert records.load_plan(run)["steps_withheld"] == {}
+    assert "494 evaluations of a test split without examples" in done.notes[-1]
+    found = algoperf_score.score(algoperf_score.read_evaluations(run))
+    scores = pd.read_csv(SHARED / "scores.csv", index_col="submission")["score"]
+    assert found.scores.set_index("submission")["score"].round(6).to_dict() == scores.round(6).to_dict()
+    times = pd.read_csv(SHARED / "time_to_targets.csv", index_col="submission")
+    wide = found.seconds.pivot(index="submission", columns="workload", values="seconds")
+    assert times.shape == (17, 9)
+    assert wide.loc[times.index, times.columns].round(6).equals(times.round(6))
+    assert found.differences.empty
 
 
 @pytest.mark.skipif(

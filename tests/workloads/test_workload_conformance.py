@@ -110,6 +110,18 @@ def test_evaluating_first_does_not_break_training(family: str) -> None:
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("family", families())
+def test_weights_that_are_no_numbers_have_a_loss_that_is_none_and_end_no_evaluation(family: str) -> None:
+    workload = load(family)
+    model = workload.model().eval()
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+        sums = workload.eval_step(model, next(iter(workload.eval_batches("validation"))))
+    found = workload.summarize({name: value if value.dim() else float(value) for name, value in sums.items()})
+    assert not np.isfinite(found.loss)
+
+
 def test_a_batch_has_the_size_it_says(name: str, workload: Workload) -> None:
     batch = next(workload.batches(0, 1))
     assert all(len(tensor) == workload.batch_size for tensor in tensors(batch))

@@ -1,0 +1,166 @@
+"""The three files of an AlgoPerf trial: read with bounds on their size, never executed or unpickled."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import stat
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeps.importers import algoperf_lines
+from sweeps.importers.algoperf_folders import LOG
+from sweeps.importers.algoperf_trials import LOWER_IS_BETTER, BadLogs, Facts, Place, Skipped, Trial
+
+MOST_JSON_BYTES, MOST_CSV_BYTES = 2**20, 2**23  # of one file, unpacked
+MOST_EVALUATIONS = 1_000_000
+META = "meta_data_0.json"
+
+
+class Unusable(ValueError):
+    """A file that says too little to use; the message says what is wrong, without the path."""
+
+
+def read(logs: Path, places: list[Place]) -> tuple[list[Trial], list[Skipped], int, list[str]]:
+    """Every trial that can be read; those left out, the lines of those, and remarks on files made do without.
+
+    A trial takes the target of the others of its workload where its own metadata is missing or broken.
+    Raises: BadLogs for links, devices, pickles, files too large, and two targets for one workload.
+    """
+    facts, remarks, no_facts = _facts_of_all(logs, places)
+    usual: dict[str, Facts] = {}
+    for place in places:
+        if place in facts:
+            usual.setdefault(place.workload, facts[place])
+    trials: list[Trial] = []
+    skipped: list[Skipped] = []
+    num_left, num_evaluations = 0, 0
+    for place in places:
+        log = _read_bytes(place.folder / LOG, MOST_CSV_BYTES)
+        points, remark = _hyperparameters(logs, place)
+        remarks += [remark] if remark else []
+        mine = facts.get(place, usual.get(place.workload))
+        try:
+            if mine is None:
+                raise Unusable(no_facts[place])
+            if mine.metric not in LOWER_IS_BETTER:
+                allowed = ", ".join(LOWER_IS_BETTER)
+                raise Unusable(f"{META}: unknown metric {mine.metric[:40]!r}; allowed: {allowed}")
+            lines = algoperf_lines.read(log, str((place.folder / LOG).relative_to(logs)), mine.metric)
+        except (Unusable, algoperf_lines.NoLog) as error:
+            skipped.append(Skipped(str(place.folder.relative_to(logs)), str(error)))
+            num_left += algoperf_lines.count(log)
+            continue
+        num_evaluations += len(lines.evaluations)
+        if num_evaluations > MOST_EVALUATIONS:
+            raise BadLogs(f"{place.folder}: with it more than {MOST_EVALUATIONS:,} evaluations")
+        trials.append(Trial(**place._asdict(), hyperparameters=points, facts=mine, lines=lines))
+    return trials, skipped, num_left, remarks
+
+
+def _facts_of_all(logs: Path, places: list[Place]) -> tuple[dict[Place, Facts], list[str], dict[Place, str]]:
+    """The facts that trials state themselves, remarks on metadata that is broken, and why a trial states none."""
+    facts: dict[Place, Facts] = {}
+    first: dict[str, Place] = {}
+    remarks, why = [], {}
+    for place in places:
+        path = place.folder / META
+        try:
+            facts[place] = _facts(_read_json(path))
+        except Unusable as error:
+            why[place] = f"{META}: {error}, as of every trial of {place.workload}"
+            if (place.folder / LOG).exists() or path.exists():
+                taken = f"the target is taken from other trials of {place.workload}"
+                remarks.append(f"{path.relative_to(logs)}: {error}; {taken}")
+            continue
+        other = first.setdefault(place.workload, place)
+        if facts[other].workload != facts[place].workload:
+            raise BadLogs(f"{path}: another target, metric or hint than in {other.folder}")
+    remarks = [text for text in remarks if text.rpartition(" ")[2] in first]
+    return facts, remarks, why
+
+
+def _hyperparameters(logs: Path, place: Place) -> tuple[Mapping[str, Any], str | None]:
+    path = place.folder / "hparams.json"
+    try:
+        return _read_json(path), None
+    except Unusable as error:
+        return {}, (
+            f"{path.relative_to(logs)}: {error}; its hyperparameters are unknown" if path.exists() else None
+        )
+
+
+def _facts(meta: Mapping[str, Any]) -> Facts:
+    metric = meta.get("workload.target_metric_name")
+    if not isinstance(metric, str):
+        raise Unusable(f"workload.target_metric_name is {str(metric)[:40]!r}, not a name")
+    test = meta.get("workload.test_target_value")
+    return Facts(
+        metric=metric,
+        target=_number(meta, "workload.validation_target_value"),
+        test_target=None if test is None else _number(meta, "workload.test_target_value"),
+        step_hint=int(_number(meta, "workload.step_hint", least=1)),
+        max_seconds=_number(meta, "workload.max_allowed_runtime_sec", least=1),
+        eval_period_seconds=_number(meta, "workload.eval_period_time_sec", least=1e-3),
+        num_devices=_number(meta, "gpu_count", least=1),
+        device_name=str(meta.get("gpu_model_name", ""))[:100],
+        versions={"python": str(meta["python_version"])[:100]} if "python_version" in meta else {},
+    )
+
+
+def _number(meta: Mapping[str, Any], key: str, least: float = -math.inf) -> float:
+    value = meta.get(key)
+    # 2**53: what a float64 still counts in ones
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 2**53:
+        raise Unusable(f"{key} is {str(value)[:40]!r}, not a number{f' ≥ {least:g}' if least > 0 else ''}")
+    return float(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read_bytes(path, MOST_JSON_BYTES)
+    if data is None:
+        raise Unusable("missing")
+    text = data.removeprefix(codecs.BOM_UTF8).strip()
+    if text[:1] == b"\x80":
+        raise BadLogs(f"{path}: a pickle under a .json name; refused, not loaded")
+    if text and text[:1] != b"{":  # a torn file begins as a whole one does: this is something else
+        raise BadLogs(f"{path}: not a JSON object")
+    try:
+        value: dict[str, Any] = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"not JSON ({type(error).__name__}: {str(error)[:100]})") from None
+    return value
+
+
+def _read_bytes(path: Path, most: int) -> bytes | None:
+    """A plain file's bytes, or those of its .gz; null where there is neither.
+
+    Raises: BadLogs for links, devices and large files.
+    """
+    for file in (path, path.with_name(f"{path.name}.gz")):
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise BadLogs(f"{file}: not a plain file")
+        if status.st_size > most:
+            raise BadLogs(f"{file}: {status.st_size:,} bytes; allowed: {most:,}")
+        return file.read_bytes() if file == path else _unpacked(file, most)
+    return None
+
+
+def _unpacked(file: Path, most: int) -> bytes:
+    packed, unpacker, found = file.read_bytes(), zlib.decompressobj(wbits=31), b""
+    try:
+        for start in range(0, len(packed), 2**16):
+            found += unpacker.decompress(packed[start : start + 2**16], most + 1 - len(found))
+            if len(found) > most:
+                raise BadLogs(f"{file}: more than {most:,} bytes unpacked; allowed: {most:,}")
+    except zlib.error:
+        pass
+    # Cut off or damaged: what follows is gone, which a last line without its end says.
+    return found if unpacker.eof and not unpacker.unused_data else found + b"?"

@@ -1,0 +1,285 @@
+"""The run folder of imported AlgoPerf trials: every trial a cell, every evaluation recorded a record or two."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.algoperf_score import EVALUATIONS, EVALUATIONS_FILE
+from analysis.finished import Finished
+from analysis.records import CELLS, TRIALS, rows_to_table
+from analysis.schema import FORMAT
+from sweeps.durable import write_atomic, write_table
+from sweeps.importers.algoperf_account import Account
+from sweeps.importers.algoperf_leaderboards import leaderboard
+from sweeps.importers.algoperf_trials import LOWER_IS_BETTER, Evaluation, Trial
+from sweeps.yaml_file import dump_yaml
+
+LOSSES = ("loss", "ctc_loss")  # the latter is speech's
+HYPERPARAMETERS = {  # as submissions name them -> as cells do
+    "learning_rate": "lr",
+    "beta1": "beta1",
+    "beta2": "beta2",
+    "epsilon": "eps",
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+    "grad_clip": "grad_clip",
+}
+WARMUPS = ("warmup_factor", "warmup_steps_fraction")  # shares of the step hint
+
+
+def write(run: Path, study: str, trials: list[Trial], account: Account) -> None:
+    """The run folder `run`, which must not be there: cells, records, trials, every evaluation as logged, plan."""
+    (run / "records").mkdir(parents=True)
+    names = _optimizer_names(trials)
+    cells = [_cell_row(trial, names[trial.cell_id], study) for trial in trials]
+    extra = [("framework", pa.string()), ("trial", pa.int64()), ("hyperparameters", pa.string())]
+    schema = pa.schema([*CELLS, *extra])
+    write_table(run / "cells.parquet", pa.Table.from_pylist(cells, schema=schema))
+    written = {}
+    for submission in sorted({trial.submission for trial in trials}):
+        rows = [row for trial in trials if trial.submission == submission for row in _record_rows(trial)]
+        table = rows_to_table(rows).sort_by([(name, "ascending") for name in ("cell_id", "split", "step")])
+        sha256 = write_table(run / "records" / f"{submission}.parquet", table, "zstd")
+        written[submission] = asdict(Finished(rows=len(table), sha256=sha256))
+    tried = pa.Table.from_pylist([_trial_row(trial) for trial in trials], schema=TRIALS)
+    write_table(run / "trials.parquet", tried)
+    of = leaderboard(trials)
+    logged = pa.Table.from_pylist(
+        [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
+    )
+    write_table(run / EVALUATIONS_FILE, logged, "zstd")
+    document = _plan(study, trials, account) | {"format": FORMAT, "records": written}
+    write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
+    source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
+    write_atomic(run / "spec.yaml", dump_yaml(source).encode())
+
+
+def _optimizer_names(trials: list[Trial]) -> dict[str, str]:
+    """cell_id -> its submission, with what else tells its trials apart where the cells' columns do not.
+
+    Of one submission on one workload, two trials may differ only in a dropout rate, which no column has: then the
+    name says it, as in ``baseline (label_smoothing 0.1)``; where hyperparameters are equal, framework and number do.
+    """
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        settings = tuple(sorted(_settings(trial.hyperparameters).items()))
+        groups.setdefault((trial.submission, trial.workload, settings, _warmup(trial)), []).append(trial)
+    names = {}
+    for (submission, *_), part in groups.items():
+        others = [_others(trial) for trial in part]
+        varying = [
+            k for k in dict.fromkeys(k for o in others for k in o) if len({o.get(k) for o in others}) > 1
+        ]
+        labels = [", ".join(f"{k} {o.get(k, '–')}" for k in varying) for o in others]
+        points: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        for trial, label in zip(part, labels, strict=True):
+            points.setdefault((label, trial.study), set()).add((trial.framework, trial.number))
+        for trial, label in zip(part, labels, strict=True):
+            twin = f"{trial.framework} trial {trial.number}"
+            said = [label, twin] if len(points[label, trial.study]) > 1 else [label]
+            text = ", ".join(filter(None, said))
+            names[trial.cell_id] = f"{submission} ({text})" if text else submission
+    return names
+
+
+def _settings(points: Mapping[str, Any]) -> dict[str, float]:
+    found = {column: _setting(points.get(name)) for name, column in HYPERPARAMETERS.items()}
+    rest = _setting(points.get("one_minus_beta1"))
+    if rest is not None:
+        found["beta1"] = round(1 - rest, 12)
+    return {column: value for column, value in found.items() if value is not None}
+
+
+def _others(trial: Trial) -> dict[str, str]:
+    mapped = {*HYPERPARAMETERS, *WARMUPS, "one_minus_beta1"}
+    return {k[:40]: str(v)[:40] for k, v in sorted(trial.hyperparameters.items()) if k not in mapped}
+
+
+def _setting(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53
+    return float(value) if known else None
+
+
+def _warmup(trial: Trial) -> int | None:
+    shares = [_setting(trial.hyperparameters.get(name)) for name in WARMUPS]
+    share = next((share for share in shares if share is not None and 0 <= share <= 1), None)
+    return None if share is None else int(share * trial.facts.step_hint)
+
+
+def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
+    facts = trial.facts
+    row: dict[str, Any] = dict.fromkeys(CELLS.names)
+    return row | {
+        "cell_id": trial.cell_id,
+        "trajectory_id": trial.cell_id,
+        "study": study,
+        "workload": trial.workload,
+        "preset": "full",
+        "seed": trial.study,
+        "step_budget": facts.step_hint,
+        "optimizer": optimizer,
+        **_settings(trial.hyperparameters),
+        "precision": "fp32",
+        "accumulate": 1,
+        "schedule": "as submitted",  # logs do not say which
+        "length_steps": facts.step_hint,
+        "length_fraction": 1.0,
+        "warmup_steps": _warmup(trial),
+        "scheme": "none",
+        # Evaluations go by the clock: the steps of one period at the hinted pace.
+        "evaluate_every_steps": max(1, round(facts.eval_period_seconds * facts.pace)),
+        "metric": facts.metric,
+        "higher_is_better": not LOWER_IS_BETTER[facts.metric],
+        "target": None if trial.not_steps else facts.target,
+        "num_devices": facts.num_devices,
+        "device": "gpu",
+        "processes": 1,
+        "framework": trial.framework,
+        "trial": trial.number,
+        "hyperparameters": json.dumps(dict(trial.hyperparameters), sort_keys=True),
+    }
+
+
+def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
+    facts, evaluations = trial.facts, trial.recorded
+    finite = [_is_finite(one, facts.metric) for one in evaluations]
+    for place, one in enumerate(evaluations):
+        for split in ("validation", "test"):
+            if f"{split}/{facts.metric}" not in one.values:
+                continue
+            found = {
+                name.removeprefix(f"{split}/"): value
+                for name, value in one.values.items()
+                if name.startswith(f"{split}/")
+            }
+            examples = found.pop("num_examples", math.nan)
+            metric = found[facts.metric]
+            losses = [found.pop(name, None) for name in LOSSES]
+            loss = next((loss for loss in losses if loss is not None), math.nan)
+            found.pop(facts.metric, None)
+            yield {
+                "cell_id": trial.cell_id,
+                "trajectory_id": trial.cell_id,
+                "step": one.step,
+                "split": split,
+                "loss": loss,
+                "metric": metric,
+                "examples": int(examples) if 0 <= examples <= 2**53 else None,
+                "train_seconds": one.seconds,
+                "average_seconds": 0.0,
+                "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
+                "diverged": not any(finite[place:]),  # and never finite again
+                "metrics": found,
+            }
+
+
+def _is_finite(one: Evaluation, metric: str) -> bool:
+    return math.isfinite(one.values[f"validation/{metric}"])
+
+
+def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:
+    facts = trial.facts
+    nothing = Evaluation(-1, 0, 0.0, {})
+    for one in trial.evaluations or (nothing,):
+        yield {
+            "submission": trial.submission,
+            "workload": trial.workload,
+            "study": trial.study,
+            "trial": trial.number,
+            "cell_id": trial.cell_id,
+            "evaluation": one.place,
+            "global_step": one.step,
+            "seconds": one.seconds,
+            "metric": one.values.get(f"validation/{facts.metric}", math.nan),
+            "target": facts.target,
+            "higher_is_better": not LOWER_IS_BETTER[facts.metric],
+            "counts_steps": trial.not_steps is None,
+            "num_devices": facts.num_devices,
+        }
+
+
+def _trial_row(trial: Trial) -> dict[str, Any]:
+    facts = trial.facts
+    return {
+        "trajectory_id": trial.cell_id,
+        "attempt": 1,
+        "host": None,
+        "device_name": facts.device_name,
+        "num_devices": facts.num_devices,
+        "versions": json.dumps({**facts.versions, "framework": trial.framework}, sort_keys=True),
+        "started": None,
+        "ended": None,
+        "seconds": _total_seconds(trial),
+        "status": "done" if trial.evaluations else "failed",
+    }
+
+
+def _total_seconds(trial: Trial) -> float:
+    """Wall seconds of the whole trial: as logged, else the sum of what is."""
+    if not trial.evaluations:
+        return 0.0
+    last = trial.evaluations[-1]
+    total = last.values.get("total_duration", math.nan)
+    if 0 <= total < math.inf:
+        return total
+    parts = (last.values.get(part, 0.0) for part in ("accumulated_eval_time", "accumulated_logging_time"))
+    return last.seconds + sum(part for part in parts if 0 <= part < math.inf)
+
+
+def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
+    of = {trial.workload: trial.facts for trial in trials}
+    targets = {  # as `sweeps.targets.Target` has them, whose import would bring torch
+        workload: {
+            "value": facts.target,
+            "metric": facts.metric,
+            "higher_is_better": not LOWER_IS_BETTER[facts.metric],
+            "preset": "full",
+            "rule": "published: workload.validation_target_value of the logs' meta_data_0.json",
+            "seeds": [],
+            "values": [],
+            "versions": {},
+            "date": "",
+        }
+        for workload, facts in sorted(of.items())
+    }
+    hints = {
+        workload: {
+            "step_hint": facts.step_hint,
+            "max_allowed_runtime_sec": facts.max_seconds,
+            "test_target": facts.test_target,
+        }
+        for workload, facts in sorted(of.items())
+    }
+    return {
+        "study": study,
+        "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
+        "created": "by wa import algoperf",
+        "imported": "AlgoPerf",
+        "fuse": True,
+        "seeds": sorted({trial.study for trial in trials}),
+        "cells": [trial.cell_id for trial in trials],
+        "targets": targets,
+        "hints": hints,
+        "steps_withheld": {trial.cell_id: trial.not_steps for trial in trials if trial.not_steps},
+        "notes": account.notes,
+        "lines": {"read": account.num_read, "recorded": account.num_recorded, "left_out": account.left_out},
+        "left_out": [{"path": one.path, "why": one.why} for one in account.skipped],
+        "leaderboard": leaderboard(trials),
+        "trajectories": [
+            {
+                "name": trial.cell_id,
+                "trajectory_id": trial.cell_id,
+                "cells": [trial.cell_id],
+                "expected_seconds": _total_seconds(trial),
+            }
+            for trial in trials
+        ],
+        "versions": {},
+    }
