@@ -17,9 +17,12 @@ Streams = dict[str, Tensor]  # "torch", "numpy", "python" and, on a GPU, "cuda":
 
 def seed_all(seed: int, rank: int = 0) -> None:
     """Begin every stream anew; each rank has its own."""
-    torch.manual_seed(seed + (rank << 32))
+    # A mix where there is a rank: of a seed, torch's generator on the CPU takes the lower 32 bits alone, and
+    # Python's begins alike from seed and from seed + ((seed − 1) << 32).
+    mixed = int(np.random.SeedSequence([abs(seed), rank]).generate_state(1)[0]) if rank else seed
+    torch.manual_seed(mixed)
     np.random.seed([seed & 0xFFFFFFFF, rank] if rank else seed & 0xFFFFFFFF)  # noqa: NPY002  (users draw from it)
-    random.seed(seed + (rank << 32))
+    random.seed(mixed)
 
 
 def read(cuda: bool) -> Streams:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sweeps import random_streams
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.data_parallel import Team
@@ -50,8 +53,9 @@ WORKLOAD = textwrap.dedent('''
         batch_size = 32
 
         def model(self):
-            mine = [Drift(), nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.BatchNorm1d(16, momentum=None)]
-            return nn.Sequential(*mine, nn.Linear(16, 4))
+            norms = nn.BatchNorm1d(16), nn.BatchNorm1d(16, momentum=None)
+            first = nn.Linear(8, 16, bias=False)
+            return nn.Sequential(Drift(), first, norms[0], nn.ReLU(), norms[1], nn.Linear(16, 4))
 
         def batches(self, seed, first_step, part=None):
             for x, y in super().batches(seed, first_step):
@@ -193,6 +197,18 @@ def test_one_model_whatever_shares_its_parts(split_three_ways: dict[int, list[di
         assert all(torch.equal(rank["model"][name], first[name]) for rank in ranks for name in first)
         masks = {tuple(rank["dropout"].tolist()) for rank in ranks}
         assert len(masks) == size  # every rank drops other units
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**40])
+def test_every_rank_draws_other_numbers(seed: int) -> None:
+    """torch's generator on the CPU looks at the lower half of a seed alone, so the rank has to be in that."""
+    with random_streams.kept():
+        drawn = set()
+        for rank in range(16):
+            random_streams.seed_all(seed, rank)
+            dropped = nn.functional.dropout(torch.ones(64))
+            drawn.add((tuple(dropped.tolist()), np.random.random(), random.random()))  # noqa: NPY002
+    assert [len(set(stream)) for stream in zip(*drawn, strict=True)] == [16, 16, 16]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 8])
