@@ -192,6 +192,13 @@ def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | N
     # As many parts of a batch as the workload says, processes among them.
     accumulate = block.accumulate or max(1, (own.accumulate or 1) // processes)
     parts = accumulate * processes
+    normed = getattr(workload, "batch_norm_parts", None)
+    if normed and not block.accumulate and parts != normed:
+        raise placed.error(
+            "accumulate",
+            f"{name} computes batch norm over {normed} parts of a batch, which {processes} processes cannot share; "
+            f"allowed: a number of processes that divides {normed}, or an accumulate of your own",
+        )
     if parts > 1 and not takes_part(workload):
         raise placed.error(
             "accumulate",

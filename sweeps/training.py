@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sweeps import random_streams
 from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory
+from sweeps.step_buffers import StepBuffers
 from sweeps.training_state import State
 from workloads.protocol import Batch, Part, Workload
 
@@ -84,7 +85,6 @@ class Trainer:
             if self.training.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip, foreach=True)
             state.optimizer.step()
-            self.team.average_statistics(state.model)
             before = time.perf_counter()
             state.bank.update(step)
             averaging += time.perf_counter() - before
@@ -102,14 +102,18 @@ class Trainer:
             return loss
         shares = self._shares(parts)
         total = torch.zeros((), device=self.device)
+        buffers = StepBuffers(self.state.model)
         for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
             alone = isinstance(self.model, DistributedDataParallel) and i < len(parts) - 1
+            buffers.begin()
             with self.model.no_sync() if alone else nullcontext():  # type: ignore[operator]
                 with self.precision():
                     loss = self.workload.loss(self.model, part) * share
                 # DistributedDataParallel takes the mean over ranks where the sum is meant.
                 (loss * self.team.size).backward()  # type: ignore[no-untyped-call]
+            buffers.add()
             total += loss.detach()
+        buffers.finish(self.team)
         return total
 
     def _shares(self, parts: list[Batch]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,8 @@ def _run(
     if leader:
         origins.check_here(training.workload, leader.planned_code)
     process.begin(training.seed, device, num_devices / team.size)
+    # The records say it themselves: a run whose weights are not finite has diverged.
+    warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     state = training_state.fresh(trajectory, workload, device, team)
     training_state.restore(
         state,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .finite import FiniteWatch
 from .flat import Block, Reader
 from .lane import Lane
 from .schemes import Scheme
@@ -26,7 +27,7 @@ class Averages:
 
     Attributes: step: the last one that was taken in. next: the step of the next snapshot, None without schemes.
     seconds: what each scheme alone would have cost. unfinished: what failed midway and left the averages of
-    different steps, else None.
+    different steps, else None. watch: what it saw that is not finite.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Averages:
         self.unfinished: str | None = None
         self._keys = scheme_keys(schemes)
         self._plain = plain
-        self._readers = {block: Reader(block) for block in blocks}
+        self.watch = FiniteWatch()
+        self._readers = {block: Reader(block, self.watch) for block in blocks}
         self._follow(dict.fromkeys(schemes, step), {})
 
     def _follow(self, joined: dict[Scheme, int], lanes: Mapping[tuple[Track, Block], Lane]) -> None:
@@ -73,7 +75,7 @@ class Averages:
             lanes = [
                 (self.lanes[track, block], track.taken(step)) for track in due if (track, block) in self.lanes
             ]
-            for piece, reading in self._readers[block].read(tensors) if lanes else ():
+            for piece, reading in self._readers[block].read(tensors, step) if lanes else ():
                 for lane, n in lanes:
                     for scheme, seconds in lane.push(piece, reading, n):
                         self.seconds[scheme] += seconds
@@ -86,10 +88,10 @@ class Averages:
     def new(self, scheme: Scheme) -> dict[str, Tensor]:
         """The average of a scheme as new tensors."""
         tensors = {
-            name: torch.empty(shape, dtype=block.dtype, device=block.device)
+            name: tensor
             for block in self.blocks
             if covers(scheme, block)
-            for name, shape in block.shapes.items()
+            for name, tensor in block.empty().items()
         }
         self.write(scheme, tensors)
         return tensors
@@ -135,8 +137,8 @@ class Averages:
         found = fit(state, self._keys, self.blocks, self._plain, strict)
         lanes = self._lanes_for(found)
         self.unfinished = "load_state_dict"
-        for place, lane in lanes.items():
-            lane.load_state_dict(found.lanes[place], self._keys)
+        for (track, block), lane in lanes.items():
+            lane.load_state_dict(found.lanes[track, block], self._keys, track.taken(found.step))
         self.step, self.seconds = found.step, found.seconds
         self._follow(found.joined, lanes)
         self.unfinished = None

@@ -109,6 +109,7 @@ class Bank:
             tensors = self._live_tensors()
             self._averages.take(step, tensors, perf_counter() - start)
         self._averages.step = step
+        self._averages.watch.tell(wait=False)
 
     def _live_tensors(self) -> dict[str, Tensor]:
         """The tensors that the blocks name, as they are now: a model may have rebound them.
@@ -289,6 +290,7 @@ class Bank:
         Raises: RuntimeError while an average is swapped in: model and bank would not match.
         """
         self._refuse_now("state_dict")
+        self._averages.watch.tell(wait=True)
         return self._averages.state_dict()
 
     @torch.inference_mode(False)
@@ -322,6 +324,7 @@ class Bank:
             raise AbsentAverage(
                 f"{scheme!r} is absent at step {self.step}: it has not taken enough snapshots"
             )
+        self._averages.watch.tell(wait=True)
 
     def _refuse_unknown(self, scheme: Scheme) -> None:
         if scheme not in self._averages.seconds:

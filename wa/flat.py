@@ -1,14 +1,17 @@
 """Many live tensors as one flat block, so that averaging costs one operation a scheme, not one a tensor.
 
-A model has dozens of small tensors, and an operation on a small tensor is mostly overhead. A block lays all
-tensors of one dtype and device end to end; a piece of it is either one large tensor, read in place, or a run
-of small ones, packed into a scratch buffer once and then read by every scheme. How a block is cut depends on
-the tensors' sizes alone: never on the schemes, so an average has the same bits in any company.
+A model has dozens of small tensors, and an operation on a small tensor is mostly overhead; an operation on a
+large one fetches it from memory once for every scheme. A block lays all tensors of one dtype and device end to
+end and is worked through piece by piece. A piece is a run of small tensors, packed into a scratch buffer, or some
+rows of a large one, read in place; either fits a cache and is read by every scheme while it is there. How a block
+is cut depends on the tensors and their device alone: never on the schemes, so an average has the same bits in any
+company.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -17,65 +20,112 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_tensor
+from .finite import FiniteWatch
+from .layout import Layout, has_overlap
 
-# In elements. From OWN_PIECE on a tensor is read in place: a copy would cost more than it saves. Smaller ones
-# are packed up to PACKED, 1 MiB of float32: about an L2 cache.
-OWN_PIECE = 1 << 16
-PACKED = 1 << 18
+# Elements of a piece. On a CPU, 256 KiB of float32 and 512 KiB of float64: they fit a core's cache together. An
+# accelerator wants few and large operations.
+PIECE_ON_CPU = 1 << 16
+PIECE_ELSEWHERE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The tensors `names` of a block, whole, in order, as `numel` flat elements."""
+    """The tensors `names` of a block in order, or the rows start … stop − 1 of one, as `numel` flat elements.
+
+    Rows are counted along the dimension that is outermost in memory.
+    """
 
     index: int
     numel: int
     names: tuple[str, ...]
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """All averaged tensors of one kind (``"parameters"`` or ``"buffers"``), dtype and device, end to end."""
+    """All averaged tensors of one kind (``"parameters"`` or ``"buffers"``), dtype and device, end to end.
+
+    Each tensor's elements are in the order they have in its memory.
+    """
 
     kind: str
     dtype: torch.dtype
     device: torch.device
-    shapes: dict[str, torch.Size]
+    layouts: dict[str, Layout]
     pieces: tuple[Piece, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pieces", tuple(_cut(self.shapes)))
+        size = PIECE_ON_CPU if self.device.type == "cpu" else PIECE_ELSEWHERE
+        object.__setattr__(self, "pieces", tuple(_cut(self.layouts, size)))
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """name -> shape."""
+        return {name: layout.shape for name, layout in self.layouts.items()}
 
     def describe(self) -> dict[str, Any]:
         """Plain data that two blocks share when a state fits both."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return {"kind": self.kind, "dtype": str(self.dtype), "shapes": shapes}
 
+    def empty(self) -> dict[str, Tensor]:
+        """New tensors, name -> tensor, with the shapes and the strides of the model's."""
+        return {name: layout.empty(self.dtype, self.device) for name, layout in self.layouts.items()}
+
     def zeros(self, dtype: torch.dtype, *rows: int) -> list[Tensor]:
         """Storage for this block, a tensor (*rows, piece.numel) a piece: each begins well aligned."""
         return [torch.zeros(*rows, piece.numel, dtype=dtype, device=self.device) for piece in self.pieces]
 
+    def parts(self, piece: Piece, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """What a piece covers of the tensors of these names: views, dimensions in the order of memory."""
+        parts = [self.layouts[name].in_memory_order(tensors[name]) for name in piece.names]
+        return parts if piece.rows is None else [parts[0][slice(*piece.rows)]]
+
     def views(self, piece: Piece, flat: Tensor) -> list[Tensor]:
-        """A piece's flat elements as views in the shapes of its tensors."""
-        shapes = [self.shapes[name] for name in piece.names]
-        parts = torch.split(flat, [shape.numel() for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        """A piece's flat elements as views in the shapes of its `parts`."""
+        sizes = [self.layouts[name].sizes for name in piece.names]
+        if piece.rows is not None:
+            sizes = [torch.Size([piece.rows[1] - piece.rows[0], *sizes[0][1:]])]
+        split = torch.split(flat, [size.numel() for size in sizes])
+        return [part.view(size) for part, size in zip(split, sizes, strict=True)]
 
     def write(self, piece: Piece, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """Copy a piece's elements, cast to this block's dtype, into the tensors of these names."""
-        views = self.views(piece, flat.to(self.dtype))
-        torch._foreach_copy_([tensors[name] for name in piece.names], views)
+        torch._foreach_copy_(self.parts(piece, tensors), self.views(piece, flat.to(self.dtype)))
+
+    def exported(self, stored: Sequence[Tensor]) -> list[Tensor]:
+        """A copy of storage as `zeros` makes it, (*rows, all elements), each tensor in its logical order."""
+        whole = stored[0].new_empty(*stored[0].shape[:-1], sum(piece.numel for piece in self.pieces))
+        for row, *mine in _rows(whole, *stored):
+            self._copy(row, mine, out_of_storage=True)
+        return [whole]
+
+    def import_(self, stored: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        """The inverse of `exported`, into storage; elements may come in several tensors, end to end."""
+        whole = saved[0] if len(saved) == 1 else torch.cat(list(saved), dim=-1)
+        for row, *mine in _rows(whole, *stored):
+            self._copy(row, mine, out_of_storage=False)
+
+    def _copy(self, logical: Tensor, stored: Sequence[Tensor], *, out_of_storage: bool) -> None:
+        shapes = self.shapes
+        split = torch.split(logical, [shape.numel() for shape in shapes.values()])
+        named = {name: part.view(shapes[name]) for name, part in zip(shapes, split, strict=True)}
+        for piece in self.pieces:
+            outside, inside = self.parts(piece, named), self.views(piece, stored[piece.index])
+            for one, other in zip(outside, inside, strict=True):
+                one.copy_(other) if out_of_storage else other.copy_(one)
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises: RuntimeError when the model's tensors are not those this block was made for."""
-        for name, shape in self.shapes.items():
+        for name, layout in self.layouts.items():
             tensor = tensors.get(name)
             if tensor is None:
                 raise RuntimeError(f"the model no longer has {name!r}, which the bank averages")
-            if tensor.shape != shape or tensor.dtype != self.dtype or tensor.device != self.device:
+            if tensor.shape != layout.shape or tensor.dtype != self.dtype or tensor.device != self.device:
                 raise RuntimeError(
                     f"{name!r} is {_looks(tensor.shape, tensor.dtype, tensor.device)} now; the bank was made "
-                    f"when it was {_looks(shape, self.dtype, self.device)}"
+                    f"when it was {_looks(layout.shape, self.dtype, self.device)}"
                 )
 
 
@@ -102,24 +152,26 @@ class Reading:
 class Reader:
     """Reads the live tensors of one block, piece by piece; owns the scratch for packing small ones."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, watch: FiniteWatch) -> None:
         self._block = block
+        self._watch = watch
         packed = [piece for piece in block.pieces if len(piece.names) > 1]
         size = max((piece.numel for piece in packed), default=0)
         scratch = torch.empty(size, dtype=block.dtype, device=block.device)
         self._flat = {piece.index: scratch[: piece.numel] for piece in packed}
         self._views = {index: block.views(block.pieces[index], flat) for index, flat in self._flat.items()}
 
-    def read(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Piece, Reading]]:
-        """Each piece with its live elements, flat; valid until the next one is asked for."""
+    def read(self, tensors: Mapping[str, Tensor], step: int) -> Iterator[tuple[Piece, Reading]]:
+        """Each piece with its live elements at `step`, flat; valid until the next one is asked for."""
         for piece in self._block.pieces:
             start = perf_counter()
-            live = [tensors[name].detach() for name in piece.names]
+            live = self._block.parts(piece, tensors)
             if len(live) > 1:
                 torch._foreach_copy_(self._views[piece.index], live)
                 flat = self._flat[piece.index]
             else:
                 flat = live[0].reshape(-1)
+            self._watch.look(flat, piece.names, live, step)
             yield piece, Reading(flat, perf_counter() - start)
 
 
@@ -148,27 +200,46 @@ def live_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def make_blocks(kind: str, tensors: Mapping[str, Tensor]) -> list[Block]:
-    """Group tensors by dtype and device, in order of first appearance."""
-    groups: dict[tuple[torch.dtype, torch.device], dict[str, torch.Size]] = {}
+    """Group tensors by dtype and device, in order of first appearance.
+
+    Raises: ValueError when elements of a tensor share memory: an average could not be written into it.
+    """
+    groups: dict[tuple[torch.dtype, torch.device], dict[str, Layout]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault((tensor.dtype, tensor.device), {})[name] = tensor.shape
-    return [Block(kind, dtype, device, shapes) for (dtype, device), shapes in groups.items()]
+        if has_overlap(tensor):
+            raise ValueError(
+                f"cannot average {name!r} ({kind}): its elements share memory, as after expand(); "
+                "give the model a clone() of it"
+            )
+        groups.setdefault((tensor.dtype, tensor.device), {})[name] = Layout.of(tensor)
+    return [Block(kind, dtype, device, layouts) for (dtype, device), layouts in groups.items()]
 
 
-def _cut(shapes: Mapping[str, torch.Size]) -> Iterator[Piece]:
+def _cut(layouts: Mapping[str, Layout], most: int) -> Iterator[Piece]:
+    """Pieces of up to `most` elements each; more where a single row has more."""
     index = numel = 0
     names: tuple[str, ...] = ()
-    for name, shape in shapes.items():
-        size = shape.numel()
-        if names and (size >= OWN_PIECE or numel + size > PACKED):
+    for name, layout in layouts.items():
+        size = layout.shape.numel()
+        if names and numel + size > most:
             yield Piece(index, numel, names)
             index, numel, names = index + 1, 0, ()
-        numel, names = numel + size, (*names, name)
-        if size >= OWN_PIECE:
-            yield Piece(index, numel, names)
-            index, numel, names = index + 1, 0, ()
+        if size <= most:
+            numel, names = numel + size, (*names, name)
+            continue
+        rows = layout.sizes[0]
+        each = math.ceil(rows / math.ceil(size / most))
+        for start in range(0, rows, each):
+            stop = min(start + each, rows)
+            yield Piece(index, (stop - start) * (size // rows), (name,), (start, stop))
+            index += 1
     if names:
         yield Piece(index, numel, names)
+
+
+def _rows(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors' rows side by side; tensors of one dimension are one row."""
+    return zip(*tensors, strict=True) if tensors[0].dim() > 1 else [tensors]
 
 
 def _looks(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .flat import Block, Piece, Reading
-from .ring import Ring
+from .ring import Ring, pushed_dtype
 from .schemes import LAWA, Recursive, Scheme, Windowed
 
 
@@ -18,6 +18,7 @@ class Accumulator:
 
     def __init__(self, scheme: Recursive, block: Block) -> None:
         self._scheme = scheme
+        self.block = block
         self.dtype = scheme.accumulator_dtype(block.dtype)
         self.parts = block.zeros(self.dtype)
 
@@ -38,6 +39,7 @@ class Lane:
         self._windowed = [scheme for scheme in self.schemes if isinstance(scheme, Windowed)]
         longest = max((scheme.k for scheme in self._windowed), default=0)
         self._ring = Ring(block, max(longest, capacity)) if self._windowed else None
+        self._pushed = [(scheme, pushed_dtype(scheme.k, block.dtype)) for scheme in self._windowed]
         self._accumulators = {
             scheme: Accumulator(scheme, block) for scheme in self.schemes if isinstance(scheme, Recursive)
         }
@@ -50,11 +52,12 @@ class Lane:
             accumulator.push(piece, live, n)
             yield recursive, perf_counter() - start + reading.seconds[accumulator.dtype]
         if self._ring is not None:
+            reading.to(self._ring.pushed)
             start = perf_counter()
             self._ring.push(piece, reading, n)
-            seconds = perf_counter() - start + reading.seconds[reading.live.dtype]
-            for scheme in self._windowed:
-                yield scheme, seconds
+            seconds = perf_counter() - start
+            for scheme, dtype in self._pushed:
+                yield scheme, seconds + reading.seconds[dtype]
 
     def mean(self, scheme: Scheme, piece: Piece, n: int) -> Tensor:
         """A piece of the average after n snapshots, in the accumulator's dtype; only to copy from."""
@@ -79,15 +82,14 @@ class Lane:
     def state_dict(self, keys: Mapping[Scheme, str]) -> dict[str, Any]:
         """Plain dicts of copied tensors; keys: the schemes' names in it."""
         accumulators = {
-            keys[scheme]: [part.clone() for part in accumulator.parts]
+            keys[scheme]: accumulator.block.exported(accumulator.parts)
             for scheme, accumulator in self._accumulators.items()
         }
         return {"accumulators": accumulators, "ring": self._ring.state_dict() if self._ring else {}}
 
-    def load_state_dict(self, state: Mapping[str, Any], keys: Mapping[Scheme, str]) -> None:
-        """The inverse of `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any], keys: Mapping[Scheme, str], n: int) -> None:
+        """The inverse of `state_dict`, after n snapshots."""
         for scheme, accumulator in self._accumulators.items():
-            for part, saved in zip(accumulator.parts, state["accumulators"][keys[scheme]], strict=True):
-                part.copy_(saved)
+            accumulator.block.import_(accumulator.parts, state["accumulators"][keys[scheme]])
         if self._ring is not None:
-            self._ring.load_state_dict(state["ring"])
+            self._ring.load_state_dict(state["ring"], n)

@@ -19,7 +19,8 @@ def memory_bytes(
 
     num_parameters: elements, tied ones once. itemsize: bytes of an element (2, 4 or 8). num_buffers: elements
     of floating-point buffers, kept only for schemes with ``buffers="average"``. Each snapshot grid costs one
-    ring for its largest k (k · itemsize and about k + 16 bytes an element), each EMA and Tail one accumulator.
+    ring for its largest k (k · itemsize and, from k = 8 on, about 1.15 k bytes an element), each EMA and Tail one
+    accumulator (4 bytes or 8: see `EMA`).
     Not counted: the scratch that small tensors are packed in, and the live copy during `swapped`.
 
     Raises: ValueError when itemsize is not 2, 4 or 8.

@@ -1,24 +1,23 @@
-"""The latest snapshots, kept once for all windows on one grid, with prefix sums that serve the mean of every k.
+"""The latest snapshots, kept once for all windows on one grid, with block sums that serve the mean of every k.
 
-With P(n) = Σ_{i ≤ n} θᵢ over the snapshots so far, the sum over the latest k is P(n) − P(n − k). The ring
-keeps P(n) and, at every MARK-th snapshot, a copy of it, all in float64, beside the snapshots in the weights'
-own dtype. A push is one addition, whatever the number of horizons and their k; the sum of a window is
+Beside the snapshots, in the weights' own dtype, the ring keeps in float64 the sums of aligned blocks of 8, 64,
+512, … snapshots: block b of level j holds the snapshots 8ʲ (b − 1) + 1 … 8ʲ b. The block that is being filled
+holds the sum so far. A push is one addition, and one more every 8, 64, … pushes, whatever the number of horizons
+and their k. A window is single snapshots up to the first block that lies within it, blocks of growing size,
+and the blocks being filled: at most 8 + 8⌊log₈ k⌋ terms.
 
-    P(n) − P(j) + Σ_{m < i ≤ j} θᵢ,   m = n − k,   j the first marked snapshot ≥ m,
+No sum is ever taken off another, so what has left a window has no influence on it, to the bit: one snapshot that
+is not finite, or huge, is gone when it leaves. The bits of a mean are a function of its snapshots, their number
+and n alone, whatever other k share the ring. With u = 2⁻⁵³ and max|θ| over the window,
 
-at most MARK − 1 more additions: O(1) in k. Every REBASE snapshots P(n) is taken off all marks and restarts
-at 0, so that rounding depends on the window and not on the length of the run. With u = 2⁻⁵³ and max|θ| over
-the window and the REBASE snapshots before it,
+    |mean − exact mean| ≤ (9 + 15⌊log₈ k⌋) u max|θ|        (6e−15 max|θ| for k < 4,096)
 
-    |mean − exact mean| ≤ 4 (REBASE + k) u max|θ|        (1e−12 max|θ| for k ≤ 1,000)
-
-since each of the k additions in P rounds a sum of at most (REBASE + k) max|θ|, and is divided by k. What is
-added when depends on n alone, so the mean for one k has the same bits whatever other k share the ring.
+since a snapshot goes through at most 7 additions in each level of its block, one for each term and a division.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,55 +26,89 @@ from torch import Tensor
 from .flat import Block, Piece, Reading
 
 SUM = torch.float64
-MARK = 8
-REBASE = 1024  # a multiple of MARK
+FAN = 8  # blocks of one level in a block of the next
 
 
 def ring_bytes(capacity: int, itemsize: int) -> int:
-    """Bytes for each element of a ring of `capacity` snapshots of `itemsize` bytes: snapshots, marks, P."""
-    return capacity * itemsize + (_marks(capacity) + 1) * SUM.itemsize
+    """Bytes for each element of a ring of `capacity` snapshots of `itemsize` bytes: snapshots and block sums."""
+    return capacity * itemsize + sum(_blocks(capacity)) * SUM.itemsize
+
+
+def pushed_dtype(capacity: int, dtype: torch.dtype) -> torch.dtype:
+    """The widest dtype in which a ring of `capacity` snapshots of `dtype` takes one in."""
+    return SUM if _blocks(capacity) else dtype
 
 
 class Ring:
-    """The latest `capacity` snapshots of one block and their prefix sums."""
+    """The latest `capacity` snapshots of one block of tensors and the sums of theirs."""
 
     def __init__(self, block: Block, capacity: int) -> None:
         self.capacity = capacity
-        # By piece: snapshot n = 1, 2, … in row n mod capacity, P(MARK · i) in row i mod _marks(capacity).
+        self.pushed = pushed_dtype(capacity, block.dtype)
+        self._block = block
+        # By piece: snapshot n = 1, 2, … in row n mod capacity. By level and piece: a sum a row, in turns.
         self._slots = block.zeros(block.dtype, capacity)
-        self._marks = block.zeros(SUM, _marks(capacity))
-        self._prefix = block.zeros(SUM)
+        self._levels = [block.zeros(SUM, rows) for rows in _blocks(capacity)]
 
     def push(self, piece: Piece, reading: Reading, n: int) -> None:
         """Take in a piece of the n-th snapshot, n = 1, 2, …"""
-        prefix, marks = self._prefix[piece.index], self._marks[piece.index]
         self._slots[piece.index][n % self.capacity].copy_(reading.live)
-        prefix.add_(reading.live)
-        if n % MARK == 0:
-            marks[n // MARK % len(marks)].copy_(prefix)
-        if n % REBASE == 0:
-            marks.sub_(prefix)
-            prefix.zero_()
+        if self._levels:
+            self._add(piece, reading.to(self.pushed), n)
+
+    def _add(self, piece: Piece, snapshot: Tensor, n: int) -> None:
+        term = snapshot
+        for level in range(1, len(self._levels) + 1):
+            total = self._sum(level, piece, n)
+            part, whole = FAN ** (level - 1), FAN**level
+            if n % whole == part:  # the first of its block
+                total.copy_(term)
+            else:
+                total.add_(term)
+            if n % whole:
+                return
+            term = total
+
+    def _sum(self, level: int, piece: Piece, n: int) -> Tensor:
+        """The sum of the level's block that holds snapshot n; the snapshot itself on level 0."""
+        if level == 0:
+            return self._slots[piece.index][n % self.capacity]
+        rows = self._levels[level - 1][piece.index]
+        return rows[(n - 1) // FAN**level % len(rows)]
 
     def mean(self, k: int, piece: Piece, n: int) -> Tensor:
         """A piece of the mean of the latest min(n, k) snapshots after n pushes, float64, a new tensor."""
-        slots, marks = self._slots[piece.index], self._marks[piece.index]
         size = min(n, k)
-        first = n - size + 1
-        marked = -(-(first - 1) // MARK) * MARK
-        if marked > n:  # a short window between two marks
-            total = slots[first % self.capacity].to(SUM, copy=True)
-            first, marked = first + 1, n
-        else:
-            total = self._prefix[piece.index] - marks[marked // MARK % len(marks)]
-        for i in range(first, marked + 1):
-            total.add_(slots[i % self.capacity])
+        terms = self._terms(size, piece, n)
+        total = next(terms).to(SUM, copy=True)
+        for term in terms:
+            total.add_(term)
         return total.div_(size)
+
+    def _terms(self, size: int, piece: Piece, n: int) -> Iterator[Tensor]:
+        """What adds up to the sum over the latest `size` snapshots, oldest first."""
+        done = n - size  # snapshots before the window, and those in the terms so far
+        top = len(_blocks(size))
+        level = 0
+        while True:
+            block = FAN**level
+            while done + block <= n and (level == top or done % (FAN * block)):
+                done += block
+                yield self._sum(level, piece, done)
+            if level == top or done + block > n:
+                break
+            level += 1
+        # Less than a block of this level is left, and `done` is where it begins: the blocks being filled.
+        for filling in range(level, 0, -1):
+            filled = n // FAN ** (filling - 1) * FAN ** (filling - 1)
+            if filled > done:
+                done = filled
+                yield self._sum(filling, piece, n)
 
     def weighted(self, weights: Sequence[float], piece: Piece, n: int) -> Tensor:
         """A piece of Σ weight · snapshot over the latest len(weights), oldest first; float64, a new tensor.
 
-        One addition a snapshot: for weights that differ, prefix sums are of no use.
+        One addition a snapshot: for weights that differ, sums are of no use.
         """
         slots = self._slots[piece.index]
         total = torch.zeros_like(slots[0], dtype=SUM)
@@ -85,23 +118,25 @@ class Ring:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self._slots, *self._marks, *self._prefix))
+        return sum(tensor.nbytes for tensors in (self._slots, *self._levels) for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """The snapshots and sums, as copies."""
-        return {
-            "slots": [tensor.clone() for tensor in self._slots],
-            "marks": [tensor.clone() for tensor in self._marks],
-            "prefix": [tensor.clone() for tensor in self._prefix],
-        }
+        """The snapshots, as copies; their sums follow from them."""
+        return {"slots": self._block.exported(self._slots)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        for name, mine in (("slots", self._slots), ("marks", self._marks), ("prefix", self._prefix)):
-            for tensor, saved in zip(mine, state[name], strict=True):
-                tensor.copy_(saved)
+    def load_state_dict(self, state: Mapping[str, Any], n: int) -> None:
+        """The inverse of `state_dict`, after n pushes: adds up what is summed in the order of the pushes."""
+        self._block.import_(self._slots, state["slots"])
+        if self._levels:
+            for i in range(max(1, n - self.capacity + 1), n + 1):
+                for piece in self._block.pieces:
+                    self._add(piece, self._sum(0, piece, i), i)
 
 
-def _marks(capacity: int) -> int:
-    """How many marks lie in n − capacity … n, at most."""
-    return capacity // MARK + 1
+def _blocks(size: int) -> list[int]:
+    """By level, how many sums lie in any window of `size` snapshots, the one that is being filled among them."""
+    blocks, span = [], FAN
+    while span <= size:
+        blocks.append(-(-size // span))
+        span *= FAN
+    return blocks

@@ -19,6 +19,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .layout import distinct
+
 
 class Saved:
     """A model's parameters, buffers and modes as they are now, to be put back bit for bit, object for object.
@@ -43,7 +45,7 @@ class Saved:
                 self._lists.append((flat, list(flat)))
         # The second of each is the same memory: `model.half()` gives a parameter another.
         self._tensors = [(tensor, tensor.detach()) for tensor in tensors.values()]
-        self._values = [tensor.clone() for _, tensor in self._tensors]
+        self._values = [distinct(memory).clone() for _, memory in self._tensors]
 
     def restore(self) -> None:
         """Put every object back in its place, with the values it had. May be called again, if interrupted."""
@@ -63,7 +65,7 @@ class Saved:
             for (tensor, memory), value in zip(self._tensors, self._values, strict=True):
                 if not _same_memory(tensor, memory):
                     tensor.data = memory
-                memory.copy_(value)
+                distinct(memory).copy_(value)
 
 
 class _Modes:

@@ -5,8 +5,9 @@ Data, splits and numbers: docs/workloads/imagenet_resnet.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ def convolution(num_in: int, num_out: int, kernel: int, stride: int, gain: float
     lecun_normal_(conv.weight)
     nn.init.constant_(norm.weight, gain)
     return nn.Sequential(conv, norm)
+
+
+PARTS = 8  # of AlgoPerf's devices, each with the batch norm of its own 128 pictures
 
 
 class Residual(nn.Module):
@@ -101,6 +105,9 @@ class ResNet50(ImageNet):
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
+    batch_norm_parts = PARTS
+    training: Mapping[str, Any] = field(default_factory=lambda: {"accumulate": PARTS})
+    num_workers: int = 4  # for each of the parts
 
     def model(self) -> nn.Module:
         stem = nn.Sequential(convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))

@@ -598,6 +598,7 @@ class SpeechRecognition:
     step_seconds: float
     eval_seconds: float
     training: Mapping[str, Any] = field(default_factory=dict)
+    batch_norm_parts: int | None = None
     metric: str = "loss"
     higher_is_better: bool = field(default=False, init=False)
 

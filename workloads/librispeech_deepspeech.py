@@ -139,6 +139,7 @@ PRESETS: dict[str, Workload] = {
         schedule=FULL.nadamw.schedule,
         step_seconds=FULL.step_seconds,
         eval_seconds=FULL.eval_seconds(5567),
+        batch_norm_parts=8,
         training={"accumulate": 8},  # 32 recordings at a time, as on each of AlgoPerf's 8 devices
         metric=FULL.metric,
     ),

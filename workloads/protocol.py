@@ -70,6 +70,8 @@ class Workload(Protocol):
       splits: what `eval_batches` can be asked for, with a test split ``("validation", "test")``; the default is
         ``("validation",)``.
       training: the default training block, for example ``{"precision": "bf16", "accumulate": 4}``.
+      batch_norm_parts: over how many parts of a batch its batch norm is computed, processes and micro-batches
+        together: other numbers are refused, unless a study says `accumulate` itself.
       loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1),
         so that the loss of a batch is Σ weight·loss / Σ weight over its parts.
       check_data(): raises `workloads.data.BadData` where its data is missing or malformed; asked before a study

@@ -268,13 +268,14 @@ def test_seconds_charge_each_scheme_as_if_alone(monkeypatch):
         monkeypatch.setattr(module, "perf_counter", itertools.count().__next__)
     schemes = [LAWA(4, 8), LAWA(40, 8), EMA(0.9, 8), EMA(0.8, 8), Tail(0, 16), EMA(0.9, 1000)]
     for dtype in (torch.float32, torch.bfloat16):
-        _, bank = trained(schemes, 160, nn.Linear(400, 200, dtype=dtype))  # two pieces
+        _, bank = trained(schemes, 160, nn.Linear(400, 200, dtype=dtype))  # three pieces
         for scheme in schemes:
             alone = trained([scheme], 160, nn.Linear(400, 200, dtype=dtype))[1].seconds[scheme]
             assert bank.seconds[scheme] == alone
-        assert bank.seconds[LAWA(4, 8)] == bank.seconds[LAWA(40, 8)] == 20 * (1 + 2 * 2)  # find, read, push
+        assert bank.seconds[LAWA(4, 8)] == 20 * (1 + 3 * 2)  # find, read, push
+        assert bank.seconds[LAWA(40, 8)] == 20 * (1 + 3 * 3)  # and cast, for its sums
         cast = 0 if dtype == torch.float32 else 1
-        assert bank.seconds[EMA(0.9, 8)] == 20 * (1 + 2 * (2 + cast))
+        assert bank.seconds[EMA(0.9, 8)] == 20 * (1 + 3 * (2 + cast))
         assert bank.seconds[EMA(0.9, 1000)] == 0
     resumed = Bank(nn.Linear(400, 200, dtype=dtype), schemes)
     resumed.load_state_dict(bank.state_dict())
@@ -303,13 +304,19 @@ def test_memory_is_predicted(dtype):
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bank = Bank(model, schemes)
     assert bank.nbytes == memory_bytes(schemes, parameters, dtype.itemsize, num_buffers=40)
-    held = [
-        tensor
-        for lane in bank.state_dict()["lanes"]
-        for tensors in [*lane["accumulators"].values(), *lane["ring"].values()]
-        for tensor in tensors
-    ]
-    assert bank.nbytes == sum(tensor.nbytes for tensor in held)
+    held = {tensor.data_ptr(): tensor for tensor in tensors_within(list(bank._averages.lanes.values()))}
+    assert bank.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def tensors_within(thing):
+    """All tensors that our objects in `thing` hold, however deep."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, list | tuple | dict):
+        for item in thing.values() if isinstance(thing, dict) else thing:
+            yield from tensors_within(item)
+    elif type(thing).__module__.startswith("wa."):
+        yield from tensors_within(getattr(thing, "__dict__", {}))
 
 
 def test_memory_of_one_ring_is_shared():
@@ -320,6 +327,8 @@ def test_memory_of_one_ring_is_shared():
     assert memory_bytes([LAWA(20, 8), LAWA(20, 16)], 1000) == 2 * one
     assert memory_bytes([EMA(0.9)], 1000) == memory_bytes([EMA(0.9)], 1000, 2) == 4000
     assert memory_bytes([EMA(0.9)], 1000, 8) == memory_bytes([Tail(0)], 1000) == 8000
+    assert memory_bytes([EMA(0.99)], 1000) == memory_bytes([EMA(0.9999)], 1000, 2) == 8000
+    assert memory_bytes([EMA(0.99)], 1000, 2) == 4000
     with pytest.raises(ValueError, match="itemsize"):
         memory_bytes([EMA(0.9)], 1000, 3)
 

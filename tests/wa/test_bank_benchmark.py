@@ -14,7 +14,8 @@ def test_short_form_prints_every_ratio():
     output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     lines = [line.split(maxsplit=1) for line in output.splitlines()]
     assert [name for _, name in lines] == [
-        "one EMA update / swa_utils",
+        "one EMA update, decay .9 / swa_utils",
+        "one EMA update, decay .99 / swa_utils",
         "bank of 16, every = 8 / training step",
         "bank of 16, every = 8 … 64 / training step",
         "training step, seconds",
