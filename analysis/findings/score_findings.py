@@ -26,7 +26,8 @@ def answer(found: Profiles) -> str:
             f"{f' and misses it on {missed}' if missed else ''}. A score compares submissions, and there is no other."
         )
     if most["num_fastest"].iloc[0] == 0:
-        return f"No submission of {len(names)} meets a target on any of {workloads} workloads."
+        where = "the one workload" if workloads == 1 else f"any of {workloads} workloads"
+        return f"No submission of {len(names)} meets a target on {where}."
     fastest = _and(list(most["submission"]))
     text = f"{fastest} {'reach' if len(most) > 1 else 'reaches'} most targets soonest, on {counts}"
     lead = _of(found, found.leads).iloc[0]
@@ -80,9 +81,12 @@ def _measured(found: Profiles, measure: str) -> list[str]:
 
 def _not_shown(leads: pd.DataFrame) -> str:
     if leads["low"].isna().all():
-        return "; one study a workload gives no interval"
-    equal = sorted(leads.loc[~(leads["low"] > 0), "versus"])
-    return f"; the lead over {_and(equal)} may be none: its interval covers 0"
+        return "; no lead has an interval (one study a workload, or all of them equal)"
+    said = []
+    for unknown, why in ((False, "its interval covers 0"), (True, "it has no interval")):
+        equal = sorted(leads.loc[~(leads["low"] > 0) & (leads["low"].isna() == unknown), "versus"])
+        said += [f"; the lead over {_and(equal)} may be none: {why}"] if equal else []
+    return "".join(said)
 
 
 def _misses(found: Profiles) -> list[str]:
@@ -102,8 +106,12 @@ def _rules(found: Profiles) -> list[str]:
     between = found.differences
     scores = between[between["what"] == "score"]
     if len(scores):
+        words = scores[["clean", "exact"]].map(lambda score: "none" if np.isnan(score) else f"{score:.3f}")
         parts = [
-            f"{row.submission} {row.exact:.3f} instead of {row.clean:.3f}" for row in scores.itertuples()
+            f"{submission} {exact} instead of {clean}"
+            for submission, clean, exact in zip(
+                scores["submission"], words["clean"], words["exact"], strict=True
+            )
         ]
         return [f"By AlgoPerf's own code the scores differ: {', '.join(parts)}."]
     count = int((between["what"] == "seconds").sum())
@@ -122,7 +130,7 @@ def _of(found: Profiles, table: pd.DataFrame, measure: str | None = None) -> pd.
 def _lead(row: Any) -> str:
     ahead = f", {_number(row, 'difference')} ahead of {row['versus']}"
     if np.isnan(row["low"]):
-        return f"{ahead} (one study a workload gives no interval)"
+        return f"{ahead} (no interval: one study a workload, or all of them equal)"
     return ahead if row["low"] > 0 else f"{ahead}: no lead is shown, the interval covers 0"
 
 

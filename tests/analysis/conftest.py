@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.figures import figure_files
 from analysis.records import CELLS, RECORDS, TRIALS
 
 BUDGET = 1000
@@ -66,8 +67,11 @@ class Plan:
     averages: list[Average] = field(default_factory=averages)
     budget: int = BUDGET
     study: str = "horizon"
-    noise: float = 0.0  # share of the metric's range, equal for all cells of a seed and step
-    spread: float = 0.0  # of the ratio over seeds: ratio · (1 + spread · (seed − 1))
+    # Share of the metric's range, equal for all cells of a seed and step. Never 0: equal seeds have no interval.
+    noise: float = 1e-8
+    spread: float = (
+        1e-7  # of the ratio over seeds: ratio · (1 + spread · (seed − 1)); equal ones have no interval
+    )
     shape: str = "linear"  # linear | bent (fast at first, as real runs)
     seed_shift: float = 0.0  # seed s trains slower by (1 + seed_shift · (s − 1))
     stop: dict[str, int] = field(default_factory=dict)  # trajectory id -> last step recorded (unfinished)
@@ -282,3 +286,15 @@ def frame_of() -> Callable[..., pd.DataFrame]:
         return pd.DataFrame(columns)
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose charts are made and checked against their schema, and not drawn, which takes seconds."""
+
+    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
+        json.dumps(chart, allow_nan=False)
+        return 100
+
+    monkeypatch.setattr(figure_files, "write", draw)
+    monkeypatch.setattr(figure_files, "bundle", lambda: "")
