@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import device_hours, generalization, records, savings
-from analysis.intervals import Interval, of_row, with_interval
+from analysis.intervals import of_row, with_interval
 from analysis.savings import sign
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, read
@@ -31,9 +32,11 @@ class Comparison:
     """Two runs compared; `text` is for a terminal.
 
     differences: what, A's, B's, in targets, versions, devices, where it matters to the numbers first ·
-    settings: one row a shared setting: workload, schedule, scheme, num_pairs, num_exact, bound (of the ratio, see
+    settings: one row a shared setting: workload, schedule, scheme, num_pairs, num_exact, num_missed (of B),
+    num_missed_a, bound (of the ratio, see
     `savings.ratios`), steps_ratio, hours_ratio, final_difference: each with _low and _high · steps, metric:
-    ``fewer``, ``more``, ``better``, ``worse`` or ``none``, null without an interval ·
+    ``fewer``, ``more``, ``undecided`` (a bound on the wrong side), ``better``, ``worse`` or ``none``, null without an
+    interval ·
     only_a, only_b: workload, schedule, scheme, seeds · num_identical: shared cells whose records have the same
     steps and metrics to the last bit.
     """
@@ -55,9 +58,11 @@ class Comparison:
         else:
             parts.append("Targets, versions and devices are the same.")
         num_a, num_b = (int(side["num_cells"].sum()) for side in (self.only_a, self.only_b))
-        parts += ["", f"{self.num_shared:,} cells are in both; {num_a:,} only in A, {num_b:,} only in B."]
+        both = f"{self.num_shared:,} {'cell is' if self.num_shared == 1 else 'cells are'} in both"
+        parts += ["", f"{both}; {num_a:,} only in A, {num_b:,} only in B."]
         if self.num_shared:
-            parts.append(f"{self.num_identical:,} of them have the same records to the last bit.")
+            have = "has" if self.num_identical == 1 else "have"
+            parts.append(f"Of these {self.num_identical:,} {have} the same records to the last bit.")
             parts += ["", _verdict(self.settings), _aligned(_words(self.settings))]
         for name, side in (("A", self.only_a), ("B", self.only_b)):
             if len(side):
@@ -158,7 +163,12 @@ def _settings(
     ratios = ratios.rename(columns=lambda name: name.replace("geometric_mean", "steps_ratio"))
     ends = ("", "_low", "_high")
     keep = [f"{name}{end}" for name in ("steps_ratio", "hours_ratio") for end in ends]
-    found = names.merge(ratios[["setting", "num_pairs", "num_exact", "bound", *keep]], "left", on="setting")
+    ratios = ratios.assign(
+        num_missed=ratios["num_at_least"] + ratios["num_both_missed"],
+        num_missed_a=ratios["num_at_most"] + ratios["num_both_missed"],
+    )
+    counts = ["num_pairs", "num_exact", "num_missed", "num_missed_a", "bound"]
+    found = names.merge(ratios[["setting", *counts, *keep]], "left", on="setting")
     general = generalization.generalization(generalization.metrics_by_cell(cells, rows), pairs)
     keep = [f"final_difference{end}" for end in ends]
     if "final_difference" in general:  # a row a setting, of B's cells: A's are the baselines
@@ -166,18 +176,14 @@ def _settings(
         found = found.merge(general[["setting", *keep, "effect"]], on="setting", how="left")
     else:
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
-    count = pairs.groupby("setting").size()
-    found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(count)).astype("int64")
-    found["steps"] = [_direction(of_row(row, "steps_ratio")) for row in found.to_dict("records")]
+    every = pairs.groupby("setting").size()
+    found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(every)).astype("int64")
+    found["steps"] = [
+        savings.direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")
+    ]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
-    order = ["workload", "schedule", "scheme", "num_pairs", "num_exact", "bound"]
+    order = ["workload", "schedule", "scheme", *counts]
     return found[[*order, *(name for name in found.columns if name not in order)]].reset_index(drop=True)
-
-
-def _direction(ratio: Interval) -> str | None:
-    if np.isnan(ratio.low):
-        return None
-    return "none" if ratio.low <= 1 <= ratio.high else ("fewer" if ratio.value < 1 else "more")
 
 
 def _identical(rows: pd.DataFrame, pairs: pd.DataFrame) -> int:
@@ -271,24 +277,25 @@ def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _verdict(settings: pd.DataFrame) -> str:
+    """How many settings are on which side, and why others are on none."""
     said = []
-    for column, words in (("steps", ("fewer", "more")), ("metric", ("better", "worse"))):
-        known = settings[column].notna()
-        if not known.any():
-            what = "steps-to-target" if column == "steps" else "final metric"
-            said.append(f"{what}: no interval (one pair a setting, or none)")
-            continue
-        counts = [int((settings[column] == word).sum()) for word in words]
-        none = int((settings[column] == "none").sum())
-        if column == "steps":
-            said.append(
-                f"steps-to-target: B needs fewer in {counts[0]}, more in {counts[1]}, no effect in {none}"
-            )
-        else:
-            said.append(
-                f"final metric: B is better in {counts[0]}, worse in {counts[1]}, no effect in {none}"
-            )
-    return f"{len(settings):,} settings in both. " + "; ".join(said) + "."
+    for column, what, words in (
+        ("steps", "steps-to-target: B needs fewer", ("fewer", "more")),
+        ("metric", "final metric: B is better", ("better", "worse")),
+    ):
+        count = Counter(settings[column].dropna())
+        first, second = (count[word] for word in words)
+        text = f"{what} in {first}, {words[1]} in {second}, no effect in {count['none']}"
+        text += f", undecided in {count['undecided']}" if count["undecided"] else ""
+        unknown = len(settings) - count.total()
+        said.append(f"{text}, without an interval {unknown}" if unknown else text)
+    why = " No interval: one pair or none that can be compared, or pairs that are all equal."
+    some = settings[["steps", "metric"]].isna().any(axis=None)
+    return f"{len(settings):,} {_plural('setting', len(settings))} in both. {'; '.join(said)}.{why if some else ''}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _words(settings: pd.DataFrame) -> pd.DataFrame:
@@ -302,12 +309,19 @@ def _words(settings: pd.DataFrame) -> pd.DataFrame:
                 "scheme": row["scheme"],
                 "seeds": str(row["num_pairs"]),
                 "steps B/A": sign(row["bound"]) + with_interval(ratio, ".3f") if ratio.value > 0 else "–",
-                "steps": row["steps"] or "–",
+                "missed B (A)": "–"
+                if pd.isna(row["num_missed"])
+                else f"{row['num_missed']:.0f} ({row['num_missed_a']:.0f})",
+                "steps": _word(row["steps"]),
                 "final metric B−A": with_interval(metric, "+.3g") if not np.isnan(metric.value) else "–",
-                "metric": row["metric"] if isinstance(row["metric"], str) else "–",
+                "metric": _word(row["metric"]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else "–"  # a column of words and nulls holds NaN for a null
 
 
 def _by_schedule(only: pd.DataFrame) -> pd.DataFrame:

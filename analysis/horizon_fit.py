@@ -9,7 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import robustness, savings
-from analysis.intervals import LEVEL, RESAMPLES, counted_quantiles, multisets, small_sample_factor
+from analysis.intervals import (
+    LEVEL,
+    RESAMPLES,
+    ROUNDING,
+    counted_quantiles,
+    multisets,
+    small_sample_factor,
+)
 from analysis.study import SCHEME_NAMES, percent
 
 Floats = NDArray[np.float64]
@@ -179,14 +186,14 @@ def _one(part: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame] | None:
     at = np.unique(np.append(np.linspace(*ends, GRID), best))
     log_ratio = _value(fitted, at)[0]
     low_high = log_ratio + factor * (_tails(_value(draws, at), counts) - log_ratio)
-    # What a rounding error of the grid leaves between the optimum and itself is no width.
-    room = 1e-12
+    low_high[:, ~(low_high[1] - low_high[0] > ROUNDING)] = np.nan  # one seed, or equal ones
     place = int(np.flatnonzero(at == best)[0])
-    covers = (low_high[0] <= log_ratio[place] + room) & (log_ratio[place] - room <= low_high[1])
+    covers = (low_high[0] <= log_ratio[place]) & (log_ratio[place] <= low_high[1])
     flat = pd.array(covers, dtype="boolean")
-    if num < 2:
-        flat[:] = pd.NA
+    flat[np.isnan(low_high[0])] = pd.NA
     optima = _tails(lowest(draws, *ends)[:, None], counts)[:, 0]
+    if not optima[1] - optima[0] > ROUNDING:
+        optima[:] = np.nan
     optima = np.clip(best + factor * (optima - best), *ends)
     curve = pd.DataFrame(
         {

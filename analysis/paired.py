@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import LEVEL, RESAMPLES, Interval, bootstrap, resample, small_sample_factor
+from analysis.intervals import (
+    RESAMPLES,
+    ROUNDING,
+    Interval,
+    bootstrap,
+    ends_of_draws,
+    resample,
+    small_sample_factor,
+)
 from analysis.pooled import FEWEST, resample_workloads
 from analysis.savings import ratios_by_seed
 
@@ -69,7 +77,8 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
     """exp of the mean over workloads of the mean over seeds of value; workloads and the seeds within are resampled.
 
     With fewer than FEWEST workloads only the seeds are, and the interval speaks of these workloads.
-    Args: pairs: workload, seed, value. Returns: Interval; low and high NaN where a workload has one seed.
+    Args: pairs: workload, seed, value. Returns: Interval; low and high NaN where a workload has one seed, or all
+    seeds are equal.
     """
     known = pairs[pairs["value"].notna()]
     strata = [part["value"].to_numpy(dtype=float) for _, part in known.groupby("workload", sort=True)]
@@ -87,7 +96,9 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
         factor = small_sample_factor(len(strata), len(strata) - 1)
     else:
         factor = small_sample_factor(float(sizes.min()), float((sizes - 1).sum()))
-    low, high = np.quantile(draws.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = ends_of_draws(draws.mean(axis=1))
+    if high - low <= ROUNDING:  # no two differ: how far others would is not known
+        return Interval(float(np.exp(value)), np.nan, np.nan)
     return Interval(
         float(np.exp(value)),
         float(np.exp(value + factor * (low - value))),

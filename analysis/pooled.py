@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor
+from analysis.intervals import (
+    RESAMPLES,
+    ROUNDING,
+    Interval,
+    ends_of_draws,
+    resample,
+    small_sample_factor,
+    stretched,
+)
 from analysis.savings import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
 from analysis.survival import restricted_pairs
 
@@ -321,12 +329,11 @@ def resample_workloads(draws: Floats) -> Floats:
 
 def _expanded(value: float, draws: Floats, factor: float, linear: bool) -> Interval:
     known = draws[~np.isnan(draws)]
-    if len(known) == 0:
+    ends = ends_of_draws(known) if len(known) else np.full(2, np.nan)
+    if not ends[1] - ends[0] > ROUNDING * value:  # no two draws differ
         return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if linear:
-        return Interval(value, float(value + factor * (low - value)), float(value + factor * (high - value)))
-    return Interval(value, float(value * (low / value) ** factor), float(value * (high / value) ** factor))
+    low, high = stretched(np.float64(value), ends, factor, logs=not linear)
+    return Interval(value, float(low), float(high))
 
 
 def _bound(statistic: str, done: pd.DataFrame) -> str:

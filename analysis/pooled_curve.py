@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import LEVEL, RESAMPLES, multisets, small_sample_factor
+from analysis.intervals import RESAMPLES, ROUNDING, ends_of_draws, multisets, small_sample_factor
 from analysis.pooled import FEWEST
 from analysis.saving_curve import Curve, counts
 from analysis.savings import AT_LEAST, AT_MOST, EXACT
@@ -156,7 +156,8 @@ def _ends_of(value: Floats, draws: Floats, factor: Floats) -> Floats:
     """The quantiles of the draws, their distance from the value stretched; (2, levels), NaN without a factor."""
     ends = np.full((2, len(value)), np.nan)
     known = ~np.isnan(factor) & ~np.isnan(value)
-    ends[:, known] = np.nanquantile(draws[:, known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    ends[:, known] = ends_of_draws(draws[:, known])
+    ends[:, ~(ends[1] - ends[0] > ROUNDING)] = np.nan  # of logarithms: no two draws differ
     return np.asarray(value + factor * (ends - value))
 
 

@@ -27,7 +27,7 @@ from analysis.algoperf_score import (
     seconds_to_target,
     trials_to_target,
 )
-from analysis.intervals import LEVEL, RESAMPLES, resample, small_sample_factor
+from analysis.intervals import RESAMPLES, ROUNDING, ends_of_draws, resample, small_sample_factor
 from analysis.output import write_csv
 from analysis.study import SCHEME_NAMES, Study
 from analysis.tables import Tables
@@ -212,8 +212,8 @@ def _with_bounds(
     table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float
 ) -> pd.DataFrame:
     value = table[name].to_numpy(dtype=float)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    ends = np.array([np.quantile(one, tails) for one in draws]).reshape(len(table), 2).T
+    ends = np.array([ends_of_draws(one) for one in draws]).reshape(len(table), 2).T
+    ends[:, ends[1] - ends[0] <= ROUNDING] = np.nan  # the same in every resample
     low, high = np.clip(value + factor * (ends - value), least, 1.0)
     return table.assign(low=np.minimum(low, value), high=np.maximum(high, value))
 

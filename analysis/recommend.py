@@ -13,6 +13,7 @@ from analysis import baselines, robustness, tables
 from analysis.baselines import CHOSEN_HORIZON
 from analysis.horizon_fit import FIXED, horizon_fit
 from analysis.intervals import Interval, bootstrap, stratified_geometric_mean, with_interval
+from analysis.savings import overall_bound, sign
 from analysis.study import SCHEME_NAMES, Study, percent, read, read_each
 
 EVERYWHERE = "all workloads"
@@ -44,7 +45,8 @@ class Choice:
     """What one workload, or all together, speak for. The setting is empty where there is no ratio.
 
     verdict: ``recommended``, ``undecided`` (some setting's interval lies below 1, but the pick does not hold),
-    ``no effect`` (no setting's interval lies below 1), ``one seed``, ``no ratio`` ·
+    ``no effect`` (no setting's interval lies below 1), ``one seed``, ``equal seeds`` (neither has an interval),
+    ``no ratio`` ·
     lr_decay: share of the schedule spent decaying, the smallest and the largest of the workloads ·
     ratio: of the pick, on the seeds it was picked on · expected: on seeds that had no say in it ·
     run: the shortest and the longest horizon of its scheme · flat: horizons of its scheme around it whose interval
@@ -66,6 +68,7 @@ class Choice:
     scheme: str = ""
     horizon: float = np.nan
     ratio: Interval = UNKNOWN
+    bound: str = "exact"  # of the ratio, where runs miss the target: see `analysis.savings.ratios`
     expected: Interval = UNKNOWN
     run: tuple[float, float] | None = None
     flat: tuple[float, float] | None = None
@@ -208,9 +211,10 @@ def _choose(pairs: pd.DataFrame, where: str, fits: pd.DataFrame) -> Choice:
     fit = fits[fits["training"].isin(mine["training"]) & (fits["scheme"] == best["scheme"])]
     smooth = fit.iloc[0] if where != EVERYWHERE and len(fit) == 1 else None
     decays = mine["lr_decay"].dropna().astype(float)
+    seeds = mine[mine["ratio"].notna()].groupby("workload")["seed"].nunique()
     return Choice(
         where,
-        _verdict(ratio, expected, num_better),
+        _verdict(ratio, expected, num_better, int(seeds.min())),
         _count(mine),
         num_settings=len(settings),
         num_better=num_better,
@@ -221,6 +225,7 @@ def _choose(pairs: pd.DataFrame, where: str, fits: pd.DataFrame) -> Choice:
         scheme=str(best["scheme"]),
         horizon=float(best["horizon_fraction"]),
         ratio=ratio,
+        bound=overall_bound(mine["bound"]),
         expected=expected,
         run=(float(horizons.min()), float(horizons.max())),
         flat=_flat(settings[same], pick, covers[same]),
@@ -280,9 +285,9 @@ def _interval(logs: pd.DataFrame, name: str) -> Interval:
     return bootstrap(strata[0], "geometric_mean") if len(strata) == 1 else stratified_geometric_mean(strata)
 
 
-def _verdict(ratio: Interval, expected: Interval, num_better: int) -> str:
+def _verdict(ratio: Interval, expected: Interval, num_better: int, seeds: int) -> str:
     if np.isnan(ratio.low):
-        return "one seed"
+        return "one seed" if seeds < 2 else "equal seeds"
     if num_better == 0:
         return "no effect"
     return "recommended" if ratio.high < 1 and expected.high < 1 else "undecided"
@@ -359,19 +364,21 @@ def _target(of: dict[str, Any]) -> str:
 
 def _headline(choice: Choice, basis: Basis) -> list[str]:
     where = f"{len(basis.workloads)} workloads" if len(basis.workloads) > 1 else basis.workloads[0]
-    where += f", {len(basis.seeds)} seeds each" if len(basis.workloads) > 1 else f", {len(basis.seeds)} seeds"
+    where += f", {len(basis.seeds)} {'seed' if len(basis.seeds) == 1 else 'seeds'}"
+    where += " each" if len(basis.workloads) > 1 else ""
     of_many = f"the smallest of {choice.num_settings} settings"
-    picked, expected = with_interval(choice.ratio), with_interval(choice.expected)
+    picked, expected = (sign(choice.bound) + with_interval(one) for one in (choice.ratio, choice.expected))
     schedules = sorted(set(basis.raw.values()))
     raw = (
         schedules[0] if len(schedules) == 1 else "; ".join(f"{name}: {of}" for name, of in basis.raw.items())
     )
     if choice.verdict == "no ratio":
         return [f"No recommendation: {_why(choice, basis)}."]
-    if choice.verdict == "one seed":
+    if choice.verdict in ("one seed", "equal seeds"):
+        why = "One seed gives" if choice.verdict == "one seed" else "Equal ratios in all seeds give"
         return [
-            f"One seed gives no interval, so nothing can be recommended. {choice.setting} has {of_many}: {picked} of "
-            f"the best raw run's steps, on {where}."
+            f"{why} no interval, so nothing can be recommended. {choice.setting} has {of_many}: {picked} of the best "
+            f"raw run's steps, on {where}."
         ]
     if choice.verdict == "no effect":
         lines = [
@@ -392,7 +399,7 @@ def _headline(choice: Choice, basis: Basis) -> list[str]:
     else:
         lines = [
             f"Use {choice.setting}: an averaging horizon of {percent(choice.horizon)} of the step budget.",
-            f"Expected: the target in {expected} of the best raw run's steps, a saving of {_saving(choice.expected)}, "
+            f"Expected: the target in {expected} of the best raw run's steps, a saving of {_saving(choice)}, "
             f"on seeds that had no say in the pick ({where}). As picked, {of_many}: {picked}.",
         ]
     beside = [f"{name} {with_interval(ratio)}" for name, ratio in choice.fixed]
@@ -412,8 +419,13 @@ def _why(choice: Choice, basis: Basis) -> str:
         return "no workload has a target; `wa calibrate` computes one by rule"
     if choice.num_settings == 0:
         return "this study holds no averages of a known horizon"
-    if choice.pairs.pending == choice.pairs.num:
+    pairs = choice.pairs
+    if pairs.pending == pairs.num:
         return "no pair of runs is far enough yet"
+    if pairs.both_missed == pairs.num - pairs.pending:
+        wait = f"; {pairs.pending} more are pending" if pairs.pending else ""
+        every = f"all {pairs.both_missed} pairs that have come to an end{wait}"
+        return f"average and raw run both miss the target in {every}"
     return "no setting has a ratio on every workload and misses the target as rarely as the raw runs"
 
 
@@ -454,9 +466,13 @@ def _decay(choice: Choice, basis: Basis) -> str:
     return text + "."
 
 
-def _saving(ratio: Interval) -> str:
+def _saving(choice: Choice) -> str:
+    ratio = choice.expected
     value, low, high = (100 * (1 - one) for one in (ratio.value, ratio.high, ratio.low))
-    return f"{value:.0f} % [{low:.0f} %, {high:.0f} %]".replace("-", "−")
+    least = {"at most": "≥ ", "at least": "≤ "}.get(
+        choice.bound, ""
+    )  # of a ratio; a saving is bounded on the other side
+    return least + f"{value:.0f} % [{low:.0f} %, {high:.0f} %]".replace("-", "−")
 
 
 def _row(choice: Choice) -> dict[str, str]:
@@ -466,8 +482,10 @@ def _row(choice: Choice) -> dict[str, str]:
         "workload": choice.where,
         "verdict": choice.verdict,
         "setting": choice.setting or "–",
-        "as picked": with_interval(choice.ratio) if shown else "–",
-        "expected": with_interval(choice.expected) if shown and choice.expected.value > 0 else "–",
+        "as picked": sign(choice.bound) + with_interval(choice.ratio) if shown else "–",
+        "expected": sign(choice.bound) + with_interval(choice.expected)
+        if shown and choice.expected.value > 0
+        else "–",
         "flat region": "–" if choice.flat is None else _span(choice.flat),
         "smooth optimum": "–" if choice.optimum is None else _horizon(choice.optimum, choice.run),
         "smooth flat": "–" if choice.smooth_flat is None else _span(choice.smooth_flat),

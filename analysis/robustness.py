@@ -19,8 +19,7 @@ def horizon_map(ratios: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     LAWA and EMA on one axis, horizon_fraction. ratio, low, high: geometric mean over seeds · median ·
     num_pairs · bound (see `analysis.savings.ratios`) · best: the smallest ratio of its scheme here (the
-    first among equals), lower bounds apart · flat: its interval covers that best ratio; null where one seed
-    alone gives no interval.
+    first among equals), lower bounds apart · flat: its interval covers that best ratio; null where it has none.
     """
     columns = ["setting", "scheme", "scheme_label", "horizon_fraction", "horizon_steps", "every_steps"]
     same = ratios[ratios["versus"] == "same schedule"]
@@ -31,8 +30,7 @@ def horizon_map(ratios: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     candidate = table["ratio"].where(~table["bound"].isin(["at least", "mixed", "none"]))
     group = [table[name] for name in ("workload", "training", "scheme")]
     smallest = candidate.groupby(group).transform("min")
-    room = 1e-12  # equal seeds give an interval of no width: rounding must not decide
-    flat = ((table["low"] <= smallest + room) & (smallest - room <= table["high"])).astype("boolean")
+    flat = ((table["low"] <= smallest) & (smallest <= table["high"])).astype("boolean")
     table["best"] = candidate.notna() & (candidate == smallest)
     table["best"] &= table.groupby(["workload", "training", "scheme", "best"]).cumcount() == 0
     table["flat"] = flat.where(table["low"].notna() & smallest.notna())

@@ -128,8 +128,8 @@ def saving_curve(measured: list[Curve]) -> pd.DataFrame:
     does not), num_at_most (the baseline does not), num_both_missed.
     """
     tables = []
-    ratios = bootstrap_each([curve.log_ratio for curve in measured])
-    hours_ratios = bootstrap_each([curve.log_hours_ratio for curve in measured])
+    ratios = bootstrap_each([curve.log_ratio for curve in measured], scale=1.0)
+    hours_ratios = bootstrap_each([curve.log_hours_ratio for curve in measured], scale=1.0)
     for curve, ratio, hours in zip(measured, ratios, hours_ratios, strict=True):
         names = {name: np.repeat(np.array([getattr(curve, name)]), len(curve.share)) for name in _KEYS}
         tables.append(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import Statistic, bootstrap_groups
+from analysis.intervals import Interval, Statistic, bootstrap_groups
 
 EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
@@ -120,6 +120,29 @@ def overall_bound(bounds: pd.Series) -> str:
     if kinds >= {AT_LEAST, AT_MOST}:
         return "mixed"
     return str((kinds - {EXACT} or {EXACT}).pop())
+
+
+def direction(ratio: Interval, bound: object) -> str | None:
+    """Which side of 1 a ratio lies on: ``fewer`` steps, ``more``, ``none`` where its interval covers 1.
+
+    ``undecided`` where it is a bound on the wrong side of what it would show; null without an interval.
+    """
+    if np.isnan(ratio.low):
+        return None
+    if ratio.low <= 1 <= ratio.high:
+        return "none"
+    if ratio.high < 1:
+        return "fewer" if bound in (EXACT, AT_MOST) else "undecided"
+    return "more" if bound in (EXACT, AT_LEAST) else "undecided"
+
+
+def misses(bounds: pd.Series) -> str:
+    """'the average misses the target in 2 of 3 pairs, the baseline in 0'; empty where neither does."""
+    count = Counter(bounds)
+    average, baseline = (count[kind] + count[BOTH_MISSED] for kind in (AT_LEAST, AT_MOST))
+    if not average + baseline:
+        return ""
+    return f"the average misses the target in {average} of {len(bounds)} pairs, the baseline in {baseline}"
 
 
 def sign(bound: object, mixed: str = "about ") -> str:

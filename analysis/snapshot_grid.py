@@ -14,7 +14,8 @@ EQUAL = 1.3  # horizons within this factor of one another count as equal
 RULE = (
     "Equal horizon: the settings of a scheme whose horizons lie within a factor 1.3 of the shortest of their group. "
     "In each group with several snapshot intervals the rarest snapshots are set against the most frequent ones, "
-    "steps-to-target paired by seed, a miss counted at the step budget. The spread of a group is its largest "
+    "steps-to-target paired by seed, a miss counted at the step budget, a pair that both miss left out. The spread of "
+    "a group is its largest "
     "steps-to-target ratio ÷ its smallest; beside it, the middle width of the interval of one setting."
 )
 MEMORY = {"lawa": "k", "ema": "ema_decay"}
@@ -73,7 +74,9 @@ def snapshot_interval(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.Dat
             if len(sides) < 2:
                 continue
             pairs = sides[0].merge(sides[1], on="seed", suffixes=("_fine", "_coarse"))
-            value = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).to_numpy(dtype=float)
+            both = pairs["censored_fine"].astype(bool) & pairs["censored_coarse"].astype(bool)
+            value = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).where(~both)
+            value = value.to_numpy(dtype=float)
             found = bootstrap(value, "geometric_mean")
             row = dict(zip(["workload", "training", "scheme"], key, strict=True))
             row |= {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis.intervals import (
     LEVEL,
     RESAMPLES,
+    ROUNDING,
     bootstrap_columns,
     counted_quantiles,
     multisets,
@@ -209,7 +210,7 @@ def ratio_of_means(
     """mean(top) / mean(bottom) of each column with an expanded interval, rows resampled in pairs.
 
     Expanded on the log scale, as `analysis.intervals.bootstrap` does for a geometric mean. Args: top, bottom: shape
-    (n, m). Returns: shape (3, m): ratio, low, high; the last two NaN for n = 1.
+    (n, m). Returns: shape (3, m): ratio, low, high; the last two NaN for n = 1 and for equal ratios.
     """
     n, m = top.shape
     ratio = top.mean(axis=0) / bottom.mean(axis=0)
@@ -218,7 +219,9 @@ def ratio_of_means(
     weights, counts = multisets(n, num_resamples, 0)
     draws = (weights @ top) / (weights @ bottom)
     tails = counted_quantiles(draws, counts, np.array([(1 - level) / 2, (1 + level) / 2]))
-    return np.vstack([ratio[None, :], ratio * (tails / ratio) ** small_sample_factor(n, n - 1, level)])
+    ends = ratio * (tails / ratio) ** small_sample_factor(n, n - 1, level)
+    ends[:, tails[1] - tails[0] <= ROUNDING * ratio] = np.nan  # equal in every row
+    return np.vstack([ratio[None, :], ends])
 
 
 def _bands(group: pd.Series, columns: list[pd.Series], function: Callable[..., Floats]) -> pd.DataFrame:

@@ -184,13 +184,17 @@ def settings(
     """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
 
     steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
-    of it · num_censored: seeds that missed ·
+    of it; null while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
+    them that have not met the target · num_censored: seeds that missed ·
     ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
     """
     names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
     merged = cells.merge(steps[names], on="cell_id", how="left")
     merged["missed"] = merged["status"].isin(["missed", "diverged"])
     merged["unfinished"] = merged["state"] == "unfinished"
+    merged["open"] = merged["ranked_steps"].isna() & merged["status"].notna()
+    merged["at_least"] = merged["ranked_steps"].mask(merged["open"], merged["last_step"].astype(float))
+    merged["at_most"] = merged["ranked_steps"].mask(merged["open"], np.inf)
     table = merged.groupby("setting", as_index=False, sort=True).agg(
         workload=("workload", "first"),
         training=("training", "first"),
@@ -204,10 +208,14 @@ def settings(
         step_budget=("step_budget", "first"),
         num_seeds=("seed", "nunique"),
         num_unfinished=("unfinished", "sum"),
-        steps_to_target=("ranked_steps", "median"),
+        num_open=("open", "sum"),
+        steps_to_target=("at_most", "median"),
+        at_least=("at_least", "median"),
         least=("counted_steps", "median"),
         num_censored=("missed", "sum"),
     )
+    known = table["steps_to_target"] == table.pop("at_least")  # whatever the runs that go on will say
+    table["steps_to_target"] = table["steps_to_target"].where(known)
     least = table.pop("least")
     table["steps_to_target"] = table["steps_to_target"].mask(
         2 * table["num_censored"] > table["num_seeds"], least

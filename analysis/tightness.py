@@ -13,7 +13,15 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from analysis.intervals import LEVEL, RESAMPLES, Interval, multisets, small_sample_factor
+from analysis.intervals import (
+    LEVEL,
+    RESAMPLES,
+    ROUNDING,
+    Interval,
+    multisets,
+    small_sample_factor,
+    with_interval,
+)
 from analysis.study import SCHEME_NAMES, percent
 
 Floats = NDArray[np.float64]
@@ -148,9 +156,9 @@ def findings(lines: pd.DataFrame) -> list[str]:
         )
         if row["r2_by_chance"] == row["r2_by_chance"]:
             text += f" ({percent(row['r2_by_chance'])} by chance alone)"
-        step, low, high = (f"{0.1 * end:+.3f}".replace("-", "−") for end in slope)
-        text += f"; a target reached 10 % of the budget later changes it by {step} [{low}, {high}]"
-        if slope.low <= 0 <= slope.high:
+        step = with_interval(Interval(*(0.1 * end for end in slope)), "+.3f")
+        text += f"; a target reached 10 % of the budget later changes it by {step}"
+        if not (slope.low > 0 or slope.high < 0):
             text += ": no effect can be told from luck."
         else:
             text += f": {'less' if slope.value > 0 else 'more'} is left to save."
@@ -176,6 +184,7 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     low_high = np.full((2, len(draws)), np.nan)
     low_high[:, known] = np.nanquantile(draws[known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     factor = small_sample_factor(num - 1, num - 2) if num > 2 else np.nan  # a line takes two degrees
+    low_high[:, ~(low_high[1] - low_high[0] > ROUNDING)] = np.nan  # all points on one line
     slope = fitted[1] + factor * (low_high[:, 1] - fitted[1])
     r2 = _squared(fitted[2], low_high[:, 2], factor)
     several = len(part) > num
@@ -234,4 +243,5 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _percent(share: Interval) -> str:
-    return f"{100 * share.value:.0f} % [{100 * share.low:.0f} %, {100 * share.high:.0f} %]"
+    ends = "" if np.isnan(share.low) else f" [{100 * share.low:.0f} %, {100 * share.high:.0f} %]"
+    return f"{100 * share.value:.0f} %{ends}"

@@ -26,7 +26,7 @@ def snapshot_maps(d: Drawing) -> alt.ConcatChart | None:
     seeds = d.tables.ratios_by_seed
     seeds = seeds[(seeds["versus"] == "same schedule") & seeds["setting"].isin(table["setting"])]
     seeds = seeds[["setting", "seed", "ratio", "bound", "steps", "baseline_steps"]]
-    most = max(1.05, *(max(value, 1 / value) for value in table["ratio"].dropna()))
+    most = max([1.05, *(max(value, 1 / value) for value in table["ratio"].dropna())])
     scale = alt.Scale(type="log", domain=[1 / most, 1.0, most], range=RANGE, clamp=True, interpolate="rgb")
     legend = alt.Legend(title="steps ÷ baseline's", format=".2f", gradientLength=220, direction="horizontal")
     colour = alt.Color("ratio:Q", scale=scale, legend=legend)

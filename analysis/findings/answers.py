@@ -23,6 +23,8 @@ def answer(study: Study, tables: Tables, predicted: Sequence[Prediction] = ()) -
     One that does not say is answered by what its trainings vary, or by steps where they vary in nothing.
     Args: predicted: of `analysis.findings.predictions.of_study`.
     """
+    if study.records.empty:
+        return "Nothing has been recorded yet."
     known = {"steps": conclusions.answer, "final_metric": final_metric, "horizon": horizon}
     averaged = conclusions.answer_schemes(tables)
     if predicted and averaged:

@@ -10,9 +10,9 @@ import pandas as pd
 from analysis import families, horizon_fit
 from analysis.baselines import CHOSEN_HORIZON, in_front
 from analysis.intervals import Interval, of_row, stratified_geometric_mean, with_interval
-from analysis.pooled import BEST, FIXED, SHOWN
+from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
 from analysis.robustness import reaches
-from analysis.savings import sign
+from analysis.savings import BOTH_MISSED, PENDING, direction, misses, overall_bound, sign
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
@@ -20,7 +20,14 @@ SHARE = 0.75  # of the baseline's training: the level that stands in where a stu
 
 
 def answer(study: Study, tables: Tables) -> str:
-    """The result for the horizon fixed beforehand in one sentence with its interval, then on how many families."""
+    """The result for the horizon fixed beforehand in one sentence with its interval, then on how many families.
+
+    Last, of a workload whose target no run has met, how near the closest came.
+    """
+    return " ".join(part for part in (_answer(study, tables), closest(tables)) if part)
+
+
+def _answer(study: Study, tables: Tables) -> str:
     schemes = answer_schemes(tables)
     if (study.cells["scheme"] == "none").all():
         return "This study holds raw runs only, so it says nothing on averaging."
@@ -53,34 +60,70 @@ def overall(study: Study, tables: Tables, scheme: str, versus: str = "same sched
     name = f"{SCHEME_NAMES.get(scheme, scheme)} at an averaging horizon of {_horizons(mine)}"
     known = rows[rows["ratio"].notna()]
     if known.empty:
-        why = "no pair of runs has met the target" if len(rows) else "no pair of runs has a target"
-        return f"{name} has no steps-to-target ratio: {why}."
+        return f"{name} has no steps-to-target ratio: {_why_no_ratio(rows['bound'])}."
     strata = [part["ratio"].to_numpy(dtype=float) for _, part in known.groupby("workload", sort=True)]
     interval = stratified_geometric_mean(strata)
     where = f"{len(strata)} of {total} {_plural(total, 'workload')}"
     seeds = known.groupby("workload")["seed"].nunique()
     where += f", {_range(seeds)} {_plural(int(seeds.max()), 'seed')}{'' if total == 1 else ' each'}"
-    said = _sentence(name, interval, set(rows["bound"]), f"{where}; {versus}")
+    said = _sentence(name, interval, rows["bound"], f"{where}; {versus}", int(seeds.min()))
     count = tables.families[(tables.families["versus"] == versus) & (tables.families["scheme"] == scheme)]
     by_family = [families.sentence(row) for row in count.to_dict("records") if row["num_families"] > 1]
     return " ".join([said, *by_family])
 
 
-def _sentence(name: str, interval: Interval, bounds: set[str], where: str) -> str:
-    kind = {"at least", "at most"} & bounds
-    word = (
-        {"at least": "at least ", "at most": "at most "}.get(next(iter(kind)), "") if len(kind) == 1 else ""
-    )
-    number = word + with_interval(interval)
-    tail = f" (geometric mean over {where})"
-    if "both missed" in bounds or len(kind) == 2:
-        tail += "; some runs miss the target, see the tables"
-    if np.isnan(interval.low):
-        return f"{name} reaches the target in {number} of the baseline's steps{tail}; one seed gives no interval."
-    if interval.low <= 1 <= interval.high:
-        return f"{name} shows no effect: the target takes {number} of the baseline's steps{tail}."
-    verb = "reaches the target in" if interval.value < 1 else "is slower: the target takes"
-    return f"{name} {verb} {number} of the baseline's steps{tail}."
+def _why_no_ratio(bounds: pd.Series) -> str:
+    number = len(bounds)
+    if not number:
+        return "no pair of runs has a target"
+    both, waiting = (int((bounds == kind).sum()) for kind in (BOTH_MISSED, PENDING))
+    pairs = f"{number} {_plural(number, 'pair')}"
+    if not waiting:
+        return f"both sides miss the target in {'all ' if number > 1 else ''}{pairs} of runs"
+    wait = f"{waiting} of {pairs} of runs {'is' if waiting == 1 else 'are'} not finished"
+    return f"{wait}, and both sides miss the target in {both}" if both else wait
+
+
+def _sentence(name: str, interval: Interval, bounds: pd.Series, where: str, seeds: int) -> str:
+    bound = overall_bound(bounds)
+    number = {"at least": "at least ", "at most": "at most "}.get(bound, "") + with_interval(interval)
+    missed = misses(bounds)
+    number += f" of the baseline's steps (geometric mean over {where}{'; ' if missed else ''}{missed})"
+    side = direction(interval, bound)
+    if side is None:
+        why = "one seed gives" if seeds < 2 else "equal ratios in all seeds give"
+        return f"{name} reaches the target in {number}; {why} no interval."
+    verb = {
+        "none": "shows no effect: the target takes",
+        "fewer": "reaches the target in",
+        "more": "is slower: the target takes",
+        "undecided": "is undecided: counting misses at the step budget, the target takes",
+    }[side]
+    return f"{name} {verb} {number}."
+
+
+def closest(tables: Tables) -> str:
+    """Where no run of a workload has met its target: how near the best one came. Empty where all have."""
+    cells = tables.steps_to_target
+    best = tables.generalization_by_cell.set_index("cell_id")["best_metric"]
+    higher = tables.settings.set_index("setting")["higher_is_better"]
+    names = tables.settings.set_index("setting")["metric_name"]
+    found = []
+    for workload, part in cells.groupby("workload", sort=True):
+        if (part["status"] == "met").any():
+            continue
+        values = part["cell_id"].map(best).astype(float)
+        known = values[np.isfinite(values)]
+        goal, setting = float(part["target"].iloc[0]), part["setting"].iloc[0]
+        text = f"No run has met the target of {workload}, {names[setting]} {goal:.5g}"
+        if len(known):
+            of = float(known.max() if higher[setting] else known.min())
+            row = part.loc[known.idxmax() if higher[setting] else known.idxmin()]
+            text += f": the closest came to {of:.5g} ({row['scheme_label']}, seed {row['seed']})"
+        else:
+            text += ": none has a finite value"
+        found.append(f"{text}.")
+    return " ".join(found)
 
 
 def _answer_without_target(tables: Tables, scheme: str) -> str:
@@ -178,7 +221,9 @@ def _without_one(tables: Tables, scheme: str, name: str, whole: Any) -> list[str
         f"{low['without']}) and {_pooled_part(high)} (without {high['without']})"
     )
     if np.isnan(whole["low"]):
-        return [text + "; fewer than three workloads give no interval over workloads."]
+        few = whole["num_workloads"] < FEWEST
+        why = "fewer than three workloads" if few else "workloads that are all equal"
+        return [f"{text}; {why} give no interval over workloads."]
     covers = whole["low"] <= 1 <= whole["high"]
     changes = left[left["low"].notna() & (((left["low"] <= 1) & (left["high"] >= 1)) != covers)]
     over = "its interval over workloads and seeds covers 1: no effect is shown for workloads in general"
@@ -250,7 +295,8 @@ def generalization_findings(tables: Tables) -> list[str]:
         mine = table[(table["setting"] == chosen["setting"]) & table["final_difference"].notna()]
         for row in mine.to_dict("records"):
             interval = of_row(row, "final_difference")
-            verdict = words.get(row["effect"], "one seed, no interval")
+            few = "one seed" if row["num_pairs"] < 2 else "the same in all seeds"
+            verdict = words.get(row["effect"], f"{few}, no interval")
             found.append(
                 f"{chosen['workload']}, {chosen['scheme_label']}: the final metric changes by "
                 f"{with_interval(interval, '+.3g')}: {verdict}."
@@ -275,8 +321,9 @@ def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
     if fused > 0:
         times = f": {unfused / fused:.2g} times as much" if unfused > 1.05 * fused else ""
         found.append(
-            f"The sweep of {len(study.cells):,} cells paid {hours['paid']:.3g} {unit}. By the records, one trial a "
-            f"trajectory costs {fused:.3g} and one trial a cell would have cost {unfused:.3g}{times}."
+            f"The sweep of {len(study.cells):,} {_plural(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}. "
+            f"By the records, one trial a trajectory costs {fused:.3g} and one trial a cell would have cost "
+            f"{unfused:.3g}{times}."
         )
     return found
 

@@ -21,7 +21,11 @@ def findings(tables: Tables) -> list[str]:
     found = []
     for scheme, part in pooled.groupby("scheme", sort=True):
         name = SCHEME_NAMES.get(str(scheme), str(scheme))
-        found += [over_workloads(part, name, prefix, unit) for prefix, unit in UNITS.items()]
+        found += [
+            over_workloads(part[part[f"{prefix}ratio"].notna()], name, prefix, unit)
+            for prefix, unit in UNITS.items()
+            if part[f"{prefix}ratio"].notna().any()
+        ]
     return found + _by_workload(tables)
 
 
@@ -36,13 +40,14 @@ def over_workloads(part: pd.DataFrame, name: str, prefix: str, unit: str) -> str
         ["share", "ratio", "low", "high", "num_at_least"], axis=1
     )
     best = table.iloc[int(table["ratio"].argmin())]
-    lead = "the ratio is lowest" if best["high"] >= 1 else "it pays most"
+    lead = "it pays most" if best["high"] < 1 else "the ratio is lowest"
     text = (
         f"{name} in {unit}, over {part['num_workloads'].max()} workloads: {lead} at the level the baseline reaches "
         f"after {percent(best['share'])} of its training, {_interval(best)}."
     )
-    if table["low"].isna().any():
-        return f"{text} One seed gives no interval."
+    table = table[table["low"].notna()]
+    if table.empty:
+        return f"{text} There is no interval: one seed, or all of them equal."
     below = table["high"] < 1
     if below.iloc[-1]:
         return f"{text} It still saves at the baseline's best: {_interval(table.iloc[-1])}."

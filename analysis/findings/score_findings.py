@@ -80,9 +80,12 @@ def _measured(found: Profiles, measure: str) -> list[str]:
 
 def _not_shown(leads: pd.DataFrame) -> str:
     if leads["low"].isna().all():
-        return "; one study a workload gives no interval"
-    equal = sorted(leads.loc[~(leads["low"] > 0), "versus"])
-    return f"; the lead over {_and(equal)} may be none: its interval covers 0"
+        return "; no lead has an interval (one study a workload, or all of them equal)"
+    said = []
+    for unknown, why in ((False, "its interval covers 0"), (True, "it has no interval")):
+        equal = sorted(leads.loc[~(leads["low"] > 0) & (leads["low"].isna() == unknown), "versus"])
+        said += [f"; the lead over {_and(equal)} may be none: {why}"] if equal else []
+    return "".join(said)
 
 
 def _misses(found: Profiles) -> list[str]:
@@ -122,7 +125,7 @@ def _of(found: Profiles, table: pd.DataFrame, measure: str | None = None) -> pd.
 def _lead(row: Any) -> str:
     ahead = f", {_number(row, 'difference')} ahead of {row['versus']}"
     if np.isnan(row["low"]):
-        return f"{ahead} (one study a workload gives no interval)"
+        return f"{ahead} (no interval: one study a workload, or all of them equal)"
     return ahead if row["low"] > 0 else f"{ahead}: no lead is shown, the interval covers 0"
 
 

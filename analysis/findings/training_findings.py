@@ -11,7 +11,7 @@ from analysis import basin
 from analysis.baselines import in_front
 from analysis.findings import conclusions
 from analysis.intervals import Interval, of_row, with_interval
-from analysis.savings import sign
+from analysis.savings import direction, sign
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables
 from analysis.training_axis import TITLES
@@ -181,7 +181,7 @@ def schedule_findings(tables: Tables) -> list[str]:
 def snapshot_findings(tables: Tables) -> list[str]:
     """At equal horizon, does the snapshot interval matter?"""
     table = tables.snapshot_interval
-    table = table[table["ratio"].notna()]
+    table = table[table["ratio"].notna() & table["spread"].notna()]
     found = []
     for (workload, scheme), part in table.groupby(["workload", "scheme"], sort=True):
         judged = part[part["effect"].notna()]
@@ -190,11 +190,12 @@ def snapshot_findings(tables: Tables) -> list[str]:
         widest = part.sort_values("spread").iloc[-1]
         text = (
             f"{workload}, {name}, settings of equal horizon: in {len(part)} {'group' if len(part) == 1 else 'groups'} "
-            f"they differ by up to {100 * (widest['spread'] - 1):.1f} % in steps, while the interval of one spans "
-            f"{100 * (float(part['width'].median()) - 1):.1f} %"
+            f"they differ by up to {100 * (widest['spread'] - 1):.1f} % in steps"
         )
+        if part["width"].notna().any():
+            text += f", while the interval of one spans {100 * (float(part['width'].median()) - 1):.1f} %"
         if judged.empty:
-            found.append(f"{text}; one seed gives no interval.")
+            found.append(f"{text}; no group has an interval (one seed, or all of them equal).")
         elif not differ:
             text += ": the snapshot interval shows no effect"
             found.append(f"{text} in any of them (rarest against most frequent snapshots, paired by seed).")
@@ -241,14 +242,8 @@ def verdict(row: Any) -> str:
 
 
 def _less(interval: Interval, bound: str) -> str:
-    """'fewer', 'more' or 'none shown': which side of 1 the interval leaves out; a bound may lie further out only."""
-    if interval.low != interval.low:
-        return "no interval"
-    if interval.high < 1 and bound in ("exact", "at most"):
-        return "fewer"
-    if interval.low > 1 and bound in ("exact", "at least"):
-        return "more"
-    return "none shown"
+    """'fewer', 'more', 'none shown', 'undecided' or 'no interval'."""
+    return word(direction(interval, bound), "none shown")
 
 
 def word(effect: Any, none: str) -> str:

@@ -25,6 +25,7 @@ from analysis import (
     survival,
     tightness,
 )
+from analysis.intervals import RULE as INTERVALS
 from analysis.intervals import small_sample_factor
 from analysis.steps_to_target import HELD
 from analysis.study import Study, percent
@@ -170,7 +171,7 @@ def methods(study: Study) -> list[tuple[str, list[str]]]:
             ],
         ),
         ("Restricted mean", [survival.RULE]),
-        ("Ratios", [savings.RULE, _INTERVALS, families.RULE]),
+        ("Ratios", [savings.RULE, INTERVALS, families.RULE]),
         ("Over workloads", [pooled.RULE]),
         ("Saving curve", [saving_curve.RULE, pooled_curve.RULE]),
         (
@@ -290,13 +291,6 @@ def _grid(study: Study) -> Iterator[str]:
             "Averaging horizon: twice the centre-of-mass lag of the average, in steps and as a share of the step "
             f"budget; here from {percent(float(horizons.min()))} to {percent(float(horizons.max()))}."
         )
-
-
-_INTERVALS = (
-    "Intervals: nonparametric bootstrap over seeds, 10,000 resamples with a fixed seed, percentile, widened by "
-    "√(n/(n−1))·t/z for n seeds (Hesterberg 2015), since a plain percentile interval of 3 seeds covers 75 times in "
-    "100; over several workloads seeds are resampled within each. One seed has no interval."
-)
 
 
 def _provenance(study: Study) -> Iterator[str]:

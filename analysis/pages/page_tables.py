@@ -41,14 +41,19 @@ def summary(settings: pd.DataFrame) -> pd.DataFrame:
             "ratio": [_ratio(row, "ratio") for row in settings.to_dict("records")],
             "best metric": settings["best_metric"],
             "missed": [
-                "–" if pd.isna(row["target"]) else f"{row['num_censored']}/{row['num_seeds']}"
-                for row in settings.to_dict("records")
+                "–" if pd.isna(row["target"]) else _missed(row) for row in settings.to_dict("records")
             ],
         }
     )
     order = settings.assign(raw=settings["scheme"] != "none")
     axes = ["workload", "training", "raw", "scheme", "horizon_fraction"]
     return out.loc[order.sort_values(axes, kind="stable").index].reset_index(drop=True)
+
+
+def _missed(row: Mapping[Any, Any]) -> str:
+    """'1/3', and while runs are not finished how many: '0/3, 1 open'."""
+    still = f", {row['num_open']} open" if row["num_open"] else ""
+    return f"{row['num_censored']}/{row['num_seeds']}{still}"
 
 
 def shown_tables(tables: Tables, scored: Profiles | None = None, most: int = 200) -> Iterator[Table]:
