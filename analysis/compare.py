@@ -15,7 +15,7 @@ from analysis import device_hours, generalization, records, savings
 from analysis.intervals import of_row, with_interval
 from analysis.savings import sign
 from analysis.steps_to_target import steps_to_target
-from analysis.study import AVERAGING, TRAINING, Study, read
+from analysis.study import AVERAGING, TRAINING, Study, counted, read
 
 RULE = (
     "Cells are the same where workload, preset, seed and every axis of training and averaging are equal, whatever "
@@ -58,7 +58,7 @@ class Comparison:
         else:
             parts.append("Targets, versions and devices are the same.")
         num_a, num_b = (int(side["num_cells"].sum()) for side in (self.only_a, self.only_b))
-        both = f"{self.num_shared:,} {'cell is' if self.num_shared == 1 else 'cells are'} in both"
+        both = f"{counted(self.num_shared, 'cell')} {'is' if self.num_shared == 1 else 'are'} in both"
         parts += ["", f"{both}; {num_a:,} only in A, {num_b:,} only in B."]
         if self.num_shared:
             have = "has" if self.num_identical == 1 else "have"
@@ -291,11 +291,7 @@ def _verdict(settings: pd.DataFrame) -> str:
         said.append(f"{text}, without an interval {unknown}" if unknown else text)
     why = " No interval: one pair or none that can be compared, or pairs that are all equal."
     some = settings[["steps", "metric"]].isna().any(axis=None)
-    return f"{len(settings):,} {_plural('setting', len(settings))} in both. {'; '.join(said)}.{why if some else ''}"
-
-
-def _plural(word: str, number: int) -> str:
-    return word if number == 1 else f"{word}s"
+    return f"{counted(len(settings), 'setting')} in both. {'; '.join(said)}.{why if some else ''}"
 
 
 def _words(settings: pd.DataFrame) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def bootstrap(
     low, high = counted_quantiles(draws[:, None], counts, tails)[:, 0]
     if method == "expanded":
         factor = small_sample_factor(len(values), len(values) - 1, level)
-        low, high = stretched(np.float64(value), np.array([low, high]), factor, statistic == "geometric_mean")
+        low, high = stretched(value, np.array([low, high]), factor, statistic == "geometric_mean")
     return Interval(value, float(low), float(high))
 
 
@@ -102,7 +102,7 @@ def has_spread(columns: Floats, scale: float | None = None) -> NDArray[np.bool_]
         return np.asarray((most > least) & (np.isinf(size) | (most - least > ROUNDING * size)))
 
 
-def stretched(value: Floats, ends: Floats, factor: Any, logs: bool = False) -> Floats:
+def stretched(value: Floats | float, ends: Floats, factor: Any, logs: bool = False) -> Floats:
     """The ends moved away from the value by this factor, on the log scale where `logs`; an infinite end stays.
 
     From an infinite value nothing can be moved away, nor on the log scale from 0: there a finite end stays too.

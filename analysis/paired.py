@@ -51,13 +51,13 @@ def metric_changes(
 ) -> pd.DataFrame:
     """log(metric of `top` ÷ metric of `bottom`) by workload and seed, negative where `top` is better.
 
-    Args: top, bottom: workload, seed, value (a positive metric). higher_is_better: by workload.
-    Returns: workload, seed, value.
+    Args: top, bottom: workload, seed, value (a metric). higher_is_better: by workload. Returns: workload, seed, value;
+    NaN where either metric is not above 0, of which a factor says nothing.
     """
     pairs = top[[*KEYS, "value"]].merge(bottom[[*KEYS, "value"]], on=KEYS, suffixes=("", "_other"))
     sign = np.where(pairs["workload"].map(dict(higher_is_better)).astype(bool), -1.0, 1.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        change = sign * np.log(pairs["value"].astype(float) / pairs["value_other"].astype(float))
+    mine, other = pairs["value"].astype(float), pairs["value_other"].astype(float)
+    change = sign * np.log((mine / other).where((mine > 0) & (other > 0)))
     return pairs[KEYS].assign(value=change)
 
 

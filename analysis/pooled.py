@@ -332,7 +332,7 @@ def _expanded(value: float, draws: Floats, factor: float, linear: bool) -> Inter
     ends = ends_of_draws(known) if len(known) else np.full(2, np.nan)
     if not ends[1] - ends[0] > ROUNDING * value:  # no two draws differ
         return Interval(value, np.nan, np.nan)
-    low, high = stretched(np.float64(value), ends, factor, logs=not linear)
+    low, high = stretched(value, ends, factor, logs=not linear)
     return Interval(value, float(low), float(high))
 
 

@@ -14,7 +14,7 @@ from analysis.baselines import CHOSEN_HORIZON
 from analysis.horizon_fit import FIXED, horizon_fit
 from analysis.intervals import Interval, bootstrap, stratified_geometric_mean, with_interval
 from analysis.savings import overall_bound, sign
-from analysis.study import SCHEME_NAMES, Study, percent, read, read_each
+from analysis.study import SCHEME_NAMES, Study, counted, percent, read, read_each
 
 EVERYWHERE = "all workloads"
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
@@ -364,7 +364,7 @@ def _target(of: dict[str, Any]) -> str:
 
 def _headline(choice: Choice, basis: Basis) -> list[str]:
     where = f"{len(basis.workloads)} workloads" if len(basis.workloads) > 1 else basis.workloads[0]
-    where += f", {len(basis.seeds)} {'seed' if len(basis.seeds) == 1 else 'seeds'}"
+    where += f", {counted(len(basis.seeds), 'seed')}"
     where += " each" if len(basis.workloads) > 1 else ""
     of_many = f"the smallest of {choice.num_settings} settings"
     picked, expected = (sign(choice.bound) + with_interval(one) for one in (choice.ratio, choice.expected))
@@ -469,9 +469,7 @@ def _decay(choice: Choice, basis: Basis) -> str:
 def _saving(choice: Choice) -> str:
     ratio = choice.expected
     value, low, high = (100 * (1 - one) for one in (ratio.value, ratio.high, ratio.low))
-    least = {"at most": "≥ ", "at least": "≤ "}.get(
-        choice.bound, ""
-    )  # of a ratio; a saving is bounded on the other side
+    least = {"at most": "≥ ", "at least": "≤ "}.get(choice.bound, "")  # a saving is bounded on the other side
     return least + f"{value:.0f} % [{low:.0f} %, {high:.0f} %]".replace("-", "−")
 
 
@@ -520,15 +518,15 @@ def _basis(found: Recommendation) -> list[str]:
     basis, pairs = found.basis, found.overall.pairs
     seeds = ", ".join(map(str, basis.seeds))
     lines = [
-        f"{len(basis.workloads)} workload{'s' if len(basis.workloads) > 1 else ''} ({', '.join(basis.workloads)}), "
-        f"seeds {seeds}; {basis.num_trajectories:,} trajectories, {basis.num_cells:,} cells, "
-        f"{basis.num_evaluations:,} evaluations",
-        f"{'its' if found.overall.setting else 'all'} {pairs.num:,} pairs with a raw run: the average missed the "
-        f"target in {pairs.missed}, the raw run in {pairs.raw_missed}, both in {pairs.both_missed} (no ratio); "
+        f"{counted(len(basis.workloads), 'workload')} ({', '.join(basis.workloads)}), "
+        f"{'seed' if len(basis.seeds) == 1 else 'seeds'} {seeds}; {counted(basis.num_trajectories, 'trajectory')}, "
+        f"{counted(basis.num_cells, 'cell')}, {counted(basis.num_evaluations, 'evaluation')}",
+        f"{'its' if found.overall.setting else 'all'} {counted(pairs.num, 'pair')} with a raw run: the average "
+        f"missed the target in {pairs.missed}, the raw run in {pairs.raw_missed}, both in {pairs.both_missed} (no ratio); "
         f"{pairs.pending} are pending",
     ]
     if basis.num_unfinished:
-        lines.append(f"{basis.num_unfinished:,} cells are unfinished")
+        lines.append(f"unfinished: {counted(basis.num_unfinished, 'cell')}")
     lines += [f"target of {name}: {said}" for name, said in basis.targets.items()]
     lines += [f"target rule: {rule}" for rule in basis.rules]
     if basis.untargeted:

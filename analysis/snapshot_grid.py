@@ -75,8 +75,8 @@ def snapshot_interval(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.Dat
                 continue
             pairs = sides[0].merge(sides[1], on="seed", suffixes=("_fine", "_coarse"))
             both = pairs["censored_fine"].astype(bool) & pairs["censored_coarse"].astype(bool)
-            value = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).where(~both)
-            value = value.to_numpy(dtype=float)
+            ratio = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).where(~both)
+            value = ratio.to_numpy(dtype=float)
             found = bootstrap(value, "geometric_mean")
             row = dict(zip(["workload", "training", "scheme"], key, strict=True))
             row |= {

@@ -153,6 +153,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 cell', '1,200 cells', '2 trajectories'."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
+
+
 def _one_preset_a_name(cells: pd.DataFrame) -> pd.Series:
     """The workload; with its preset where a study has several presets of it, so that they never mix."""
     several = cells.groupby("workload")["preset"].transform("nunique") > 1

@@ -150,7 +150,9 @@ def _best_by_horizon() -> Any:
 
 def _grid(cells: pd.DataFrame) -> Any:
     columns = [
-        wr.ParallelCoordinatesPlotColumn(wr.Config(axis), log=True if axis in LOGARITHMIC else None)
+        wr.ParallelCoordinatesPlotColumn(
+            wr.Config(axis), log=True if axis in LOGARITHMIC and not (cells[axis] <= 0).any() else None
+        )
         for axis in GRID
         if cells[axis].nunique() > 1
     ]

@@ -49,17 +49,21 @@ def final_metric(study: Study, tables: Tables) -> str | None:
     none = study.cells.loc[study.cells["scheme"] == "none", "cell_id"]
     raw = rows[rows["cell_id"].isin(none) & rows["training"].isin(top["training"])]
     higher = study.cells.groupby("workload")["higher_is_better"].first().astype(bool)
+    # Of a metric that may be 0 or below no factor can be told: its workload stays out, and is named.
+    signed = sorted({str(name) for side in (top, raw) for name in side.loc[side["value"] <= 0, "workload"]})
     pairs = paired.metric_changes(top, raw, higher.to_dict())
+    pairs = pairs[~pairs["workload"].isin(signed)]
     found = paired.over_workloads(pairs)
     if np.isnan(found.value):
         return None
-    level = (
-        "no effect is shown" if np.isnan(found.low) or found.low <= 1 <= found.high else "an effect is shown"
-    )
+    covers = np.isnan(found.low) or found.low <= 1 <= found.high
+    level = "no effect is shown" if covers else "an effect is shown"
+    left_out = f" Left out, since their metric is not always above 0: {', '.join(signed)}." if signed else ""
     return (
         f"At the end of training {SCHEME_NAMES.get(scheme, scheme)} at a horizon of {percent(CHOSEN_HORIZON)}, fixed "
         f"beforehand, changes the metric by a factor of {with_interval(found, '.4f')} over workloads (below 1 is "
         f"better): {level}; workload by workload: {counted(pairs, 'better', 'worse')}."
+        f"{left_out}"
     )
 
 

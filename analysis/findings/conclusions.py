@@ -13,7 +13,7 @@ from analysis.intervals import Interval, of_row, stratified_geometric_mean, with
 from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
 from analysis.robustness import reaches
 from analysis.savings import BOTH_MISSED, PENDING, direction, misses, overall_bound, sign
-from analysis.study import SCHEME_NAMES, Study, percent
+from analysis.study import SCHEME_NAMES, Study, counted, percent
 from analysis.tables import Tables
 
 SHARE = 0.75  # of the baseline's training: the level that stands in where a study has no target
@@ -118,7 +118,7 @@ def closest(tables: Tables) -> str:
         text = f"No run has met the target of {workload}, {names[setting]} {goal:.5g}"
         if len(known):
             of = float(known.max() if higher[setting] else known.min())
-            row = part.loc[known.idxmax() if higher[setting] else known.idxmin()]
+            (row,) = part.loc[known.index[known == of][:1]].to_dict("records")
             text += f": the closest came to {of:.5g} ({row['scheme_label']}, seed {row['seed']})"
         else:
             text += ": none has a finite value"
@@ -321,7 +321,7 @@ def hours_findings(study: Study, tables: Tables, unit: str) -> list[str]:
     if fused > 0:
         times = f": {unfused / fused:.2g} times as much" if unfused > 1.05 * fused else ""
         found.append(
-            f"The sweep of {len(study.cells):,} {_plural(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}. "
+            f"The sweep of {counted(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}. "
             f"By the records, one trial a trajectory costs {fused:.3g} and one trial a cell would have cost "
             f"{unfused:.3g}{times}."
         )

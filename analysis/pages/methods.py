@@ -28,7 +28,7 @@ from analysis import (
 from analysis.intervals import RULE as INTERVALS
 from analysis.intervals import small_sample_factor
 from analysis.steps_to_target import HELD
-from analysis.study import Study, percent
+from analysis.study import Study, counted, percent
 from analysis.tables import Tables
 
 HOW_TO_READ = {
@@ -105,8 +105,9 @@ def notices(study: Study) -> Iterator[str]:
     elif len(waiting):
         total, left = cells["trajectory_id"].nunique(), waiting["trajectory_id"].nunique()
         yield (
-            f"This study is incomplete: {left} of {total} trajectories are not finished, {len(waiting)} of "
-            f"{len(cells)} cells. Pairs that wait for them are left out of ratios and counted as pending."
+            f"This study is incomplete: {left} of {counted(total, 'trajectory')} {'is' if left == 1 else 'are'} not "
+            f"finished, {len(waiting)} of {counted(len(cells), 'cell')}. Pairs that wait for them are left out of "
+            "ratios and counted as pending."
         )
     last = study.trials.sort_values("attempt", kind="stable").groupby("trajectory_id").tail(1)
     failed = last[(last["status"] == "failed") & last["trajectory_id"].isin(waiting["trajectory_id"])]
@@ -115,8 +116,8 @@ def notices(study: Study) -> Iterator[str]:
     diverged = cells[cells["state"] == "diverged"]
     if len(diverged):
         yield (
-            f"{diverged['trajectory_id'].nunique()} trajectories diverged; their cells count as missing the target, "
-            "unless they met it before."
+            f"{counted(diverged['trajectory_id'].nunique(), 'trajectory')} diverged; their cells count as missing the "
+            "target, unless they met it before."
         )
     untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted and cells["target"].notna().any():  # else the answer says so
@@ -134,20 +135,14 @@ def imported(study: Study) -> bool:
 def facts(study: Study) -> list[tuple[str, str]]:
     """The run in a few numbers."""
     cells = study.cells
+    numbers = [("workload", cells["workload"].nunique())]
     if imported(study):
-        return [
-            ("workloads", str(cells["workload"].nunique())),
-            ("studies", str(cells["seed"].nunique())),
-            ("trials", f"{len(cells):,}"),
-            ("evaluations", f"{len(study.records):,}"),
-        ]
-    return [
-        ("workloads", str(cells["workload"].nunique())),
-        ("cells", f"{len(cells):,}"),
-        ("trajectories", f"{cells['trajectory_id'].nunique():,}"),
-        ("seeds", str(cells["seed"].nunique())),
-        ("evaluations", f"{len(study.records):,}"),
-    ]
+        numbers += [("study", cells["seed"].nunique()), ("trial", len(cells))]
+    else:
+        numbers += [("cell", len(cells)), ("trajectory", cells["trajectory_id"].nunique())]
+        numbers += [("seed", cells["seed"].nunique())]
+    told = (counted(number, noun).split() for noun, number in [*numbers, ("evaluation", len(study.records))])
+    return [(noun, number) for number, noun in told]
 
 
 def methods(study: Study) -> list[tuple[str, list[str]]]:
@@ -279,8 +274,8 @@ def _grid(study: Study) -> Iterator[str]:
     for workload, part in study.cells.groupby("workload", sort=True):
         schemes = list(dict.fromkeys(part.sort_values(["scheme", "horizon_fraction"])["scheme_label"]))
         yield (
-            f"{workload}: {len(part):,} cells in {part['trajectory_id'].nunique()} trajectories; step budget "
-            f"{_list(sorted(set(part['step_budget'])))}; evaluated every "
+            f"{workload}: {counted(len(part), 'cell')} in {counted(part['trajectory_id'].nunique(), 'trajectory')}; "
+            f"step budget {_list(sorted(set(part['step_budget'])))}; evaluated every "
             f"{_list(sorted(set(part['evaluate_every_steps'])))} steps; seeds {_list(sorted(set(part['seed'])))}; "
             f"optimizer {_list(sorted(set(part['optimizer'])))}; schedules: "
             f"{'; '.join(sorted(set(part['training_label'])))}; averaging: {'; '.join(schemes)}."
@@ -301,7 +296,8 @@ def _provenance(study: Study) -> Iterator[str]:
         devices = sorted(set(trials["num_devices"].dropna()))
         where = f" on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'} ({_list(hosts)})" if hosts else ""
         yield (
-            f"{len(trials)} attempts at {trials['trajectory_id'].nunique()} trajectories{where}; {_list(names)}; "
+            f"{counted(len(trials), 'attempt')} at {counted(trials['trajectory_id'].nunique(), 'trajectory')}{where}; "
+            f"{_list(names)}; "
             "devices a trial: "
             f"{_list([f'{number:g}' for number in devices])}."
         )

@@ -67,7 +67,9 @@ class Plan:
     budget: int = BUDGET
     study: str = "horizon"
     noise: float = 0.0  # share of the metric's range, equal for all cells of a seed and step
-    spread: float = 0.0  # of the ratio over seeds: ratio · (1 + spread · (seed − 1))
+    spread: float = (
+        1e-7  # of the ratio over seeds: ratio · (1 + spread · (seed − 1)); equal ones have no interval
+    )
     shape: str = "linear"  # linear | bent (fast at first, as real runs)
     seed_shift: float = 0.0  # seed s trains slower by (1 + seed_shift · (s − 1))
     stop: dict[str, int] = field(default_factory=dict)  # trajectory id -> last step recorded (unfinished)

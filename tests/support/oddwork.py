@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -12,8 +12,14 @@ class Error:
 
     step_budget, batch_size = 200, 8
     metric, higher_is_better = "error", False
-    optimizer = {"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1}
-    schedule = {"shape": "cosine", "warmup": 0.05}
+    optimizer: ClassVar[dict[str, Any]] = {
+        "name": "nadamw",
+        "lr": 0.01,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "weight_decay": 0.1,
+    }
+    schedule: ClassVar[dict[str, Any]] = {"shape": "cosine", "warmup": 0.05}
     step_seconds = eval_seconds = 0.001
 
     def model(self) -> nn.Module:

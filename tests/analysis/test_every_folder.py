@@ -1,0 +1,138 @@
+"""Whatever a folder holds: every command ends well and says what is so."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import odd_runs
+import pytest
+from click.testing import CliRunner
+from odd_runs import EMAS, GRID, LAWA, NONE, TAIL, WSM, Odd
+
+from analysis import load
+from analysis.figures import figure_files
+from sweeps.cli import main
+
+MISSED, RAW_MISSED, AVERAGE_MISSED = (
+    {("*",): "missed"},
+    {("*", "*", "none"): "missed"},
+    {("*", "*", "ema"): "missed"},
+)
+LRS = {"optimizer": {"lr": [0.1, 0.01, 0.001]}}
+SCHEDULES = {"schedule": [{"shape": "cosine"}, {"shape": "constant"}, {"shape": "linear", "lr_decay": 0.2}]}
+LENGTHS = {"schedule": {"length": [0.5, 1.0]}}
+OPTIMIZERS = {"optimizer": [{"name": "adamw", "lr": 0.1}, {"lr": 0.01}]}
+ALL = (NONE, EMAS, GRID, LAWA, WSM, TAIL)
+
+# Each with what its report must say, and what it must not.
+FOLDERS: dict[str, tuple[Odd, list[str], list[str]]] = {
+    "a k × every grid that never meets its target": (
+        Odd(averaging=(NONE, GRID), fates=MISSED),
+        ["both sides miss the target in all 3 pairs", "the closest came to 0.55"],
+        ["no effect"],
+    ),
+    "only the baseline misses": (
+        Odd(fates=RAW_MISSED),
+        ["at most 0.50", "the average misses the target in 0 of 3 pairs, the baseline in 3"],
+        ["no effect", "is slower"],
+    ),
+    "only the average misses": (
+        Odd(fates=AVERAGE_MISSED),
+        ["is slower", "at least 1.67", "the average misses the target in 3 of 3 pairs, the baseline in 0"],
+        ["no effect is shown"],
+    ),
+    "none finished": (Odd(ends={("*",): "unfinished"}), ["3 of 3 pairs of runs are not finished"], ["0.83"]),
+    "planned only": (Odd(ends={("*",): "waiting"}), ["Nothing has been recorded yet"], ["0.83"]),
+    "failed": (Odd(ends={("*",): "failed"}), ["3 of its trajectories failed at their last attempt"], []),
+    "one cell": (Odd(seeds=(0,), averaging=(NONE,)), ["holds raw runs only", "One seed"], []),
+    "one seed": (Odd(seeds=(0,)), ["one seed gives no interval"], ["no effect"]),
+    "one evaluation": (Odd(evaluate=1.0), ["equal ratios in all seeds give no interval"], ["[1.00, 1.00]"]),
+    "NaN": (Odd(fates={("*",): "nan"}), ["none has a finite value"], []),
+    "infinite": (Odd(fates={("*",): "inf"}), ["reaches the target in"], []),
+    "diverged": (Odd(ends={("*",): "diverged"}), ["3 trajectories diverged"], ["1 trajectories"]),
+    "one of two diverged": (
+        Odd(seeds=(0, 1), ends={("*", 1): "diverged"}),
+        ["1 trajectory diverged", "the average misses the target in 1 of 2 pairs, the baseline in 1"],
+        ["1 trajectories"],
+    ),
+    "met, then diverged": (Odd(ends={("*",): "late diverged"}), ["reaches the target in 0.83"], ["misses the"]),
+    "no target": (Odd(target=False), ["No workload of this study has a target"], []),
+    "no baseline": (Odd(averaging=(EMAS,)), ["no raw runs"], []),
+    "constant": (Odd(fates={("*",): "constant"}), ["both sides miss", "closest came to 0.8"], []),
+    "met at once": (Odd(fates={("*",): "at once"}), ["equal ratios in all seeds"], ["is slower"]),
+    "a metric of either sign": (
+        Odd(workloads=("Signed",), averaging=ALL, asks="final_metric"),
+        ["EMA at"],
+        ["by a factor of"],
+    ),
+    "one workload of several misses": (
+        Odd(workloads=("Accuracy", "Error", "Signed", "LONG"), fates={("Error",): "missed"}),
+        ["No run has met the target of oddwork:Error"],
+        ["No run has met the target of oddwork:Accuracy"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are made and checked against their schema, and not drawn: that takes seconds and adds no branch."""
+
+    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
+        json.dumps(chart, allow_nan=False)
+        return 100
+
+    monkeypatch.setattr(figure_files, "write", draw)
+    monkeypatch.setattr(figure_files, "bundle", lambda: "")
+
+
+def call(*arguments: object) -> str:
+    """The output of a command that ends with exit code 0."""
+    done = CliRunner().invoke(main, [str(one) for one in arguments], env={"COLUMNS": "150"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def prose(run: Path, before: str = "</html>") -> str:
+    """The words of a folder's pages, without charts. Args: before: of each page, what stands before this."""
+    pages = [run / "report.html", *(run / "reports").glob("*/report.html")]
+    text = "\n".join(page.read_text(encoding="utf-8").partition(before)[0] for page in pages)
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).replace("\u00a0", " ").split())
+
+
+def check_everything(run: Path, other: Path | None = None) -> dict[str, str]:
+    """Every command on the folder; what each says."""
+    said = {
+        "summary": call("report", run),
+        "recommend": call("recommend", run),
+        "compare": call("compare", run, run),
+        "watch": call("watch", run, "--once"),
+        "dashboard": call("dashboard", run),
+    }
+    if other is not None:
+        call("compare", run, other)
+        call("compare", other, run)
+    said["report"] = prose(run)
+    for what, text in said.items():
+        for word in re.findall(r"(?<![\w./])(?:nan|None|inf|NaT)(?![\w.])|Traceback|−?nan %|\binf\b", text):
+            raise AssertionError(f"{what} says {word!r}: …{text[max(0, text.index(word) - 120) :][:240]}…")
+        assert not re.search(r"\b1 (seeds|cells|trajectories|workloads|pairs|settings)\b", text), what
+    assert not re.findall(r"\[(−?[\d.]*[1-9][\d.]*), \1\]", said["report"] + said["recommend"]), (
+        "an interval of no width"
+    )
+    load(run)
+    return said
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_kind_of_folder_is_told_of_truly(name: str, tmp_path: Path) -> None:
+    odd, told, untold = FOLDERS[name]
+    said = check_everything(odd_runs.write(tmp_path / "run", odd))
+    for words in told:
+        assert words in said["report"], words
+    for words in untold:
+        assert words not in prose(tmp_path / "run", before='<h2 id="methods">'), words
