@@ -522,7 +522,8 @@ def _basis(found: Recommendation) -> list[str]:
         f"{'seed' if len(basis.seeds) == 1 else 'seeds'} {seeds}; {counted(basis.num_trajectories, 'trajectory')}, "
         f"{counted(basis.num_cells, 'cell')}, {counted(basis.num_evaluations, 'evaluation')}",
         f"{'its' if found.overall.setting else 'all'} {counted(pairs.num, 'pair')} with a raw run: the average "
-        f"missed the target in {pairs.missed}, the raw run in {pairs.raw_missed}, both in {pairs.both_missed} (no ratio); "
+        f"missed the target in {pairs.missed}, the raw run in {pairs.raw_missed}, both in {pairs.both_missed} (no "
+        f"ratio); "
         f"{pairs.pending} are pending",
     ]
     if basis.num_unfinished:

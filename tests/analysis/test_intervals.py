@@ -9,11 +9,15 @@ from analysis.intervals import (
     bootstrap_columns,
     bootstrap_each,
     bootstrap_groups,
+    counted_quantiles,
+    ends_of_draws,
     multisets,
     resample,
     small_sample_factor,
     stratified_geometric_mean,
+    with_interval,
 )
+from analysis.survival import ratio_of_means
 
 SAMPLE = np.random.default_rng(3).lognormal(sigma=0.4, size=20)
 
@@ -60,13 +64,71 @@ def test_one_value_has_no_interval_and_none_has_no_value():
     assert bootstrap(np.array([np.nan, 0.9, np.nan])).value == 0.9
 
 
-def test_equal_values_have_an_interval_of_no_width():
-    assert bootstrap(np.array([0.9, 0.9, 0.9]), "geometric_mean")[1:] == pytest.approx((0.9, 0.9))
+@pytest.mark.parametrize("values", [[0.98, 0.98], [0.1, 0.3 - 0.2, 0.1], [0.0] * 5, [np.inf, np.inf]])
+@pytest.mark.parametrize("statistic", ["mean", "geometric_mean", "median"])
+def test_equal_values_have_no_interval(values, statistic):
+    """Certainty from 2 seeds: how far others would lie is not known. Rounding is no spread either."""
+    sample = np.array(values)
+    found = bootstrap(sample, statistic)
+    assert found.value == pytest.approx(values[0])
+    assert np.isnan(found[1:]).all()
+    if np.isfinite(sample).all():
+        apart = np.append(sample[:-1], sample[-1] + 0.1)
+        columns = bootstrap_columns(np.stack([sample, apart], axis=1))
+        assert np.isnan(columns[1:]).all(axis=0).tolist() == [True, False]
+    if statistic != "median":
+        group = np.zeros(len(sample), dtype=np.int64)
+        assert np.isnan(bootstrap_groups(sample, group, 1, statistic)[1:]).all()
+
+
+def test_equal_values_in_every_stratum_have_no_interval_and_in_one_they_have():
+    assert np.isnan(stratified_geometric_mean([np.array([0.9, 0.9]), np.array([0.5, 0.5])])[1:]).all()
+    some = stratified_geometric_mean([np.array([0.9, 0.9]), np.array([0.5, 0.6])])
+    assert some.low < some.value < some.high
+    ratios = ratio_of_means(np.array([[1.0, 1], [2, 2], [3, 4]]), np.array([[2.0, 2], [4, 4], [6, 6]]))
+    assert np.isnan(ratios[1:, 0]).all()
+    assert ratios[1, 1] < ratios[0, 1] < ratios[2, 1]
+
+
+def naive_median_interval(values):
+    """All resamples one by one, sorted, the two that stand nearest to 2.5 % and 97.5 %."""
+    rows = resample(len(values), 10_000, 0)
+    medians = sorted(float(np.median([values[i] for i in row])) for row in rows)
+    return medians[249], medians[9_750]
+
+
+def test_an_infinite_end_is_an_end():
+    values = np.array([1.0, 1.1, 0.9, np.inf, 1.05, 1.2, np.inf])
+    found = bootstrap(values, "median", method="percentile")
+    low, high = naive_median_interval(values)
+    assert (low, high) == (pytest.approx(found.low, rel=0.02), np.inf)
+    assert found.high == np.inf
+    wide = bootstrap(values, "median")
+    assert wide.high == np.inf
+    assert wide.low < found.low  # moved away from the value, as ever
+    for statistic in ("mean", "geometric_mean"):  # of the resamples without ∞ the least is a bound still
+        mean = bootstrap(values, statistic)
+        assert mean.value == mean.high == np.inf
+        assert 0.9 <= mean.low < np.inf
+        group = np.zeros(len(values), dtype=np.int64)
+        assert bootstrap_groups(values, group, 1, statistic)[:, 0] == pytest.approx(tuple(mean))
+    assert with_interval(wide) == f"1.10 [{wide.low:.2f}, ∞]"
+
+
+def test_quantiles_of_draws_of_which_some_are_infinite():
+    draws = np.array([[2.0, 1.0], [np.inf, 2.0], [1.0, 3.0], [np.inf, 4.0], [np.nan, 5.0]])
+    found = counted_quantiles(draws, np.ones(5, dtype=np.int64), np.array([0.0, 1 / 3, 0.5, 1.0]))
+    assert found[:, 0].tolist() == [1.0, 2.0, np.inf, np.inf]
+    np.testing.assert_allclose(found[:, 1], np.quantile(draws[:, 1], [0.0, 1 / 3, 0.5, 1.0]))
+    assert ends_of_draws(draws[:4])[:, 0] == pytest.approx([1.075, np.inf])
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6))
 def test_the_interval_lies_within_the_values_and_around_the_mean(values):
     found = bootstrap(np.array(values), method="percentile", num_resamples=400)
+    if max(values) - min(values) <= 1e-9 * max(values):
+        assert np.isnan(found.low)
+        return
     assert min(values) - 1e-9 <= found.low <= found.value + 1e-9
     assert found.value - 1e-9 <= found.high <= max(values) + 1e-9
 
@@ -167,7 +229,7 @@ def test_groups_have_the_intervals_that_each_has_alone(statistic):
     rng = np.random.default_rng(5)
     group, values = rng.integers(0, 30, 130), rng.lognormal(size=130)
     values[rng.random(130) < 0.3] = np.nan  # groups of no, one and several values
-    values[group == 3] = 1.25  # no width
+    values[group == 3] = 1.25  # no interval
     found = bootstrap_groups(values, group, 31, statistic)
     alone = np.array([bootstrap(values[group == number], statistic) for number in range(31)]).T
     np.testing.assert_allclose(found, alone, rtol=1e-13)

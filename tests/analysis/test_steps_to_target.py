@@ -64,6 +64,32 @@ def test_held_asks_for_evaluations_in_a_row():
     assert crossing([5, 1.9, 1.8, 1.7, 3], 2, in_a_row=3).upper == 20
 
 
+@pytest.mark.parametrize(
+    ("metric", "held"),
+    [
+        ([5, 1.9, 1.8, 4, 1.9, 1.8, 1.7], (40, 50)),  # two in a row do not hold, the next three do
+        ([5, 1.9, 1.8, 4, 1.9, 1.8, 3], None),
+        ([5, 4, 1.9, 1.8, 1.7, 4, 4], (20, 30)),
+        ([1.9, 1.8, 1.7, 4, 4, 4, 4], (0, 10)),
+    ],
+)
+def test_a_target_is_held_by_three_evaluations_in_a_row(frame_of, metric, held):
+    at = np.arange(10, 80, 10)
+    cell = frame_of(
+        cell_id=["a"],
+        target=2.0,
+        higher_is_better=False,
+        state="finished",
+        last_step=70,
+        length_steps=70,
+        step_budget=70,
+    )
+    records = frame_of(cell_id="a", step=at, metric=np.array(metric, float), diverged=False)
+    (row,) = steps_to_target(cell, records).to_dict("records")
+    assert row["held_censored"] == (held is None)
+    assert held is None or (row["held_lower"], row["held_upper"]) == held
+
+
 def test_no_records():
     assert math.isnan(first_crossing(np.empty(0), np.empty(0), 1.0, False).point)
     assert np.isnan(first_crossings(np.empty(0), np.empty(0), np.array([1.0]), False)).all()
