@@ -95,7 +95,9 @@ def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
         change = bootstrap(own - paired if row["scheme"] != "none" else np.full(len(part), np.nan))
         for name, interval in (("width", bootstrap(own)), ("difference", change)):
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        row["effect"] = None if np.isnan(change.low) else "none"
+        # Equal in all seeds: no interval, and no effect is shown.
+        unknown = np.isnan(change.low) and not (len(part) > 1 and change.value == 0)
+        row["effect"] = None if unknown else "none"
         if change.low > 0 or change.high < 0:
             row["effect"] = "wider" if change.low > 0 else "narrower"
         rows.append(row)

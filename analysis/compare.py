@@ -182,6 +182,9 @@ def _settings(
         savings.direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")
     ]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
+    several = found["num_pairs"] > 1  # which have no interval where all are equal, but no effect either
+    found["steps"] = found["steps"].mask(several & (found["steps_ratio"] == 1), "none")
+    found["metric"] = found["metric"].mask(several & (found["final_difference"] == 0), "none")
     order = ["workload", "schedule", "scheme", *counts]
     return found[[*order, *(name for name in found.columns if name not in order)]].reset_index(drop=True)
 
@@ -279,19 +282,20 @@ def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
 def _verdict(settings: pd.DataFrame) -> str:
     """How many settings are on which side, and why others are on none."""
     said = []
-    for column, what, words in (
-        ("steps", "steps-to-target: B needs fewer", ("fewer", "more")),
-        ("metric", "final metric: B is better", ("better", "worse")),
+    for column, what, verb, words in (
+        ("steps", "steps-to-target", "B needs fewer", ("fewer", "more")),
+        ("metric", "final metric", "B is better", ("better", "worse")),
     ):
         count = Counter(settings[column].dropna())
+        if not count:
+            said.append(f"{what}: no interval (one pair a setting, or none)")
+            continue
         first, second = (count[word] for word in words)
-        text = f"{what} in {first}, {words[1]} in {second}, no effect in {count['none']}"
+        text = f"{what}: {verb} in {first}, {words[1]} in {second}, no effect in {count['none']}"
         text += f", undecided in {count['undecided']}" if count["undecided"] else ""
         unknown = len(settings) - count.total()
         said.append(f"{text}, without an interval {unknown}" if unknown else text)
-    why = " No interval: one pair or none that can be compared, or pairs that are all equal."
-    some = settings[["steps", "metric"]].isna().any(axis=None)
-    return f"{counted(len(settings), 'setting')} in both. {'; '.join(said)}.{why if some else ''}"
+    return f"{counted(len(settings), 'setting')} in both. {'; '.join(said)}."
 
 
 def _words(settings: pd.DataFrame) -> pd.DataFrame:

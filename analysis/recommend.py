@@ -285,7 +285,7 @@ def _interval(logs: pd.DataFrame, name: str) -> Interval:
     return bootstrap(strata[0], "geometric_mean") if len(strata) == 1 else stratified_geometric_mean(strata)
 
 
-def _verdict(ratio: Interval, expected: Interval, num_better: int, seeds: int) -> str:
+def _verdict(ratio: Interval, expected: Interval, num_better: int, seeds: int = 1) -> str:
     if np.isnan(ratio.low):
         return "one seed" if seeds < 2 else "equal seeds"
     if num_better == 0:

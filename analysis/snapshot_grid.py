@@ -93,6 +93,10 @@ def snapshot_interval(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.Dat
             sure = not (found.low <= 1 <= found.high)
             word = "rarer is slower" if found.value > 1 else "rarer is faster"
             row["effect"] = None if np.isnan(found.low) else word if sure else "none"
+            if (
+                row["num_pairs"] > 1 and found.value == 1
+            ):  # equal in all seeds: no interval, and no effect is shown
+                row["effect"] = "none"
             rows.append(row)
     columns = [
         "workload",

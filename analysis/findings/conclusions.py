@@ -79,7 +79,9 @@ def _why_no_ratio(bounds: pd.Series) -> str:
     both, waiting = (int((bounds == kind).sum()) for kind in (BOTH_MISSED, PENDING))
     pairs = f"{number} {_plural(number, 'pair')}"
     if not waiting:
-        return f"both sides miss the target in {'all ' if number > 1 else ''}{pairs} of runs"
+        return (
+            f"no pair of runs has met the target, both sides miss it in {'all ' if number > 1 else ''}{pairs}"
+        )
     wait = f"{waiting} of {pairs} of runs {'is' if waiting == 1 else 'are'} not finished"
     return f"{wait}, and both sides miss the target in {both}" if both else wait
 

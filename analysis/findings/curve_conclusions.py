@@ -40,14 +40,16 @@ def over_workloads(part: pd.DataFrame, name: str, prefix: str, unit: str) -> str
         ["share", "ratio", "low", "high", "num_at_least"], axis=1
     )
     best = table.iloc[int(table["ratio"].argmin())]
-    lead = "it pays most" if best["high"] < 1 else "the ratio is lowest"
+    end = best["ratio"] if np.isnan(best["high"]) else best["high"]
+    lead = "it pays most" if end < 1 else "the ratio is lowest"
     text = (
         f"{name} in {unit}, over {part['num_workloads'].max()} workloads: {lead} at the level the baseline reaches "
         f"after {percent(best['share'])} of its training, {_interval(best)}."
     )
     table = table[table["low"].notna()]
     if table.empty:
-        return f"{text} There is no interval: one seed, or all of them equal."
+        few = (part["num_pairs"] <= part["num_workloads"]).all()
+        return f"{text} {'One seed gives' if few else 'Equal seeds give'} no interval."
     below = table["high"] < 1
     if below.iloc[-1]:
         return f"{text} It still saves at the baseline's best: {_interval(table.iloc[-1])}."

@@ -66,7 +66,8 @@ class Plan:
     averages: list[Average] = field(default_factory=averages)
     budget: int = BUDGET
     study: str = "horizon"
-    noise: float = 0.0  # share of the metric's range, equal for all cells of a seed and step
+    # Share of the metric's range, equal for all cells of a seed and step. Never 0: equal seeds have no interval.
+    noise: float = 1e-8
     spread: float = (
         1e-7  # of the ratio over seeds: ratio · (1 + spread · (seed − 1)); equal ones have no interval
     )

@@ -56,7 +56,7 @@ def test_a_run_against_itself_is_the_same_to_the_last_bit(lm, average):
 
 def test_known_ratios_whatever_the_ids(lm, average):
     a = lm(averages=[average("ema", 0.01, 0.9), average("lawa", 0.02, 0.95)])
-    b = lm(averages=[average("ema", 0.01, 0.81), average("lawa", 0.02, 1.0)], study="again")
+    b = lm(averages=[average("ema", 0.01, 0.81), average("lawa", 0.02, 1.0)], study="again", spread=1e-7)
 
     def renamed(row):
         row["cell_id"] = "other " + row["cell_id"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import odd_runs
@@ -31,7 +34,7 @@ ALL = (NONE, EMAS, GRID, LAWA, WSM, TAIL)
 FOLDERS: dict[str, tuple[Odd, list[str], list[str]]] = {
     "a k × every grid that never meets its target": (
         Odd(averaging=(NONE, GRID), fates=MISSED),
-        ["both sides miss the target in all 3 pairs", "the closest came to 0.55"],
+        ["both sides miss it in all 3 pairs", "the closest came to 0.55"],
         ["no effect"],
     ),
     "only the baseline misses": (
@@ -136,3 +139,72 @@ def test_every_kind_of_folder_is_told_of_truly(name: str, tmp_path: Path) -> Non
         assert words in said["report"], words
     for words in untold:
         assert words not in prose(tmp_path / "run", before='<h2 id="methods">'), words
+
+
+FEATURES: list[dict[str, object]] = [
+    {"fates": fates}
+    for fates in (
+        MISSED,
+        RAW_MISSED,
+        AVERAGE_MISSED,
+        {("*",): "nan"},
+        {("*", 1): "missed"},
+        {("*", "*", "lawa"): "nan"},
+        {("*",): "perfect"},
+        {("*", 0): "at once", ("*", 1): "constant"},
+    )
+]
+FEATURES += [
+    {"ends": {("*",): "unfinished"}},
+    {"ends": {("*", 0): "waiting"}},
+    {"ends": {("*", 1): "diverged"}},
+    {"ends": {("*", 1): "failed", ("*", 0): "late diverged"}},
+    *({"training": of} for of in (LRS, SCHEDULES, LENGTHS, OPTIMIZERS)),
+    *({"averaging": of} for of in (ALL, (NONE, GRID), (GRID,), (NONE,), (NONE, WSM, TAIL))),
+    *({"seeds": of} for of in ((7,), (0, 1))),
+    *({"evaluate": of} for of in (1.0, 0.34)),
+    *({"asks": of} for of in ("final_metric", "horizon", "steps")),
+    {"workloads": ("Signed", "LONG")},
+    {"workloads": ("Accuracy", "Error", "Signed")},
+    {"target": False},
+    {"fuse": False},
+    {"compacted": False},
+    {"studies": ("one", "two")},
+    {"spread": 0.0},
+    {"question": "Is <b>a</b> & 'b' enough?"},
+]
+
+
+def combined(seed: int) -> Odd:
+    """Three features of a folder that do not set the same thing, drawn by a seed."""
+    rng = random.Random(seed)
+    told: dict[str, object] = {}
+    for feature in rng.sample(FEATURES, len(FEATURES)):
+        if len(told) < 3:
+            told = {**feature, **told}
+    return replace(Odd(), **told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pairs_of_what_is_odd_are_told_of_as_well(seed: int, tmp_path: Path) -> None:
+    run = odd_runs.write(tmp_path / "run", combined(seed))
+    other = odd_runs.write(tmp_path / "other", Odd(seeds=(0, 1, 5), averaging=(NONE, EMAS, LAWA)))
+    check_everything(run, other)
+
+
+def test_an_imported_folder_whose_submissions_all_miss_or_never_begin(tmp_path: Path) -> None:
+    trials = {"a": [0.1, 0.2, 0.3], "b": [0.1], "c": []}
+    for (submission, metric), study in itertools.product(trials.items(), range(2)):
+        folder = tmp_path / "logs" / submission / f"study_{study}" / "fastmri_jax" / "trial_1"
+        folder.mkdir(parents=True)
+        meta = {"target_metric_name": "ssim", "validation_target_value": 0.7, "step_hint": 1000}
+        meta |= {"max_allowed_runtime_sec": 1000, "eval_period_time_sec": 100}
+        told = {f"workload.{key}": value for key, value in meta.items()} | {"gpu_count": 8}
+        (folder / "meta_data_0.json").write_text(json.dumps(told))
+        (folder / "hparams.json").write_text("{}")
+        rows = [f"{100 * i},{100.0 * i},{value}" for i, value in enumerate(metric, start=1)]
+        text = "\n".join(["global_step,accumulated_submission_time,validation/ssim", *rows])
+        (folder / "eval_measurements.csv").write_text(text + "\n")
+    call("import", "algoperf", tmp_path / "logs", "-o", tmp_path / "run")
+    said = check_everything(tmp_path / "run")
+    assert "No submission of 3 meets a target" in said["report"]

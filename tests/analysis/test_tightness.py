@@ -93,7 +93,9 @@ def test_points_on_a_line_leave_nothing_unexplained():
     share = np.array([0.3, 0.5, 0.6, 0.9])
     row = regressions(points(share, 0.4 + 0.5 * share)).iloc[0]
     assert (row["intercept"], row["slope"], row["r2"]) == pytest.approx((0.4, 0.5, 1.0))
-    assert (row["slope_low"], row["slope_high"]) == pytest.approx((0.5, 0.5))
+    assert np.isnan(
+        [row["slope_low"], row["slope_high"]]
+    ).all()  # how far other workloads would lie is not known
     assert (row["num_workloads"], row["num_points"], row["share_from"], row["share_to"]) == (4, 4, 0.3, 0.9)
 
 
