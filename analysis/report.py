@@ -74,9 +74,10 @@ def write(run: str | Path) -> Path:
     if len(studies) == 1:
         _write(studies[0], run, run)
         return run / "report.html"
+    folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
     answers = [
-        _write(study, report_index.folder(run, study), run, report_index.links(studies, place))
-        for place, study in enumerate(studies)
+        _write(study, folder, run, report_index.links(studies, place))
+        for place, (study, folder) in enumerate(zip(studies, folders, strict=True))
     ]
     _remove_those_of_one_study(run)
     return report_index.write(run, studies, answers)

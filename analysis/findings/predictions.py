@@ -21,6 +21,7 @@ from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED, F
 from analysis.intervals import (
     LEVEL,
     RESAMPLES,
+    ROUNDING,
     Interval,
     counted_quantiles,
     multisets,
@@ -166,6 +167,8 @@ def horizon_exponent(table: pd.DataFrame) -> Interval:
     if np.isnan(draws).any():
         return Interval(value, -np.inf, np.inf)
     low, high = counted_quantiles(draws[:, None], counts, np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))[:, 0]
+    if high - low <= ROUNDING:  # the same for all seeds
+        return Interval(value, np.nan, np.nan)
     factor = small_sample_factor(len(parts), len(parts) - 1)
     return Interval(value, value + factor * (low - value), value + factor * (high - value))
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.figures import figure_files
 from analysis.records import CELLS, RECORDS, TRIALS
 
 BUDGET = 1000
@@ -285,3 +286,15 @@ def frame_of() -> Callable[..., pd.DataFrame]:
         return pd.DataFrame(columns)
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose charts are made and checked against their schema, and not drawn, which takes seconds."""
+
+    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
+        json.dumps(chart, allow_nan=False)
+        return 100
+
+    monkeypatch.setattr(figure_files, "write", draw)
+    monkeypatch.setattr(figure_files, "bundle", lambda: "")

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from odd_runs import EMAS, GRID, LAWA, NONE, TAIL, WSM, Odd
 
 from analysis import load
-from analysis.figures import figure_files
 from sweeps.cli import main
 
 MISSED, RAW_MISSED, AVERAGE_MISSED = (
@@ -79,16 +78,7 @@ FOLDERS: dict[str, tuple[Odd, list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts are made and checked against their schema, and not drawn: that takes seconds and adds no branch."""
-
-    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
-        json.dumps(chart, allow_nan=False)
-        return 100
-
-    monkeypatch.setattr(figure_files, "write", draw)
-    monkeypatch.setattr(figure_files, "bundle", lambda: "")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def call(*arguments: object) -> str:

@@ -157,7 +157,7 @@ def test_the_report_answers_with_the_predictions_and_draws_them(folder):
     }
 
 
-def test_only_a_study_that_asks_is_told(folder):
+def test_only_a_study_that_asks_is_told(folder, undrawn):
     run = folder()
     plan = load_plan(run)
     plan["studies"][0]["asks"] = None
@@ -181,7 +181,7 @@ def test_of_several_trainings_a_batch_size_none_stands_for_it(folder):
     assert set(found(run)) == {"batch_norm", "equal_centre", "merged_decay"}
 
 
-def test_what_is_not_there_yet_is_not_told(folder):
+def test_what_is_not_there_yet_is_not_told(folder, undrawn):
     run = folder()
     cells = read_table(run / "cells.parquet", CELLS).to_pandas()
     records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
@@ -202,7 +202,9 @@ def _table(exponent, noise=0.0, curvature=0.02):
 
 @pytest.mark.parametrize("exponent", [-1.0, -0.4, 0.0, 0.5])
 def test_the_exponent_of_the_best_horizon_is_that_of_the_parabolas(exponent):
-    assert horizon_exponent(_table(exponent)) == pytest.approx((exponent,) * 3, abs=1e-9)
+    found = horizon_exponent(_table(exponent))
+    assert found.value == pytest.approx(exponent, abs=1e-9)
+    assert np.isnan(found[1:]).all()  # the same for all seeds: how far others would lie is not known
 
 
 def test_the_exponent_is_the_least_squares_one():

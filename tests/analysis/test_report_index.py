@@ -97,7 +97,7 @@ def test_what_told_of_one_study_is_removed(two):
     assert own.exists()
 
 
-def test_the_index_leads_to_each_study_and_adds_the_cost_once(two):
+def test_the_index_leads_to_each_study_and_each_back_and_the_cost_is_added_once(two):
     text = report.write(two).read_text()
     for name, question in (("horizon", "Does averaging reach the target"), ("ema", "Does an EMA alone do?")):
         assert f'<a href="reports/{name}/report.html">{name}</a>' in text
@@ -119,10 +119,10 @@ def test_the_index_leads_to_each_study_and_adds_the_cost_once(two):
     first = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
     report.write(two)
     assert first == {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+    leads_back_and_to_its_neighbours(two, two / "report.html")
 
 
-def test_each_report_leads_back_and_to_its_neighbours(two):
-    index = report.write(two)
+def leads_back_and_to_its_neighbours(two, index):
     for name, expected in (
         ("horizon", {"all 2 studies": index, "ema →": two / "reports" / "ema" / "report.html"}),
         ("ema", {"all 2 studies": index, "← horizon": two / "reports" / "horizon" / "report.html"}),
