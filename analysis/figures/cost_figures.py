@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.figures import panels
 from analysis.figures.drawing import Drawing
 from analysis.figures.palette import REFERENCE_LINE
+from analysis.savings import sign
 from analysis.study import SCHEME_NAMES
 
 
@@ -26,6 +27,7 @@ def user_hours(d: Drawing, unit: str) -> alt.ConcatChart | None:
         raw: dict[str, Any] = {"scheme_label": SCHEME_NAMES["none"], "scheme": "none", "bound": "exact"}
         raw |= {"device_hours": mine["baseline_device_hours"].iloc[0], "hours_ratio": 1.0}
         mine = pd.concat([pd.DataFrame([raw]), mine[[*raw, "hours_ratio_low", "hours_ratio_high"]]])
+        mine["said"] = [_said(row) for row in mine.to_dict("records")]
         mine = mine.assign(scheme_name=mine["scheme"].map(SCHEME_NAMES).fillna(mine["scheme"]))
         hover = panels.tooltips(
             *("scheme_label:N:setting", f"device_hours:Q:{unit}:.4g", "hours_ratio:Q:÷ baseline's:.3f"),
@@ -38,10 +40,16 @@ def user_hours(d: Drawing, unit: str) -> alt.ConcatChart | None:
         text = bars.mark_text(align="left", dx=4, fontSize=11, color=REFERENCE_LINE)
         layered = alt.layer(
             bars.mark_bar(height={"band": 0.7}).encode(color=panels.scheme_colour(d.schemes), tooltip=hover),
-            text.encode(text=alt.Text("hours_ratio:Q", format=".2f")),
+            text.encode(text="said:N"),
         )
         parts.append(panels.titled(layered, workload, **panels.row_size(mine)))
     return panels.grid(parts)
+
+
+def _said(row: dict[Any, Any]) -> str:
+    """What stands at a bar: the ratio, or why there is none."""
+    ratio = row["hours_ratio"]
+    return f"{sign(row['bound'], mixed='~ ')}{ratio:.2f}" if ratio == ratio else "no ratio: both miss"
 
 
 def sweep_hours(d: Drawing, unit: str) -> alt.ConcatChart | None:

@@ -29,7 +29,12 @@ def grid(parts: list[Any]) -> alt.ConcatChart | None:
 
 def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, width: int = WIDTH) -> Any:
     """A panel of the common size."""
-    text = alt.TitleParams(title, subtitle=subtitle) if subtitle else alt.TitleParams(title)
+    limit = width + 60  # a longer name would run into the next panel
+    text = (
+        alt.TitleParams(title, subtitle=subtitle, limit=limit)
+        if subtitle
+        else alt.TitleParams(title, limit=limit)
+    )
     return chart.properties(title=text, width=width, height=height)
 
 

@@ -61,10 +61,11 @@ def _map(part: pd.DataFrame, seeds: pd.DataFrame, scheme: str, colour: alt.Color
         *("num_seeds:Q:seeds:d",),
     )
     cells = base.mark_rect(stroke="#ffffff", strokeWidth=2).encode(color=colour, tooltip=hover)
+    unknown = alt.Chart(part[part["ratio"].isna()]).mark_rect(stroke="#ffffff", strokeWidth=2, color=RANGE[1])
     text = base.mark_text(color=INK, fontSize=13, fontWeight=600, dy=-14).encode(text="text:N")
     horizon = base.mark_text(color=INK, fontSize=10, dy=0).encode(text="horizon:N")
-    crosses = alt.Chart(part[part["num_missed"] > 0]).mark_text(color=INK, fontSize=11, dx=38, dy=-14)
-    layers = [cells, text, horizon, crosses.encode(x=x, y=y, text="missed:N")]
+    crosses = alt.Chart(part[part["num_missed"] > 0]).mark_text(color=INK, fontSize=11, dx=46, dy=-14)
+    layers = [unknown.encode(x=x, y=y), cells, text, horizon, crosses.encode(x=x, y=y, text="missed:N")]
     order = sorted(set(seeds["seed"]))
     hover = panels.tooltips("seed:Q:seed:d", "ratio:Q:ratio:.3f", "bound:N:it is", "steps:Q:steps:,.0f")
     for place, seed in enumerate(order):

@@ -105,8 +105,12 @@ def _rules(found: Profiles) -> list[str]:
     between = found.differences
     scores = between[between["what"] == "score"]
     if len(scores):
+        words = scores[["clean", "exact"]].map(lambda score: "none" if np.isnan(score) else f"{score:.3f}")
         parts = [
-            f"{row.submission} {row.exact:.3f} instead of {row.clean:.3f}" for row in scores.itertuples()
+            f"{submission} {exact} instead of {clean}"
+            for submission, clean, exact in zip(
+                scores["submission"], words["clean"], words["exact"], strict=True
+            )
         ]
         return [f"By AlgoPerf's own code the scores differ: {', '.join(parts)}."]
     count = int((between["what"] == "seconds").sum())
