@@ -50,7 +50,8 @@ def final_metric(study: Study, tables: Tables) -> str | None:
     raw = rows[rows["cell_id"].isin(none) & rows["training"].isin(top["training"])]
     higher = study.cells.groupby("workload")["higher_is_better"].first().astype(bool)
     # Of a metric that may be 0 or below no factor can be told: its workload stays out, and is named.
-    signed = sorted({str(name) for side in (top, raw) for name in side.loc[side["value"] <= 0, "workload"]})
+    below = study.records.loc[study.records["metric"] <= 0, "cell_id"]
+    signed = sorted(set(study.cells.loc[study.cells["cell_id"].isin(below), "workload"]))
     pairs = paired.metric_changes(top, raw, higher.to_dict())
     pairs = pairs[~pairs["workload"].isin(signed)]
     found = paired.over_workloads(pairs)
@@ -58,7 +59,7 @@ def final_metric(study: Study, tables: Tables) -> str | None:
         return None
     covers = np.isnan(found.low) or found.low <= 1 <= found.high
     level = "no effect is shown" if covers else "an effect is shown"
-    left_out = f" Left out, since their metric is not always above 0: {', '.join(signed)}." if signed else ""
+    left_out = f" Left out, since their metric is 0 or below at times: {', '.join(signed)}." if signed else ""
     return (
         f"At the end of training {SCHEME_NAMES.get(scheme, scheme)} at a horizon of {percent(CHOSEN_HORIZON)}, fixed "
         f"beforehand, changes the metric by a factor of {with_interval(found, '.4f')} over workloads (below 1 is "

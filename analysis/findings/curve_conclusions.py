@@ -48,7 +48,7 @@ def over_workloads(part: pd.DataFrame, name: str, prefix: str, unit: str) -> str
     )
     table = table[table["low"].notna()]
     if table.empty:
-        few = (part["num_pairs"] <= part["num_workloads"]).all()
+        few = (part.get("num_pairs", part["num_workloads"]) <= part["num_workloads"]).all()
         return f"{text} {'One seed gives' if few else 'Equal seeds give'} no interval."
     below = table["high"] < 1
     if below.iloc[-1]:

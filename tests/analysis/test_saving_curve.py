@@ -36,8 +36,8 @@ def test_a_constant_speedup_gives_a_flat_curve_on_both_directions_and_all_schedu
     same = ema[ema["versus"] == "same schedule"]
     assert len(same) == 2 * 3 * len(SHARES)
     same = same[same["share"] < 1]  # the average's end lies between two evaluations
-    np.testing.assert_allclose(same["ratio"], 0.9, atol=1e-9)
-    np.testing.assert_allclose(same["low"], 0.9, atol=1e-9)
+    np.testing.assert_allclose(same["ratio"], 0.9, atol=1e-7)
+    np.testing.assert_allclose(same["low"], 0.9, atol=1e-6)
     assert (same["num_exact"] == 3).all()
 
 
@@ -55,7 +55,7 @@ def test_levels_get_tighter(make_run):
 
 
 def test_a_slow_average_never_reaches_the_tight_levels(make_run, average):
-    table = curve(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.25)]))
+    table = curve(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.25)], noise=0.0))
     tight = table[table["share"] > 0.8]
     assert (tight["num_at_least"] == 3).all()
     np.testing.assert_allclose(tight["ratio"], 1.0 / tight["share"], atol=1e-9)
