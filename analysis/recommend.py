@@ -499,7 +499,7 @@ def _steps(one: Snapshots) -> dict[str, str]:
         "every": f"{one.every:,}",
         "LAWA k": str(one.k),
         "EMA γ": "–" if one.decay is None else f"{one.decay:.4g}",
-        "ratio as run": with_interval(one.ratio),
+        "ratio as run": with_interval(one.ratio) if one.ratio.value > 0 else "–",
     }
 
 
@@ -527,7 +527,8 @@ def _basis(found: Recommendation) -> list[str]:
         f"{pairs.pending} are pending",
     ]
     if basis.num_unfinished:
-        lines.append(f"unfinished: {counted(basis.num_unfinished, 'cell')}")
+        verb = "is" if basis.num_unfinished == 1 else "are"
+        lines.append(f"{counted(basis.num_unfinished, 'cell')} {verb} unfinished")
     lines += [f"target of {name}: {said}" for name, said in basis.targets.items()]
     lines += [f"target rule: {rule}" for rule in basis.rules]
     if basis.untargeted:

@@ -26,7 +26,8 @@ def answer(found: Profiles) -> str:
             f"{f' and misses it on {missed}' if missed else ''}. A score compares submissions, and there is no other."
         )
     if most["num_fastest"].iloc[0] == 0:
-        return f"No submission of {len(names)} meets a target on any of {workloads} workloads."
+        where = "the one workload" if workloads == 1 else f"any of {workloads} workloads"
+        return f"No submission of {len(names)} meets a target on {where}."
     fastest = _and(list(most["submission"]))
     text = f"{fastest} {'reach' if len(most) > 1 else 'reaches'} most targets soonest, on {counts}"
     lead = _of(found, found.leads).iloc[0]

@@ -105,7 +105,7 @@ def notices(study: Study) -> Iterator[str]:
     elif len(waiting):
         total, left = cells["trajectory_id"].nunique(), waiting["trajectory_id"].nunique()
         yield (
-            f"This study is incomplete: {left} of {counted(total, 'trajectory')} {'is' if left == 1 else 'are'} not "
+            f"This study is incomplete: {left} of {counted(total, 'trajectory')} are not "
             f"finished, {len(waiting)} of {counted(len(cells), 'cell')}. Pairs that wait for them are left out of "
             "ratios and counted as pending."
         )

@@ -86,9 +86,9 @@ def test_places_and_names_along_the_axis():
 
 def test_every_setting_of_every_training_beside_its_raw_run_and_the_best_one(joined, ema):
     read = joined(
-        ({"lr": 0.01}, {"averages": [ema(0.9), ema(0.8, 0.16)]}),
-        ({"lr": 0.02}, {"averages": [ema(0.5), ema(0.8, 0.16)], "seed_shift": 0.1}),
-        ({"lr": 0.04}, {"averages": [ema(1.5), ema(0.8, 0.16)]}),
+        ({"lr": 0.01}, {"averages": [ema(0.9), ema(0.8, 0.16)], "noise": 0.0}),
+        ({"lr": 0.02}, {"averages": [ema(0.5), ema(0.8, 0.16)], "noise": 0.0, "seed_shift": 0.1}),
+        ({"lr": 0.04}, {"averages": [ema(1.5), ema(0.8, 0.16)], "noise": 0.0}),
     )
     found = tables.compute(read)
     lm = found.across_trainings[found.across_trainings["workload"] == "lm"]

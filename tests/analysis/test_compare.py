@@ -86,7 +86,7 @@ def test_pairs_are_of_the_same_seed_and_intervals_are_of_the_pairs(lm, average):
     row = compare(a, b).settings.set_index("scheme").loc["EMA 1 %"]
     expected = bootstrap(np.array([0.95, 1.0, 1.05]), "geometric_mean")
     found = row[["steps_ratio", "steps_ratio_low", "steps_ratio_high"]].astype(float)
-    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert row["steps"] == "none"
 
 

@@ -150,7 +150,7 @@ def table(run):
 
 
 def test_closed_form_run_both_directions(make_run):
-    _, steps = table(make_run(lengths=[1.0]))
+    _, steps = table(make_run(lengths=[1.0], noise=0.0))
     raw = steps[steps["scheme"] == "none"]
     assert len(raw) == 6  # two workloads, three seeds
     np.testing.assert_allclose(raw["point"], 750.0)
@@ -176,7 +176,7 @@ def test_missed_cells_stay_and_count_at_the_step_budget(make_run, task):
 
 def test_a_run_that_ended_at_a_time_limit_counts_as_far_as_it_was_seen(make_run):
     # A log that stops at 600 of 1,000 steps, and is done: its target would have taken more than 600.
-    run = make_run(lengths=[1.0], averages=[], stop={"lm-1.0-0": 600, "imagenet_vit-1.0-1": 800})
+    run = make_run(lengths=[1.0], averages=[], noise=0.0, stop={"lm-1.0-0": 600, "imagenet_vit-1.0-1": 800})
     trials = pq.read_table(run / "trials.parquet").to_pylist()
     done = pa.Table.from_pylist([row | {"status": "done"} for row in trials], schema=TRIALS)
     pq.write_table(done, run / "trials.parquet")
