@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from analysis.records import read_live
-from sweeps import trajectory
+from sweeps import process, trajectory
 from sweeps.cells import cells
 from sweeps.identity import Training
 from sweeps.optimizers import OPTIMIZERS
@@ -37,8 +37,13 @@ def one_trajectory(workload: str, steps: int, averaging: Any, every: int) -> Tra
 
 
 def bare_seconds(training: Training) -> float:
-    """The same training as a bare PyTorch loop: model, optimizer, schedule, data."""
-    torch.set_num_threads(1)
+    """The same training as a bare PyTorch loop in the same settings: model, optimizer, schedule, data."""
+    with process.kept():
+        process.begin(training.seed, "cpu", 1)
+        return _bare_seconds(training)
+
+
+def _bare_seconds(training: Training) -> float:
     start = perf_counter()
     workload = load(training.workload, training.preset)
     torch.manual_seed(training.seed)

@@ -11,7 +11,8 @@ import pytest
 
 from analysis import baselines, generalization, study
 from analysis.records import KEY, read_live, rows_to_table
-from sweeps import run_folder, trajectory
+from sweeps import run_folder, training, trajectory
+from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, cost, trajectories
@@ -90,7 +91,7 @@ def test_every_cell_has_one_record_of_the_test_split_at_the_end(tmp_path: Path) 
 
 def test_the_seconds_of_a_split_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**6))  # an evaluation begins and ends with a look at the clock: one second
-    monkeypatch.setattr(trajectory, "_clock", lambda device: lambda: float(next(ticks)))
+    monkeypatch.setattr(training, "clock_of", lambda device: lambda: float(next(ticks)))
     trajectory.run(one_trajectory(), tmp_path / "a")
     last = [row for row in read_live(tmp_path / "a" / "records.jsonl") if row["step"] == 60]
     raw = {row["split"]: row["eval_seconds"] for row in last if row["cell_id"] == last[0]["cell_id"]}
@@ -164,7 +165,9 @@ def test_a_cell_that_was_trained_without_is_not_tested_silently(tmp_path: Path) 
     """Neither in a folder that holds it already nor where another study of the command asks for it without."""
     folder, plain = tmp_path / "run", parse_spec(spec(False))
     resolved = resolve([plain])
-    run_folder.write_plan(folder, resolved, trajectories(resolved[0].cells, fuse=True))
+    (one,) = trajectories(resolved[0].cells, fuse=True)
+    run_folder.write_plan(folder, resolved, [one])
+    Attempt.begin(run_folder.trajectory_folder(folder, one.name), one.trajectory_id, "cpu", 1)
     asked = parse_spec({**spec(), "study": "u"})
     with pytest.raises(
         SpecError, match=r"evaluate\.test: .* with false, the spec says true; .*another --out"

@@ -331,7 +331,7 @@ def test_compile_is_really_asked_for(parted: Path, tmp_path: Path, monkeypatch: 
     [
         ({"training": {"accumulate": 3}}, "training.accumulate", "do not divide a batch of 8"),
         ({"training": {"accumulate": 0}}, "training.accumulate", "from 1 to"),
-        ({"training": {"precision": "fp16"}}, "training.precision", "fp32, bf16"),
+        ({"training": {"precision": "fp16"}}, "training.precision", "bf16, fp32"),
         ({"training": {"compile": "fast"}}, "training.compile", "inductor"),
         ({"training": {"acumulate": 2}}, "training.acumulate", "accumulate"),
         ({"resources": {"cpu": 1, "processes": 2}}, "resources", "at most one a CPU"),
