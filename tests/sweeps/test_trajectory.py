@@ -137,10 +137,14 @@ def test_first_and_tenth_of_a_process_are_alike(outside: Path, tmp_path: Path) -
     grid = trajectories(tiny({"scheme": "ema", "decay": 0.9}, seeds=[0, 1, 2]), fuse=True)
     first = {one.name: run(one, tmp_path / f"first-{one.name}") for one in grid}
     torch.manual_seed(123)
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.rand(7)
-    for one in reversed(grid):
-        assert_same(run(one, tmp_path / f"again-{one.name}"), first[one.name])
+    try:
+        for one in reversed(grid):
+            assert_same(run(one, tmp_path / f"again-{one.name}"), first[one.name])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_records_lie_on_the_grid_and_absent_averages_have_none(outside: Path, tmp_path: Path) -> None:
