@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sweeps import terminal
+from sweeps.arguments import Command, one_folder, sets_option, study_file
 from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
-from sweeps.wording import closest_first, counted
+from sweeps.importers.command import import_
+from sweeps.wording import counted
 
-STUDIES = Path(__file__).parent
 SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
-
-
-class _Command(click.Command):
-    """A command whose --set takes several values: ``--set a=1 b=2`` is ``--set a=1 --set b=2``."""
-
-    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        spread: list[str] = []
-        for argument in arguments:
-            follows = len(spread) > 1 and spread[-2] == "--set"
-            if follows and "=" in argument and not argument.startswith("-"):
-                spread.append("--set")
-            spread.append(argument)
-        return super().parse_args(context, spread)
-
-
-class _ImportCommand(click.Command):
-    """A command whose --algoperf-exact stands alone or names a leaderboard: ``--algoperf-exact v0.6``."""
-
-    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        spread: list[str] = []
-        for argument in arguments:
-            if spread and spread[-1] in _EXACT:
-                spread[-1] += f"={argument}" if _LEADERBOARD.fullmatch(argument) else "=as logged"
-                if _LEADERBOARD.fullmatch(argument):
-                    continue
-            spread.append(argument)
-        if spread and spread[-1] in _EXACT:
-            spread[-1] += "=as logged"
-        return super().parse_args(context, spread)
-
-
-_EXACT = ("--algoperf-exact", "--exact")
-_LEADERBOARD = re.compile(r"v[0-9.]+")
-
-
-def _sets(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="PATH=VALUE",
-        help="Override keys, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; several may follow.",
-    )(command)
 
 
 @click.group(
@@ -82,102 +38,31 @@ def main() -> None:
     """
 
 
-@main.command(cls=_Command)
+@main.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done."
 )
-@_sets
+@sets_option
 def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
 
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
     what they take together, when what they share is trained once.
     """
-    from sweeps.columns import fitting
-    from sweeps.plan import num_devices
-    from sweeps.run import assumptions, expected, wall, work
+    from sweeps.plan_text import show
+    from sweeps.run import work
     from sweeps.studies import load_specs
     from sweeps.user_code import usable
 
-    specs = load_specs(map(_study_file, files), sets)
-    specs, left_out = usable(specs)
-    spec = specs[0]  # resources are the same for all
+    specs, left_out = usable(load_specs(map(study_file, files), sets))
     todo = work(specs, out)
-    rows = expected(spec, todo)
-    devices, device = num_devices(spec)
-    hours = "GPU-hours" if device == "gpu" else "device-hours"
-    console = _console()
-    if len(specs) > 1:
-        console.print(_table_of_studies(specs, todo, out, hours))
-    name = spec.study if len(specs) == 1 else "together"
-    headers = (
-        "workload",
-        "cells",
-        "trajectories",
-        "steps",
-        hours,
-        "one trial per cell",
-        "peak memory a trial",
-    )
-    costs = [
-        (
-            workload,
-            f"{row['cells']:,.0f}",
-            f"{row['trajectories']:,.0f}",
-            f"{row['steps']:,.0f}",
-            f"{row['device_hours']:.3g}",
-            f"{row['unfused_device_hours']:.3g}",
-            f"{row['memory'] / 2**20:,.0f} MiB",
-        )
-        for workload, row in rows.items()
-    ]
-    title = f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train"
-    choices = (range(7), range(5), (0, 1, 2, 4))  # what is left out stands below too
-    table = _table(*fitting(headers, costs, console.width, choices), title=title)
-    console.print(table)
-    fused = sum(row["device_hours"] for row in rows.values())
-    alone = sum(row["unfused_device_hours"] for row in rows.values())
-    peak = max((row["memory"] for row in rows.values()), default=0.0)
-    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
-    console.print(
-        f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
-    )
-    about = wall(todo, slots, spec.resources.num_processes)
-    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
-    console.print(f"wall: about {about} on {each}, Ray's start apart")
-    for line in assumptions(todo):
-        console.print(line, soft_wrap=True)
-    if todo.num_done:
-        stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
-        console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
-    for workload, target in todo.targets.items():
-        said = (
-            "no target yet (`wa calibrate` sets it)"
-            if target is None
-            else f"target {target.metric} {target.value:.6g}"
-        )
-        console.print(f"{workload}: {said}")
-    for line in left_out:
-        console.print(line, soft_wrap=True)
+    show(specs, todo, out, left_out, terminal.console())
     if left_out:
         sys.exit(EXIT_INCOMPLETE)
 
 
-def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> Any:
-    """Each study as if it ran alone, then all of them with what they share trained once."""
-    from sweeps.run import expected, work
-
-    def row(name: str, work: Any) -> tuple[str, ...]:
-        cost = sum(one["device_hours"] for one in expected(specs[0], work).values())
-        return name, f"{len(work.cells):,}", f"{len(work.trajectories):,}", f"{cost:.3g}"
-
-    rows = [row(spec.study, work([spec], out)) for spec in specs]
-    headers = ("study", "cells", "trajectories to train", hours)
-    return _table(headers, [*rows, row("all, what they share once", todo)], title="each study alone")
-
-
-@main.command(cls=_Command)
+@main.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists."
@@ -195,7 +80,7 @@ def _table_of_studies(specs: Any, todo: Any, out: Path | None, hours: str) -> An
     is_flag=True,
     help="Go on though a workload's source or data is not what the folder was begun with.",
 )
-@_sets
+@sets_option
 def run(
     files: tuple[str, ...],
     out: Path | None,
@@ -213,11 +98,11 @@ def run(
     from sweeps.run import run_studies
     from sweeps.studies import load_specs
 
-    specs = load_specs(map(_study_file, files), sets)
+    specs = load_specs(map(study_file, files), sets)
     if out is None:
-        _one_folder(specs)
+        one_folder(specs)
     out = out or Path("runs") / specs[0].study
-    console = _console()
+    console = terminal.console()
     complete = run_studies(
         specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
     )
@@ -237,9 +122,9 @@ def _conclude(run: Path, console: Any) -> None:
     for study, frame in tables.items():
         if len(frame):
             console.print(
-                _table(
+                terminal.table(
                     [str(c) for c in frame.columns],
-                    [[_cell(v) for v in row] for row in frame.itertuples(index=False)],
+                    [[terminal.cell(v) for v in row] for row in frame.itertuples(index=False)],
                     title=study if len(tables) > 1 else None,
                 )
             )
@@ -255,7 +140,7 @@ def report(run: Path) -> None:
 
     Of several studies in it each has a report of its own in reports/<study>/, and report.html is their index.
     """
-    _conclude(run, _console())
+    _conclude(run, terminal.console())
 
 
 @main.command()
@@ -271,7 +156,7 @@ def recommend(run: Path, every: float | None, study: str | None) -> None:
     from analysis import recommend as recommendation
 
     for one in recommendation.recommend(run, every, study):
-        _console().print(one.text())
+        terminal.console().print(one.text())
 
 
 @main.command()
@@ -281,7 +166,7 @@ def compare(a: Path, b: Path) -> None:
     """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
     from analysis import compare as comparison
 
-    _console().print(comparison.compare(a, b).text())
+    terminal.console().print(comparison.compare(a, b).text())
 
 
 @main.command()
@@ -309,7 +194,7 @@ def watch(run: Path, once: bool, every: float, wait: float) -> None:
     """
     from sweeps.watch_screen import watch as draw
 
-    sys.exit(draw(run, _console(), once, every, wait))
+    sys.exit(draw(run, terminal.console(), once, every, wait))
 
 
 @main.command()
@@ -329,7 +214,7 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
     path = out or run / "wandb" / "workspace.json"
     make_folder(path.parent)
     write_atomic(path, text)
-    console = _console()
+    console = terminal.console()
     if not push:
         console.print(f"workspace: {path}; `wa dashboard {run} --push` saves it on W&B", soft_wrap=True)
         return
@@ -346,9 +231,9 @@ def workloads() -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
     from sweeps import workload_list
 
-    console = _console()
+    console = terminal.console()
     headers, rows = workload_list.table(console.width)
-    console.print(_table(headers, rows))
+    console.print(terminal.table(headers, rows))
     console.print(
         "Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload)."
     )
@@ -378,10 +263,10 @@ def schemes() -> None:
     _show_keys(keys.schemes())
 
 
-def _show_keys(table: Any) -> None:
-    console = _console()
-    console.print(_table(table.headers, table.rows))
-    console.print(table.note)
+def _show_keys(keys: Any) -> None:
+    console = terminal.console()
+    console.print(terminal.table(keys.headers, keys.rows))
+    console.print(keys.note)
 
 
 @main.command("check-workload")
@@ -436,7 +321,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
             "WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate"
         )
     spec = parse_spec(rule.study(chosen, preset), "calibrate")
-    console = _console()
+    console = terminal.console()
     complete = run_studies([spec], out, console, address, calibrating=True)
     if not complete:
         console.print(f"calibration is incomplete; the same command continues it in {out}")
@@ -448,69 +333,10 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
 
 
-@main.group("import")
-def import_() -> None:
-    """Turn another benchmark's logs into a run folder."""
+main.add_command(import_)
 
 
-@import_.command("algoperf", cls=_ImportCommand)
-@click.argument("logdir", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty."
-)
-@click.option(
-    "--algoperf-exact",
-    "--exact",
-    "exact",
-    type=click.Choice(["v0.5", "v0.6", "v1.0", "as logged"]),
-    metavar="[LEADERBOARD]",
-    help="Score by AlgoPerf's own code, quirks included: of v0.5, v0.6 or v1.0, or alone of the logs' own leaderboard.",
-)
-@click.option(
-    "--counts-calls",
-    multiple=True,
-    metavar="SUBMISSION",
-    help="Its global_step counts calls, not optimizer steps: withhold its steps. May be repeated.",
-)
-def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tuple[str, ...]) -> None:
-    """Import AlgoPerf's trial folders, print their scores and write a report.
-
-    LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
-    """
-    from analysis import algoperf_score
-    from analysis import report as reports
-    from sweeps.import_algoperf import import_algoperf as read_logs
-
-    done = read_logs(logdir, out, frozenset(counts_calls))
-    evaluations = algoperf_score.read_evaluations(out)
-    code = algoperf_score.code_of(evaluations, exact if exact in algoperf_score.LEADERBOARDS else True)
-    found = algoperf_score.score(evaluations, code if exact and code else False)
-    found.write(out / "tables")
-    console = _console()
-    left_out = "".join(f", {count:,} {why}" for why, count in done.left_out.items())
-    console.print(
-        f"{counted(done.num_trials, 'trial')}; {counted(done.num_read, 'line')} read, {done.num_recorded:,} recorded"
-        f"{left_out}",
-        soft_wrap=True,
-    )
-    for note in done.notes:
-        console.print(note, soft_wrap=True)
-    own = f"AlgoPerf's own code, {code}"
-    rule = own if exact else f"the clean rule; --algoperf-exact for {own}"
-    rows = [
-        (row.submission, f"{row.score:.6f}", f"{row.integral:.6f}", row.num_workloads)
-        for row in found.scores.itertuples()
-    ]
-    console.print(
-        _table(("submission", "score", "integral", "base workloads"), rows, title=f"scores by {rule}")
-    )
-    console.print(
-        f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
-    )
-    console.print(f"report: {reports.write(out)}", soft_wrap=True)
-
-
-@main.command(cls=_Command)
+@main.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
 @click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
@@ -518,7 +344,7 @@ def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tu
     "--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along."
 )
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
-@_sets
+@sets_option
 def submit(
     files: tuple[str, ...],
     address: str,
@@ -534,12 +360,12 @@ def submit(
     from cluster.submit import submit as submit_job
     from sweeps.studies import load_specs
 
-    paths = [_study_file(file) for file in files]
+    paths = [study_file(file) for file in files]
     specs = load_specs(paths, sets)
     if out is not None:
         check_local(out, "--out")
     else:
-        _one_folder(specs)
+        one_folder(specs)
     sys.exit(
         submit_job(
             paths,
@@ -565,63 +391,6 @@ def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     click.echo(render(checks))
     if any(check.ok is False for check in checks):
         sys.exit(EXIT_INCOMPLETE)
-
-
-def _one_folder(specs: Sequence[Any]) -> None:
-    """Several studies need a folder that is none of theirs by name. Raises: SpecError."""
-    from sweeps.blocks import SpecError
-
-    if len(specs) > 1:
-        raise SpecError("--out", "is required: the run folder that the studies share", "several studies")
-
-
-def _study_file(name: str) -> Path:
-    """A study: a path, or one shipped with the package (``quickstart`` or ``sweeps/quickstart.yaml``)."""
-    from sweeps.blocks import SpecError
-
-    check_local(name, "FILE")
-    path = Path(name)
-    try:
-        if path.exists():
-            return path
-    except (OSError, ValueError) as error:  # too long, not to be read, with a NUL
-        raise SpecError(
-            "", f"cannot be read: {getattr(error, 'strerror', None) or error}", name[:80]
-        ) from None
-    there = {file.stem: file for file in STUDIES.glob("*.yaml")}
-    if name in (path.stem, f"sweeps/{path.stem}.yaml") and path.stem in there:
-        return there[path.stem]
-    close, names = closest_first(path.stem, sorted(there))
-    asked = f" (did you mean {close}?)" if close else ""
-    raise SpecError("", f"no such file{asked}; shipped studies: {', '.join(names)}", name[:80])
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, markup=False, width=None if told else 160)
-
-
-def _table(headers: Any, rows: Any, title: str | None = None) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for header in headers:
-        table.add_column(Text(str(header)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "—" if value != value else f"{value:.4g}"
-    return "—" if value is None else str(value)
 
 
 if __name__ == "__main__":

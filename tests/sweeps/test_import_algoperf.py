@@ -13,6 +13,7 @@ from analysis import algoperf_score, device_hours, records, report, study
 from analysis.steps_to_target import steps_to_target
 from sweeps import cli
 from sweeps.import_algoperf import BadLogs, import_algoperf
+from sweeps.importers import command
 from sweeps.targets import Target
 
 
@@ -326,7 +327,7 @@ ASKED = {
 @pytest.mark.parametrize(("asked", "exact"), ASKED.items(), ids=ASKED.keys())
 def test_the_exact_rule_stands_alone_or_names_its_leaderboard(asked, exact, first):
     words = [*asked.split(), "LOGS", "-o", "RUN"] if first else ["LOGS", "-o", "RUN", *asked.split()]
-    found = cli.import_algoperf.make_context("algoperf", words).params
+    found = command.import_algoperf.make_context("algoperf", words).params
     assert (found["exact"], found["logdir"], found["out"]) == (exact, Path("LOGS"), Path("RUN"))
 
 

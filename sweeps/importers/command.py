@@ -1,0 +1,109 @@
+"""`wa import`: other people's logs as run folders, a command a source."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sweeps.border import Group
+from sweeps.wording import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.import_algoperf import Imported
+
+_EXACT = ("--algoperf-exact", "--exact")
+_LEADERBOARD = re.compile(r"v[0-9.]+")
+
+
+class ImportCommand(click.Command):
+    """A command whose --algoperf-exact stands alone or names a leaderboard: ``--algoperf-exact v0.6``."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        spread: list[str] = []
+        for argument in arguments:
+            if spread and spread[-1] in _EXACT:
+                spread[-1] += f"={argument}" if _LEADERBOARD.fullmatch(argument) else "=as logged"
+                if _LEADERBOARD.fullmatch(argument):
+                    continue
+            spread.append(argument)
+        if spread and spread[-1] in _EXACT:
+            spread[-1] += "=as logged"
+        return super().parse_args(context, spread)
+
+
+@click.group("import", cls=Group)
+def import_() -> None:
+    """Turn another benchmark's logs into a run folder."""
+
+
+@import_.command("algoperf", cls=ImportCommand)
+@click.argument("logdir", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty."
+)
+@click.option(
+    "--algoperf-exact",
+    "--exact",
+    "exact",
+    type=click.Choice(["v0.5", "v0.6", "v1.0", "as logged"]),
+    metavar="[LEADERBOARD]",
+    help="Score by AlgoPerf's own code, quirks included: of v0.5, v0.6 or v1.0, or alone of the logs' own leaderboard.",
+)
+@click.option(
+    "--counts-calls",
+    multiple=True,
+    metavar="SUBMISSION",
+    help="Its global_step counts calls, not optimizer steps: withhold its steps. May be repeated.",
+)
+def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tuple[str, ...]) -> None:
+    """Import AlgoPerf's trial folders, print their scores and write a report.
+
+    LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
+    """
+    from analysis import report as reports
+    from sweeps import terminal
+    from sweeps.import_algoperf import import_algoperf as read_logs
+
+    done = read_logs(logdir, out, frozenset(counts_calls))
+    console = terminal.console()
+    _show(out, done, exact, console)
+    console.print(f"report: {reports.write(out)}", soft_wrap=True)
+
+
+def _show(run: Path, done: Imported, exact: str | None, console: Console) -> None:
+    """Score the imported run, write the score's tables and print both.
+
+    exact: None for the clean rule; a leaderboard's name, or ``"as logged"`` for the logs' own.
+    """
+    from analysis import algoperf_score
+    from sweeps import terminal
+
+    evaluations = algoperf_score.read_evaluations(run)
+    code = algoperf_score.code_of(evaluations, exact if exact in algoperf_score.LEADERBOARDS else True)
+    found = algoperf_score.score(evaluations, code if exact and code else False)
+    found.write(run / "tables")
+    left_out = "".join(f", {count:,} {why}" for why, count in done.left_out.items())
+    console.print(
+        f"{counted(done.num_trials, 'trial')}; {counted(done.num_read, 'line')} read, {done.num_recorded:,} recorded"
+        f"{left_out}",
+        soft_wrap=True,
+    )
+    for note in done.notes:
+        console.print(note, soft_wrap=True)
+    own = f"AlgoPerf's own code, {code}"
+    rule = own if exact else f"the clean rule; --algoperf-exact for {own}"
+    rows = [
+        (row.submission, f"{row.score:.6f}", f"{row.integral:.6f}", row.num_workloads)
+        for row in found.scores.itertuples()
+    ]
+    console.print(
+        terminal.table(("submission", "score", "integral", "base workloads"), rows, title=f"scores by {rule}")
+    )
+    console.print(
+        f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
+    )

@@ -1,0 +1,99 @@
+"""What `wa plan` says: cells, trajectories, device-hours and memory, workload by workload, and what is assumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps import terminal
+from sweeps.columns import fitting
+from sweeps.plan import num_devices
+from sweeps.run import Work, assumptions, expected, wall, work
+from sweeps.spec import Spec
+from sweeps.wording import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+HEADERS = ("workload", "cells", "trajectories", "steps", "hours", "one trial per cell", "peak memory a trial")
+CHOICES = (
+    range(7),
+    range(5),
+    (0, 1, 2, 4),
+)  # of columns, as the width allows; what is left out is said below too
+
+
+def show(
+    specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence[str], console: Console
+) -> None:
+    """Print the plan of one or several studies against a run folder, if there is one.
+
+    left_out: a line for each workload that cannot be used.
+    """
+    spec = specs[0]  # resources are the same for all
+    device = num_devices(spec)[1]
+    hours = "GPU-hours" if device == "gpu" else "device-hours"
+    if len(specs) > 1:
+        console.print(_studies(specs, todo, out, hours))
+    rows = expected(spec, todo)
+    name = spec.study if len(specs) == 1 else "together"
+    title = f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train"
+    headers = tuple(hours if one == "hours" else one for one in HEADERS)
+    costs = [_cost(workload, row) for workload, row in rows.items()]
+    console.print(terminal.table(*fitting(headers, costs, console.width, CHOICES), title=title))
+    _totals(spec, todo, rows, hours, console)
+    for line in assumptions(todo):
+        console.print(line, soft_wrap=True)
+    if todo.num_done:
+        stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
+        console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
+    for workload, target in todo.targets.items():
+        said = (
+            "no target yet (`wa calibrate` sets it)"
+            if target is None
+            else f"target {target.metric} {target.value:.6g}"
+        )
+        console.print(f"{workload}: {said}")
+    for line in left_out:
+        console.print(line, soft_wrap=True)
+
+
+def _cost(workload: str, row: dict[str, float]) -> tuple[str, ...]:
+    return (
+        workload,
+        f"{row['cells']:,.0f}",
+        f"{row['trajectories']:,.0f}",
+        f"{row['steps']:,.0f}",
+        f"{row['device_hours']:.3g}",
+        f"{row['unfused_device_hours']:.3g}",
+        f"{row['memory'] / 2**20:,.0f} MiB",
+    )
+
+
+def _totals(spec: Spec, todo: Work, rows: dict[str, dict[str, float]], hours: str, console: Console) -> None:
+    devices, device = num_devices(spec)
+    fused = sum(row["device_hours"] for row in rows.values())
+    alone = sum(row["unfused_device_hours"] for row in rows.values())
+    peak = max((row["memory"] for row in rows.values()), default=0.0)
+    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
+    console.print(
+        f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
+    )
+    about = wall(todo, slots, spec.resources.num_processes)
+    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
+    console.print(f"wall: about {about} on {each}, Ray's start apart")
+
+
+def _studies(specs: Sequence[Spec], todo: Work, out: Path | None, hours: str) -> Table:
+    """Each study as if it ran alone, then all of them with what they share trained once."""
+
+    def row(name: str, work: Work) -> tuple[str, ...]:
+        cost = sum(one["device_hours"] for one in expected(specs[0], work).values())
+        return name, f"{len(work.cells):,}", f"{len(work.trajectories):,}", f"{cost:.3g}"
+
+    rows = [row(spec.study, work([spec], out)) for spec in specs]
+    headers = ("study", "cells", "trajectories to train", hours)
+    return terminal.table(headers, [*rows, row("all, what they share once", todo)], title="each study alone")
