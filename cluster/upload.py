@@ -3,11 +3,15 @@
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import cache
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 STUDY_FOLDER = "wa_study"
+OURS = frozenset({"wa", "workloads", "sweeps", "analysis", "cluster"})
 CODE_LIMIT_MB = 100
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 # Names that keys go by; hidden files stay behind whatever they are called.
@@ -55,7 +59,8 @@ def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = Non
     The studies lie in `wa_study/`, the user's code at the top, where Ray puts the job's imports. Hidden
     names (`.env`, `.git`, `.netrc`), `__pycache__` and virtual environments stay behind.
 
-    Raises SubmitError: no such study or folder, a name that clashes, a link that leads out of the folder, a file
+    Raises SubmitError: no such study or folder, a name that clashes, a module by the name of one that the job needs
+    (Ray puts this folder before all else that Python searches), a link that leads out of the folder, a file
     that looks like a key, more than 100 MB of code.
     """
     names = [study.name for study in studies]
@@ -66,6 +71,7 @@ def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = Non
             raise SubmitError(f"{study}: two studies have this file name; each needs one of its own")
     if working_dir is not None:
         _copy_code(working_dir, staging)
+        _refuse_namesakes(working_dir, staging)
         if (working_dir / STUDY_FOLDER).exists():
             raise SubmitError(f"{working_dir}: holds a {STUDY_FOLDER!r} of its own; the job needs that name")
     folder = staging / STUDY_FOLDER
@@ -100,6 +106,29 @@ def _copy_code(source: Path, target: Path) -> None:
             shutil.copyfile(path, copy)
         except OSError as error:
             raise SubmitError(f"{path}: {error.strerror or error}; it cannot be sent") from None
+
+
+def _refuse_namesakes(source: Path, staging: Path) -> None:
+    for entry in sorted(staging.iterdir()):
+        is_module = entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py")))
+        if is_module and entry.stem in _needed():
+            raise SubmitError(
+                f"{source / entry.name}: on the cluster it would stand in for the module {entry.stem!r} that the job "
+                "needs; rename it, or send the folder above (its workloads are then folder.module:Name)"
+            )
+
+
+@cache
+def _needed() -> frozenset[str]:
+    """Python's own modules, ours, and those of the packages that we require."""
+    required = {_normal(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in requires("wa-sweeps") or []}
+    packages = packages_distributions().items()
+    theirs = {name for name, of in packages if required & {_normal(one) for one in of}}
+    return OURS | sys.stdlib_module_names | theirs
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _code(source: Path) -> Iterator[Path]:

@@ -37,6 +37,14 @@ def sets_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def accept_changed_code_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--accept-changed-code",
+        is_flag=True,
+        help="Go on though a workload's source or data is not what the folder was begun with.",
+    )(command)
+
+
 def one_folder(specs: Sequence[Any]) -> None:
     """Several studies need a folder that is none of theirs by name. Raises: SpecError."""
     from sweeps.blocks import SpecError

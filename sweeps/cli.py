@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sweeps import terminal
-from sweeps.arguments import Command, one_folder, sets_option, study_file
+from sweeps.arguments import Command, accept_changed_code_option, one_folder, sets_option, study_file
 from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
 from sweeps.importers.command import import_
 from sweeps.wording import counted
@@ -75,11 +75,7 @@ def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> Non
     type=click.FloatRange(0),
     help="Least time between checkpoints.",
 )
-@click.option(
-    "--accept-changed-code",
-    is_flag=True,
-    help="Go on though a workload's source or data is not what the folder was begun with.",
-)
+@accept_changed_code_option
 @sets_option
 def run(
     files: tuple[str, ...],
@@ -344,6 +340,7 @@ main.add_command(import_)
     "--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along."
 )
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
+@accept_changed_code_option
 @sets_option
 def submit(
     files: tuple[str, ...],
@@ -351,6 +348,7 @@ def submit(
     out: str | None,
     working_dir: Path | None,
     no_wait: bool,
+    accept_changed_code: bool,
     sets: tuple[str, ...],
 ) -> None:
     """Run a study on a Ray cluster as a Ray job, and follow its log.
@@ -375,6 +373,7 @@ def submit(
             working_dir=working_dir,
             wait=not no_wait,
             echo=click.echo,
+            command=("wa", "run", *["--accept-changed-code"] * accept_changed_code),
         )
     )
 

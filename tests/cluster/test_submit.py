@@ -252,7 +252,7 @@ def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.Mo
         ("notes.txt", "my key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", True),
         ("deploy.py", "KEY = '''\n-----BEGIN RSA PRIVATE KEY-----\n'''", True),
         ("id_rsa.pub", "ssh-rsa AAAA", False),
-        ("secrets.py", "import secrets", False),
+        ("client_secrets.py", "import secrets", False),
         ("tokenizer.json", "{}", False),
         ("keyboard.txt", "-----BEGIN CERTIFICATE-----", False),
         (".env", "WANDB_API_KEY=secret", False),  # hidden: it stays behind
@@ -417,3 +417,40 @@ def _pump(source: socket.socket, sink: socket.socket, limit: int) -> None:
                 end.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+
+@pytest.mark.parametrize(
+    "name", ["analysis.py", "sweeps/__init__.py", "cluster/x.py", "queue.py", "torch.py", "yaml/a.py"]
+)
+def test_a_module_named_like_one_that_the_job_needs_is_refused(name: str, code: Path, tmp_path: Path) -> None:
+    """Ray puts the folder that is sent before everything else that Python searches, in every process of the job."""
+    (code / name).parent.mkdir(exist_ok=True)
+    (code / name).write_text("RESULTS = {}")
+    study = tmp_path / "s.yaml"
+    study.write_text("study: s")
+    (tmp_path / "staging").mkdir()
+    with pytest.raises(SubmitError, match="stand in for the module") as told:
+        stage([study], tmp_path / "staging", code)
+    assert str(code / name.partition("/")[0]) in str(told.value)
+
+
+def test_other_names_travel(code: Path, tmp_path: Path) -> None:
+    """Data in a folder called like a module of ours is no module, and `mypkg.analysis` is nobody's but the user's."""
+    for name in ("results.py", "mypkg/analysis.py", "analysis/table.csv"):
+        (code / name).parent.mkdir(exist_ok=True)
+        (code / name).write_text("")
+    study = tmp_path / "s.yaml"
+    study.write_text("study: s")
+    (tmp_path / "staging").mkdir()
+    stage([study], tmp_path / "staging", code)
+    assert {"results.py", "mypkg/analysis.py", "analysis/table.csv"} <= set(staged(tmp_path / "staging")[0])
+
+
+def test_changed_code_is_accepted_over_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tmp_path / "s.yaml"
+    study.write_text("study: s\nworkloads: [lm]\naveraging: {scheme: none}\n")
+    asked: list[Any] = []
+    monkeypatch.setattr("cluster.submit.submit", lambda *_, **options: asked.append(options["command"]) or 0)
+    for flags in ([], ["--accept-changed-code"]):
+        CliRunner().invoke(main, ["submit", str(study), "--address", "http://head:8265", *flags])
+    assert asked == [("wa", "run"), ("wa", "run", "--accept-changed-code")]
