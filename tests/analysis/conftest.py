@@ -69,9 +69,7 @@ class Plan:
     study: str = "horizon"
     # Share of the metric's range, equal for all cells of a seed and step. Never 0: equal seeds have no interval.
     noise: float = 1e-8
-    spread: float = (
-        1e-7  # of the ratio over seeds: ratio · (1 + spread · (seed − 1)); equal ones have no interval
-    )
+    spread: float = 0.0  # of the ratio over seeds: ratio · (1 + spread · (seed − 1))
     shape: str = "linear"  # linear | bent (fast at first, as real runs)
     seed_shift: float = 0.0  # seed s trains slower by (1 + seed_shift · (s − 1))
     stop: dict[str, int] = field(default_factory=dict)  # trajectory id -> last step recorded (unfinished)
