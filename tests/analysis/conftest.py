@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_run(folder: Path, plan: Plan) -> Path:
     for task in plan.tasks:
         for length in plan.lengths:
             for seed in plan.seeds:
-                trajectory = f"{task.name.replace(':', '.')}-{length}-{seed}"
+                trajectory = f"{re.sub(r'[^A-Za-z0-9._-]', 'x', task.name.replace(':', '.'))}-{length}-{seed}"
                 settings = [Average("none", math.nan, 1.0)] if plan.none else []
                 mine = [_cell(task, plan, length, seed, trajectory, one) for one in settings + plan.averages]
                 cells += mine
