@@ -83,7 +83,7 @@ def replaces_decay(of: Evidence) -> Finding:
             told.append(f"{label} on {name}: {over(pairs, '.3f')}; {counted(pairs, 'better', 'worse')}.")
             if horizon is not None and final_lr == 1.0:
                 for row in paired.by_workload(pairs).to_dict("records"):
-                    level[row["workload"]] = level.get(row["workload"], False) or bool(row["low"] <= 1)
+                    level[row["workload"]] = level.get(row["workload"], False) or not row["low"] > 1
     replaced = sorted(workload for workload, is_level in level.items() if is_level)
     total = decayed["workload"].nunique()
     names = f" ({', '.join(replaced)})" if replaced else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,9 +70,7 @@ class Plan:
     study: str = "horizon"
     # Share of the metric's range, equal for all cells of a seed and step. Never 0: equal seeds have no interval.
     noise: float = 1e-8
-    spread: float = (
-        1e-7  # of the ratio over seeds: ratio · (1 + spread · (seed − 1)); equal ones have no interval
-    )
+    spread: float = 0.0  # of the ratio over seeds: ratio · (1 + spread · (seed − 1))
     shape: str = "linear"  # linear | bent (fast at first, as real runs)
     seed_shift: float = 0.0  # seed s trains slower by (1 + seed_shift · (s − 1))
     stop: dict[str, int] = field(default_factory=dict)  # trajectory id -> last step recorded (unfinished)
@@ -94,7 +93,7 @@ def write_run(folder: Path, plan: Plan) -> Path:
     for task in plan.tasks:
         for length in plan.lengths:
             for seed in plan.seeds:
-                trajectory = f"{task.name.replace(':', '.')}-{length}-{seed}"
+                trajectory = f"{re.sub(r'[^A-Za-z0-9._-]', 'x', task.name.replace(':', '.'))}-{length}-{seed}"
                 settings = [Average("none", math.nan, 1.0)] if plan.none else []
                 mine = [_cell(task, plan, length, seed, trajectory, one) for one in settings + plan.averages]
                 cells += mine

@@ -97,7 +97,7 @@ def test_incomplete_failed_and_diverged_are_said_first(make_run):
     read = study.read(make_run(lengths=[1.0], stop={"lm-1.0-0": 500}, diverge={"imagenet_vit-1.0-1": 300}))
     notices = list(methods.notices(read))
     assert "1 of 6 trajectories are not finished, 11 of 66 cells" in notices[0]
-    assert any("1 trajectories diverged" in line for line in notices)
+    assert any("1 trajectory diverged" in line for line in notices)
     assert list(methods.notices(study.read(make_run(lengths=[1.0])))) == []
 
 

@@ -6,7 +6,6 @@ ahead, what is unfinished.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ from typing import Any
 
 import oddwork
 
-from sweeps.cells import Cell
+from sweeps.attempts import Attempt
 from sweeps.cells import cells as cells_of
+from sweeps.identity import Cell
 from sweeps.plan import Trajectory, trajectories
-from sweeps.recorder import Recorder, write_atomic
+from sweeps.recorder import Recorder
 from sweeps.run_folder import compact, trajectory_folder, write_plan, write_trials
 from sweeps.spec import parse_spec
 from sweeps.studies import Resolved, union
@@ -144,29 +144,16 @@ def met_at(odd: Odd, cell: Cell) -> float:
 
 def _train(run: Path, one: Trajectory, odd: Odd, end: str) -> None:
     folder = trajectory_folder(run, one.name)
+    status = {"unfinished": "interrupted", "failed": "failed"}.get(end, "done")
     with Recorder(folder / "records.jsonl") as recorder:
+        attempt = Attempt.begin(folder, one.trajectory_id, "cpu", 1.0)
         recorder.append(_rows(one, odd, end))
-    status = {"done": "done", "diverged": "done", "late diverged": "done", "failed": "failed"}.get(
-        end, "interrupted"
-    )
-    attempt = {
-        "trajectory_id": one.trajectory_id,
-        "attempt": 0,
-        "host": "node-a",
-        "device_name": "a CPU",
-        "num_devices": 1.0,
-        "versions": json.dumps({"torch": "2.13.0"}),
-        "started": "2026-01-01T00:00:00.000+00:00",
-        "ended": "2026-01-01T00:00:36.000+00:00",
-        "seconds": 36.0,
-        "status": status,
-    }
-    write_atomic(folder / "attempt-0.json", json.dumps(attempt).encode())
+        attempt.end(status)
+        if status == "done":
+            recorder.finish()
     (folder / "log").write_text("the last words\n", encoding="utf-8")
-    if status == "done":
-        write_atomic(folder / "done", b"")
-        if odd.compacted:
-            compact(run, one.name)
+    if status == "done" and odd.compacted:
+        compact(run, one.name)
 
 
 def _rows(one: Trajectory, odd: Odd, end: str) -> Iterator[dict[str, Any]]:

@@ -41,10 +41,8 @@ class Signed(Error):
     metric, higher_is_better = 'score <b>&"σ"</b>', True
 
 
-class Größe_名前_with_a_name_that_is_longer_than_any_column_of_any_table_was_made_for_and_then_some_more(
-    Error
-):
+class Größe_名前_that_is_longer_than_most_columns(Error):
     metric = "Verlust_名前"
 
 
-LONG = Größe_名前_with_a_name_that_is_longer_than_any_column_of_any_table_was_made_for_and_then_some_more
+LONG = Größe_名前_that_is_longer_than_most_columns
