@@ -37,8 +37,9 @@ FLOAT = re.compile(
 
 
 def _int(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise BadYaml(f"a number of {len(text):,} digits; allowed: at most {MAX_DIGITS}")
+    digits = text.lstrip("+-")
+    if len(digits) > MAX_DIGITS:
+        raise BadYaml(f"a number of {len(digits):,} digits; allowed: at most {MAX_DIGITS}")
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
