@@ -19,7 +19,8 @@ class StepBuffers:
     """All buffers of `model` over one step: `begin` and `add` around each part's forward pass, `finish` at the end.
 
     Floating-point ones, whatever they are for, become old + Σ (part's − old) / (number of parts of all ranks), in
-    float64; one that no part changes keeps its bits. Others are what the last part made of them.
+    float64; one that no part changes keeps its bits. Others, and caches that a part gave another shape or dropped,
+    are what the last part made of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,7 +32,11 @@ class StepBuffers:
 
     def _now(self) -> dict[str, Tensor]:
         # By name each time: some models bind new tensors instead of writing into the old ones.
-        return {name: buffer for name, buffer in self._model.named_buffers() if name in self._old}
+        return {
+            name: buffer
+            for name, buffer in self._model.named_buffers()
+            if name in self._old and buffer.shape == self._old[name].shape
+        }
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -45,7 +50,8 @@ class StepBuffers:
         """Count what the part made of them."""
         self._parts += 1
         if self._names:
-            old, new = self._flat(self._old), self._flat(self._now())
+            # The old one in place of a cache that grew: ranks must add up equally many elements.
+            old, new = self._flat(self._old), self._flat(self._old | self._now())
             change = torch.where(new == old, 0.0, new - old)  # an infinite mask has not changed by NaN
             self._change = change if self._change is None else self._change + change
 
@@ -58,7 +64,8 @@ class StepBuffers:
         old, now = self._flat(self._old), self._now()
         sizes = [self._old[name].numel() for name in self._names]
         for name, mean in zip(self._names, torch.split(old + change, sizes), strict=True):
-            _write(now[name], mean.view(self._old[name].shape))
+            if name in now:
+                _write(now[name], mean.view(self._old[name].shape))
 
     def _flat(self, buffers: dict[str, Tensor]) -> Tensor:
         return torch.cat([buffers[name].detach().double().reshape(-1) for name in self._names])

@@ -102,6 +102,7 @@ def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards
             passes += 1
             if not called:  # said at once: the iterable may have no end
                 raise ValueError(f"cannot recompute statistics: an item ran no forward pass; {RIGHT_CALL}")
+            called.clear()
     if not passes:
         raise ValueError(f"cannot recompute statistics: there was no forward pass; {RIGHT_CALL}")
     if not any(collector.calls for collector in collectors):
@@ -139,7 +140,7 @@ def _iterable(forwards: object) -> Iterable[object]:
 
 @contextmanager
 def _calls(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """A list that gets the first module of the model that runs."""
+    """A list that gets the first module of the model that runs after it was empty."""
     called: list[nn.Module] = []
 
     def note(module: nn.Module, *_: object) -> None:

@@ -243,6 +243,36 @@ def test_buffers_that_no_part_changes_keep_their_bits(dtype: torch.dtype) -> Non
     assert torch.equal(model.spread, torch.full((4,), 0.1, dtype=dtype))
 
 
+class Rotary(nn.Module):
+    """A table that grows with the longest input so far, and one that is dropped after use, beside a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, momentum=0.5)
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+        self.register_buffer("once", torch.zeros(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > len(self.table):
+            self.table = torch.arange(float(len(x))).cos()
+        self.once = None
+        return self.norm(x) * self.table[: len(x), None]
+
+
+def test_a_cache_that_grows_in_a_part_stays_as_it_grew() -> None:
+    model = Rotary()
+    buffers = StepBuffers(model)
+    for part in (torch.full((3, 1), 1.0), torch.full((6, 1), 3.0), torch.full((2, 1), 5.0)):
+        buffers.begin()
+        model(part)
+        buffers.add()
+    buffers.finish(Team())
+    assert torch.equal(model.table, torch.arange(6.0).cos())
+    assert model.once is None
+    assert model.norm.running_mean.item() == pytest.approx((1 + 3 + 5) / 3 / 2)
+    assert model.norm.num_batches_tracked == 1
+
+
 class Twins(Team):
     """Two ranks that always agree."""
 

@@ -132,6 +132,8 @@ def test_refusals():
     with pytest.raises(ValueError, match="no forward pass"):
         recompute_statistics(model, [])
     assert recompute_statistics(nn.Linear(6, 2), []) == 0  # nothing to recompute
+    with pytest.raises(ValueError, match="an item ran no forward pass"):
+        recompute_statistics(model, lambda model: model(batches()[0]))  # one pass, iterated over its rows
     own = own_net()
     del own[1].momentum
     with pytest.raises(ValueError, match=r"'1'.*momentum"):
