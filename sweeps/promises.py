@@ -7,7 +7,7 @@ import inspect
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeps import random_streams
+from sweeps.batch_tensors import addresses, copied, equal, tensors
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.evaluate import evaluate
@@ -48,35 +49,8 @@ def cells_of(
     return cells(spec)
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    return [t for part in batch for t in _tensors(part)] if _is_nested(batch) else []
-
-
-def _is_nested(value: object) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
-
-
-def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(
-        a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _copied(batch: Batch) -> list[Tensor]:
-    return [tensor.clone() for tensor in _tensors(batch)]
-
-
-def _addresses(batch: Batch) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(batch) if tensor.numel()}
-
-
 def _taken(workload: Workload, seed: int, first_step: int, count: int) -> list[list[Tensor]]:
-    return [_copied(batch) for batch in itertools.islice(workload.batches(seed, first_step), count)]
+    return [copied(batch) for batch in itertools.islice(workload.batches(seed, first_step), count)]
 
 
 def _streams_are(before: random_streams.Streams) -> bool:
@@ -90,7 +64,7 @@ def fresh_model(workload: Workload, seed: int = 0) -> nn.Module:
 
 def _same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return list(one) == list(other) and all(
-        _equal(_tensors(a), _tensors(b)) for a, b in zip(one.values(), other.values(), strict=True)
+        equal(tensors(a), tensors(b)) for a, b in zip(one.values(), other.values(), strict=True)
     )
 
 
@@ -150,7 +124,7 @@ def _batches_resume(workload: Workload) -> str:
     drew = not _streams_are(before)
     late = _taken(workload, SEED, 4, 4)
     hold(
-        all(map(_equal, whole, again)),
+        all(map(equal, whole, again)),
         "batches(seed, 1) twice differs; draw batch s from numpy.random.default_rng([seed, s]), not global state",
     )
     hold(
@@ -158,7 +132,7 @@ def _batches_resume(workload: Workload) -> str:
         "batches() draws from a global generator; use numpy.random.default_rng([seed, s]) of its own",
     )
     hold(
-        all(map(_equal, whole[3:], late)),
+        all(map(equal, whole[3:], late)),
         "batches(seed, 4) is not batches(seed, 1) without its first 3; make batch s a function of (seed, s)",
     )
     return "batch s is a function of (seed, s)"
@@ -167,7 +141,7 @@ def _batches_resume(workload: Workload) -> str:
 def _batches_differ(workload: Workload) -> str:
     found = [_taken(workload, seed, step, 1)[0] for seed, step in ((0, 1), (0, 2), (1, 1), (1, 2), (2, 1))]
     hold(
-        not any(_equal(one, other) for one, other in itertools.combinations(found, 2)),
+        not any(equal(one, other) for one, other in itertools.combinations(found, 2)),
         "two seeds or two steps give one batch; let both count: numpy.random.default_rng([seed, s])",
     )
     return "other seeds and steps give other batches"
@@ -176,21 +150,21 @@ def _batches_differ(workload: Workload) -> str:
 def _batches_are_fresh(workload: Workload) -> str:
     stream = workload.batches(SEED, 1)
     one = next(stream)
-    kept = _copied(one)
+    kept = copied(one)
     later, same = next(stream), next(workload.batches(SEED, 1))
-    hold(_equal(kept, _tensors(one)), "batches() writes into a batch it has given away; give a new one each")
-    shared = _addresses(one) & (_addresses(later) | _addresses(same))
+    hold(equal(kept, tensors(one)), "batches() writes into a batch it has given away; give a new one each")
+    shared = addresses(one) & (addresses(later) | addresses(same))
     hold(not shared, "a batch shares memory with a cache or another batch; give a copy (index, or .clone())")
     return "every batch has its own memory"
 
 
 def _eval_batches_repeat(workload: Workload) -> str:
-    one = [_copied(batch) for batch in workload.eval_batches("validation")]
+    one = [copied(batch) for batch in workload.eval_batches("validation")]
     seed_all(3)
-    other = [_copied(batch) for batch in workload.eval_batches("validation")]
+    other = [copied(batch) for batch in workload.eval_batches("validation")]
     hold(len(one) > 0, 'eval_batches("validation") is empty; give at least one batch')
     hold(
-        len(one) == len(other) and all(map(_equal, one, other)),
+        len(one) == len(other) and all(map(equal, one, other)),
         'eval_batches("validation") twice differs; give the same batches in the same order at every call, and draw '
         "nothing in it",
     )
@@ -201,8 +175,9 @@ def _eval_step_leaves_no_trace(workload: Workload) -> str:
     model = fresh_model(workload).eval()
     state = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
+    frozen = [parameter.requires_grad for parameter in model.parameters()]
     batch = next(iter(workload.eval_batches("validation")))
-    kept, found = _copied(batch), []
+    kept, found = copied(batch), []
     with torch.no_grad():
         for seed in (0, 1):
             seed_all(seed)
@@ -218,12 +193,16 @@ def _eval_step_leaves_no_trace(workload: Workload) -> str:
                 [module.training for module in model.modules()] == modes,
                 "eval_step changes the model's mode; leave train() and eval() to the trainer",
             )
-    hold(_equal(kept, _tensors(batch)), "eval_step writes into its batch; work on a copy")
+            hold(
+                [parameter.requires_grad for parameter in model.parameters()] == frozen,
+                "eval_step changes which parameters are trained; leave requires_grad alone",
+            )
+    hold(equal(kept, tensors(batch)), "eval_step writes into its batch; work on a copy")
     for key, value in found[0].items():
         hold(isinstance(value, Tensor), f"eval_step's {key!r} is a {type(value).__name__}; make it a tensor")
         hold(not value.requires_grad, f"eval_step's {key!r} needs gradients; leave torch.no_grad alone")
     hold(
-        set(found[0]) == set(found[1]) and all(_equal([v], [found[1][k]]) for k, v in found[0].items()),
+        set(found[0]) == set(found[1]) and all(equal([v], [found[1][k]]) for k, v in found[0].items()),
         "eval_step twice differs; let it depend on the model and the batch alone",
     )
     return f"sums {', '.join(sorted(found[0]))}; weights, modes, random state and batch as before"
@@ -246,7 +225,7 @@ def _summary_is_finite(workload: Workload) -> str:
 
 
 def _loss_is_a_loss(workload: Workload) -> str:
-    batch, losses = next(workload.batches(SEED, 1)), []
+    batch, losses, before = next(workload.batches(SEED, 1)), [], _numbers(workload)
     for _ in range(2):
         model = fresh_model(workload).train()
         seed_all(7)
@@ -260,11 +239,39 @@ def _loss_is_a_loss(workload: Workload) -> str:
         "loss twice on one batch, model and seed differs; let it depend on these and the global random streams alone, "
         "not on a clock or on what the workload counts",
     )
+    counted = [key for key, value in _numbers(workload).items() if value != before.get(key)]
+    for key in counted:
+        hold(
+            _loss_with(workload, batch, key) == float(losses[1].detach()),
+            f"loss depends on {key!r}, which the workload counts in itself and a resumed run begins anew; let it "
+            "depend on the batch, the model and the global random streams alone",
+        )
     losses[1].backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     hold(bool(gradients), "loss reaches no parameter; compute it from the model")
     hold(all(bool(g.isfinite().all()) for g in gradients), "loss has gradients that are not finite")
     return f"{float(loss.detach()):.4g} at the start, {len(gradients)} of {_count(model)} parameters get a gradient"
+
+
+def _numbers(workload: Workload) -> dict[str, float]:
+    """The plain numbers that a workload keeps in itself."""
+    own = vars(getattr(workload, "_workload", workload))
+    return {key: value for key, value in own.items() if type(value) in (int, float)}
+
+
+def _loss_with(workload: Workload, batch: Batch, key: str) -> float:
+    """The first loss, had the workload counted a million further: a counter may only matter late in a run."""
+    own = getattr(workload, "_workload", workload)
+    count = getattr(own, key)
+    model = fresh_model(workload).train()
+    seed_all(7)
+    setattr(own, key, count + 1_000_000)
+    try:
+        return float(workload.loss(model, batch).detach())
+    except Exception:  # such as an index out of range
+        return math.nan
+    finally:
+        setattr(own, key, count)
 
 
 def _count(model: nn.Module) -> int:
@@ -353,11 +360,11 @@ def _parts_make_up_the_whole(workload: Workload) -> str:
         f"two parts of a batch say loss {joined:.7g}, the whole {whole:.7g}; let the parts hold each example once, "
         "and loss_weight(batch) be what the loss is a mean over",
     )
-    every = [_copied(batch) for batch in workload.eval_batches("validation")]
+    every = [copied(batch) for batch in workload.eval_batches("validation")]
     for i in range(2):
-        share = [_copied(batch) for batch in workload.eval_batches("validation", Part(i, 2))]
+        share = [copied(batch) for batch in workload.eval_batches("validation", Part(i, 2))]
         hold(
-            len(every[i::2]) <= len(share) and all(map(_equal, every[i::2], share)),
+            len(every[i::2]) <= len(share) and all(map(equal, every[i::2], share)),
             "eval_batches(part) is not every count-th batch from batch index on; give itertools.islice of the whole",
         )
     if draws:

@@ -175,6 +175,29 @@ BROKEN = textwrap.dedent('''
             self.calls += 1
             return super().loss(model, batch) * (1 + 0.01 * self.calls)
 
+    class LateCounter(Tiny):
+        """A curriculum of its own, from a step that no check reaches."""
+
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch) * (2 if self.calls > 10_000 else 1)
+
+    class RunsOut(Tiny):
+        """So does what it reads off a list."""
+
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch) * ([1] * 500)[self.calls]
+
+    class FreezesInEvaluation(Tiny):
+        def eval_step(self, model, batch):
+            model.requires_grad_(False)
+            return super().eval_step(model, batch)
+
     class SlowClock(Tiny):
         """A clock read in whole seconds."""
 
@@ -185,6 +208,16 @@ BROKEN = textwrap.dedent('''
     class Exits(Tiny):
         def loss(self, model, batch):
             sys.exit(0)
+
+    class Counts(Tiny):
+        """For a log: nothing depends on it."""
+
+        calls, seconds = 0, 0.0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            self.seconds += time.time() % 1
+            return super().loss(model, batch)
 
     class Mixup(Tiny):
         """Draws from every global stream, as the mixups of several libraries do; all of them are kept."""
@@ -303,6 +336,9 @@ FAILS = {
     "InfiniteLoss": ("loss", "finite"),
     "Clock": ("loss", "not on a clock"),
     "Counter": ("loss", "what the workload counts"),
+    "LateCounter": ("loss", "'calls'"),
+    "RunsOut": ("loss", "'calls'"),
+    "FreezesInEvaluation": ("eval step", "requires_grad"),
     "Exits": ("loss", "SystemExit: it called exit(0)"),
     "Unlearns": ("learns", "mend the loss"),
     "HiddenStatistics": ("state dict", "register_buffer"),
@@ -361,8 +397,9 @@ def test_parts_are_tried_where_there_are_any() -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_every_global_random_stream_may_be_drawn_from() -> None:
-    found = list(check("brokenwork:Mixup", steps=8))
+@pytest.mark.parametrize("name", ["Mixup", "Counts"])
+def test_global_random_streams_and_counts_for_a_log_are_allowed(name: str) -> None:
+    found = list(check(f"brokenwork:{name}", steps=8))
     assert failures(found) == []
     assert [one.name for one in found] == NAMES
 
