@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 import re
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,11 +131,51 @@ def wait_for_lock(path: Path) -> int:
 def remove_abandoned(run: Path) -> None:
     """Remove the temporary files below `run` whose writers have died; those of living ones, here or elsewhere, stay."""
     for path in run.rglob(".*.new"):
-        told = _TEMPORARY.fullmatch(path.name)
-        if told and path.is_file() and not path.is_symlink() and not _is_alive(int(told[1])):
-            with suppress(OSError), open(path, "rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_file():
+            _remove_if_abandoned(path)
+
+
+@contextmanager
+def folder_for(goal: Path, kind: str) -> Iterator[Path]:
+    """An empty folder beside `goal` that takes its place at the end, or is removed; those of dead writers go first.
+
+    kind: of the writer, in the temporary name: what another of its kind left beside `goal` is its own to remove.
+    Raises: OSError, also where a file or a folder with anything in it is at `goal`.
+    """
+    make_folder(goal.parent)
+    for path in goal.parent.glob(f".{kind}.*.new"):
+        if path.is_dir():
+            _remove_if_abandoned(path)
+    new = temporary(goal.with_name(kind))
+    os.mkdir(new)
+    descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # as in `write_atomic`
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield new
+        with named(goal):
+            os.replace(new, goal)
+        _sync_folder(goal.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove a temporary file or folder of a process that is not here, where none elsewhere holds its lock."""
+    told = _TEMPORARY.fullmatch(path.name)
+    if told is None or path.is_symlink() or _is_alive(int(told[1])):
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _is_alive(pid: int) -> bool:

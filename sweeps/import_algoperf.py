@@ -6,12 +6,11 @@ Reads ``LOGDIR/<submission>/study_<s>/<workload>_<framework>/trial_<t>/`` with `
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.durable import folder_for
 from sweeps.importers import algoperf_counters, algoperf_files, algoperf_folders, algoperf_tables
 from sweeps.importers.algoperf_account import account
 from sweeps.importers.algoperf_trials import BadLogs
@@ -60,12 +59,8 @@ def import_algoperf(logs: Path, run: Path, not_steps: frozenset[str] = frozenset
         raise BadLogs(f"{logs}: no submission {unknown[0]!r}")
     found = account(trials, [*skipped, *unusable], num_left, remarks)
     goal = run.resolve()
-    new = goal.with_name(f".algoperf.{os.getpid()}.new")
-    try:
+    with folder_for(goal, "algoperf") as new:
         algoperf_tables.write(new, study_name(goal.name), trials, found)
-        os.replace(new, goal)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return Imported(
         run,
         len(trials),

@@ -62,7 +62,7 @@ def load_dotted(name: str, preset: str) -> Any:
 def _refuse_reserved(name: str, module_name: str) -> None:
     """A name that means Python's own module in every process, whatever the user's folder holds."""
     top = module_name.partition(".")[0]
-    if top in sys.stdlib_module_names:
+    if top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
         raise UnknownWorkload(
             f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours"
         )

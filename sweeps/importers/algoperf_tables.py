@@ -35,8 +35,8 @@ WARMUPS = ("warmup_factor", "warmup_steps_fraction")  # shares of the step hint
 
 
 def write(run: Path, study: str, trials: list[Trial], account: Account) -> None:
-    """The run folder `run`, which must not be there: cells, records, trials, every evaluation as logged, plan."""
-    (run / "records").mkdir(parents=True)
+    """Fill the empty folder `run`: cells, records, trials, every evaluation as logged, plan."""
+    (run / "records").mkdir()
     names = _optimizer_names(trials)
     cells = [_cell_row(trial, names[trial.cell_id], study) for trial in trials]
     extra = [("framework", pa.string()), ("trial", pa.int64()), ("hyperparameters", pa.string())]

@@ -174,3 +174,35 @@ def test_temporary_files_of_dead_writers_go_those_of_living_ones_stay(tmp_path: 
         with run_folder.locked(tmp_path):
             assert not any(path.exists() for path in dead)
             assert all(path.exists() for path in [*kept, elsewhere])
+
+
+def test_temporary_folders_of_dead_writers_go_those_of_living_ones_stay(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    dead, elsewhere = (tmp_path / f".kind.{'0' * zeros}{process.pid}.new" for zeros in (0, 1))
+    mine = [tmp_path / ".kind.mine.new", tmp_path / f".other.{process.pid}.new", tmp_path / ".kind.1.new"]
+    for path in [dead, elsewhere, *mine]:
+        path.mkdir()
+        (path / "half").write_bytes(b"half")
+    descriptor = os.open(elsewhere, os.O_RDONLY)
+    try:
+        assert durable.try_lock(descriptor, elsewhere)  # of a living writer on another host
+        with durable.folder_for(tmp_path / "goal", "kind") as new:
+            (new / "whole").write_bytes(b"whole")
+            assert not (tmp_path / "goal").exists()
+    finally:
+        os.close(descriptor)
+    assert [path.name for path in (tmp_path / "goal").iterdir()] == ["whole"]
+    assert {path for path in tmp_path.iterdir() if path.name.startswith(".")} == {elsewhere, *mine}
+
+
+def _fail_halfway(goal: Path) -> None:
+    with durable.folder_for(goal, "kind") as new:
+        (new / "half").write_bytes(b"half")
+        raise OSError("full")
+
+
+def test_a_folder_that_fails_halfway_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"):
+        _fail_halfway(tmp_path / "goal")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from algoperf_logs import META, WHOLE, lines, put
 
 from analysis import records
 from sweeps.import_algoperf import BadLogs, import_algoperf
+from sweeps.importers import algoperf_tables
 
 
 @pytest.fixture
@@ -172,3 +174,17 @@ def test_a_broken_file_is_made_do_with_and_the_note_says_so(logs, run, break_it,
     assert counts.get("nadamw.study1.wmt_jax.trial1", 0) == left
     assert done.num_read == done.num_recorded + sum(done.left_out.values())
     assert len(done.notes) <= 2
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(logs, run):
+    put(logs)
+    run.parent.mkdir()
+    child = os.fork()
+    if child == 0:  # killed while it writes
+        algoperf_tables.write = lambda new, *_: os.kill(os.getpid(), signal.SIGKILL)
+        import_algoperf(logs, run)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert [path.name for path in run.parent.iterdir()] == [f".algoperf.{child}.new"]
+    import_algoperf(logs, run)
+    assert list(run.parent.iterdir()) == [run]

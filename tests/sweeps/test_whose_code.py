@@ -131,6 +131,7 @@ def test_the_users_folder_comes_last(outside: Path, monkeypatch: pytest.MonkeyPa
     ("name", "told"),
     [
         ("sys:exit", "'sys' is a module of Python's own; rename yours"),
+        ("__main__:Mine", "'__main__' is a module of Python's own; rename yours"),
         ("queue:Mine", "'queue' is a module of Python's own; rename yours"),
         ("analysis:Mine", "'analysis' is a package of wa-sweeps and not yours: rename yours"),
         ("workloads.mine:Mine", "'workloads' is a package of wa-sweeps and not yours: rename yours"),
