@@ -364,8 +364,10 @@ def _target(of: dict[str, Any]) -> str:
 
 def _headline(choice: Choice, basis: Basis) -> list[str]:
     where = f"{len(basis.workloads)} workloads" if len(basis.workloads) > 1 else basis.workloads[0]
-    where += f", {counted(len(basis.seeds), 'seed')}"
-    where += " each" if len(basis.workloads) > 1 else ""
+    if choice.verdict != "one seed":
+        where += f", {counted(len(basis.seeds), 'seed')}{' each' if len(basis.workloads) > 1 else ''}"
+    elif len(basis.workloads) == 1:  # others of its seeds may have given no ratio
+        where += ", 1 seed"
     of_many = f"the smallest of {choice.num_settings} settings"
     picked, expected = (sign(choice.bound) + with_interval(one) for one in (choice.ratio, choice.expected))
     schedules = sorted(set(basis.raw.values()))
@@ -386,7 +388,8 @@ def _headline(choice: Choice, basis: Basis) -> list[str]:
             f"beyond the best raw run ({raw}).",
             f"{choice.setting} has {of_many}: {picked} of its steps, on {where}.",
         ]
-        return [*lines, *([f"{choice.num_worse} settings are slower."] if choice.num_worse else [])]
+        slower = f"{counted(choice.num_worse, 'setting')} {'is' if choice.num_worse == 1 else 'are'} slower."
+        return [*lines, *([slower] if choice.num_worse else [])]
     if choice.verdict == "undecided":
         held = [f"{name} ({with_interval(ratio)})" for name, ratio in choice.fixed if ratio.high < 1]
         lines = [

@@ -24,10 +24,11 @@ def profiles(found: Profiles | None) -> alt.ConcatChart | None:
         return None
     first = found.scores[found.scores["measure"] == found.measures[0]]
     colours = _colours(list(first["submission"]), found.imported)
+    radio = alt.binding_radio(options=found.measures, name="rule: " if found.imported else "measured in: ")
     pick = alt.param(
         name="score_measure",
         value=found.measures[0],
-        bind=alt.binding_radio(options=found.measures, name="rule: " if found.imported else "measured in: "),
+        bind=radio if len(found.measures) > 1 else alt.Undefined,
     )
     shown = "datum.measure == score_measure"
     parts = [
@@ -40,7 +41,7 @@ def profiles(found: Profiles | None) -> alt.ConcatChart | None:
         _ratios(found.times, colours, shown),
     ]
     chart = panels.grid(parts)
-    return chart.add_params(pick) if chart is not None and len(found.measures) > 1 else chart
+    return None if chart is None else chart.add_params(pick)
 
 
 def _steps(profile: pd.DataFrame, colours: dict[str, str]) -> Any:

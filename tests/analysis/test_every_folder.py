@@ -140,6 +140,13 @@ def test_every_kind_of_folder_is_told_of_truly(name: str, tmp_path: Path) -> Non
         assert words not in answer(tmp_path / "run"), words
 
 
+def test_a_verdict_counts_the_seeds_that_it_rests_on(tmp_path: Path) -> None:
+    odd = Odd(ends={("*", 1): "waiting", ("*", 2): "waiting"})
+    said = " ".join(call("recommend", odd_runs.write(tmp_path / "run", odd)).split())
+    assert "One seed gives no interval" in said
+    assert "1 seed." in said.partition("What it rests on")[0]
+
+
 FEATURES: list[dict[str, object]] = [
     {"fates": fates}
     for fates in (

@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 
 from analysis import algoperf_score, profiles, report, study
 from analysis.figures import score_figures
@@ -267,3 +269,11 @@ def test_the_areas_are_those_of_the_score(two):
     ]
     clean = two.scores[two.scores["measure"] == profiles.CLEAN].set_index("submission")["score"]
     assert clean.to_dict() == pytest.approx(found.to_dict())
+
+
+def test_a_profile_is_drawn_where_one_rule_alone_has_scores(two):
+    """As of logs without an evaluation: by AlgoPerf's own code there is no score then."""
+    tables = {name: getattr(two, name) for name in ("times", "scores", "leads", "profile")}
+    clean = {name: table[table["measure"] == profiles.CLEAN] for name, table in tables.items()}
+    chart = score_figures.profiles(replace(two, measures=[profiles.CLEAN], **clean))
+    assert "<svg" in vl_convert.vegalite_to_svg(chart.to_dict())

@@ -82,6 +82,8 @@ def test_slower_everywhere_is_counted(make_run, average):
     found = recommend(make_run(lengths=[1.0], averages=averages(average, {0.01: 1.1, 0.02: 1.2})))
     assert found.overall.verdict == "no effect"
     assert "2 settings are slower." in found.text()
+    found = recommend(make_run(lengths=[1.0], averages=averages(average, {0.01: 1.1})))
+    assert "1 setting is slower." in found.text()
 
 
 def test_a_pick_is_measured_on_seeds_that_had_no_say(frame_of):

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from analysis.records import KEY, read_live, rows_to_table
-from sweeps import checkpoint, random_streams, trajectory
+from sweeps import checkpoint, random_streams, training_state, trajectory
 from sweeps.cells import cells
+from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
+from workloads.protocol import load
 
 DRAWING = textwrap.dedent('''
     import random
@@ -156,6 +158,22 @@ def test_ranks_begin_apart_and_a_seed_is_a_seed() -> None:
     assert found[0] == found[3]
     for i in range(len(found[0])):
         assert len({one[i] for one in found[:3]}) == 3, "each stream, by rank and by seed"
+
+
+def test_ranks_of_a_trial_draw_apart_and_begin_with_one_model() -> None:
+    (one,) = grid("drawingwork:Drawing")
+    found, weights = [], []
+    with random_streams.kept():
+        for rank in (0, 1, 2):
+            random_streams.seed_all(one.cells[0].training.seed)
+            workload = load("drawingwork:Drawing", "mini")
+            state = training_state.fresh(one, workload, "cpu", Team(rank, 3))
+            weights.append(torch.cat([value.flatten() for value in state.model.state_dict().values()]))
+            found.append(draw())
+    for i in range(len(found[0])):
+        assert len({one[i] for one in found}) == 3, "each stream, by rank"
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
 
 
 def test_another_generator_of_numpys_cannot_be_in_a_checkpoint() -> None:

@@ -128,8 +128,11 @@ def test_a_kill_within_the_last_write_loses_nothing(tmp_path: Path, kept: int) -
     pd.testing.assert_frame_equal(resumed, undisturbed, check_exact=True)
 
 
-def test_a_diverged_run_is_not_tested(tmp_path: Path) -> None:
-    found = run(one_trajectory(True, "testedwork:Diverged"), tmp_path / "a")
+@pytest.mark.parametrize("every", [20, 60])  # it diverges at step 31, so before the last evaluation and at it
+def test_a_diverged_run_is_not_tested(every: int, tmp_path: Path) -> None:
+    one = one_trajectory(True, "testedwork:Diverged", evaluate={"every": every, "test": True})
+    found = run(one, tmp_path / "a")
+    assert found["diverged"].iloc[-1]
     assert set(found["split"]) == {"validation"}
 
 

@@ -39,6 +39,14 @@ def test_seconds_a_step_agree_between_versions() -> None:
         assert new == pytest.approx(old, rel=0.03), name
 
 
+def test_a_step_costs_the_seconds_of_all_eight_devices() -> None:
+    """AlgoPerf's runtimes are wall seconds on 8 V100s: criteo1tb has 7,703 s for 10,666 steps."""
+    for name, of in constants().items():
+        budget = load(name, "full").step_seconds * of.step_hint["v0.5"]
+        assert budget == pytest.approx(8 * of.max_runtime_seconds["v0.5"]), name
+    assert load("criteo1tb", "full").step_seconds == pytest.approx(8 * 7703 / 10666)
+
+
 def test_points_are_in_algoperfs_search_space_once_each() -> None:
     points = {of.nadamw for of in constants().values()}
     assert all(0.8 < p.beta1 < 1 and 0.6 < p.beta2 < 1 and 1e-4 < p.lr < 1e-2 for p in points)
