@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from sweeps.wording import one_line
+from sweeps.wording import MAX_LINE, one_line
+
+MAX_PATHS = 2000  # characters of a line that quotes paths of this machine
 
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
 # By name, so that help and errors of the command line itself need none of their modules.
@@ -74,6 +76,13 @@ def line(error: Exception) -> str:
     return " ".join(f"{where}: {said[:1].lower()}{said[1:]}; {remedy}".split())
 
 
+def longest(error: Exception) -> int:
+    """How many characters of what is wrong are shown: all of a path that exists, and the remedy after it."""
+    is_long_by_itself = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    has_paths = isinstance(error, OSError) or type(error).__name__ == "BadRun"
+    return MAX_PATHS if has_paths and not is_long_by_itself else MAX_LINE
+
+
 class BadPath(ValueError):
     """No path of this machine."""
 
@@ -111,6 +120,7 @@ class Group(click.Group):
         super().add_command(command, name)
 
     def invoke(self, context: click.Context) -> Any:
+        most = MAX_PATHS
         try:
             return super().invoke(context)
         except KeyboardInterrupt as error:
@@ -121,10 +131,10 @@ class Group(click.Group):
         except (OSError, ValueError) as error:
             if not is_bad_input(error):
                 raise
-            said, code = line(error), EXIT_BAD_INPUT
+            said, code, most = line(error), EXIT_BAD_INPUT, longest(error)
         except click.UsageError as error:
             raise _one_line_of(error) from None
-        click.echo(one_line(f"wa: {said}"), err=True)
+        click.echo(one_line(f"wa: {said}", most), err=True)
         return context.exit(code)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:

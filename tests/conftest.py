@@ -29,3 +29,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     sys.modules.pop("tinywork", None)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables have the width they have off a terminal, whatever runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)

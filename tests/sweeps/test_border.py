@@ -424,3 +424,14 @@ def test_what_a_killed_writer_left_goes_at_the_next_start(run: Path) -> None:
     left.write_bytes(b"half")
     assert wa("run", "b.yaml", "--out", run).exit_code == 0
     assert not left.exists()
+
+
+def test_a_deep_folder_hides_no_remedy(tmp_path: Path) -> None:
+    run = tmp_path.joinpath(*["a folder of some length"] * 12)
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text("{")
+    told = CliRunner().invoke(cli.main, ["recommend", str(run)])
+    assert told.exit_code == 2
+    assert len(told.stderr) > 300
+    assert str(run / "plan.json") in told.stderr
+    assert "restore" in told.stderr.rpartition("plan.json")[2]
