@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cluster.errors import first_line
 from cluster.upload import SubmitError, stage, staged
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def connect(address: str) -> Any:
         raise SubmitError(_refused(address)) from error
     except Exception as error:  # what Ray lets through: requests, grpc, its own, by the kind of address
         raise SubmitError(
-            f"no Ray dashboard answers at {address} ({_first_line(error)}); is the head up, started with "
+            f"no Ray dashboard answers at {address} ({first_line(error)}); is the head up, started with "
             "`ray start --head --dashboard-host=0.0.0.0`, and the port forwarded? A cluster that asks for a "
             "token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too"
         ) from error
@@ -133,7 +134,7 @@ def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str],
     except AuthenticationError as error:
         raise SubmitError(_refused(address)) from error
     except (RuntimeError, OSError) as error:
-        raise SubmitError(f"{address} did not take the job: {_first_line(error)}") from error
+        raise SubmitError(f"{address} did not take the job: {first_line(error)}") from error
 
 
 def _follow(client: Any, job: str, address: str, echo: Echo) -> int:
@@ -168,7 +169,7 @@ async def _print_logs(client: Any, job: str, address: str, echo: Echo) -> None:
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > PATIENCE_S:
                 raise SubmitError(
-                    f"{address} has been out of reach for {PATIENCE_S:.0f} s ({_first_line(error)}); "
+                    f"{address} has been out of reach for {PATIENCE_S:.0f} s ({first_line(error)}); "
                     f"job {job} may go on, and submitting again continues its folder"
                 ) from error
         await asyncio.sleep(POLL_S)
@@ -197,7 +198,3 @@ def _refused(address: str) -> str:
         f"{address} asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
         "RAY_AUTH_TOKEN) to the cluster's own before this command starts"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -14,7 +14,6 @@ import click
 from sweeps.wording import MAX_LINE, one_line
 
 MAX_PATHS = 2000  # characters of a line that quotes paths of this machine
-
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
 # By name, so that help and errors of the command line itself need none of their modules.
 BAD_INPUT = frozenset(

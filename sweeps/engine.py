@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
 import ray
 from ray.job_config import JobConfig
 
+from cluster.errors import first_line
 from cluster.ray_folder import NoFolder, ray_folder
 from sweeps.ray_log import hushed
 
@@ -340,8 +341,3 @@ def _leave(code: int) -> None:
         except (OSError, ValueError):
             continue
     os._exit(code)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 # First, since it sets what Ray reads when it is imported.
-from sweeps.engine import Engine, first_line
+from sweeps.engine import Engine
 
 # isort: split
 from ray import tune
 from ray.tune.search import Searcher
 
 from analysis.run_files import BadRun
+from cluster.errors import first_line
 from sweeps import attempts, failures, import_order
 from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
