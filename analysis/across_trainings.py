@@ -56,9 +56,7 @@ def across_trainings(
         table = table.merge(mine[["setting", *ends.values(), f"{name}bound"]], on="setting", how="left")
     order = {int(training): place for place, training in enumerate(axes["training"])}
     table = table.assign(order=table["training"].map(order), raw=table["scheme"] != "none")
-    table = table.sort_values(
-        ["workload", "order", "raw", "scheme", "horizon_fraction", "setting"], kind="stable"
-    )
+    table = table.sort_values(["workload", "order", "raw", "scheme", "horizon_fraction", "setting"], kind="stable")
     return table.drop(columns=["order", "raw"]).reset_index(drop=True)
 
 

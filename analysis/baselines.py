@@ -85,9 +85,7 @@ def fixed_settings(cells: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(distance=distance, near=distance <= np.log(NEAR))
     order = ["workload", "training", "scheme", "distance", "every_steps", "setting"]
     columns = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "near"]
-    first = (
-        rows.sort_values(order, kind="stable").groupby(["workload", "training", "scheme"], sort=True).head(1)
-    )
+    first = rows.sort_values(order, kind="stable").groupby(["workload", "training", "scheme"], sort=True).head(1)
     return first[columns].reset_index(drop=True)
 
 

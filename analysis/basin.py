@@ -22,9 +22,7 @@ RULE = (
 )
 
 
-def widths(
-    cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell: pd.DataFrame
-) -> pd.DataFrame:
+def widths(cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell: pd.DataFrame) -> pd.DataFrame:
     """One row a (workload, rule, averaging, seed) of a workload whose trainings differ in their peak LR alone.
 
     Args: steps: of `steps_to_target`. by_cell: of `generalization.metrics_by_cell`. Returns: workload, rule,
@@ -88,9 +86,7 @@ def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
         }
         row |= {"num_met": int(part["num_met"].sum()), "num_runs": int(part["num_lrs"].sum())}
         row["num_at_edge"] = int(part["at_edge"].sum())
-        paired = raw.reindex(pd.MultiIndex.from_frame(part[["workload", "rule", "seed"]])).to_numpy(
-            dtype=float
-        )
+        paired = raw.reindex(pd.MultiIndex.from_frame(part[["workload", "rule", "seed"]])).to_numpy(dtype=float)
         own = part["width"].to_numpy(dtype=float)
         change = bootstrap(own - paired if row["scheme"] != "none" else np.full(len(part), np.nan))
         for name, interval in (("width", bootstrap(own)), ("difference", change)):

@@ -93,13 +93,9 @@ def of_studies(a: Study, b: Study, name_a: str = "A", name_b: str = "B") -> Comp
     )
     both = pd.concat([cells_a, cells_b], ignore_index=True)
     targets = _targets(cells_a, cells_b)
-    both = both.assign(
-        training=0, setting=both["setting_key"].map(numbers), target=both["workload"].map(targets)
-    )
+    both = both.assign(training=0, setting=both["setting_key"].map(numbers), target=both["workload"].map(targets))
     both = both[both["setting"].notna()].astype({"setting": "int64"})
-    rows = pd.concat(
-        [_prefixed(a.records, "a:"), _prefixed(b.records, "b:")], ignore_index=True, join="inner"
-    )
+    rows = pd.concat([_prefixed(a.records, "a:"), _prefixed(b.records, "b:")], ignore_index=True, join="inner")
     rows = rows[rows["cell_id"].isin(both["cell_id"])].reset_index(drop=True)
     return Comparison(
         name_a,
@@ -178,9 +174,7 @@ def _settings(
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
     every = pairs.groupby("setting").size()
     found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(every)).astype("int64")
-    found["steps"] = [
-        savings.direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")
-    ]
+    found["steps"] = [savings.direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
     several = found["num_pairs"] > 1  # which have no interval where all are equal, but no effect either
     found["steps"] = found["steps"].mask(several & (found["steps_ratio"] == 1), "none")
@@ -237,8 +231,7 @@ def _differences(a: Study, b: Study, cells_a: pd.DataFrame, cells_b: pd.DataFram
     rows = [
         (what, first.get(what) or "–", second.get(what) or "–")
         for what in dict.fromkeys([*first, *second])
-        if first.get(what) != second.get(what)
-        and (not what.startswith("target") or what.split(" of ")[1] in both)
+        if first.get(what) != second.get(what) and (not what.startswith("target") or what.split(" of ")[1] in both)
     ]
     return pd.DataFrame(rows, columns=["what", "A", "B"])
 
@@ -340,7 +333,6 @@ def _aligned(table: pd.DataFrame) -> str:
     lines = [[str(name) for name in table.columns], *table.head(_SHOWN).astype(str).to_numpy().tolist()]
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     text = "\n".join(
-        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
     return text + (f"\n  … and {len(table) - _SHOWN:,} more" if len(table) > _SHOWN else "")

@@ -40,9 +40,7 @@ def against_decayed(
         base = part.sort_values(["end_lr", "rank"], kind="stable").iloc[0]
         mine = cells[cells["training"].isin(part["training"])].merge(final, on="cell_id")
         raw = mine[(mine["training"] == base["training"]) & (mine["scheme"] == "none")]
-        mine = mine.assign(
-            change=mine["final_metric"] - mine["seed"].map(raw.set_index("seed")["final_metric"])
-        )
+        mine = mine.assign(change=mine["final_metric"] - mine["seed"].map(raw.set_index("seed")["final_metric"]))
         names = part.set_index("training")
         for (_, setting), group in mine.groupby(["training", "setting"], sort=True):
             one = group.iloc[0]

@@ -26,9 +26,7 @@ def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFr
     Linear between records and from 0 at step 0; a missed cell pays what its last record says.
     Returns: cell_id, device_hours, one row a row of `steps`; null without records or while unfinished.
     """
-    devices = {
-        str(cell_id): float(num) for cell_id, num in zip(cells["cell_id"], cells["num_devices"], strict=True)
-    }
+    devices = {str(cell_id): float(num) for cell_id, num in zip(cells["cell_id"], cells["num_devices"], strict=True)}
     rows = rows_of_cells(records)
     at = records["step"].to_numpy(dtype=float)
     seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=float)

@@ -58,9 +58,7 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     table = _over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
     groups = done.groupby(_SETTING, sort=True)
     table.insert(4, "num_pairs", groups["raw_final"].count().to_numpy())
-    ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(
-        index=False
-    )
+    ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(index=False)
     higher = groups["higher_is_better"].first().astype(bool)
     table["effect"] = [effect(Interval(*one), up) for one, up in zip(ends, higher, strict=True)]
     return table
@@ -79,9 +77,7 @@ def test_metrics(cells: pd.DataFrame, test: pd.DataFrame, pairs: pd.DataFrame) -
     by_cell = metrics_by_cell(cells, test)
     table = generalization(by_cell[by_cell["final_metric"].notna()], pairs)
     names = {name: name.replace("final_", "test_") for name in table.columns if name.startswith("final_")}
-    return table.drop(columns=[name for name in table.columns if name.startswith("best_")]).rename(
-        columns=names
-    )
+    return table.drop(columns=[name for name in table.columns if name.startswith("best_")]).rename(columns=names)
 
 
 def metrics_beside(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -104,9 +104,7 @@ def findings(fits: pd.DataFrame) -> list[str]:
         names = " and ".join(SCHEME_NAMES.get(name, name) for name in row["scheme"].split(" + "))
         text = f"On {row['workload']} the smooth fit of {names} "
         if row["edge"]:
-            text += (
-                f"has no optimum within the horizons run: it is best at the end, {percent(row['optimum'])}"
-            )
+            text += f"has no optimum within the horizons run: it is best at the end, {percent(row['optimum'])}"
         else:
             text += f"is best at {percent(row['optimum'])}"
             if row["optimum_low"] == row["optimum_low"]:
@@ -141,15 +139,9 @@ def parabolas(x: Floats, y: Floats, seed: NDArray[np.int64], weights: Floats) ->
     determinant = a[:, 0, 0] * a[:, 1, 1] - a[:, 0, 1] ** 2
     room = 1e-10 * a[:, 0, 0] * a[:, 1, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(
-            determinant > room, (a[:, 1, 1] * b[:, 0] - a[:, 0, 1] * b[:, 1]) / determinant, np.nan
-        )
-        curvature = np.where(
-            determinant > room, (a[:, 0, 0] * b[:, 1] - a[:, 0, 1] * b[:, 0]) / determinant, np.nan
-        )
-    return np.stack(
-        [centre[:, 2] - slope * centre[:, 0] - curvature * centre[:, 1], slope, curvature], axis=1
-    )
+        slope = np.where(determinant > room, (a[:, 1, 1] * b[:, 0] - a[:, 0, 1] * b[:, 1]) / determinant, np.nan)
+        curvature = np.where(determinant > room, (a[:, 0, 0] * b[:, 1] - a[:, 0, 1] * b[:, 0]) / determinant, np.nan)
+    return np.stack([centre[:, 2] - slope * centre[:, 0] - curvature * centre[:, 1], slope, curvature], axis=1)
 
 
 def lowest(coefficients: Floats, low: float, high: float) -> Floats:

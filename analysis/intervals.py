@@ -220,9 +220,7 @@ def stratified_geometric_mean(strata: list[Floats], *, level: float = LEVEL, see
     )
     sizes = np.array([len(part) for part in logs])
     factor = small_sample_factor(float(sizes.min()), float((sizes - 1).sum()), level)
-    low, high = np.log(value) + factor * (
-        np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - np.log(value)
-    )
+    low, high = np.log(value) + factor * (np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - np.log(value))
     return Interval(value, float(np.exp(low)), float(np.exp(high)))
 
 
@@ -248,9 +246,7 @@ def multisets(n: int, num_resamples: int, seed: int) -> tuple[Floats, NDArray[np
     return different / n, counts
 
 
-def _draws(
-    values: Floats, statistic: Statistic, num_resamples: int, seed: int
-) -> tuple[Floats, NDArray[np.int64]]:
+def _draws(values: Floats, statistic: Statistic, num_resamples: int, seed: int) -> tuple[Floats, NDArray[np.int64]]:
     if statistic == "median":
         rows = resample(len(values), num_resamples, seed)
         return np.median(values[rows], axis=1), np.ones(num_resamples, dtype=np.int64)
@@ -291,8 +287,7 @@ def counted_quantiles(draws: Floats, counts: NDArray[np.int64], tails: Floats) -
         at = tail * (total - 1)
         below, above = np.floor(at), np.ceil(at)
         low, high = (
-            ordered[every, np.minimum((up_to <= rank[:, None]).sum(axis=1), len(draws) - 1)]
-            for rank in (below, above)
+            ordered[every, np.minimum((up_to <= rank[:, None]).sum(axis=1), len(draws) - 1)] for rank in (below, above)
         )
         with np.errstate(invalid="ignore"):
             between = np.where((low == high) | (at == below), low, low + (high - low) * (at - below))

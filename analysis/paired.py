@@ -30,9 +30,7 @@ Floats = NDArray[np.float64]
 KEYS = ["workload", "seed"]
 
 
-def steps_ratios(
-    top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame
-) -> pd.DataFrame:
+def steps_ratios(top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
     """steps-to-target of `top` ÷ that of `bottom`, paired by workload and seed; misses count as in `savings.RULE`.
 
     Args: top, bottom: rows of `analysis.study.describe`, at most one a (workload, seed). steps: of
@@ -46,9 +44,7 @@ def steps_ratios(
     return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound"]]
 
 
-def metric_changes(
-    top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Mapping[Any, bool]
-) -> pd.DataFrame:
+def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Mapping[Any, bool]) -> pd.DataFrame:
     """log(metric of `top` ÷ metric of `bottom`) by workload and seed, negative where `top` is better.
 
     Args: top, bottom: workload, seed, value (a metric). higher_is_better: by workload. Returns: workload, seed, value;

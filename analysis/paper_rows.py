@@ -127,9 +127,7 @@ def _ratios(ratios: pd.DataFrame, mine: pd.DataFrame) -> Iterator[dict[str, Any]
 
 
 def _shares(cells: pd.DataFrame, steps: pd.DataFrame, trainings: dict[str, int]) -> Iterator[dict[str, Any]]:
-    raw = cells[cells["scheme"] == "none"].merge(
-        steps[["cell_id", "counted_steps", "censored"]], on="cell_id"
-    )
+    raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "counted_steps", "censored"]], on="cell_id")
     points = paper_points().drop_duplicates("workload").set_index("workload")["share"]
     for workload, training in sorted(trainings.items()):
         part = raw[(raw["training"] == training) & raw["counted_steps"].notna()]
@@ -168,9 +166,7 @@ def _suite(
     pooled: pd.DataFrame, mine: pd.DataFrame, chosen: pd.DataFrame, paper: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Only where the pooled number is made of these settings, and of resnet's at most."""
-    of = pooled[
-        (pooled["versus"] == "same schedule") & (pooled["horizon"] == FIXED) & pooled["value"].notna()
-    ]
+    of = pooled[(pooled["versus"] == "same schedule") & (pooled["horizon"] == FIXED) & pooled["value"].notna()]
     of = of[(of["statistic"] == "suite device-hours") & (of["num_workloads"] >= FEWEST)]
     for row in of.to_dict("records"):
         used = chosen[chosen["near"].astype(bool) & (chosen["scheme"] == row["scheme"])]
@@ -178,14 +174,10 @@ def _suite(
         if row["scheme"] in paper and others <= {"imagenet_resnet"}:
             ratio = float(paper[row["scheme"]] / paper["none"])
             ours = Interval(row["value"], row["low"], row["high"])
-            yield _row(
-                SUITE, f"{row['num_workloads']} workloads", row["scheme"], ratio, ours, str(row["bound"])
-            )
+            yield _row(SUITE, f"{row['num_workloads']} workloads", row["scheme"], ratio, ours, str(row["bound"]))
 
 
-def _row(
-    quantity: str, workload: str, scheme: str, paper: float, ours: Interval, bound: str
-) -> dict[str, Any]:
+def _row(quantity: str, workload: str, scheme: str, paper: float, ours: Interval, bound: str) -> dict[str, Any]:
     row = dict(zip(COLUMNS, [quantity, workload, scheme, None, None, paper, *ours, bound], strict=False))
     return row | {"verdict": where(paper, ours, bound)}
 

@@ -103,9 +103,7 @@ def pool(by_seed: pd.DataFrame, steps: pd.DataFrame, picked: pd.DataFrame) -> pd
     table = pd.DataFrame(rows, columns=COLUMNS)
     # 'same schedule' and what was fixed beforehand come first: what was chosen after the fact flatters.
     order = table.assign(versus=table["versus"] != "same schedule", horizon=table["horizon"] != FIXED)
-    return table.loc[order.sort_values(["versus", "horizon", "scheme"], kind="stable").index].reset_index(
-        drop=True
-    )
+    return table.loc[order.sort_values(["versus", "horizon", "scheme"], kind="stable").index].reset_index(drop=True)
 
 
 COLUMNS = [

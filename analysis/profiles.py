@@ -50,9 +50,7 @@ class Profiles:
 
     measures: list[str]  # the first is the default
     imported: bool
-    times: (
-        pd.DataFrame
-    )  # measure, submission, workload · time (a miss ∞), ratio to the best, num_studies, num_missed
+    times: pd.DataFrame  # measure, submission, workload · time (a miss ∞), ratio to the best, num_studies, num_missed
     scores: pd.DataFrame  # measure, submission · score, low, high, integral, num_fastest, num_workloads
     leads: pd.DataFrame  # measure, submission (the leader), versus · difference of scores, low, high
     profile: pd.DataFrame  # measure, submission, tau · share, at each τ where a share changes
@@ -105,9 +103,7 @@ def of_schemes(study: Study, tables: Tables) -> Profiles | None:
     parts = {}
     for measure, column in measures.items():
         studies = runs.assign(time=runs[column].where(runs["status"] == "met", np.inf).fillna(np.inf))
-        found = studies.assign(missed=np.isinf(studies["time"])).groupby(
-            ["submission", "workload"], sort=True
-        )
+        found = studies.assign(missed=np.isinf(studies["time"])).groupby(["submission", "workload"], sort=True)
         every = found.agg(
             time=("time", "median"), num_studies=("study", "nunique"), num_missed=("missed", "sum")
         ).reset_index()
@@ -125,9 +121,7 @@ def _runs(study: Study, tables: Tables) -> pd.DataFrame:
     picked = pd.concat([raw, tables.chosen[tables.chosen["near"].astype(bool)]])[["setting", "scheme"]]
     picked = picked.assign(submission=picked["scheme"].map(SCHEME_NAMES).fillna(picked["scheme"]))
     runs = tables.steps_to_target.merge(picked[["setting", "submission"]], on="setting", how="inner")
-    runs = runs.rename(columns={"seed": "study"}).sort_values(
-        ["submission", "workload", "study"], kind="stable"
-    )
+    runs = runs.rename(columns={"seed": "study"}).sort_values(["submission", "workload", "study"], kind="stable")
     return runs[["submission", "workload", "study", "status", "point", "device_hours"]]
 
 
@@ -208,9 +202,7 @@ def _factor(times: pd.DataFrame, studies: pd.DataFrame) -> float:
     return np.nan if few < 2 else small_sample_factor(few, float((sizes - 1).sum()))
 
 
-def _with_bounds(
-    table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float
-) -> pd.DataFrame:
+def _with_bounds(table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float) -> pd.DataFrame:
     value = table[name].to_numpy(dtype=float)
     ends = np.array([ends_of_draws(one) for one in draws]).reshape(len(table), 2).T
     ends[:, ends[1] - ends[0] <= ROUNDING] = np.nan  # the same in every resample

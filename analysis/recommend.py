@@ -132,9 +132,7 @@ class Recommendation:
         return "\n".join([*parts, "", "What it rests on", *(f"  {line}" for line in _basis(self))])
 
 
-def recommend(
-    run: str | Path, every: float | None = None, study: str | None = None
-) -> tuple[Recommendation, ...]:
+def recommend(run: str | Path, every: float | None = None, study: str | None = None) -> tuple[Recommendation, ...]:
     """Reads a run folder and recommends from each study in it, or from one: see `of_study`.
 
     Raises: analysis.records.BadRun where the folder breaks the schema or has no such study.
@@ -232,9 +230,7 @@ def _choose(pairs: pd.DataFrame, where: str, fits: pd.DataFrame) -> Choice:
         alike=tuple(settings.index[covers & ~same]),
         schedules_alike=tuple(sorted(set(settings["schedule"][covers]) - {best["schedule"]})),
         fixed=tuple((str(name), intervals[name]) for name in fixed),
-        optimum=None
-        if smooth is None
-        else Interval(smooth["optimum"], smooth["optimum_low"], smooth["optimum_high"]),
+        optimum=None if smooth is None else Interval(smooth["optimum"], smooth["optimum_low"], smooth["optimum_high"]),
         smooth_flat=None
         if smooth is None or pd.isna(smooth["flat_from"])
         else (float(smooth["flat_from"]), float(smooth["flat_to"])),
@@ -277,9 +273,7 @@ def _held_out(pairs: pd.DataFrame, logs: pd.DataFrame) -> Interval:
 def _interval(logs: pd.DataFrame, name: str) -> Interval:
     """The geometric mean of one row of `_logs`, each workload counting once, over its seeds."""
     known = logs.loc[logs.index == name].T.dropna()
-    strata = [
-        np.exp(part.to_numpy(dtype=float)[:, 0]) for _, part in known.groupby(level="workload", sort=True)
-    ]
+    strata = [np.exp(part.to_numpy(dtype=float)[:, 0]) for _, part in known.groupby(level="workload", sort=True)]
     if not strata:
         return UNKNOWN
     return bootstrap(strata[0], "geometric_mean") if len(strata) == 1 else stratified_geometric_mean(strata)
@@ -328,9 +322,7 @@ def _snapshots(overall: Choice, pairs: pd.DataFrame, every: float | None) -> lis
         ratio = _interval(_logs(part), overall.setting)
         for one in steps:
             decay = (horizon - one) / (horizon + one) if horizon >= one else None
-            found.append(
-                Snapshots(str(workload), budget, horizon, one, max(1, round(horizon / one)), decay, ratio)
-            )
+            found.append(Snapshots(str(workload), budget, horizon, one, max(1, round(horizon / one)), decay, ratio))
     return found
 
 
@@ -371,9 +363,7 @@ def _headline(choice: Choice, basis: Basis) -> list[str]:
     of_many = f"the smallest of {choice.num_settings} settings"
     picked, expected = (sign(choice.bound) + with_interval(one) for one in (choice.ratio, choice.expected))
     schedules = sorted(set(basis.raw.values()))
-    raw = (
-        schedules[0] if len(schedules) == 1 else "; ".join(f"{name}: {of}" for name, of in basis.raw.items())
-    )
+    raw = schedules[0] if len(schedules) == 1 else "; ".join(f"{name}: {of}" for name, of in basis.raw.items())
     if choice.verdict == "no ratio":
         return [f"No recommendation: {_why(choice, basis)}."]
     if choice.verdict in ("one seed", "equal seeds"):
@@ -437,9 +427,7 @@ def _flatness(choice: Choice) -> str:
         return "How flat: one horizon of its scheme was run, so this run does not say."
     low, high = choice.flat
     if low == high:
-        text = (
-            f"How flat: no other horizon of its scheme has an interval that covers {choice.ratio.value:.2f}"
-        )
+        text = f"How flat: no other horizon of its scheme has an interval that covers {choice.ratio.value:.2f}"
     else:
         text = f"How flat: horizons from {percent(low)} to {percent(high)} cannot be told from it by their intervals"
     inside = robustness.reaches(low, high, CHOSEN_HORIZON)
@@ -484,9 +472,7 @@ def _row(choice: Choice) -> dict[str, str]:
         "verdict": choice.verdict,
         "setting": choice.setting or "–",
         "as picked": sign(choice.bound) + with_interval(choice.ratio) if shown else "–",
-        "expected": sign(choice.bound) + with_interval(choice.expected)
-        if shown and choice.expected.value > 0
-        else "–",
+        "expected": sign(choice.bound) + with_interval(choice.expected) if shown and choice.expected.value > 0 else "–",
         "flat region": "–" if choice.flat is None else _span(choice.flat),
         "smooth optimum": "–" if choice.optimum is None else _horizon(choice.optimum, choice.run),
         "smooth flat": "–" if choice.smooth_flat is None else _span(choice.smooth_flat),
@@ -544,6 +530,5 @@ def _aligned(rows: list[dict[str, str]]) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return "\n".join(
-        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

@@ -290,9 +290,7 @@ def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64],
 def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
     """Rows (dicts with the columns of RECORDS, null for NaN) -> a table of the schema."""
     rows = list(rows)
-    columns = {
-        field.name: pa.array([_value(row, field) for row in rows], type=field.type) for field in RECORDS
-    }
+    columns = {field.name: pa.array([_value(row, field) for row in rows], type=field.type) for field in RECORDS}
     return pa.table(columns, schema=RECORDS)
 
 

@@ -105,9 +105,7 @@ def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
     return profiles.of_schemes(study, tables)
 
 
-def _answer(
-    study: Study, tables: Tables, scored: Profiles | None, predicted: Sequence[predictions.Prediction]
-) -> str:
+def _answer(study: Study, tables: Tables, scored: Profiles | None, predicted: Sequence[predictions.Prediction]) -> str:
     compares = scored is not None and scored.imported
     return score_findings.answer(scored) if scored and compares else answers.answer(study, tables, predicted)
 
@@ -184,9 +182,7 @@ def make_sections(
     said = {"user_hours": costs[:-1], "sweep_hours": [*costs[-1:], *report_index.shared_cost(study, unit)]}
     if scored is not None and scored.imported:  # submissions: no averages and no schedules to tell of
         hours = report_index.paid(study.trials)
-        said = {
-            "sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]
-        }
+        said = {"sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]}
         return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
     drawn = [
         (

@@ -90,9 +90,7 @@ def _ran(run: Path) -> list[str]:
     hosts = ", ".join(sorted(set(trials["device_name"].dropna())))
     names = ", ".join(entry["study"] for entry in plan["studies"])
     names = f"The {'study' if len(plan['studies']) == 1 else 'studies'} {names}"
-    waiting = (
-        cells["trajectory_id"].nunique() - trials.loc[trials["status"] == "done", "trajectory_id"].nunique()
-    )
+    waiting = cells["trajectory_id"].nunique() - trials.loc[trials["status"] == "done", "trajectory_id"].nunique()
     return [
         f"{names}: {len(cells):,} cells on {cells['workload'].nunique()} workloads, "
         f"{cells['trajectory_id'].nunique()} trainings, {cells['seed'].nunique()} seeds; {hours:.3g} "

@@ -72,9 +72,7 @@ def read_parquet(path: Path, dictionaries: Sequence[str] = (), remedy: str = RES
     digest = _digest(data, path, remedy)
     try:
         source = pa.BufferReader(data)
-        with pq.ParquetFile(
-            source, read_dictionary=list(dictionaries), page_checksum_verification=True
-        ) as file:
+        with pq.ParquetFile(source, read_dictionary=list(dictionaries), page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
         if digest is None:
             table.validate(full=True)

@@ -71,9 +71,7 @@ def levels(series: list[tuple[Floats, Floats]], length: float, higher: bool, sha
     return median
 
 
-def measure(
-    cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, shares: Floats = SHARES
-) -> list[Curve]:
+def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, shares: Floats = SHARES) -> list[Curve]:
     """Both sides of every pair at every level of its baseline, one Curve a (versus, setting); unknown levels left out.
 
     Args: cells: of `analysis.study.progress`; unfinished ones take no part. pairs: of `analysis.baselines.pair`.

@@ -110,9 +110,7 @@ LATER: dict[str, Any] = {
     "metrics": [],
     "studies": lambda table: [[study] for study in table["study"].to_pylist()],
     "name": lambda table: table["trajectory_id"].to_pylist(),
-    "nesterov": lambda table: [
-        float(bool(m)) if m is not None else None for m in table["momentum"].to_pylist()
-    ],
+    "nesterov": lambda table: [float(bool(m)) if m is not None else None for m in table["momentum"].to_pylist()],
     "precondition_every": None,
     "precondition_start": None,
     "block_size": None,

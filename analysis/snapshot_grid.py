@@ -33,9 +33,7 @@ def snapshot_grid(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.DataFra
     axes = cells.drop_duplicates("setting")[["setting", *MEMORY.values()]]
     table = horizons.merge(axes, on="setting", how="left").join(counts, on="setting")
     chosen = [table[MEMORY[s]].iloc[i] if s in MEMORY else None for i, s in enumerate(table["scheme"])]
-    table["memory"] = (
-        pd.to_numeric(pd.Series(chosen, index=table.index), errors="coerce").astype(float).round(6)
-    )
+    table["memory"] = pd.to_numeric(pd.Series(chosen, index=table.index), errors="coerce").astype(float).round(6)
     table = table[table["memory"].notna()].drop(columns=list(MEMORY.values()))
     groups = ["workload", "training", "scheme"]
     table = table.sort_values([*groups, "every_steps", "memory", "setting"], kind="stable")
@@ -58,9 +56,7 @@ def snapshot_interval(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.Dat
     geometric mean, _low, _high · num_pairs, num_missed (pairs in which one misses) · spread, width: see RULE ·
     effect: ``rarer is slower``, ``rarer is faster``, ``none``, null without an interval.
     """
-    counted = steps[["cell_id", "counted_steps", "censored"]].merge(
-        cells[["cell_id", "setting", "seed"]], on="cell_id"
-    )
+    counted = steps[["cell_id", "counted_steps", "censored"]].merge(cells[["cell_id", "setting", "seed"]], on="cell_id")
     by_seed = {setting: part.set_index("seed") for setting, part in counted.groupby("setting")}
     rows: list[dict[str, Any]] = []
     for key, part in horizons.groupby(["workload", "training", "scheme"], sort=True):

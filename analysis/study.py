@@ -122,9 +122,7 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.sort_values(["setting", "seed", "cell_id"], kind="stable").reset_index(drop=True)
 
 
-def progress(
-    cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, plan: Mapping[str, Any]
-) -> pd.DataFrame:
+def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
     """Adds how far each cell has come.
 
     trajectory: the name of the one that trains the cell; null while none is planned for it. (One training may run

@@ -172,9 +172,7 @@ def restricted_mean_ratios(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.Dat
     bands = _bands(group, [done["counted"], done["baseline_counted"]], ratio_of_means)
     for end in ("low", "high"):
         table[f"ratio_{end}"] = table["group"].map(bands[end]).astype(np.float64)
-    table = table.rename(
-        columns={"counted": "restricted_mean", "baseline_counted": "baseline_restricted_mean"}
-    )
+    table = table.rename(columns={"counted": "restricted_mean", "baseline_counted": "baseline_restricted_mean"})
     result: pd.DataFrame = table[[*keys, *RATIOS]]
     return result
 
@@ -204,9 +202,7 @@ def restricted_pairs(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
     return by_seed.assign(**added)
 
 
-def ratio_of_means(
-    top: Floats, bottom: Floats, *, level: float = LEVEL, num_resamples: int = RESAMPLES
-) -> Floats:
+def ratio_of_means(top: Floats, bottom: Floats, *, level: float = LEVEL, num_resamples: int = RESAMPLES) -> Floats:
     """mean(top) / mean(bottom) of each column with an expanded interval, rows resampled in pairs.
 
     Expanded on the log scale, as `analysis.intervals.bootstrap` does for a geometric mean. Args: top, bottom: shape

@@ -153,16 +153,12 @@ def compute(study: Study) -> Tables:
         tightness_points=points,
         tightness=tightness.regressions(points),
         generalization=_labelled(cells, general),
-        generalization_by_cell=_named(
-            cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])
-        ),
+        generalization_by_cell=_named(cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])),
         metrics_beside=_labelled(cells, generalization.metrics_beside(cells, records, c.pairs)),
         test_metrics=_labelled(cells, generalization.test_metrics(cells, study.test, c.pairs)),
         baselines=scores,
         chosen=chosen,
-        schedules=_labelled(
-            cells, decay_length.against_schedules(cells, records, steps, list(chosen["setting"]))
-        ),
+        schedules=_labelled(cells, decay_length.against_schedules(cells, records, steps, list(chosen["setting"]))),
         median_curves=_labelled(cells, medians),
         envelope=bound,
         gap_to_envelope=_labelled(cells, decay_length.gap_to_envelope(cells, medians, bound)),
@@ -178,9 +174,7 @@ def compute(study: Study) -> Tables:
     )
 
 
-def settings(
-    cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame
-) -> pd.DataFrame:
+def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
 
     steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
@@ -217,9 +211,7 @@ def settings(
     known = table["steps_to_target"] == table.pop("at_least")  # whatever the runs that go on will say
     table["steps_to_target"] = table["steps_to_target"].where(known)
     least = table.pop("least")
-    table["steps_to_target"] = table["steps_to_target"].mask(
-        2 * table["num_censored"] > table["num_seeds"], least
-    )
+    table["steps_to_target"] = table["steps_to_target"].mask(2 * table["num_censored"] > table["num_seeds"], least)
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
     table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound"]], "left", on="setting")

@@ -61,9 +61,7 @@ def points(
     if ours["workload"].nunique() < LEAST:
         return ours[:0]
     paper = paper_points()
-    return _sorted(
-        pd.concat([paper[paper["scheme"].isin(ours["scheme"])], ours, curve_points(cells, curve, chosen)])
-    )
+    return _sorted(pd.concat([paper[paper["scheme"].isin(ours["scheme"])], ours, curve_points(cells, curve, chosen)]))
 
 
 def paper_points() -> pd.DataFrame:
@@ -77,9 +75,7 @@ def paper_points() -> pd.DataFrame:
     return _sorted(pd.DataFrame(rows, columns=POINTS))
 
 
-def target_points(
-    cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, chosen: pd.DataFrame
-) -> pd.DataFrame:
+def target_points(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """share = median over seeds of the raw run's steps-to-target / step budget, and the ratio at that target.
 
     One point a workload and scheme, at the horizon fixed beforehand, so that no result picks it. A raw run that
@@ -115,9 +111,7 @@ def curve_points(
     table = table.assign(source=CURVES, share=table["share"] * table["setting"].map(share).astype(float))
     table = table.sort_values("share", kind="stable").drop_duplicates(["setting", "level"])
     missed = table["num_at_least"] > 0, table["num_at_most"] > 0
-    table["bound"] = np.select(
-        [missed[0] & missed[1], missed[0], missed[1]], ["mixed", "at least", "at most"], "exact"
-    )
+    table["bound"] = np.select([missed[0] & missed[1], missed[0], missed[1]], ["mixed", "at least", "at most"], "exact")
     room = 1e-9
     inside = (table["share"] >= shares[0] - room) & (table["share"] <= shares[1] + room)
     return _sorted(table[inside & table["ratio"].notna()][POINTS])
@@ -178,9 +172,7 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     fitted = _fit(sums.sum(axis=0)[None, :])[:, 0]
     weights, counts = multisets(num, RESAMPLES, 0)
     draws = np.repeat(_fit(num * weights @ sums), counts, axis=1)
-    known = ~np.isnan(draws).all(
-        axis=1
-    )  # no line through points of one share, no correlation of equal ratios
+    known = ~np.isnan(draws).all(axis=1)  # no line through points of one share, no correlation of equal ratios
     low_high = np.full((2, len(draws)), np.nan)
     low_high[:, known] = np.nanquantile(draws[known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     factor = small_sample_factor(num - 1, num - 2) if num > 2 else np.nan  # a line takes two degrees

@@ -38,17 +38,13 @@ def training_axes(cells: pd.DataFrame) -> pd.DataFrame:
         if len(part) < 2:
             continue
         axis = _axis(part)
-        schedules = [
-            name for name in ("schedule", "lr_decay", "final_lr") if part[name].nunique(dropna=False) > 1
-        ]
+        schedules = [name for name in ("schedule", "lr_decay", "final_lr") if part[name].nunique(dropna=False) > 1]
         for row in part.to_dict("records"):
             place, name = _place(axis, row, schedules)
             known = {"workload": workload, "training": row["training"], "axis": axis, "end_lr": end_lr(row)}
             rows.append(known | {"place": place, "name": name})
     columns = ["workload", "training", "axis", "place", "name", "end_lr"]
-    table = pd.DataFrame(rows, columns=columns).astype(
-        {"training": "int64", "place": "float64", "end_lr": "float64"}
-    )
+    table = pd.DataFrame(rows, columns=columns).astype({"training": "int64", "place": "float64", "end_lr": "float64"})
     # Names alone are sorted by how much of the LR is left, most first: constant, to half, to zero.
     order = table.assign(most=-table["end_lr"])
     order = order.sort_values(["workload", "place", "most", "training"], kind="stable")
@@ -62,9 +58,7 @@ def end_lr(row: Any) -> float:
 
 
 def _axis(part: pd.DataFrame) -> str:
-    columns = [
-        name for name in [*TRAINING[2:], "batch_size"] if name in part and name != "evaluate_every_steps"
-    ]
+    columns = [name for name in [*TRAINING[2:], "batch_size"] if name in part and name != "evaluate_every_steps"]
     varying = {name for name in columns if part[name].nunique(dropna=False) > 1}
     for axis, allowed in AXES.items():
         if varying <= allowed and varying & (allowed - _FOLLOWS - {"step_budget"}):

@@ -52,9 +52,7 @@ def write(folder: Path, size: Size, seed: int = 0) -> Path:
         for training in range(size.trainings):
             for run_seed in range(size.seeds):
                 name = _id("trajectory", workload, training, run_seed)
-                mine = [
-                    _cell(size, name, workload, training, run_seed, one) for one in range(1 + size.averages)
-                ]
+                mine = [_cell(size, name, workload, training, run_seed, one) for one in range(1 + size.averages)]
                 rng = np.random.default_rng([seed, workload, training, run_seed])
                 write_table(folder / "records" / f"{name}.parquet", _records(size, mine, rng))
                 cells += mine
@@ -75,15 +73,11 @@ def _target(workload: int) -> float:
     return 1.08 + 0.01 * workload  # what raw weights reach after 75 to 85 % of the budget
 
 
-def _cell(
-    size: Size, trajectory: str, workload: int, training: int, seed: int, average: int
-) -> dict[str, Any]:
+def _cell(size: Size, trajectory: str, workload: int, training: int, seed: int, average: int) -> dict[str, Any]:
     budget = STEPS * size.evaluations
     scheme = "none" if average == 0 else ("ema", "lawa")[average % 2]
     horizon = float(HORIZONS[(average // 2) % len(HORIZONS)])
-    every = EVERY * (
-        1 + average // (2 * len(HORIZONS))
-    )  # longer grids where there are more averages than horizons
+    every = EVERY * (1 + average // (2 * len(HORIZONS)))  # longer grids where there are more averages than horizons
     steps = horizon * budget
     row: dict[str, Any] = dict.fromkeys(CELLS.names)
     row |= {"cell_id": _id(trajectory, average), "trajectory_id": trajectory}
@@ -129,9 +123,7 @@ def _records(size: Size, cells: list[dict[str, Any]], rng: np.random.Generator) 
     return pa.table({name: columns[name] for name in RECORDS.names}, schema=RECORDS)
 
 
-def _curves(
-    share: NDArray[np.float64], horizons: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _curves(share: NDArray[np.float64], horizons: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Shape (evaluations, cells): loss = 1 + 3 e^(−5 share) + what the learning rate's noise costs + its own noise.
 
     The noise cost falls with a cosine learning rate; a horizon h takes all but 1 / (1 + 60 h) of it and lags by h / 2.

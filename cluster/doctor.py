@@ -111,9 +111,7 @@ def _dashboard(address: str) -> Check:
         return Check("cluster", True, f"{address} answers")
     here = version("ray")
     if there.split(".")[:2] != here.split(".")[:2]:  # releases of one minor version understand each other
-        return Check(
-            "cluster", None, f"{address} runs Ray {there}, this place {here}", "use one version everywhere"
-        )
+        return Check("cluster", None, f"{address} runs Ray {there}, this place {here}", "use one version everywhere")
     return Check("cluster", True, f"{address} runs Ray {there}")
 
 
@@ -142,9 +140,7 @@ def ray_starts(timeout_s: float = RAY_TIMEOUT_S) -> Check:
         return Check("ray starts", False, str(error), "as said under temp path")
     last = (output.strip().splitlines() or ["no output"])[-1][:300]
     ok = process.returncode == 0 and last.startswith("answered 42")
-    return Check(
-        "ray starts", ok, last, "" if ok else "mend what stands above first; then `ray start --head --block`"
-    )
+    return Check("ray starts", ok, last, "" if ok else "mend what stands above first; then `ray start --head --block`")
 
 
 def _end_group(process: "subprocess.Popen[str]") -> None:

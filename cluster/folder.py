@@ -11,9 +11,7 @@ from cluster.checks import Check
 
 MAX_SKEW_S = 2.0
 # One place for all nodes. Anything else is one machine's own disk.
-SHARED = frozenset(
-    {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "fuse.glusterfs"}
-)
+SHARED = frozenset({"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "fuse.glusterfs"})
 
 
 def folder_checks(run: Path) -> list[Check]:
@@ -103,7 +101,5 @@ def _clock(probe: Path) -> Check:
     stamp = path.stat().st_mtime
     skew = max(0.0, before - stamp, stamp - time.time())
     ok = skew <= MAX_SKEW_S
-    detail = (
-        f"{skew:.1f} s from the file system's; {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(before))}"
-    )
+    detail = f"{skew:.1f} s from the file system's; {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(before))}"
     return Check("clock", ok, detail, "" if ok else "run NTP on this machine: records carry its times")

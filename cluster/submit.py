@@ -61,9 +61,7 @@ def submit(
         names = " ".join(study.name for study in studies)
         job = _send(client, entrypoint, staging, {"study": names, "out": out}, address)
     if working_dir is not None:
-        shown = ", ".join(sent[:SHOWN_FILES]) + (
-            f" and {len(sent) - SHOWN_FILES} more" if sent[SHOWN_FILES:] else ""
-        )
+        shown = ", ".join(sent[:SHOWN_FILES]) + (f" and {len(sent) - SHOWN_FILES} more" if sent[SHOWN_FILES:] else "")
         echo(f"sent {len(sent)} files, {size / 1e6:.1f} MB: {shown}")
     echo(f"job {job} at {address}: {entrypoint}")
     if not wait:
@@ -71,9 +69,7 @@ def submit(
     return _follow(client, job, address, echo)
 
 
-def command_line(
-    command: Sequence[str], studies: Sequence[str], out: str, overrides: Sequence[str] = ()
-) -> str:
+def command_line(command: Sequence[str], studies: Sequence[str], out: str, overrides: Sequence[str] = ()) -> str:
     """The job's shell command, every word quoted, a relative `out` put below the cluster user's $HOME.
 
     Raises SubmitError when the value of WANDB_API_KEY or RAY_AUTH_TOKEN would stand in it.
@@ -84,9 +80,7 @@ def command_line(
     for name in SECRETS:
         value = os.environ.get(name)
         if value and any(value in word for word in words):
-            raise SubmitError(
-                f"the value of {name} stands in the command, which every user of the cluster can read"
-            )
+            raise SubmitError(f"the value of {name} stands in the command, which every user of the cluster can read")
     quoted = [shlex.quote(word) for word in words]
     if not PurePosixPath(out).is_absolute():
         place = len(command) + len(studies) + 1
@@ -127,9 +121,7 @@ def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str],
 
     try:
         return str(
-            client.submit_job(
-                entrypoint=entrypoint, runtime_env={"working_dir": str(staging)}, metadata=metadata
-            )
+            client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(staging)}, metadata=metadata)
         )
     except AuthenticationError as error:
         raise SubmitError(_refused(address)) from error

@@ -147,9 +147,7 @@ def _code(source: Path) -> Iterator[Path]:
                     "put a copy there if it may travel, or take the link away"
                 )
             if path.is_symlink() and path.is_dir():
-                raise SubmitError(
-                    f"{path}: a link to a folder; put the folder itself there, or take the link away"
-                )
+                raise SubmitError(f"{path}: a link to a folder; put the folder itself there, or take the link away")
             if _is_hidden(path.resolve().relative_to(top)):
                 raise SubmitError(f"{path}: a link to {path.resolve()}, which is hidden and stays here")
             if path.is_file():  # neither a socket nor a device

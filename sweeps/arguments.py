@@ -63,9 +63,7 @@ def study_file(name: str) -> Path:
         if path.exists():
             return path
     except (OSError, ValueError) as error:  # too long, not to be read, with a NUL
-        raise SpecError(
-            "", f"cannot be read: {getattr(error, 'strerror', None) or error}", name[:80]
-        ) from None
+        raise SpecError("", f"cannot be read: {getattr(error, 'strerror', None) or error}", name[:80]) from None
     there = {file.stem: file for file in STUDIES.glob("*.yaml")}
     if name in (path.stem, f"sweeps/{path.stem}.yaml") and path.stem in there:
         return there[path.stem]

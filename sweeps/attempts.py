@@ -84,9 +84,7 @@ class TrajectoryLog:
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.logger = logging.Logger("trajectory")
-        self.logger.manager = logging.Manager(
-            logging.RootLogger(logging.WARNING)
-        )  # no logging.disable reaches it
+        self.logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
         self.logger.addHandler(self.handler)
         return self.logger
 

@@ -69,9 +69,7 @@ def scalar(model: type[Block], key: str, value: Any, path: str | None = None) ->
     return getattr(_validate(model, {key: value}, "", {key: path or key}), key)
 
 
-def known(
-    raw: Mapping[Any, Any], allowed: Sequence[str], path: str, paths: Mapping[str, str] | None = None
-) -> None:
+def known(raw: Mapping[Any, Any], allowed: Sequence[str], path: str, paths: Mapping[str, str] | None = None) -> None:
     there = set(allowed)
     for key in raw:
         if key not in there:
@@ -183,8 +181,7 @@ def _grid(sources: Mapping[str, _Source]) -> Grid:
     budget = sources["step_budget"]
     return Grid(
         step_budgets=tuple(
-            Placed(scalar(_Budget, "step_budget", value, path), path)
-            for path, value in axis(budget.value, budget.path)
+            Placed(scalar(_Budget, "step_budget", value, path), path) for path, value in axis(budget.value, budget.path)
         ),
         optimizers=blocks("optimizer", OptimizerBlock),
         schedules=blocks("schedule", ScheduleBlock),

@@ -104,9 +104,7 @@ def _units_or_multiple(below: int, units: str, own: str) -> BeforeValidator:
             return value
         whole = _whole(value)
         if whole is not None and whole >= ASK_FROM:
-            raise ValueError(
-                f"got {shown(value)}; write {whole} for {units}, or {whole}x for a multiple of {own}"
-            )
+            raise ValueError(f"got {shown(value)}; write {whole} for {units}, or {whole}x for a multiple of {own}")
         number = value
         if isinstance(value, str) and re.fullmatch(r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})x", value):
             number = float(value[:-1])
@@ -144,9 +142,7 @@ def _compile(value: Any) -> Any:
 BUDGET = "step budget"
 Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
 ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
-ShareOfLength = Annotated[
-    int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")
-]
+ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
 Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
 BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
 Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
@@ -323,9 +319,7 @@ class ResourcesBlock(Block):
         if self.processes is None:
             return self
         if self.gpu and self.processes != max(1, self.gpu):
-            raise ValueError(
-                f"{self.processes} processes on {self.gpu:g} GPU; allowed: one a GPU, or leave it out"
-            )
+            raise ValueError(f"{self.processes} processes on {self.gpu:g} GPU; allowed: one a GPU, or leave it out")
         if not self.gpu and self.processes > self.cpu:
             raise ValueError(f"{self.processes} processes on {self.cpu:g} CPU; allowed: at most one a CPU")
         return self

@@ -74,9 +74,7 @@ def _own_batch_size(workload: str, preset: str) -> int:
 
 
 def _horizon_steps(scheme: Scheme, length: int) -> float:
-    return (
-        scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)
-    )  # a tail grows to its end
+    return scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail grows to its end
 
 
 def _significant(value: float, digits: int = 6) -> float:

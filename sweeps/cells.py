@@ -142,9 +142,7 @@ def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float
     name, own = home.name, home.optimizer
     optimizer = block.name or own.name
     if optimizer is None:
-        raise SpecError(
-            f"{name}: its own optimizer", "name is required, or `optimizer: {name: …}` in the study"
-        )
+        raise SpecError(f"{name}: its own optimizer", "name is required, or `optimizer: {name: …}` in the study")
     takes = settings(optimizer)
     values: dict[str, float] = {}
     for key in type(block).model_fields:
@@ -152,9 +150,7 @@ def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float
         if value is None or key in ("name", "grad_clip"):
             continue
         if key not in takes:
-            raise placed.error(
-                key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip"
-            )
+            raise placed.error(key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip")
         values[key] = float(value)
     for key, default in takes.items():
         if key not in values:
@@ -165,9 +161,7 @@ def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float
     if optimizer == "schedule_free_adamw" and values["beta1"] == 0:
         raise placed.error("beta1", "got 0: schedule-free averages with it; allowed: a number in (0, 1)")
     if values.get("nesterov") and not values["momentum"]:
-        raise placed.error(
-            "nesterov", "looks ahead by the momentum, which is 0; allowed: with a momentum > 0"
-        )
+        raise placed.error("nesterov", "looks ahead by the momentum, which is 0; allowed: with a momentum > 0")
     clip = block.grad_clip if block.grad_clip is not None else own.grad_clip
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
 
@@ -242,9 +236,7 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
             if getattr(block, key) is not None:
-                raise placed.error(
-                    key, "a constant schedule does not decay; allowed: shape linear or cosine with it"
-                )
+                raise placed.error(key, "a constant schedule does not decay; allowed: shape linear or cosine with it")
     warmup, final_lr = _share_of_length(own["warmup"], length), float(own["final_lr"])
     if shape == "constant":
         decay = 0

@@ -34,8 +34,6 @@ def load(path: Path) -> State | None:
         return None
     digest, body = data[:64], data[65:]
     if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise BadCheckpoint(
-            f"{path}: its sha256 does not match; remove it to train this trajectory from the start"
-        )
+        raise BadCheckpoint(f"{path}: its sha256 does not match; remove it to train this trajectory from the start")
     state: State = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     return state

@@ -40,9 +40,7 @@ def main() -> None:
 
 @main.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done."
-)
+@click.option("--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done.")
 @sets_option
 def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
@@ -99,9 +97,7 @@ def run(
         one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = terminal.console()
-    complete = run_studies(
-        specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code
-    )
+    complete = run_studies(specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code)
     with begun():
         _conclude(out, console)
     if not complete:
@@ -230,9 +226,7 @@ def workloads() -> None:
     console = terminal.console()
     headers, rows = workload_list.table(console.width)
     console.print(terminal.table(headers, rows))
-    console.print(
-        "Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload)."
-    )
+    console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
 
 
 @main.command()
@@ -268,9 +262,7 @@ def _show_keys(keys: Any) -> None:
 @main.command("check-workload")
 @click.argument("name")
 @click.option("--preset", default="mini", show_default=True)
-@click.option(
-    "--steps", default=24, show_default=True, type=click.IntRange(8), help="Steps of the trial runs."
-)
+@click.option("--steps", default=24, show_default=True, type=click.IntRange(8), help="Steps of the trial runs.")
 def check_workload(name: str, preset: str, steps: int) -> None:
     """Check that a workload keeps the protocol's promises: deterministic, resumable, safe to fuse.
 
@@ -336,9 +328,7 @@ main.add_command(import_)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
 @click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
-@click.option(
-    "--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along."
-)
+@click.option("--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along.")
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
 @accept_changed_code_option
 @sets_option

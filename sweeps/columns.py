@@ -8,9 +8,7 @@ Row = tuple[str, ...]
 BETWEEN = 2  # blanks after a column
 
 
-def fitting(
-    headers: Row, rows: Sequence[Row], width: int, choices: Iterable[Sequence[int]]
-) -> tuple[Row, list[Row]]:
+def fitting(headers: Row, rows: Sequence[Row], width: int, choices: Iterable[Sequence[int]]) -> tuple[Row, list[Row]]:
     """The columns of the first choice that fits into `width` characters, else those of the last."""
     chosen, left = headers, list(rows)
     for columns in choices:

@@ -156,9 +156,7 @@ def _grid(cells: pd.DataFrame) -> Any:
         for axis in GRID
         if cells[axis].nunique() > 1
     ]
-    ends = [
-        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(key)) for key in (tracking.STEPS, tracking.BEST)
-    ]
+    ends = [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(key)) for key in (tracking.STEPS, tracking.BEST)]
     return wr.ParallelCoordinatesPlot(title="every axis that varies", columns=[*columns, *ends])
 
 
@@ -167,9 +165,7 @@ def _seconds(name: str) -> str:
 
 
 def _by_scheme(title: str, key: str, how: str) -> Any:
-    return wr.BarPlot(
-        title=f"{title}, by scheme", metrics=[key], groupby=wr.Config("scheme"), groupby_aggfunc=how
-    )
+    return wr.BarPlot(title=f"{title}, by scheme", metrics=[key], groupby=wr.Config("scheme"), groupby_aggfunc=how)
 
 
 def _with_ids(section: str, panels: Sequence[Any]) -> list[Any]:

@@ -145,12 +145,8 @@ def _wait_until_ready(followers: Sequence[subprocess.Popen[bytes]], rendezvous: 
     for rank, follower in enumerate(followers, start=1):
         while not ready_file(rendezvous, rank).exists():
             if follower.poll() is not None or time.monotonic() > deadline:
-                ended = (
-                    f"ended with exit code {follower.returncode}" if follower.poll() is not None else "hangs"
-                )
-                raise RuntimeError(
-                    f"process {rank} of the trial {ended} as it starts: {_last_line(folder, rank)}"
-                )
+                ended = f"ended with exit code {follower.returncode}" if follower.poll() is not None else "hangs"
+                raise RuntimeError(f"process {rank} of the trial {ended} as it starts: {_last_line(folder, rank)}")
             time.sleep(0.02)
 
 
@@ -164,9 +160,7 @@ def _raise_for_rank(followers: Sequence[subprocess.Popen[bytes]], folder: Path, 
     for rank, follower in enumerate(followers, start=1):
         with suppress(subprocess.TimeoutExpired):
             if follower.wait(2.0) == retries.LASTING_EXIT:
-                lines = (
-                    (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").splitlines()
-                )
+                lines = (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").splitlines()
                 raise retries.RankFailed(f"process {rank} of the trial: {lines[-1]}") from error
 
 

@@ -124,9 +124,7 @@ class Pulse:
         self.full_seconds = 0.0 if self.room else self.full_seconds + passed
         self._seen = self.answers
         if self.silent_seconds > SILENT_SECONDS:
-            return (
-                f"Ray on {where} has not answered for {SILENT_SECONDS:.0f} s; its head or this node is gone"
-            )
+            return f"Ray on {where} has not answered for {SILENT_SECONDS:.0f} s; its head or this node is gone"
         if self.full_seconds > NO_ROOM_SECONDS:
             return f"no node of Ray on {where} has had room for a trial for {NO_ROOM_SECONDS:.0f} s"
         return None

@@ -41,9 +41,7 @@ class Evaluator:
         rows = []
         for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            rows.append(
-                self._row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], diverged)
-            )
+            rows.append(self._row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], diverged))
             self._keep_best(rows[-1]["metric"])
         tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not diverged:

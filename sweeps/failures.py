@@ -20,9 +20,7 @@ LESS = "fewer trials at once (--set resources.cpu=2) or a smaller batch_size tak
 
 def described(one: Trajectory) -> str:
     """A trajectory as its user knows it: workload, schemes, seed."""
-    schemes = dict.fromkeys(
-        "none" if c.scheme is None else type(c.scheme).__name__.lower() for c in one.cells
-    )
+    schemes = dict.fromkeys("none" if c.scheme is None else type(c.scheme).__name__.lower() for c in one.cells)
     training = one.cells[0].training
     return f"{training.workload} · {', '.join(schemes)} · seed {training.seed}"
 

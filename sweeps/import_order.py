@@ -21,9 +21,7 @@ class _OurPackages:
     """Finds our top-level packages in HOME, asked before sys.path is."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, [str(HOME)], target) if name in PACKAGES else None
 
 
@@ -43,16 +41,12 @@ def product_first() -> None:
 def users_folder_last() -> None:
     """The current folder to the end of sys.path, where it is on it."""
     here = {"", os.getcwd()}
-    sys.path[:] = [path for path in sys.path if path not in here] + [
-        path for path in sys.path if path in here
-    ]
+    sys.path[:] = [path for path in sys.path if path not in here] + [path for path in sys.path if path in here]
 
 
 def users_paths() -> list[str]:
     """What this process searches beside its installation, and the current folder: for processes that it starts."""
-    installed = {
-        Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)
-    }
+    installed = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)}
     own = [os.path.abspath(path) for path in sys.path if not {Path(path), *Path(path).parents} & installed]
     return list(dict.fromkeys([*own, os.getcwd()]))
 

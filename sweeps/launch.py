@@ -125,9 +125,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
@@ -189,9 +187,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         self.listener.failed(trial.config["name"], self._reason(trial))
 
     def _reason(self, trial: Any) -> str:
-        said = (
-            Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
-        )
+        said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         last = said.rpartition("Failure # ")[2]
         kills, self.memory_kills = self.memory_kills, failures.memory_kills()
         log = trajectory_folder(self.run, trial.config["name"]) / "log"
@@ -232,9 +228,7 @@ def launch(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
     storage = run.resolve() / ".tune"
     stop = threading.Event()
-    fit = _Fit(
-        _tuner(on, run, storage, trajectories, _Callback(run, listener, outcome, stop), checkpoint_seconds)
-    )
+    fit = _Fit(_tuner(on, run, storage, trajectories, _Callback(run, listener, outcome, stop), checkpoint_seconds))
     fit.start()
     outcome.ended = _wait(fit, on, stop, interrupts)
     _settle(run, trajectories, listener, outcome)

@@ -107,9 +107,7 @@ def sgd(
     params: Params, *, lr: float, momentum: float = 0.0, nesterov: float = False, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """torch's SGD, with its defaults; weight decay is L2, as the field's recipes have it."""
-    return torch.optim.SGD(
-        params, lr, momentum, weight_decay=weight_decay, nesterov=bool(nesterov), foreach=True
-    )
+    return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=bool(nesterov), foreach=True)
 
 
 def shampoo(
@@ -148,9 +146,7 @@ def schedule_free_adamw(
     from schedulefree import AdamWScheduleFree
 
     if beta1 == 0:
-        raise ValueError(
-            "schedule_free_adamw: beta1 is 0; allowed: a number in (0, 1), x is found through it"
-        )
+        raise ValueError("schedule_free_adamw: beta1 is 0; allowed: a number in (0, 1), x is found through it")
     optimizer: torch.optim.Optimizer = AdamWScheduleFree(params, lr, (beta1, beta2), eps, weight_decay)
     optimizer.train()  # type: ignore[attr-defined]
     return optimizer

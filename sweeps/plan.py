@@ -21,9 +21,7 @@ from workloads.protocol import UnknownWorkload, Workload, load
 from workloads.user_errors import one_line
 
 PROCESS_BYTES = 450 << 20  # a worker with torch loaded and one small model, measured on CPU
-AVERAGE_SECONDS_PER_PARAMETER = (
-    1.5e-9  # one EMA update on one core: read, scale and add, at the memory's speed
-)
+AVERAGE_SECONDS_PER_PARAMETER = 1.5e-9  # one EMA update on one core: read, scale and add, at the memory's speed
 OWN_STEP_SECONDS, OWN_EVAL_SECONDS = 0.01, 0.1  # assumed of a user's workload that does not say
 
 

@@ -26,9 +26,7 @@ CHOICES = (
 )  # of columns, as the width allows; what is left out is said below too
 
 
-def show(
-    specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence[str], console: Console
-) -> None:
+def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence[str], console: Console) -> None:
     """Print the plan of one or several studies against a run folder, if there is one.
 
     left_out: a line for each workload that cannot be used.
@@ -52,9 +50,7 @@ def show(
         console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
     for workload, target in todo.targets.items():
         said = (
-            "no target yet (`wa calibrate` sets it)"
-            if target is None
-            else f"target {target.metric} {target.value:.6g}"
+            "no target yet (`wa calibrate` sets it)" if target is None else f"target {target.metric} {target.value:.6g}"
         )
         console.print(f"{workload}: {said}")
     for line in left_out:
@@ -79,9 +75,7 @@ def _totals(spec: Spec, todo: Work, rows: dict[str, dict[str, float]], hours: st
     alone = sum(row["unfused_device_hours"] for row in rows.values())
     peak = max((row["memory"] for row in rows.values()), default=0.0)
     slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
-    console.print(
-        f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial"
-    )
+    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
     about = wall(todo, slots, spec.resources.num_processes)
     each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
     console.print(f"wall: about {about} on {each}, Ray's start apart")

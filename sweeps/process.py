@@ -100,17 +100,13 @@ def _values() -> Values:
 def _changed(now: Values, wanted: Values) -> Values:
     """What to put so that `now` becomes `wanted`; None where there was nothing."""
     began = {key: None for key in now if key not in wanted and _is_left(key, now[key])}
-    return began | {
-        key: value for key, value in wanted.items() if key not in now or not _same(now[key], value)
-    }
+    return began | {key: value for key, value in wanted.items() if key not in now or not _same(now[key], value)}
 
 
 def _is_left(key: str, value: Any) -> bool:
     """Whether something that was not there before is something: a logger by itself is nothing."""
     if key.startswith("logger "):
-        return (
-            not key.startswith("logger torch.") and value != _NEW_LOGGER
-        )  # torch sets its own up as it imports them
+        return not key.startswith("logger torch.") and value != _NEW_LOGGER  # torch sets its own up as it imports them
     return key.startswith("variable ")
 
 
@@ -222,9 +218,7 @@ def _set_autocast(state: tuple[Any, ...]) -> None:
 
 
 def _autocast() -> tuple[Any, ...]:
-    each = [
-        f(device) for device in ("cpu", "cuda") for f in (torch.is_autocast_enabled, torch.get_autocast_dtype)
-    ]
+    each = [f(device) for device in ("cpu", "cuda") for f in (torch.is_autocast_enabled, torch.get_autocast_dtype)]
     return *each, torch.is_autocast_cache_enabled()
 
 

@@ -35,9 +35,7 @@ class Progress:
     running: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
-    steps: dict[str, int] = field(
-        default_factory=dict
-    )  # as far as each is; given: what earlier runs have done
+    steps: dict[str, int] = field(default_factory=dict)  # as far as each is; given: what earlier runs have done
     best: dict[str, float] = field(default_factory=dict)  # by workload
     worked: float = 0.0  # expected seconds of what has been trained since this began
     moments: deque[tuple[float, float]] = field(default_factory=deque)  # (when, worked), over the window
@@ -110,9 +108,7 @@ class Progress:
         while len(self.moments) > 2 and now - self.moments[1][0] > WINDOW_SECONDS:
             self.moments.popleft()
         over = self.finished | self.lost
-        left = sum(
-            self.expected[name] * (1 - self._share_of(name)) for name in self.by_name if name not in over
-        )
+        left = sum(self.expected[name] * (1 - self._share_of(name)) for name in self.by_name if name not in over)
         if left <= 0:
             return 0.0
         began, before = self.moments[0]
@@ -139,11 +135,7 @@ class Progress:
         if eta:
             parts.append(f"eta {duration(eta)}")
         for workload, value in sorted(self.best.items()):
-            metric = (
-                next(o for o in self.trajectories if o.cells[0].training.workload == workload)
-                .cells[0]
-                .metric_name
-            )
+            metric = next(o for o in self.trajectories if o.cells[0].training.workload == workload).cells[0].metric_name
             parts.append(f"best {workload} {metric} {value:.4g}")
         return " · ".join(parts)
 
@@ -152,9 +144,7 @@ class Progress:
             self.live.update(self._bar_and_line())
         elif say or time.monotonic() - self.said > LINE_SECONDS:
             self.said = time.monotonic()
-            self.console.print(
-                f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True
-            )
+            self.console.print(f"[{duration(self.said - self.began)}] {self.line()}", markup=False, soft_wrap=True)
 
     def _bar_and_line(self) -> Table:
         line, share, width = self.line(), self.share_done(), self.console.width

@@ -102,7 +102,5 @@ def _run_until(one: Trajectory, folder: Path, step: int) -> None:
 
 def _where(one: pd.DataFrame, other: pd.DataFrame) -> str:
     both = one.merge(other, on=KEY, how="outer", suffixes=("", "_other"))
-    steps = both.loc[
-        ~((both["loss"] == both["loss_other"]) & (both["metric"] == both["metric_other"])), "step"
-    ]
+    steps = both.loc[~((both["loss"] == both["loss_other"]) & (both["metric"] == both["metric_other"])), "step"]
     return f" from step {steps.min()} on" if len(steps) else ""

@@ -153,9 +153,7 @@ def _train(
     finally:
         run_folder.write_trials(run)
         if not tracking.finish(publisher):
-            console.print(
-                f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it."
-            )
+            console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
 
 
 def _check_data(study: Resolved, address: str | None) -> None:
@@ -166,9 +164,7 @@ def _check_data(study: Resolved, address: str | None) -> None:
     if address is not None and address.startswith("ray://"):
         return  # the data lies there, not here
     trainings = [cell.training for cell in study.cells]
-    for name, preset, examples in dict.fromkeys(
-        (one.workload, one.preset, one.batch_size) for one in trainings
-    ):
+    for name, preset, examples in dict.fromkeys((one.workload, one.preset, one.batch_size) for one in trainings):
         check = getattr(with_batch_size(load(name, preset), examples), "check_data", None)
         try:
             if check is not None:
@@ -176,9 +172,7 @@ def _check_data(study: Resolved, address: str | None) -> None:
         except BadData as error:
             raise SpecError("data_dir", str(error), spec.source) from None
         except (Exception, SystemExit) as error:  # a user's own
-            raise SpecError(
-                "workloads", f"{name} fails in check_data(): {one_line(error)}", spec.source
-            ) from None
+            raise SpecError("workloads", f"{name} fails in check_data(): {one_line(error)}", spec.source) from None
 
 
 def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> None:

@@ -45,9 +45,7 @@ def locked(run: Path) -> Iterator[None]:
     descriptor = durable.open_log(run / LOCK)
     try:
         if not _try_lock(descriptor, run):
-            raise SpecError(
-                "--out", "another `wa run` is at work in this folder; wait for it or end it", str(run)
-            )
+            raise SpecError("--out", "another `wa run` is at work in this folder; wait for it or end it", str(run))
         durable.remove_abandoned(run)
         yield
     finally:
@@ -159,9 +157,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
     there = _rows(run)
     if not there:
         if not may_become_a_run(run):
-            raise SpecError(
-                "--out", "not empty and not a run folder; allowed: an empty or new folder", str(run)
-            )
+            raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
         return
     planned = _only_planned(run)
     there = {cell_id: row for cell_id, row in there.items() if cell_id not in planned}
@@ -185,9 +181,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
 
 def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
     remedy = "allowed: the same value, or another --out folder"
-    raise SpecError(
-        key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source
-    )
+    raise SpecError(key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source)
 
 
 def write_plan(
@@ -204,9 +198,7 @@ def write_plan(
     there, old = _rows(run), load_plan_if_any(run) or {}
     begun = started(run)
     staying = {
-        cell.cell_id
-        for one in (*(one for one in begun if is_done(run, one)), *trajectories)
-        for cell in one.cells
+        cell.cell_id for one in (*(one for one in begun if is_done(run, one)), *trajectories) for cell in one.cells
     }
     before = old.get("studies", [])
     provenance = _provenance(before, there, studies)
@@ -222,8 +214,7 @@ def write_plan(
     _write_specs(run, studies, [entry["study"] for entry in entries])
     document = {
         "format": FORMAT,
-        "id": old.get("id")
-        or uuid.uuid4().hex,  # whose runs on W&B are whose, for as long as the folder lives
+        "id": old.get("id") or uuid.uuid4().hex,  # whose runs on W&B are whose, for as long as the folder lives
         **{key: entries[0][key] for key in ("study", "question", "fuse", "seeds")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": [row["cell_id"] for row in rows],
@@ -319,8 +310,7 @@ def _entries(
             presets.setdefault(row["workload"], set()).add(row["preset"])
         entry["cells"] = [row["cell_id"] for row in mine]
         entry["targets"] = {
-            workload: provenance.get((workload, min(of))) if len(of) == 1 else None
-            for workload, of in presets.items()
+            workload: provenance.get((workload, min(of))) if len(of) == 1 else None for workload, of in presets.items()
         }
     return list(entries.values())
 

@@ -39,9 +39,7 @@ class Shampoo(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"matrix_eps": matrix_eps, "precondition_every": precondition_every}
-        super().__init__(
-            params, defaults | {"precondition_start": precondition_start, "block_size": block_size}
-        )
+        super().__init__(params, defaults | {"precondition_start": precondition_start, "block_size": block_size})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -26,9 +26,7 @@ def table(headers: Iterable[object], rows: Iterable[Sequence[object]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
-    )
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for header in headers:
         made.add_column(Text(str(header)), overflow="fold")
     for row in rows:

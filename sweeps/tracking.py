@@ -212,9 +212,7 @@ class Publisher:
         }
         online = not self._is_offline(str(cell["cell_id"]))
         try:
-            begun = wandb.init(
-                mode="online" if online else "offline", resume="allow" if online else None, **arguments
-            )
+            begun = wandb.init(mode="online" if online else "offline", resume="allow" if online else None, **arguments)
             self.num_refusals = 0
         except Exception as error:
             if not online:
@@ -281,9 +279,7 @@ def run_name(cell: Mapping[str, Any]) -> str:
     """A W&B run's name: workload, scheme with its horizon, schedule length, seed."""
     horizon = cell["horizon_fraction"]
     reach = "" if horizon is None or pd.isna(horizon) else f" {100 * horizon:.3g}%"
-    return (
-        f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
-    )
+    return f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
 
 
 def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,15 +307,9 @@ def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds/average": row["average_seconds"],
         "seconds/eval": row["eval_seconds"],
         "diverged": bool(row["diverged"]),
-        **{
-            f"validation/{name.removeprefix(BESIDE)}": value
-            for name, value in row.items()
-            if name.startswith(BESIDE)
-        },
+        **{f"validation/{name.removeprefix(BESIDE)}": value for name, value in row.items() if name.startswith(BESIDE)},
     }
-    return {
-        key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))
-    }
+    return {key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))}
 
 
 def main(arguments: list[str]) -> int:

@@ -24,9 +24,7 @@ RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed 
 class Trainer:
     """Optimizer steps of one rank, each over its part of the batch in one or more micro-batches."""
 
-    def __init__(
-        self, trajectory: Trajectory, workload: Workload, state: State, team: Team, device: str
-    ) -> None:
+    def __init__(self, trajectory: Trajectory, workload: Workload, state: State, team: Team, device: str) -> None:
         self.training = trajectory.cells[0].training
         self.workload, self.state, self.team, self.device = workload, state, team, device
         self.parameters = list(state.model.parameters())

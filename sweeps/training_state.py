@@ -89,9 +89,7 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     (is_ahead,) = team.decide([team.rank == 0 and saved["step"] > last_step])
     if is_ahead:
         if log:
-            log.warning(
-                "records before the checkpoint of step %d are lost; training from the start", saved["step"]
-            )
+            log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
         return
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])

@@ -77,9 +77,7 @@ def run(
             lasting = not leader.reporting and retries.is_lasting(error)
             log.exception("ended early")
             log.error("%s", one_line(error))  # last, so that the log's last line says what it was
-            attempt.end(
-                "failed" if lasting or isinstance(error, Exception) else "interrupted", error, lasting
-            )
+            attempt.end("failed" if lasting or isinstance(error, Exception) else "interrupted", error, lasting)
             raise
         attempt.end("done")
         recorder.finish()

@@ -252,9 +252,7 @@ class RunWatch:
                 self.num_imported += 1
                 continue
             if curves:
-                self.trials[trained.name] = Trial(
-                    folder, trained, float(one["expected_seconds"] or 0.0), curves
-                )
+                self.trials[trained.name] = Trial(folder, trained, float(one["expected_seconds"] or 0.0), curves)
 
     def named(self, *states: str) -> list[Trial]:
         """The trials in one of these states, in the plan's order."""
@@ -326,9 +324,7 @@ class RunWatch:
 
 def chosen(curves: list[Curve]) -> list[Curve]:
     """Of each scheme the one at the horizon fixed beforehand, where one is near: as in the report."""
-    return sorted(
-        (curve for curve in curves if curve.cell["fixed"]), key=lambda curve: str(curve.cell["scheme"])
-    )
+    return sorted((curve for curve in curves if curve.cell["fixed"]), key=lambda curve: str(curve.cell["scheme"]))
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ NARROW = 100  # columns that tables need; below, what they say stands in lines
 WAIT_SECONDS = 600.0  # for a run folder that is not there yet
 
 
-def watch(
-    run: Path, console: Console, once: bool = False, every: float = 2.0, wait: float = WAIT_SECONDS
-) -> int:
+def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, wait: float = WAIT_SECONDS) -> int:
     """Draw the folder until all its trials are done, one frame where `once`; a line now and then without a terminal.
 
     wait: seconds granted to a folder that is new or empty, as before its `wa run` or while that one starts.
@@ -109,8 +107,7 @@ def status(seen: RunWatch, console: Console) -> str:
 def frame(seen: RunWatch, console: Console) -> RenderableType:
     """One look at the folder: studies, the status line, raw against averages, what runs, what failed."""
     parts: list[RenderableType] = [
-        _text(f"{entry['study']}: {entry['question'] or ''}".rstrip(": "), "bold")
-        for entry in seen.plan["studies"]
+        _text(f"{entry['study']}: {entry['question'] or ''}".rstrip(": "), "bold") for entry in seen.plan["studies"]
     ]
     parts.append(_text(status(seen, console)))
     is_narrow = console.width < NARROW
@@ -218,9 +215,7 @@ def _block_table(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Tab
 def _block_lines(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Group:
     lines = [_text(" · ".join(headers), "dim")]
     for name, value, met, ratio, bar in rows:
-        lines.append(
-            _text(" · ".join([f"{name}: {value}", *(said for said in (met, ratio) if said not in ("", "—"))]))
-        )
+        lines.append(_text(" · ".join([f"{name}: {value}", *(said for said in (met, ratio) if said not in ("", "—"))])))
         if bar.strip():
             lines.append(_text(f"  {bar}"))
     return Group(*lines)
@@ -257,13 +252,7 @@ def ratios_so_far(trial: Trial) -> dict[str, str]:
 
 def _name(curve: Curve, rivals: Sequence[Curve]) -> str:
     label = str(curve.cell["scheme_label"])
-    return (
-        "raw"
-        if curve.cell["scheme"] == "none"
-        else f"{label}, best of {len(rivals)}"
-        if rivals[1:]
-        else label
-    )
+    return "raw" if curve.cell["scheme"] == "none" else f"{label}, best of {len(rivals)}" if rivals[1:] else label
 
 
 def _met(rivals: Sequence[Curve]) -> str:

@@ -29,9 +29,7 @@ def table(width: int) -> tuple[Row, list[Row]]:
             value = "—" if target is None else f"{target.value:.6g}"
             budget = f"{made.step_budget:,}"
             said = f"{metric} {value} in {budget}"
-            rows.append(
-                (name, preset, budget, f"{made.batch_size:,}", metric, value, _provenance(target), said)
-            )
+            rows.append((name, preset, budget, f"{made.batch_size:,}", metric, value, _provenance(target), said))
     return fitting(HEADERS, rows, width, CHOICES)
 
 

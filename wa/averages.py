@@ -30,9 +30,7 @@ class Averages:
     different steps, else None. watch: what it saw that is not finite.
     """
 
-    def __init__(
-        self, schemes: Sequence[Scheme], blocks: list[Block], plain: dict[str, str], step: int
-    ) -> None:
+    def __init__(self, schemes: Sequence[Scheme], blocks: list[Block], plain: dict[str, str], step: int) -> None:
         """plain: the blocks' tensors by the names that go into a state. step: snapshots up to it are unseen."""
         self.blocks = blocks
         self.step = step
@@ -72,9 +70,7 @@ class Averages:
                 self.seconds[scheme] += finding
         self.unfinished = f"update({step})"
         for block in self.blocks:
-            lanes = [
-                (self.lanes[track, block], track.taken(step)) for track in due if (track, block) in self.lanes
-            ]
+            lanes = [(self.lanes[track, block], track.taken(step)) for track in due if (track, block) in self.lanes]
             for piece, reading in self._readers[block].read(tensors, step) if lanes else ():
                 for lane, n in lanes:
                     for scheme, seconds in lane.push(piece, reading, n):
@@ -88,10 +84,7 @@ class Averages:
     def new(self, scheme: Scheme) -> dict[str, Tensor]:
         """The average of a scheme as new tensors."""
         tensors = {
-            name: tensor
-            for block in self.blocks
-            if covers(scheme, block)
-            for name, tensor in block.empty().items()
+            name: tensor for block in self.blocks if covers(scheme, block) for name, tensor in block.empty().items()
         }
         self.write(scheme, tensors)
         return tensors

@@ -123,16 +123,12 @@ class Bank:
         tensors = parameters
         if any(block.kind == "buffers" for block in self._averages.blocks):
             tensors = {**dict(self._model.named_buffers()), **parameters}
-        averaged = {
-            name for block in self._averages.blocks if block.kind == "parameters" for name in block.shapes
-        }
+        averaged = {name for block in self._averages.blocks if block.kind == "parameters" for name in block.shapes}
         try:
             for block in self._averages.blocks:
                 block.check(tensors)
             if added := parameters.keys() - averaged:
-                raise RuntimeError(
-                    f"the model has parameters the bank does not average: {', '.join(sorted(added))}"
-                )
+                raise RuntimeError(f"the model has parameters the bank does not average: {', '.join(sorted(added))}")
         except RuntimeError as error:
             raise RuntimeError(
                 f"{error}; undo that, or make a bank of the model as it is: Bank(model, schemes, start={self.step})"
@@ -155,10 +151,7 @@ class Bank:
 
     def __repr__(self) -> str:
         shapes = [
-            shape
-            for block in self._averages.blocks
-            if block.kind == "parameters"
-            for shape in block.shapes.values()
+            shape for block in self._averages.blocks if block.kind == "parameters" for shape in block.shapes.values()
         ]
         size = f"parameters {sum(shape.numel() for shape in shapes):,} in tensors {len(shapes)}, bytes {self.nbytes:,}"
         return f"<Bank at step {self.step}: {size}, schemes {list(self.schemes)!r}>"
@@ -321,9 +314,7 @@ class Bank:
     def _find(self, scheme: Scheme) -> None:
         self._refuse_unknown(scheme)
         if not self._exists(scheme):
-            raise AbsentAverage(
-                f"{scheme!r} is absent at step {self.step}: it has not taken enough snapshots"
-            )
+            raise AbsentAverage(f"{scheme!r} is absent at step {self.step}: it has not taken enough snapshots")
         self._averages.watch.tell(wait=True)
 
     def _refuse_unknown(self, scheme: Scheme) -> None:
@@ -336,9 +327,7 @@ class Bank:
 
     def _refuse_while_swapped(self, what: str) -> None:
         if self._swapped:
-            raise RuntimeError(
-                f"{what} while an average is swapped in: leave the `with bank.swapped(…)` first"
-            )
+            raise RuntimeError(f"{what} while an average is swapped in: leave the `with bank.swapped(…)` first")
 
     def _refuse_unfinished(self, what: str) -> None:
         if self._averages.unfinished is not None:

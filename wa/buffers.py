@@ -35,11 +35,7 @@ def averaged_buffers(model: nn.Module) -> dict[str, Tensor]:
 
     Raises: ValueError on floating-point buffers that cannot be averaged, see `wa.checks`.
     """
-    floating = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if is_lazy(buffer) or buffer.is_floating_point()
-    }
+    floating = {name: buffer for name, buffer in model.named_buffers() if is_lazy(buffer) or buffer.is_floating_point()}
     for name, buffer in floating.items():
         check_tensor("buffer", name, buffer)
     return {name: buffer for name, buffer in floating.items() if bool(torch.isfinite(buffer).all())}
@@ -121,9 +117,7 @@ def _in_train_mode(model: nn.Module) -> bool:
     A wrapper of one's own may be left in train mode when what it wraps is not: so the parts are asked as well.
     """
     norms = set(statistics_modules(model).values())
-    parts = [
-        module for module in model.modules() if next(module.children(), None) is None and module not in norms
-    ]
+    parts = [module for module in model.modules() if next(module.children(), None) is None and module not in norms]
     return model.training and (not parts or any(part.training for part in parts))
 
 

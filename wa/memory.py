@@ -12,9 +12,7 @@ from .schemes import Recursive, Scheme, Windowed
 FLOATS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
-def memory_bytes(
-    schemes: Iterable[Scheme], num_parameters: int, itemsize: int = 4, num_buffers: int = 0
-) -> int:
+def memory_bytes(schemes: Iterable[Scheme], num_parameters: int, itemsize: int = 4, num_buffers: int = 0) -> int:
     """Bytes of the rings, their sums and the accumulators of `Bank(model, schemes)`: its `nbytes`.
 
     num_parameters: elements, tied ones once. itemsize: bytes of an element (2, 4 or 8). num_buffers: elements
@@ -39,7 +37,5 @@ def _element_bytes(schemes: list[Scheme], dtype: torch.dtype) -> int:
         if isinstance(scheme, Windowed):
             capacity[scheme.grid] = max(capacity.get(scheme.grid, 0), scheme.k)
     rings = sum(ring_bytes(k, dtype.itemsize) for k in capacity.values())
-    accumulators = sum(
-        scheme.accumulator_dtype(dtype).itemsize for scheme in schemes if isinstance(scheme, Recursive)
-    )
+    accumulators = sum(scheme.accumulator_dtype(dtype).itemsize for scheme in schemes if isinstance(scheme, Recursive))
     return rings + accumulators

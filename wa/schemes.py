@@ -31,9 +31,7 @@ class Scheme(ABC):
     buffers: Policy
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        if (
-            cls.__hash__ is None
-        ):  # Python takes it from a class that has an __eq__ alone, as @dataclass gives it
+        if cls.__hash__ is None:  # Python takes it from a class that has an __eq__ alone, as @dataclass gives it
             cls.__hash__ = Scheme.__hash__  # type: ignore[unreachable]
         return super().__new__(cls)
 
@@ -394,6 +392,4 @@ def _check_horizon(horizon: Any, every: Any, name: str) -> None:
     if not _is_int(every) or every < 1:
         raise ValueError(f"{name}: every must be an int >= 1, not {every!r}")
     if not _is_real(horizon) or not every <= horizon < math.inf:
-        raise ValueError(
-            f"{name}: horizon must be a finite number of steps >= every = {every}, not {horizon!r}"
-        )
+        raise ValueError(f"{name}: horizon must be a finite number of steps >= every = {every}, not {horizon!r}")

@@ -183,8 +183,7 @@ def check_same_tensors(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mappi
     if list(mine) != list(theirs):
         first = next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
         raise ValueError(
-            f"the state is of another model: it has {first[0]!r} where this model has {first[1]!r}, "
-            "in another order"
+            f"the state is of another model: it has {first[0]!r} where this model has {first[1]!r}, in another order"
         )
 
 

@@ -39,9 +39,7 @@ class Saved:
             held = [(part, dict(part.items())) for part in (module._parameters, module._buffers)]
             self._places += [*held, (module._modules, dict(module._modules.items())), (vars(module), plain)]
             tensors |= {id(t): t for _, part in held for t in part.values() if t is not None}
-            if isinstance(
-                flat := getattr(module, "_flat_weights", None), list
-            ):  # of an RNN: its parameters again
+            if isinstance(flat := getattr(module, "_flat_weights", None), list):  # of an RNN: its parameters again
                 self._lists.append((flat, list(flat)))
         # The second of each is the same memory: `model.half()` gives a parameter another.
         self._tensors = [(tensor, tensor.detach()) for tensor in tensors.values()]
@@ -101,9 +99,7 @@ def _same_memory(left: Tensor, right: Tensor) -> bool:
         right.layout,
     ):
         return False
-    return left.layout is not torch.strided or (
-        left.data_ptr() == right.data_ptr() and left.stride() == right.stride()
-    )
+    return left.layout is not torch.strided or (left.data_ptr() == right.data_ptr() and left.stride() == right.stride())
 
 
 def clear_weight_caches() -> None:

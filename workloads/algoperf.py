@@ -93,9 +93,7 @@ def published_target(workload: str) -> PublishedTarget | None:
 
 @cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(
-        Path(__file__).with_name("algoperf.yaml").read_text(encoding="utf-8")
-    )
+    table: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("algoperf.yaml").read_text(encoding="utf-8"))
     return table
 
 
@@ -104,7 +102,4 @@ def constants() -> Mapping[str, Constants]:
     """Workload -> its constants, from algoperf.yaml."""
     table = _table()
     points = {number: NadamW(**point) for number, point in table["nadamw"].items()}
-    return {
-        name: Constants(**{**row, "nadamw": points[row["nadamw"]]})
-        for name, row in table["workloads"].items()
-    }
+    return {name: Constants(**{**row, "nadamw": points[row["nadamw"]]}) for name, row in table["workloads"].items()}

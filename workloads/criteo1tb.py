@@ -186,9 +186,7 @@ def validation_flights(table_rows: int, batch_size: int) -> tuple[Rows, ...]:
     """All held-out flights."""
     with torch.inference_mode(False):  # cached: later callers may want gradients
         columns = [torch.from_numpy(array) for array in flights(table_rows)["validation"]]
-        return tuple(
-            Rows(*pieces) for pieces in zip(*(torch.split(x, batch_size) for x in columns), strict=True)
-        )
+        return tuple(Rows(*pieces) for pieces in zip(*(torch.split(x, batch_size) for x in columns), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,7 @@ class UnknownWorkload(ValueError):
 def load_dotted(name: str, preset: str) -> Any:
     """What ``"pkg.mod:Name"`` makes. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
     if len(name) > MAX_NAME or NAME.fullmatch(name) is None:
-        raise UnknownWorkload(
-            f"no workload {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names"
-        )
+        raise UnknownWorkload(f"no workload {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names")
     module_name, _, attribute = name.partition(":")
     _refuse_reserved(name, module_name)
     if not {os.getcwd(), ""} & set(sys.path):
@@ -53,9 +51,7 @@ def load_dotted(name: str, preset: str) -> Any:
     except (Exception, SystemExit) as error:
         raise UnknownWorkload(f"workload {name!r} fails when it is made: {one_line(error)}") from error
     if missing:
-        raise UnknownWorkload(
-            f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)"
-        )
+        raise UnknownWorkload(f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)")
     return found
 
 
@@ -63,9 +59,7 @@ def _refuse_reserved(name: str, module_name: str) -> None:
     """A name that means Python's own module in every process, whatever the user's folder holds."""
     top = module_name.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
-        raise UnknownWorkload(
-            f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours"
-        )
+        raise UnknownWorkload(f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours")
 
 
 def _is_missing(error: Exception, module_name: str, attribute: str) -> bool:

@@ -66,8 +66,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [num_channels * 2**i for i in range(num_pools + 1)]
         self.down = nn.ModuleList(
-            ConvBlock(num_in, num_out, dropout)
-            for num_in, num_out in zip([1, *widths[:-2]], widths[:-1], strict=True)
+            ConvBlock(num_in, num_out, dropout) for num_in, num_out in zip([1, *widths[:-2]], widths[:-1], strict=True)
         )
         self.bottom = ConvBlock(widths[-2], widths[-1], dropout)
         self.grow = nn.ModuleList(
@@ -257,9 +256,7 @@ def validation_batches(num_slices: int, batch_size: int) -> tuple[Example, ...]:
     chosen = np.linspace(0, len(images) - 1, num_slices).round().astype(int)
     examples = [simulated(images[i], volume_max, np.random.default_rng([0, i])) for i in chosen.tolist()]
     with torch.inference_mode(False):  # cached: later callers may want gradients
-        return tuple(
-            stacked(examples[first : first + batch_size]) for first in range(0, num_slices, batch_size)
-        )
+        return tuple(stacked(examples[first : first + batch_size]) for first in range(0, num_slices, batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,9 +271,7 @@ class Brains(Reconstruction):
     def _train_batch(self, seed: int, part: Part, step: int) -> Example:
         images, volume_max = brain_slices("train")
         randoms = [np.random.default_rng([seed, step, place]) for place in self.places(part)]
-        return stacked(
-            simulated(images[random.integers(len(images))], volume_max, random) for random in randoms
-        )
+        return stacked(simulated(images[random.integers(len(images))], volume_max, random) for random in randoms)
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         if split != "validation":

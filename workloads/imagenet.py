@@ -107,9 +107,7 @@ def padded_train(margin: int) -> NDArray[np.uint8]:
 def validation_batches(batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """All validation pictures and labels, in the file's order."""
     with torch.inference_mode(False):  # cached: later callers may want gradients
-        pictures, labels = (
-            torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation")
-        )
+        pictures, labels = (torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation"))
     return tuple(zip(pictures, labels, strict=True))
 
 
@@ -251,9 +249,7 @@ class ImageNet(Classification):
         """Folders and classes of both splits, and one picture of each. Raises: BadData."""
         train, validation = self.pictures("train"), self.pictures("validation")
         if len(train.labels) < self.batch_size:
-            raise data.BadData(
-                f"{train.folder}: has {len(train.labels)} pictures; a batch alone is {self.batch_size}"
-            )
+            raise data.BadData(f"{train.folder}: has {len(train.labels)} pictures; a batch alone is {self.batch_size}")
         train.read(0)
         validation.read(0)
 

@@ -34,9 +34,7 @@ class VisionTransformer(nn.Module):
         self.patch = patch
         self.embedding = linear(patch * patch * 3, width, bias=True)
         self.positions = nn.Parameter(torch.randn((side // patch) ** 2, width) * 0.02)
-        self.blocks = nn.Sequential(
-            *(Block(width, num_heads, hidden, depth, causal=False) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(Block(width, num_heads, hidden, depth, causal=False) for _ in range(depth)))
         self.norm = RMSNorm(width)
         self.head = linear(width, num_classes, bias=True)
 
@@ -81,8 +79,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, width) -> (batch, length, width)."""
         q, k, v = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

@@ -42,9 +42,7 @@ class SwiGLU(nn.Module):
 
 
 @cache
-def rotary_angles(
-    length: int, width: int, device: torch.device, base: float = 10000.0
-) -> tuple[Tensor, Tensor]:
+def rotary_angles(length: int, width: int, device: torch.device, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin of position × frequency, each (length, width); the sine carries the sign `rotate` needs.
 
     Frequency i of width/2: base^(−2i/width). Source: Su et al. 2021, section 3.2.2.

@@ -195,9 +195,7 @@ class SpecAugment:
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """What stays visible: (batch, num_frames) and (batch, bins)."""
         everywhere = np.full(len(lengths), bins)
-        frames = _outside_bands(
-            random, lengths, self.max_time_ratio * lengths, self.num_time_masks, num_frames
-        )
+        frames = _outside_bands(random, lengths, self.max_time_ratio * lengths, self.num_time_masks, num_frames)
         return frames, _outside_bands(
             random, everywhere, 0 * everywhere + self.max_bins, self.num_frequency_masks, bins
         )
@@ -380,9 +378,7 @@ def num_samples(path: Path) -> int:
     if len(head) < 42 or head[:4] != b"fLaC" or head[4] & 127 != 0:
         raise data.BadData(f"{path}: not a FLAC file")
     if (bits >> 44, (bits >> 41) & 7) != (SAMPLE_RATE, 0):
-        raise data.BadData(
-            f"{path}: {bits >> 44} Hz, {1 + (bits >> 41 & 7)} channels; it should be 16000 Hz, 1"
-        )
+        raise data.BadData(f"{path}: {bits >> 44} Hz, {1 + (bits >> 41 & 7)} channels; it should be 16000 Hz, 1")
     return bits & (1 << 36) - 1
 
 
@@ -412,16 +408,11 @@ def recordings(root: Path, split: str, max_samples: int, max_characters: int) ->
     """The recordings of one split, in order, without those that are too long. Raises: BadData."""
     chapters = [path for subset in SUBSETS[split] for path in transcripts(root, subset)]
     listed = [
-        recording
-        for chapter in chapters
-        for recording in transcribed(chapter)
-        if len(recording.text) <= max_characters
+        recording for chapter in chapters for recording in transcribed(chapter) if len(recording.text) <= max_characters
     ]
     with ThreadPoolExecutor(16) as pool:  # waits for the disk
         lengths = list(pool.map(num_samples, [Path(recording.path) for recording in listed]))
-    return tuple(
-        recording for recording, length in zip(listed, lengths, strict=True) if 0 < length <= max_samples
-    )
+    return tuple(recording for recording, length in zip(listed, lengths, strict=True) if 0 < length <= max_samples)
 
 
 @cache
@@ -567,9 +558,7 @@ def ctc_losses(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths:
     logits: (batch, time, outputs). Source: Graves et al. 2006, eq. 8.
     """
     log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
-    losses: Tensor = F.ctc_loss(
-        log_probabilities, targets, lengths, target_lengths, blank=BLANK, reduction="none"
-    )
+    losses: Tensor = F.ctc_loss(log_probabilities, targets, lengths, target_lengths, blank=BLANK, reduction="none")
     return losses
 
 

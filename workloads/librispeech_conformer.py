@@ -84,9 +84,7 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Feed-forward / 2, attention, convolution, feed-forward / 2, each added to its input; then a layer norm."""
 
-    def __init__(
-        self, width: int, num_heads: int, hidden: int, kernel: int, momentum: float, dropout: float
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, kernel: int, momentum: float, dropout: float) -> None:
         super().__init__()
         self.before, self.after = FeedForward(width, hidden), FeedForward(width, hidden)
         self.attention = Attention(width, num_heads)

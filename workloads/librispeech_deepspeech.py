@@ -66,9 +66,7 @@ class Encoder(nn.Module):
         self.subsampling = ConvSubsampling(bins, shape.channels, width)
         self.dropout = nn.Dropout(shape.dropout)
         self.recurrent = nn.ModuleList(Recurrent(width, shape.momentum) for _ in range(shape.num_recurrent))
-        self.feed_forward = nn.ModuleList(
-            FeedForward(width, shape.momentum) for _ in range(shape.num_feed_forward)
-        )
+        self.feed_forward = nn.ModuleList(FeedForward(width, shape.momentum) for _ in range(shape.num_feed_forward))
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, num_outputs)
         initialize(self)
@@ -106,9 +104,7 @@ FULL = constants()["librispeech_deepspeech"]
 PRESETS: dict[str, Workload] = {
     "mini": SpeechRecognition(
         corpus=Prompts(),
-        network=DeepSpeech(
-            channels=16, width=96, num_recurrent=1, num_feed_forward=1, momentum=0.03, dropout=0.0
-        ),
+        network=DeepSpeech(channels=16, width=96, num_recurrent=1, num_feed_forward=1, momentum=0.03, dropout=0.0),
         step_budget=4000,
         batch_size=4,
         optimizer={

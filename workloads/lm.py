@@ -45,9 +45,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.Sequential(
-            *(Block(width, num_heads, hidden, depth, True, rotary_base) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(Block(width, num_heads, hidden, depth, True, rotary_base) for _ in range(depth)))
         self.norm = RMSNorm(width)
         self.head = linear(width, vocabulary)
         if tied:
@@ -118,9 +116,9 @@ class LanguageModel:
         train, offsets = text("train"), np.arange(self.context + 1)
         step = first_step
         while True:
-            starts = np.random.default_rng([seed, step]).integers(
-                len(train) - self.context, size=self.batch_size
-            )[part.index :: part.count]
+            starts = np.random.default_rng([seed, step]).integers(len(train) - self.context, size=self.batch_size)[
+                part.index :: part.count
+            ]
             yield torch.from_numpy(train[starts[:, None] + offsets].astype(np.int64))
             step += 1
 
@@ -253,9 +251,7 @@ class TokenLanguageModel(LanguageModel):
         """Batch number `batch` of the `size` windows that are evaluated."""
         num_windows = self.num_windows(folder, "validation")
         numbers = range(batch * self.eval_batch_size, min((batch + 1) * self.eval_batch_size, size))
-        return torch.from_numpy(
-            np.stack([self.window(folder, "validation", i * num_windows // size) for i in numbers])
-        )
+        return torch.from_numpy(np.stack([self.window(folder, "validation", i * num_windows // size) for i in numbers]))
 
 
 PRESETS: dict[str, Workload] = {

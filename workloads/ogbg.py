@@ -94,14 +94,10 @@ class GraphNetwork(nn.Module):
         self.node = Update([num_node, width, width, num_global], width, dropout)
         self.graph = Update([width, width, num_global], width, dropout)
 
-    def forward(
-        self, nodes: Tensor, edges: Tensor, graphs: Tensor, batch: Graphs
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, nodes: Tensor, edges: Tensor, graphs: Tensor, batch: Graphs) -> tuple[Tensor, Tensor, Tensor]:
         """nodes (nodes, num_node), edges (edges, num_edge), graphs (graphs, num_global) -> the same, all of width."""
         from_edge, from_sender, from_receiver, from_graph = self.edge.weights()
-        at_sender = F.linear(nodes, from_sender) + F.linear(graphs, from_graph).index_select(
-            0, batch.graph_of_node
-        )
+        at_sender = F.linear(nodes, from_sender) + F.linear(graphs, from_graph).index_select(0, batch.graph_of_node)
         at_receiver = F.linear(nodes, from_receiver)
         new_edges = self.edge(
             F.linear(edges, from_edge)
@@ -144,8 +140,7 @@ class GraphClassifier(nn.Module):
         self.num_tasks = num_tasks  # the graphs' state begins with as many zeros, as AlgoPerf's
         self.residual = residual
         self.rounds = nn.ModuleList(
-            GraphNetwork(width, width, width if i else num_tasks, width, dropout, residual)
-            for i in range(num_rounds)
+            GraphNetwork(width, width, width if i else num_tasks, width, dropout, residual) for i in range(num_rounds)
         )
         self.decoder = linear(width, num_tasks)
 
@@ -441,9 +436,7 @@ class Ogbg:
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         loss = float(sums["loss"] / sums["measured"])
-        precision = mean_average_precision(
-            sums["logits"].float().numpy(), sums["labels"].to(torch.int8).numpy()
-        )
+        precision = mean_average_precision(sums["logits"].float().numpy(), sums["labels"].to(torch.int8).numpy())
         metric = precision if self.metric == "map" else loss
         return Summary(loss, metric, int(sums["examples"]), {"map": precision})
 
@@ -463,8 +456,7 @@ class TrainingBatch:
         places = np.arange(first, first + self.workload.batch_size)[self.part.index :: self.part.count]
         epochs, ranks = np.divmod(places, len(train))
         chosen = [
-            epoch_order((self.seed, epoch), len(train))[ranks[epochs == epoch]]
-            for epoch in np.unique(epochs).tolist()
+            epoch_order((self.seed, epoch), len(train))[ranks[epochs == epoch]] for epoch in np.unique(epochs).tolist()
         ]
         return batched(molecules, train[np.concatenate(chosen)])
 

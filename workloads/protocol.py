@@ -162,9 +162,7 @@ def load(name: str, preset: str = "mini") -> Workload:
         near = difflib.get_close_matches(name[:100], known, n=1)
         asked = f" (did you mean {near[0]!r}?)" if near else ""
         listed = ", ".join([*near, *(one for one in known if one not in near)])
-        raise UnknownWorkload(
-            f"no workload {name[:60]!r}{asked}; there are {listed}, or your own as 'pkg.mod:Name'"
-        )
+        raise UnknownWorkload(f"no workload {name[:60]!r}{asked}; there are {listed}, or your own as 'pkg.mod:Name'")
     there = presets(name)
     if preset not in there:
         raise UnknownWorkload(f"workload {name!r} has no preset {preset[:60]!r}; it has {', '.join(there)}")

@@ -16,9 +16,7 @@ from workloads.user_errors import OUR_PACKAGES
 
 Files = dict[str, str]  # path relative to where the import begins -> sha256 of its bytes, or a listing's
 
-MOST_ENTRIES = (
-    20_000  # of a data folder; what comes behind these, in the order of their names, is not looked at
-)
+MOST_ENTRIES = 20_000  # of a data folder; what comes behind these, in the order of their names, is not looked at
 _FRAME = ("protocol", "dotted", "sources", "user_errors", "loading", "data")  # ours, but not what is trained
 
 

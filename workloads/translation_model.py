@@ -108,9 +108,7 @@ class FeedForward(nn.Sequential):
 class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(
-        self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.attention_norm, self.hidden_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.attention = SelfAttention(width, num_heads, attention_dropout)
@@ -126,9 +124,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, attention to the source, feed-forward; each as x + f(norm(x))."""
 
-    def __init__(
-        self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.self_norm, self.cross_norm, self.hidden_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.self_attention = SelfAttention(width, num_heads, attention_dropout)

@@ -31,9 +31,7 @@ def greedy(model: TranslationModel, sources: Tensor, max_tokens: int) -> Tensor:
     return torch.cat(found, 1)
 
 
-def beam_search(
-    model: TranslationModel, sources: Tensor, max_tokens: int, num_beams: int, alpha: float
-) -> Tensor:
+def beam_search(model: TranslationModel, sources: Tensor, max_tokens: int, num_beams: int, alpha: float) -> Tensor:
     """The best translation found, argmax Σ log p / ((5 + n) / 6)^α: (batch, source length) -> (batch, max_tokens).
 
     Each step extends `num_beams` open translations and keeps the best `num_beams` that have ended; it stops when

@@ -43,8 +43,7 @@ def text(path: Path) -> Text:
     content: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
     newline = ord("\n")
     ends = [
-        np.flatnonzero(content[first : first + CHUNK] == newline) + first
-        for first in range(0, len(content), CHUNK)
+        np.flatnonzero(content[first : first + CHUNK] == newline) + first for first in range(0, len(content), CHUNK)
     ]
     if content[-1] != newline:
         ends.append(np.array([len(content)]))
@@ -85,8 +84,7 @@ def pairs(sides: tuple[Text, Text], numbers: Iterable[int], model: Any, longest:
     """The sentences of those numbers as tokens; unknown pieces, empty and too long sentences are left out."""
     for number in numbers:
         german, english = (
-            [token for token in model.encode(side.line(int(number))) if token != PAD] + [EOS]
-            for side in sides
+            [token for token in model.encode(side.line(int(number))) if token != PAD] + [EOS] for side in sides
         )
         if min(len(german), len(english)) > 1 and max(len(german), len(english)) <= longest:
             yield german, english
@@ -105,9 +103,7 @@ def pack(sentences: Iterable[Pair], num_rows: int, length: int) -> list[NDArray[
     the next row. Segments number the sentences of a row from 1; the rest is 0. Those after the last row are not
     asked for.
     """
-    sources, targets, source_segments, target_segments = (
-        np.zeros((num_rows, length), np.int64) for _ in range(4)
-    )
+    sources, targets, source_segments, target_segments = (np.zeros((num_rows, length), np.int64) for _ in range(4))
     row, segment, ends = 0, 0, (0, 0)
     for pair in sentences:
         if any(end + len(side) > length for end, side in zip(ends, pair, strict=True)):

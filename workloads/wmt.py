@@ -199,18 +199,14 @@ def catalogue_pieces() -> list[str]:
 
 
 @cache
-def validation_batches(
-    length: int, num_pairs: int, num_translated: int, batch_size: int
-) -> tuple[Batch, ...]:
+def validation_batches(length: int, num_pairs: int, num_translated: int, batch_size: int) -> tuple[Batch, ...]:
     """The first validation pairs: those to be translated, then the others by length, so that batches are narrow."""
     first = catalogue("validation")[:num_pairs]
     others = sorted(first[num_translated:], key=lambda pair: len(pair[0]) + len(pair[1]))
     sources, targets = (padded(side, length) for side in zip(*first[:num_translated], *others, strict=True))
     translated = np.arange(len(sources)) < num_translated
     with torch.inference_mode(False):  # cached: later callers may want gradients
-        split = [
-            torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)
-        ]
+        split = [torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)]
     return tuple(zip(*split, strict=True))
 
 
@@ -237,9 +233,7 @@ class Catalogues(Translation):
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         if split != "validation":
             raise ValueError(f"the mini of wmt has no split {split!r}; it has validation")
-        batches = validation_batches(
-            self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size
-        )
+        batches = validation_batches(self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size)
         return batches[part.index :: part.count]
 
 
@@ -252,9 +246,7 @@ def news_pairs(folder: Path, split: str, model_path: Path, vocabulary: int, long
     """All pairs of a held-out split, by source length, so that rows of a batch are alike."""
     sides = parallel(folder, SPLITS[split])
     model = tokenizer(model_path, vocabulary)
-    return sorted(
-        pairs(sides, range(len(sides[0].starts) - 1), model, longest), key=lambda pair: len(pair[0])
-    )
+    return sorted(pairs(sides, range(len(sides[0].starts) - 1), model, longest), key=lambda pair: len(pair[0]))
 
 
 @dataclass(frozen=True)
@@ -301,9 +293,7 @@ class News(Translation):
         needed = range(int(mine[0]) // self.rows_together, int(mine[-1]) // self.rows_together + 1)
         columns = zip(*(self.rows(seed, (step - 1) * packings + i) for i in needed), strict=True)
         first = int(mine[0]) - needed[0] * self.rows_together
-        return tuple(
-            torch.from_numpy(np.concatenate(column)[first : first + len(mine)].copy()) for column in columns
-        )
+        return tuple(torch.from_numpy(np.concatenate(column)[first : first + len(mine)].copy()) for column in columns)
 
     def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         make = partial(self.batch, seed=seed, part=part)

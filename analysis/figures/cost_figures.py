@@ -68,9 +68,7 @@ def sweep_hours(d: Drawing, unit: str) -> alt.ConcatChart | None:
         alt.Chart(table)
         .mark_bar(height={"band": 0.6})
         .encode(
-            y=alt.Y(
-                "way:N", title=None, sort=order, axis=alt.Axis(ticks=False, domain=False, labelLimit=300)
-            ),
+            y=alt.Y("way:N", title=None, sort=order, axis=alt.Axis(ticks=False, domain=False, labelLimit=300)),
             x=alt.X("device_hours:Q", title=f"{unit}, whole sweep", axis=alt.Axis(format="~g")),
             color=alt.Color("part:N", title=None, sort=parts, scale=panels.scale(colours)),
             order="rank:Q",

@@ -41,9 +41,7 @@ def learning_curves(d: Drawing) -> alt.ConcatChart | None:
         x = alt.X("step:Q", title="step", axis=panels.step_axis())
         seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
         faint = alt.when(pick).then(alt.value(0.3)).otherwise(alt.value(0))
-        hover = panels.tooltips(
-            "scheme_label:N:setting", "step:Q:step:,", "median:Q:median:.4g", "num_seeds:Q:seeds:d"
-        )
+        hover = panels.tooltips("scheme_label:N:setting", "step:Q:step:,", "median:Q:median:.4g", "num_seeds:Q:seeds:d")
         layers = [
             alt.Chart(seeds)
             .mark_line(clip=True, strokeWidth=0.8)
@@ -104,9 +102,7 @@ def schedule_curves(d: Drawing) -> alt.ConcatChart | None:
         table = table.merge(names[["training", "name"]], on="training")
         table["series"] = table["name"] + ", " + table["scheme_label"]
         info = d.shown[d.shown["workload"] == workload].iloc[0]
-        parts.append(
-            panels.titled(_schedule_panel(d, table, edge, info, f"schedule_zoom_{number}"), workload)
-        )
+        parts.append(panels.titled(_schedule_panel(d, table, edge, info, f"schedule_zoom_{number}"), workload))
     return panels.grid(parts)
 
 
@@ -130,14 +126,8 @@ def _schedule_panel(d: Drawing, table: pd.DataFrame, edge: pd.DataFrame, info: A
     lines = lines.encode(strokeDash=panels.dashes())
     ends = table.sort_values("step").groupby("setting", as_index=False).last()
     ends = ends[ends["group"] == "raw run"]
-    dots = (
-        alt.Chart(ends)
-        .mark_point(filled=True, size=60, opacity=1, clip=True)
-        .encode(x="step:Q", y=y, color=colour)
-    )
-    names = alt.Chart(ends).mark_text(
-        align="right", dx=-2, dy=-13 if higher else 13, fontSize=11, color=REFERENCE_LINE
-    )
+    dots = alt.Chart(ends).mark_point(filled=True, size=60, opacity=1, clip=True).encode(x="step:Q", y=y, color=colour)
+    names = alt.Chart(ends).mark_text(align="right", dx=-2, dy=-13 if higher else 13, fontSize=11, color=REFERENCE_LINE)
     names = names.encode(x="step:Q", y=y, text="name:N")
     shown = panels.thin(edge.assign(setting=0), "setting", MAX_POINTS)
     best = alt.Chart(shown).mark_line(clip=True, strokeWidth=9, opacity=0.28, color=REFERENCE_LINE)

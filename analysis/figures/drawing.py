@@ -54,9 +54,7 @@ def drawing(study: Study, tables: Tables, reference: dict[str, int]) -> Drawing:
     chosen = [SCHEME_NAMES["none"], *sorted(set(in_front(tables.chosen)["scheme_label"]))]
     schemes = {SCHEME_NAMES.get(n, n): c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
     some = _some_of(shown, tables)
-    return Drawing(
-        study, tables, some, chosen, setting_colours(some, chosen), schemes, len(shown) - len(some)
-    )
+    return Drawing(study, tables, some, chosen, setting_colours(some, chosen), schemes, len(shown) - len(some))
 
 
 def _some_of(shown: pd.DataFrame, tables: Tables) -> pd.DataFrame:

@@ -60,9 +60,7 @@ def _slim(found: dict[str, Any]) -> dict[str, Any]:
     """Drops the columns that no mark uses, and digits that no eye sees."""
     used = json.dumps({key: value for key, value in found.items() if key != "datasets"})
     for name, rows in found.get("datasets", {}).items():
-        columns = (
-            [column for column in rows[0] if re.search(rf"\b{re.escape(column)}\b", used)] if rows else []
-        )
+        columns = [column for column in rows[0] if re.search(rf"\b{re.escape(column)}\b", used)] if rows else []
         found["datasets"][name] = [{column: _short(row[column]) for column in columns} for row in rows]
     return found
 

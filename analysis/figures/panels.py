@@ -30,11 +30,7 @@ def grid(parts: list[Any]) -> alt.ConcatChart | None:
 def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, width: int = WIDTH) -> Any:
     """A panel of the common size."""
     limit = width + 60  # a longer name would run into the next panel
-    text = (
-        alt.TitleParams(title, subtitle=subtitle, limit=limit)
-        if subtitle
-        else alt.TitleParams(title, limit=limit)
-    )
+    text = alt.TitleParams(title, subtitle=subtitle, limit=limit) if subtitle else alt.TitleParams(title, limit=limit)
     return chart.properties(title=text, width=width, height=height)
 
 
@@ -123,9 +119,7 @@ def level_rule(at: float) -> Any:
 def vertical_rule(at: float, title: str | None = None, width: float = 1.5) -> Any:
     """A vertical line at a value that means no change."""
     x = alt.X("at:Q") if title is None else alt.X("at:Q", title=title)
-    return (
-        alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=width).encode(x=x)
-    )
+    return alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=width).encode(x=x)
 
 
 def horizon_scale(ends: list[float]) -> alt.Scale:

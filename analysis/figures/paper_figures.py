@@ -42,9 +42,7 @@ def ratios_beside(rows: pd.DataFrame) -> alt.ConcatChart | None:
     )
     filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
     fill = alt.Color("scheme_name:N", legend=None, scale=panels.scale(colours))
-    dots = base.mark_point(size=62, strokeWidth=2, opacity=1, clip=True).encode(
-        x=x, fill=fill, fillOpacity=filled
-    )
+    dots = base.mark_point(size=62, strokeWidth=2, opacity=1, clip=True).encode(x=x, fill=fill, fillOpacity=filled)
     paper = base.mark_point(shape="diamond", size=75, strokeWidth=1.8, filled=False, opacity=1, clip=True)
     chart = alt.layer(
         panels.vertical_rule(1.0, title=""),

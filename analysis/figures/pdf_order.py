@@ -36,16 +36,12 @@ def in_order(pdf: bytes) -> bytes:
 def _read(pdf: bytes) -> tuple[bytes, dict[int, tuple[bytes, bytes]], bytes]:
     """What stands before the objects, number -> (entries sorted, stream and all that follows), the trailer."""
     start = re.search(rb"startxref\s+(\d+)\s+%%EOF\s*$", pdf)
-    table = re.compile(
-        rb"xref\s+0 (\d+)\s+((?:\d{10} \d{5} [fn]\s+)+)trailer\s+(<<.*?>>)\s+startxref", re.DOTALL
-    )
+    table = re.compile(rb"xref\s+0 (\d+)\s+((?:\d{10} \d{5} [fn]\s+)+)trailer\s+(<<.*?>>)\s+startxref", re.DOTALL)
     found = table.match(pdf, int(start[1])) if start else None
     if start is None or found is None:
         raise ValueError("not a PDF with one plain cross-reference table")
     rows = found[2].split()
-    offsets = {
-        number: int(rows[3 * number]) for number in range(int(found[1])) if rows[3 * number + 2] == b"n"
-    }
+    offsets = {number: int(rows[3 * number]) for number in range(int(found[1])) if rows[3 * number + 2] == b"n"}
     ends = sorted([*offsets.values(), int(start[1])])
     objects = {}
     for number, offset in offsets.items():

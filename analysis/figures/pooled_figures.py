@@ -38,9 +38,7 @@ def _panel(d: Drawing, of: pd.DataFrame, horizon: str) -> Any:
     left = d.tables.leave_one_out
     left = left[(left["versus"] == "same schedule") & (left["horizon"] == horizon)]
     left = left[left["statistic"].isin(SHOWN) & left["value"].notna()]
-    of = of.assign(
-        row="all: " + of["statistic"], num_workloads=of["num_workloads"].map("{} workloads".format)
-    )
+    of = of.assign(row="all: " + of["statistic"], num_workloads=of["num_workloads"].map("{} workloads".format))
     single = single.assign(row=single["workload"], num_workloads="this workload")
     rows = pd.concat([single, of], ignore_index=True)
     rows = rows.assign(scheme_name=rows["scheme"].map(SCHEME_NAMES).fillna(rows["scheme"]))

@@ -54,11 +54,7 @@ def over_workloads(d: Drawing) -> pd.DataFrame:
     """The pooled curve of each scheme, under the label of its horizon; the band over seeds where there is no other."""
     table = d.tables.pooled_curve
     table = table[table["versus"] == SAME].copy()
-    labels = (
-        d.tables.chosen[d.tables.chosen["near"]]
-        .groupby("scheme")["scheme_label"]
-        .agg(lambda all_: all_.mode()[0])
-    )
+    labels = d.tables.chosen[d.tables.chosen["near"]].groupby("scheme")["scheme_label"].agg(lambda all_: all_.mode()[0])
     table["scheme_label"] = table["scheme"].map(labels)
     for end in ("low", "high", "hours_low", "hours_high"):
         seeds = end.replace("hours_", "hours_seeds_") if "hours" in end else f"seeds_{end}"
@@ -70,9 +66,7 @@ def papers_targets(d: Drawing, pooled: pd.DataFrame) -> pd.DataFrame:
     """The paper's points, where shares of the baseline's training are shares of the step budget, as the paper's are."""
     raw = d.study.cells[d.study.cells["training"].isin(d.shown["training"])]
     points = paper_points()
-    points = points[
-        points["scheme"].isin(pooled["scheme"]) & bool((raw["length_steps"] >= raw["step_budget"]).all())
-    ]
+    points = points[points["scheme"].isin(pooled["scheme"]) & bool((raw["length_steps"] >= raw["step_budget"]).all())]
     labels = dict(zip(pooled["scheme"], pooled["scheme_label"], strict=True))
     return points.assign(scheme_label=points["scheme"].map(labels))
 
@@ -82,9 +76,7 @@ def target_shares(d: Drawing) -> dict[str, float]:
     raw = d.shown[d.shown["scheme"] == "none"]
     cells = d.study.cells.drop_duplicates("setting").set_index("setting")
     length = cells[["length_steps", "step_budget"]].min(axis=1)
-    share = raw["steps_to_target"].to_numpy(dtype=float) / length.loc[list(raw["setting"])].to_numpy(
-        dtype=float
-    )
+    share = raw["steps_to_target"].to_numpy(dtype=float) / length.loc[list(raw["setting"])].to_numpy(dtype=float)
     return {str(w): float(s) for w, s in zip(raw["workload"], share, strict=True) if s == s}
 
 

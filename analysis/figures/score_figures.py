@@ -91,9 +91,7 @@ def _ratios(times: pd.DataFrame, colours: dict[str, str], shown: str) -> Any:
             *("submission:N:who", "workload:N:workload", "said:N:time", "ratio:Q:÷ the fastest's:.3f"),
             "missed:N:studies that miss",
         ),
-        shape=alt.Shape(
-            "is_met:N", legend=None, scale=alt.Scale(domain=["met", "missed"], range=["circle", "cross"])
-        ),
+        shape=alt.Shape("is_met:N", legend=None, scale=alt.Scale(domain=["met", "missed"], range=["circle", "cross"])),
     )
     chart = base.mark_point(filled=True, size=60, opacity=1).transform_filter(shown)
     layered = alt.layer(panels.vertical_rule(1.0, width=1.2), chart)

@@ -33,9 +33,7 @@ def snapshot_maps(d: Drawing) -> alt.ConcatChart | None:
     parts = []
     for (workload, scheme), part in table.groupby(["workload", "scheme"], sort=True):
         title = f"{workload}, {SCHEME_NAMES.get(str(scheme), str(scheme))}"
-        chart = _map(
-            part, seeds.merge(part[["setting", "every_steps", "memory"]], on="setting"), str(scheme), colour
-        )
+        chart = _map(part, seeds.merge(part[["setting", "every_steps", "memory"]], on="setting"), str(scheme), colour)
         parts.append(panels.titled(chart, title, height=44 + 62 * part["every_steps"].nunique()))
     return panels.grid(parts)
 
@@ -46,9 +44,7 @@ def _map(part: pd.DataFrame, seeds: pd.DataFrame, scheme: str, colour: alt.Color
         horizon=[f"horizon {percent(float(share))}" for share in part["horizon_fraction"]],
         missed=[f"✕ {row['num_missed']}/{row['num_seeds']}" for row in part.to_dict("records")],
     )
-    x = alt.X(
-        "memory:O", title=SYMBOL[scheme], axis=alt.Axis(labelAngle=0, format="~g", ticks=False, domain=False)
-    )
+    x = alt.X("memory:O", title=SYMBOL[scheme], axis=alt.Axis(labelAngle=0, format="~g", ticks=False, domain=False))
     y = alt.Y("every_steps:O", title="snapshot every … steps", sort="descending")
     base = alt.Chart(part).encode(x=x, y=y)
     hover = panels.tooltips(

@@ -116,17 +116,11 @@ def _panel(
     axis, x = str(mine["axis"].iloc[0]), _axis(mine)
     rows, seeds = (_beside(table, mine, labels, axis) for table in (rows, seeds))
     seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
-    base, ticks = (
-        alt.Chart(table).transform_filter(pick).encode(x=x, color=colour) for table in (rows, seeds)
-    )
-    hover = panels.tooltips(
-        f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "seed:Q:seed:d", "value:Q:value:.5~g"
-    )
+    base, ticks = (alt.Chart(table).transform_filter(pick).encode(x=x, color=colour) for table in (rows, seeds))
+    hover = panels.tooltips(f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "seed:Q:seed:d", "value:Q:value:.5~g")
     mark = alt.when(alt.datum.missed).then(alt.value("circle")).otherwise(alt.value("stroke"))
     ticks = ticks.mark_point(filled=False, size=50, strokeWidth=1.5, clip=True)
-    ticks = ticks.encode(
-        y=y, shape=mark, opacity=alt.value(0.6), tooltip=[*hover, alt.Tooltip("status:N", title="it")]
-    )
+    ticks = ticks.encode(y=y, shape=mark, opacity=alt.value(0.6), tooltip=[*hover, alt.Tooltip("status:N", title="it")])
     lines = base.mark_line(strokeWidth=1.5, clip=True)
     lines = lines.encode(y=y, opacity=seen, strokeDash=panels.dashes(), detail="scheme_label:N")
     whiskers = base.mark_rule(strokeWidth=1.5, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
@@ -151,9 +145,7 @@ def _axis(mine: pd.DataFrame) -> alt.X:
     if mine["place"].isna().any():  # a place of its own for each name, in order
         names = list(dict.fromkeys(mine["name"]))
         label = f"split({json.dumps(names)}[datum.value], /_|, /)"
-        ticks = alt.Axis(
-            values=list(range(len(names))), labelExpr=label, grid=False, labelLimit=110, labelAngle=0
-        )
+        ticks = alt.Axis(values=list(range(len(names))), labelExpr=label, grid=False, labelLimit=110, labelAngle=0)
         domain = [-0.5, len(names) - 0.5]
         return alt.X("at:Q", title=None, axis=ticks, scale=alt.Scale(domain=domain, nice=False, zero=False))
     places = sorted(set(mine["place"].astype(float)))
@@ -161,9 +153,7 @@ def _axis(mine: pd.DataFrame) -> alt.X:
     domain = _ends(places, log=not share)
     ticks = alt.Axis(values=places, grid=False, format=".0%" if share else "~g", labelOverlap=False)
     kind = (
-        alt.Scale(domain=domain, nice=False, zero=False)
-        if share
-        else alt.Scale(type="log", domain=domain, nice=False)
+        alt.Scale(domain=domain, nice=False, zero=False) if share else alt.Scale(type="log", domain=domain, nice=False)
     )
     return alt.X("at:Q", title=TITLES[axis] + ("" if share else " (log)"), axis=ticks, scale=kind)
 

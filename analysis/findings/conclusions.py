@@ -79,9 +79,7 @@ def _why_no_ratio(bounds: pd.Series) -> str:
     both, waiting = (int((bounds == kind).sum()) for kind in (BOTH_MISSED, PENDING))
     pairs = f"{number} {_plural(number, 'pair')}"
     if not waiting:
-        return (
-            f"no pair of runs has met the target, both sides miss it in {'all ' if number > 1 else ''}{pairs}"
-        )
+        return f"no pair of runs has met the target, both sides miss it in {'all ' if number > 1 else ''}{pairs}"
     wait = f"{waiting} of {pairs} of runs {'is' if waiting == 1 else 'are'} not finished"
     return f"{wait}, and both sides miss the target in {both}" if both else wait
 
@@ -165,9 +163,7 @@ def ratio_findings(study: Study, tables: Tables) -> list[str]:
         best = part[part["best"]].sort_values(["ratio", "setting"], kind="stable").iloc[0]
         text = f"On {workload} the best-looking setting is {best['scheme_label']}: {_row(best)}"
         fixed = part[part["setting"].isin(tables.chosen[tables.chosen["near"]]["setting"])]
-        beside = [
-            f"{r['scheme_label']} {_row(r)}" for r in fixed.to_dict("records") if r["ratio"] == r["ratio"]
-        ]
+        beside = [f"{r['scheme_label']} {_row(r)}" for r in fixed.to_dict("records") if r["ratio"] == r["ratio"]]
         if best["setting"] in set(fixed["setting"]):
             text += ", which was also fixed beforehand"
         else:
@@ -269,9 +265,7 @@ def schedule_findings(tables: Tables) -> list[str]:
         said = []
         for row in known.to_dict("records"):
             name = f"raw ({row['training_label']})" if row["scheme"] == "none" else str(row["scheme_label"])
-            missed = (
-                f", {row['num_censored']} of {row['num_seeds']} seeds missed" if row["num_censored"] else ""
-            )
+            missed = f", {row['num_censored']} of {row['num_seeds']} seeds missed" if row["num_censored"] else ""
             said.append(f"{name} {row['median_steps']:,.0f}{missed}")
         found.append(f"{workload}, median steps to the target: {'; '.join(said)}.")
     gaps = tables.gap_to_envelope

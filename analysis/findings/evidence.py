@@ -24,18 +24,12 @@ class Evidence:
     steps: pd.DataFrame
     hours: pd.DataFrame
 
-    def pick(
-        self, study: str, scheme: str = "none", horizon: float | None = None, **axes: Any
-    ) -> pd.DataFrame:
+    def pick(self, study: str, scheme: str = "none", horizon: float | None = None, **axes: Any) -> pd.DataFrame:
         """The cells of a study with this scheme, the horizon nearest to this one, and these values on other axes."""
         cells = self.cells
         mine = cells[cells["studies"].map(lambda names: study in names) & (cells["scheme"] == scheme)]
         for axis, value in axes.items():
-            close = (
-                np.isclose(mine[axis].astype(float), value)
-                if isinstance(value, float)
-                else mine[axis] == value
-            )
+            close = np.isclose(mine[axis].astype(float), value) if isinstance(value, float) else mine[axis] == value
             mine = mine[close]
         if horizon is not None:
             off = pd.Series(np.log(mine["horizon_fraction"].astype(float) / horizon)).abs()

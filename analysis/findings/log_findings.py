@@ -75,10 +75,7 @@ def _built_in_average(studies: pd.DataFrame) -> list[str]:
     verdicts: dict[str, list[str]] = {name: [] for name in ("less", "more", "open", "one side", "one study")}
     for workload in ALL_BASE:
         mine = studies[studies["workload"] == workload]
-        seconds = [
-            mine[mine["submission"] == name]["seconds"].to_numpy(dtype=float)
-            for name in (AVERAGING, BASELINE)
-        ]
+        seconds = [mine[mine["submission"] == name]["seconds"].to_numpy(dtype=float) for name in (AVERAGING, BASELINE)]
         if any(len(side) == 0 for side in seconds):
             continue
         missed = [np.isinf(side) for side in seconds]
@@ -165,9 +162,7 @@ def _noise(studies: pd.DataFrame) -> list[str]:
     width = ((met["seconds"] - met["seconds_before"]) / met["seconds"]).groupby(met["workload"]).median()
     widest = width.sort_values(ascending=False)
     lost = met.groupby("workload")["lost_again"].mean()
-    missed = studies[(studies["submission"] == BASELINE) & ~studies["met"].astype(bool)][
-        "workload"
-    ].value_counts()
+    missed = studies[(studies["submission"] == BASELINE) & ~studies["met"].astype(bool)]["workload"].value_counts()
     number = studies[studies["submission"] == BASELINE].groupby("workload").size()
     gone = ", ".join(f"{name} {count} of {number.to_dict()[name]}" for name, count in missed.items())
     return [

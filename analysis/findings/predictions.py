@@ -105,9 +105,7 @@ def batch_size(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     table = table[table.groupby(["workload", "seed"])["factor"].transform("nunique") > 1]
     if table.empty:
         return None
-    table["value"] = table["y"] - np.log(
-        raw.reindex(pd.MultiIndex.from_frame(table[["training", "seed"]])).to_numpy()
-    )
+    table["value"] = table["y"] - np.log(raw.reindex(pd.MultiIndex.from_frame(table[["training", "seed"]])).to_numpy())
     told, verdicts, drawn = [], [], []
     for workload, mine in table.groupby("workload", sort=True):
         found = horizon_exponent(mine)
@@ -195,9 +193,7 @@ def _best(table: pd.DataFrame) -> float:
 def _with_own_target(of: Evidence, cells: pd.DataFrame) -> pd.DataFrame:
     """`cells` with what raw weights of the same training have at OWN_LEVEL, median over seeds, as their target."""
     raw = cells[cells["scheme"] == "none"]
-    levels = {
-        training: of.metric(part, OWN_LEVEL)["value"].median() for training, part in raw.groupby("training")
-    }
+    levels = {training: of.metric(part, OWN_LEVEL)["value"].median() for training, part in raw.groupby("training")}
     return cells.assign(target=cells["training"].map(levels).astype(float))
 
 
@@ -224,10 +220,7 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         if one["series"] == "live"
     )
     live = [paired.over_workloads(pairs["live"]) for pairs in (end, halfway)]
-    good = [
-        _as_good(paired.over_workloads(pairs["average"]), ALIKE_METRIC) == REPRODUCED
-        for pairs in (end, halfway)
-    ]
+    good = [_as_good(paired.over_workloads(pairs["average"]), ALIKE_METRIC) == REPRODUCED for pairs in (end, halfway)]
     worse = any(interval.low > 1 for interval in live)
     finding = Finding(
         "batch_norm",
@@ -242,9 +235,7 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         else UNDECIDED,
         (
             "Metric ÷ that with recomputed statistics, at the end (and halfway): "
-            + "; ".join(
-                f"{name} {over(end[name], '.4f')} ({over(halfway[name], '.3f')})" for name in POLICIES
-            )
+            + "; ".join(f"{name} {over(end[name], '.4f')} ({over(halfway[name], '.3f')})" for name in POLICIES)
             + f". Mean over schemes and horizons ({', '.join(sorted(set(cells['workload'])))}).",
             f"Halfway, the live model's by horizon: {each}.",
         ),
@@ -254,9 +245,7 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         },
     )
     changed = with_interval(live[1], ".3f")
-    short = (
-        f"halfway the live model's batch-norm statistics change an average's metric by a factor of {changed}"
-    )
+    short = f"halfway the live model's batch-norm statistics change an average's metric by a factor of {changed}"
     return Prediction(finding, short, pd.DataFrame(drawn, columns=POINTS))
 
 
@@ -323,9 +312,7 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     emulated = (constant["k"] * constant["every_steps"] / constant["step_budget"]).astype(float).round(4)
     decays = cells[(cells["schedule"] == "linear") & (cells["scheme"] == "none")]
     decays = _single(decays.assign(share=decays["lr_decay"].astype(float).round(4)), "share")
-    constant = constant[
-        constant["workload"].isin(_single(constant[constant["scheme"] == "none"])["workload"])
-    ]
+    constant = constant[constant["workload"].isin(_single(constant[constant["scheme"] == "none"])["workload"])]
     merged = constant.assign(share=emulated)[constant["scheme"] == "wsm"]
     raw, ema = constant[constant["scheme"] == "none"], constant[constant["scheme"] == "ema"]
     told, closed, linear, drawn = [], [], [], []
@@ -344,9 +331,7 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         part = 1 - float(gap["value"].mean()) / float(gap["value_raw"].mean())
         closed.append(f"{100 * part:.0f} % (over {percent(share)})")
         said = ", ".join(f"{name} {over(pairs, '.3f')}" for name, pairs in changes.items())
-        told.append(
-            f"Final metric of a constant LR ÷ that of a decay over the last {percent(share)}: {said}."
-        )
+        told.append(f"Final metric of a constant LR ÷ that of a decay over the last {percent(share)}: {said}.")
         drawn += [
             _point("merged_decay", rows, name, sides[name][0], share)
             for name, pairs in changes.items()

@@ -186,13 +186,7 @@ def learning_rates(of: Evidence) -> Finding:
     return Finding(
         "learning_rates",
         "Averaging helps over the whole range of peak learning rates (Fig. 4, 6).",
-        REPRODUCED
-        if good == len(verdicts)
-        else REFUTED
-        if REFUTED in verdicts
-        else IN_PART
-        if good
-        else UNDECIDED,
+        REPRODUCED if good == len(verdicts) else REFUTED if REFUTED in verdicts else IN_PART if good else UNDECIDED,
         (
             f"EMA of 4 % takes, of the raw weights' steps at this multiple of each workload's own peak LR: "
             f"{'; '.join(told)}.",

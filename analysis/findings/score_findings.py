@@ -73,9 +73,7 @@ def _measured(found: Profiles, measure: str) -> list[str]:
     best = times.groupby("workload")["time"].min()
     nobody = sorted(best.index[~np.isfinite(best)])
     tail = f"; nobody meets the target on {_and(nobody)}" if nobody else ""
-    said.append(
-        f"Fastest of {workloads} {_plural(workloads, 'workload')}{counted}: {', '.join(parts)}{tail}."
-    )
+    said.append(f"Fastest of {workloads} {_plural(workloads, 'workload')}{counted}: {', '.join(parts)}{tail}.")
     return said
 
 
@@ -95,9 +93,7 @@ def _misses(found: Profiles) -> list[str]:
     if not totals["num_missed"].any():
         return []
     parts = [f"{name} {row.num_missed} of {row.num_studies}" for name, row in totals.iterrows()]
-    return [
-        f"Studies in which no trial meets the target, variants of workloads included: {', '.join(parts)}."
-    ]
+    return [f"Studies in which no trial meets the target, variants of workloads included: {', '.join(parts)}."]
 
 
 def _rules(found: Profiles) -> list[str]:
@@ -109,17 +105,11 @@ def _rules(found: Profiles) -> list[str]:
         words = scores[["clean", "exact"]].map(lambda score: "none" if np.isnan(score) else f"{score:.3f}")
         parts = [
             f"{submission} {exact} instead of {clean}"
-            for submission, clean, exact in zip(
-                scores["submission"], words["clean"], words["exact"], strict=True
-            )
+            for submission, clean, exact in zip(scores["submission"], words["clean"], words["exact"], strict=True)
         ]
         return [f"By AlgoPerf's own code the scores differ: {', '.join(parts)}."]
     count = int((between["what"] == "seconds").sum())
-    tail = (
-        f"; {count} {_plural(count, 'time')} to a target {'differs' if count == 1 else 'differ'}"
-        if count
-        else ""
-    )
+    tail = f"; {count} {_plural(count, 'time')} to a target {'differs' if count == 1 else 'differ'}" if count else ""
     return [f"AlgoPerf's own code gives the same scores{tail}."]
 
 

@@ -30,8 +30,7 @@ def _basin_answer(tables: Tables) -> str | None:
     label = _front(tables, set(rows["scheme_label"]))
     rows = rows[rows["scheme_label"] == label]
     said = [
-        f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')} octaves "
-        f"({word(r['effect'], 'no effect')})"
+        f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')} octaves ({word(r['effect'], 'no effect')})"
         for r in rows.to_dict("records")
     ]
     wider = int((rows["effect"] == "wider").sum())

@@ -36,9 +36,7 @@ def findings(tables: Tables) -> list[str]:
             for name, mine in part.groupby("name", sort=False)
         ]
         where = TITLES[str(part["axis"].iloc[0])]
-        found.append(
-            f"{workload}, steps ÷ those of the raw run of the same training, by {where}: {'; '.join(said)}."
-        )
+        found.append(f"{workload}, steps ÷ those of the raw run of the same training, by {where}: {'; '.join(said)}.")
     return found
 
 
@@ -80,9 +78,7 @@ def optimizer_findings(tables: Tables) -> list[str]:
     for row in tables.optimizers.to_dict("records"):
         head = f"{row['workload']}, raw {row['optimizer']} against raw {row['reference']}"
         if pd.isna(row["geometric_mean"]):
-            found.append(
-                f"{head}: no ratio ({row['num_both_missed']} pairs both miss, {row['num_pending']} wait)."
-            )
+            found.append(f"{head}: no ratio ({row['num_both_missed']} pairs both miss, {row['num_pending']} wait).")
             continue
         steps, hours = (of_row(row, name) for name in ("geometric_mean", "hours_ratio"))
         bound = sign(row["bound"])
@@ -104,10 +100,7 @@ def decay_findings(tables: Tables) -> list[str]:
         judged = part[part["best"].astype(bool) & part["effect"].notna()]
         if judged.empty:
             continue
-        where = {
-            word: list(judged.loc[judged["effect"] == word, "workload"])
-            for word in ("better", "none", "worse")
-        }
+        where = {word: list(judged.loc[judged["effect"] == word, "workload"]) for word in ("better", "none", "worse")}
         counts = (
             f"better on {_named(where['better'])}, not told apart on {_named(where['none'])}, worse on "
             f"{_named(where['worse'])}"
@@ -122,8 +115,7 @@ def decay_findings(tables: Tables) -> list[str]:
         else:
             number = len(where["better"]) + len(where["none"])
             found.append(
-                f"With {kind} {best} replaces the decay on {number} of {total} workloads: its final metric is "
-                f"{counts}."
+                f"With {kind} {best} replaces the decay on {number} of {total} workloads: its final metric is {counts}."
             )
     for (workload, versus), part in rows.groupby(["workload", "versus"], sort=True):
         said = []
@@ -150,10 +142,7 @@ def schedule_findings(tables: Tables) -> list[str]:
     for label, part in judged.groupby("scheme_label", sort=True):
         for _, mine in part.groupby("length_fraction", sort=True):
             share = percent(float(mine["length_fraction"].iloc[0]))
-            where = {
-                word: list(mine.loc[mine["effect"] == word, "workload"])
-                for word in ("ahead", "level", "behind")
-            }
+            where = {word: list(mine.loc[mine["effect"] == word, "workload"]) for word in ("ahead", "level", "behind")}
             found.append(
                 f"{label} of the full run, at the end of a schedule of {share}, is ahead of the "
                 f"raw run of that schedule on {_named(where['ahead'])}, level on {_named(where['level'])}, behind on "
@@ -164,18 +153,12 @@ def schedule_findings(tables: Tables) -> list[str]:
             f"{percent(r['length_fraction'])} {with_interval(of_row(r, 'difference'), '+.3g')}: {r['effect']}"
             for r in part.to_dict("records")
         ]
-        found.append(
-            f"{workload}, {name}, metric − that of the raw run whose schedule ends at {'; '.join(said)}."
-        )
+        found.append(f"{workload}, {name}, metric − that of the raw run whose schedule ends at {'; '.join(said)}.")
     axes = tables.across_trainings.drop_duplicates("training")
     own = set(axes.loc[axes["axis"].isin(["lr", "batch_size", "optimizer"]), "workload"])
     part = tables.schedules[~tables.schedules["workload"].isin(own)]
     ours = tables.chosen[~tables.chosen["workload"].isin(own)]
-    return (
-        found + conclusions.schedule_findings(replace(tables, schedules=part, chosen=ours))
-        if len(part)
-        else found
-    )
+    return found + conclusions.schedule_findings(replace(tables, schedules=part, chosen=ours)) if len(part) else found
 
 
 def snapshot_findings(tables: Tables) -> list[str]:

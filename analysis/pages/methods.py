@@ -209,9 +209,7 @@ def caveats(study: Study, tables: Tables) -> list[str]:
     """What the numbers do not say."""
     found = ["The best metric of a run is a best over many noisy evaluations."]
     if imported(study):
-        found.insert(
-            0, "A score depends on which submissions take part: it does not carry over to other folders."
-        )
+        found.insert(0, "A score depends on which submissions take part: it does not carry over to other folders.")
     else:
         found[:0] = [
             "A ratio depends on how tight the target is: read it with the saving curve.",
@@ -306,9 +304,7 @@ def _provenance(study: Study) -> Iterator[str]:
             for package, version in json.loads(text).items():
                 seen.setdefault(package, set()).add(str(version))
         if seen:
-            yield (
-                "Versions: " + ", ".join(f"{k} {'/'.join(sorted(v))}" for k, v in sorted(seen.items())) + "."
-            )
+            yield ("Versions: " + ", ".join(f"{k} {'/'.join(sorted(v))}" for k, v in sorted(seen.items())) + ".")
     planned = ", ".join(f"{k} {v}" for k, v in sorted((study.plan.get("versions") or {}).items()))
     if imported(study):
         yield f"Read from the logs of {study.plan['imported']}; nothing was trained here."

@@ -40,9 +40,7 @@ def summary(settings: pd.DataFrame) -> pd.DataFrame:
             "steps to target": [_steps(row) for row in settings.to_dict("records")],
             "ratio": [_ratio(row, "ratio") for row in settings.to_dict("records")],
             "best metric": settings["best_metric"],
-            "missed": [
-                "–" if pd.isna(row["target"]) else _missed(row) for row in settings.to_dict("records")
-            ],
+            "missed": ["–" if pd.isna(row["target"]) else _missed(row) for row in settings.to_dict("records")],
         }
     )
     order = settings.assign(raw=settings["scheme"] != "none")
@@ -187,8 +185,7 @@ def _paper(tables: Tables, most: int) -> Iterator[Table]:
             ours=[_ratio(row, "ours", form=form) for row, form in zip(ours, forms, strict=True)],
             verdict=tables.paper_rows["verdict"],
             metrics=[
-                f"{row['paper_metric']} / {row['our_metric']}" if pd.notna(row["our_metric"]) else "–"
-                for row in rows
+                f"{row['paper_metric']} / {row['our_metric']}" if pd.notna(row["our_metric"]) else "–" for row in rows
             ],
         )
         names = {"paper": "the paper", "metrics": "metric, the paper's / ours"}
@@ -204,8 +201,7 @@ def _across_trainings(tables: Tables, most: int) -> Iterator[Table]:
     rows = table.to_dict("records")
     frame = table[["workload", "name", "scheme_label"]].assign(
         median=[
-            _steps(row | {"steps_to_target": row["median_steps"], "num_censored": row["num_missed"]})
-            for row in rows
+            _steps(row | {"steps_to_target": row["median_steps"], "num_censored": row["num_missed"]}) for row in rows
         ],
         missed=[f"{row['num_missed']}/{row['num_seeds']}" for row in rows],
         mean=[_ratio(row, "restricted_mean", bound="", form=",.0f") for row in rows],
@@ -249,12 +245,8 @@ def _pooled(tables: Tables, most: int) -> Iterator[Table]:
     frame = _wide(single, [*keys, "workload"], "statistic")
     yield _text("The same numbers, workload by workload", "pooled_by_workload", frame, most)
     left = tables.leave_one_out
-    left = _schemes(left).assign(
-        text=left["value"].map("{:.3f}".format), left_out="without " + left["without"]
-    )
-    yield _text(
-        "Pooled without one workload", "leave_one_out", _wide(left, [*keys, "statistic"], "left_out"), most
-    )
+    left = _schemes(left).assign(text=left["value"].map("{:.3f}".format), left_out="without " + left["without"])
+    yield _text("Pooled without one workload", "leave_one_out", _wide(left, [*keys, "statistic"], "left_out"), most)
 
 
 def _schemes(table: pd.DataFrame) -> pd.DataFrame:

@@ -73,9 +73,7 @@ def _ratio(of: Evidence, average: pd.DataFrame, raw: pd.DataFrame) -> str:
     if not pairs["value"].notna().any():
         return "–"
     (row,) = paired.by_workload(pairs).to_dict("records")
-    return sign(overall_bound(pairs["bound"])) + with_interval(
-        Interval(row["value"], row["low"], row["high"])
-    )
+    return sign(overall_bound(pairs["bound"])) + with_interval(Interval(row["value"], row["low"], row["high"]))
 
 
 def _each(values: pd.Series) -> str:

@@ -88,9 +88,7 @@ def _hyperparameters(logs: Path, place: Place) -> tuple[Mapping[str, Any], str |
     try:
         return _read_json(path), None
     except Unusable as error:
-        return {}, (
-            f"{path.relative_to(logs)}: {error}; its hyperparameters are unknown" if path.exists() else None
-        )
+        return {}, (f"{path.relative_to(logs)}: {error}; its hyperparameters are unknown" if path.exists() else None)
 
 
 def _facts(meta: Mapping[str, Any]) -> Facts:

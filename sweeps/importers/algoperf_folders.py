@@ -47,9 +47,7 @@ def find(logs: Path) -> tuple[list[Place], list[Skipped]]:
         if len(found) == before:
             skip(submission, "no trial in it")
     if not found:
-        raise BadLogs(
-            f"{logs}: no <submission>/study_<s>/<workload>_<framework>/trial_<t> in it{_first(skipped)}"
-        )
+        raise BadLogs(f"{logs}: no <submission>/study_<s>/<workload>_<framework>/trial_<t> in it{_first(skipped)}")
     return found, skipped
 
 

@@ -74,9 +74,7 @@ def _optimizer_names(trials: list[Trial]) -> dict[str, str]:
     names = {}
     for (submission, *_), part in groups.items():
         others = [_others(trial) for trial in part]
-        varying = [
-            k for k in dict.fromkeys(k for o in others for k in o) if len({o.get(k) for o in others}) > 1
-        ]
+        varying = [k for k in dict.fromkeys(k for o in others for k in o) if len({o.get(k) for o in others}) > 1]
         labels = [", ".join(f"{k} {o.get(k, '–')}" for k in varying) for o in others]
         points: dict[tuple[str, int], set[tuple[str, int]]] = {}
         for trial, label in zip(part, labels, strict=True):

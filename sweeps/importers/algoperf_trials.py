@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOWER_IS_BETTER = {
-    **dict.fromkeys(
-        ("loss", "ce_loss", "l1_loss", "ctc_loss", "wer", "error_rate", "ppl", "perplexity"), True
-    ),
+    **dict.fromkeys(("loss", "ce_loss", "l1_loss", "ctc_loss", "wer", "error_rate", "ppl", "perplexity"), True),
     **dict.fromkeys(("accuracy", "bleu", "ssim", "mean_average_precision"), False),
 }
 

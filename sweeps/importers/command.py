@@ -43,9 +43,7 @@ def import_() -> None:
 
 @import_.command("algoperf", cls=ImportCommand)
 @click.argument("logdir", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty."
-)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty.")
 @click.option(
     "--algoperf-exact",
     "--exact",

@@ -119,9 +119,7 @@ def write_run(folder: Path, plan: Plan) -> Path:
     return folder
 
 
-def _cell(
-    task: Task, plan: Plan, length: float, seed: int, trajectory: str, average: Average
-) -> dict[str, Any]:
+def _cell(task: Task, plan: Plan, length: float, seed: int, trajectory: str, average: Average) -> dict[str, Any]:
     raw, lawa = average.scheme == "none", average.scheme == "lawa"
     horizon = average.horizon * plan.budget
     row = dict.fromkeys(CELLS.names)
@@ -147,9 +145,7 @@ def _cell(
         "scheme": average.scheme,
         "k": max(1, round(horizon / average.every)) if lawa else None,
         "every_steps": None if raw else average.every,
-        "ema_decay": (horizon - average.every) / (horizon + average.every)
-        if average.scheme == "ema"
-        else None,
+        "ema_decay": (horizon - average.every) / (horizon + average.every) if average.scheme == "ema" else None,
         "horizon_steps": None if raw else horizon,
         "horizon_fraction": None if raw else average.horizon,
         "burn_in_steps": None if raw else 0,

@@ -173,9 +173,7 @@ def test_averages_on_a_constant_lr_against_the_decayed_raw_run(joined, ema, task
         "With a constant LR the best-looking average, picked after the fact, replaces the decay on 0 of 2 workloads: "
         "its final metric is better on none, not told apart on none, worse on 2 (imagenet_vit, lm)."
     )
-    assert said[1].startswith(
-        "Decay and averaging together: the best-looking average, picked after the fact, is"
-    )
+    assert said[1].startswith("Decay and averaging together: the best-looking average, picked after the fact, is")
     assert "on 0 of 2 workloads" in said[1]
 
 
@@ -185,9 +183,7 @@ def test_an_average_that_cannot_be_told_from_the_decayed_run_replaces_the_decay(
     equal = {"averages": [ema(1.0), ema(1.0, 0.04)]}  # one of several equals is the best, not all
     read = joined((constant, equal), (decayed, equal))
     found = tables.compute(read)
-    assert set(found.against_decayed["versus"]) == {
-        "cosine, to 0 % of the peak"
-    }  # raw runs being equally good
+    assert set(found.against_decayed["versus"]) == {"cosine, to 0 % of the peak"}  # raw runs being equally good
     said = training_findings.decay_findings(found)
     assert "replaces the decay on 2 of 2 workloads" in said[0]
     assert "not told apart on 2 (imagenet_vit, lm)" in said[0]
@@ -211,9 +207,7 @@ def test_the_full_run_averaged_where_each_shorter_schedule_ends(make_run, averag
 
 
 def test_one_training_has_nothing_to_compare(make_run, average):
-    found = tables.compute(
-        study.read(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)]))
-    )
+    found = tables.compute(study.read(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)])))
     for table in (
         found.across_trainings,
         found.optimizers,
@@ -239,14 +233,9 @@ def test_the_answer_is_the_one_the_study_asks_for(joined, ema, make_run, average
         "lm 0.90 [0.90, 0.90]."
     )
     constant = {"schedule": "constant", "final_lr": 1.0, "lr_decay_steps": 0}
-    schedules = joined(
-        (constant, {"averages": [ema(1.1)]}), ({"lr_decay_steps": 950}, {"averages": [ema(1.0)]})
-    )
+    schedules = joined((constant, {"averages": [ema(1.1)]}), ({"lr_decay_steps": 950}, {"averages": [ema(1.0)]}))
     said = training_answers.answer(schedules, tables.compute(schedules))
-    assert (
-        "replaces the decay on 0 of 2 workloads; its final metric minus the decayed raw run's: imagenet_vit"
-        in said
-    )
+    assert "replaces the decay on 0 of 2 workloads; its final metric minus the decayed raw run's: imagenet_vit" in said
     shorter = study.read(make_run(lengths=[0.5, 1.0], averages=[average("ema", 0.01, 0.5)]))
     assert training_answers.answer(shorter, tables.compute(shorter)).startswith(
         "EMA 1 % of the full-length run is ahead of the raw run of a shorter schedule, at that schedule's end, in 2, "

@@ -51,9 +51,7 @@ STEPS = {  # of the baseline's best trial, a value a study
 def logged(leaderboard: str) -> pd.DataFrame:
     name = f"algoperf_{leaderboard.replace('.', '')}.csv.xz"
     table = pd.read_csv(DATA / name, dtype={"seconds": "str", "metric": "str"})
-    table = table.astype(
-        {"seconds": "float64", "metric": "float64"}
-    )  # correctly rounded, as pandas' own is not
+    table = table.astype({"seconds": "float64", "metric": "float64"})  # correctly rounded, as pandas' own is not
     place = table["workload"] + "/" + table["study"].astype(str) + "/" + table["trial"].astype(str)
     return table.assign(
         cell_id=table["submission"] + "/" + place,
@@ -163,8 +161,7 @@ def test_the_2026_leaderboard_with_its_language_model(exact):
     found = algoperf_score.score(logged("v1.0"), exact)
     wide = found.seconds.pivot(index="submission", columns="workload", values="seconds")
     rows = {
-        row.submission: f"{row.score:.6f} "
-        + " ".join(f"{wide.loc[row.submission, w]:.6f}" for w in V10_WORKLOADS)
+        row.submission: f"{row.score:.6f} " + " ".join(f"{wide.loc[row.submission, w]:.6f}" for w in V10_WORKLOADS)
         for row in found.scores.itertuples()
     }
     assert rows == V10
@@ -310,9 +307,7 @@ def test_against_a_naive_scorer(exact):
                 for trial in (1, 2):
                     length = int(random.integers(2, 7))
                     seconds = np.cumsum(random.uniform(1, 30, length))
-                    metric = random.choice(
-                        [0.5, 0.9, 1.0, 1.3, math.nan], size=length, p=[0.6, 0.2, 0.1, 0.05, 0.05]
-                    )
+                    metric = random.choice([0.5, 0.9, 1.0, 1.3, math.nan], size=length, p=[0.6, 0.2, 0.1, 0.05, 0.05])
                     logs.append(log(submission, workload, round_, trial, seconds, metric))
     found = of(*logs, exact=exact).scores.set_index("submission")["score"]
     expected = _naive(pd.concat(logs), exact)
@@ -369,9 +364,7 @@ def _naive(table: pd.DataFrame, exact: bool) -> dict[str, float]:
 def test_tables_on_disk(tmp_path):
     of(log()).write(tmp_path)
     names = sorted(path.name for path in tmp_path.glob("*.csv"))
-    assert names == [
-        f"algoperf_{n}.csv" for n in ("differences", "profile", "rules", "scores", "seconds", "studies")
-    ]
+    assert names == [f"algoperf_{n}.csv" for n in ("differences", "profile", "rules", "scores", "seconds", "studies")]
     assert pd.read_csv(tmp_path / "algoperf_scores.csv")["score"].tolist() == [1 / 1]
 
 

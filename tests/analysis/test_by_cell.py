@@ -27,9 +27,7 @@ def ragged() -> tuple[pd.DataFrame, pd.DataFrame]:
         steps = np.arange(10, 101, 10)
         if number in (0, 7):
             steps = np.delete(steps, rng.integers(0, 10, 3))
-        frame = pd.DataFrame(
-            {"cell_id": cell_id, "step": steps, "metric": rng.integers(0, 6, len(steps)) / 4}
-        )
+        frame = pd.DataFrame({"cell_id": cell_id, "step": steps, "metric": rng.integers(0, 6, len(steps)) / 4})
         frame["diverged"] = (number == 4) & (frame["step"] > 60)
         frame.loc[frame["diverged"] | ((number == 5) & (frame["step"] == 30)), "metric"] = np.nan
         parts += [frame] if number != 11 else []

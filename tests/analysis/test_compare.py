@@ -63,9 +63,7 @@ def test_known_ratios_whatever_the_ids(lm, average):
         row["trajectory_id"] = "other " + row["trajectory_id"]
 
     rewrite(b, "cells.parquet", CELLS, renamed)
-    rewrite(
-        b, "trials.parquet", TRIALS, lambda row: row.update(trajectory_id="other " + row["trajectory_id"])
-    )
+    rewrite(b, "trials.parquet", TRIALS, lambda row: row.update(trajectory_id="other " + row["trajectory_id"]))
     rewrite(b, "records/part-0.parquet", pq.read_schema(b / "records" / "part-0.parquet"), renamed)
     found = compare(a, b)
     table = found.settings.set_index("scheme")

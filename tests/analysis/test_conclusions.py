@@ -14,9 +14,7 @@ def said(run):
 
 def test_the_answer_names_horizon_ratio_interval_workloads_and_seeds(make_run):
     _, _, answer = said(make_run(lengths=[1.0], spread=0.02))
-    assert answer.startswith(
-        "EMA at an averaging horizon of 1 % of the step budget, fixed beforehand, reaches"
-    )
+    assert answer.startswith("EMA at an averaging horizon of 1 % of the step budget, fixed beforehand, reaches")
     assert "0.90 [0.88, 0.92]" in answer
     assert "2 of 2 workloads, 3 seeds each" in answer
     assert answer.endswith(". Both families need fewer steps.")
@@ -45,9 +43,7 @@ def test_one_seed_gives_no_interval(make_run):
 
 
 def test_without_a_target_it_says_so_and_reads_the_saving_curve(make_run, task):
-    read, found, answer = said(
-        make_run(tasks=[task("lm", "loss", False, 5.0, 1.0, None)], lengths=[1.0], spread=0.02)
-    )
+    read, found, answer = said(make_run(tasks=[task("lm", "loss", False, 5.0, 1.0, None)], lengths=[1.0], spread=0.02))
     assert "target statistics are withheld" in answer
     assert "after 75 % of its training" in answer
     assert "lm 0.90 [0.8" in answer
@@ -83,9 +79,7 @@ def test_the_best_looking_horizon_is_called_optimistic(make_run, average):
 def test_findings_of_every_figure(make_run):
     read, found, _ = said(make_run(spread=0.02))
     assert any("0.90, 0.90, 0.90" in line for line in curve_conclusions.findings(found))
-    assert any(
-        "flat region of EMA" in line and "inside" in line for line in conclusions.horizon_findings(found)
-    )
+    assert any("flat region of EMA" in line and "inside" in line for line in conclusions.horizon_findings(found))
     assert any("median steps to the target" in line for line in conclusions.schedule_findings(found))
     assert any("final metric changes by" in line for line in conclusions.generalization_findings(found))
     costs = conclusions.hours_findings(read, found, "CPU-core-hours")

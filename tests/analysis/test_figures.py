@@ -11,9 +11,7 @@ def drawn(run):
 
 
 def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run, average):
-    averages = [
-        average("ema", h / 1000, 0.9 + abs(h - 23) / 1000, every=e) for h in range(4, 60, 3) for e in (1, 2)
-    ]
+    averages = [average("ema", h / 1000, 0.9 + abs(h - 23) / 1000, every=e) for h in range(4, 60, 3) for e in (1, 2)]
     d, found = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
     for workload in d.workloads:
         mine = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "ema")]
@@ -43,9 +41,7 @@ def test_a_figure_without_data_is_left_out(make_run, average):
 
 def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
     d, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
-    light = [
-        sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")
-    ]
+    light = [sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")]
     assert light == sorted(light, reverse=True)
     assert d.colours["EMA 1 %"] == palette.SCHEME_COLOURS["ema"]
     assert len(set(d.colours.values())) == len(d.colours)

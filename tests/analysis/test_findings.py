@@ -16,9 +16,7 @@ from analysis.records import CELLS, RECORDS, read_table
 from analysis.study import read
 from analysis.tables import compute
 
-STUDIES = (
-    *("speedup", "generalization", "horizon", "decay_length", "no_decay", "optimizers", "learning_rate"),
-)
+STUDIES = (*("speedup", "generalization", "horizon", "decay_length", "no_decay", "optimizers", "learning_rate"),)
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
 
 
@@ -33,9 +31,7 @@ def folder(make_run, task, average):
         run = make_run(tasks=tasks, lengths=[0.25, 0.5, 0.75, 1.0], averages=schemes, **fields)
         cells = read_table(run / "cells.parquet", CELLS).to_pandas()
         records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
-        cells["studies"] = [
-            list(STUDIES) if length == 1 else ["decay_length"] for length in cells["length_fraction"]
-        ]
+        cells["studies"] = [list(STUDIES) if length == 1 else ["decay_length"] for length in cells["length_fraction"]]
         parts = [(cells, records)]
         for name, change, factor in (
             ("constant", {"final_lr": 1.0, "schedule": "constant"}, constant),
@@ -100,9 +96,7 @@ def test_what_the_paper_found_is_reproduced(folder):
     run = folder(best.get, spread=0.01, seed_shift=0.01)
     verdicts = found(run)
     assert verdicts["fewer_steps"] == REPRODUCED
-    assert (
-        verdicts["fewer_hours"] == IN_PART
-    )  # a tenth more time a step: .90, and the paper's .88 is left out
+    assert verdicts["fewer_hours"] == IN_PART  # a tenth more time a step: .90, and the paper's .88 is left out
     assert verdicts["best_horizon"] == REPRODUCED
     assert verdicts["short_horizons"] == REPRODUCED
     assert verdicts["other_optimizers"] == REPRODUCED
@@ -132,9 +126,7 @@ def test_a_longer_best_horizon_is_reproduced_in_part_at_most(folder):
 
 
 def test_an_average_as_good_as_the_decay_replaces_it(folder):
-    assert (
-        found(folder(lambda h: 0.9, constant=1.0, noise=0.0))["replaces_decay"] == REFUTED
-    )  # on all, not on some
+    assert found(folder(lambda h: 0.9, constant=1.0, noise=0.0))["replaces_decay"] == REFUTED  # on all, not on some
 
 
 def test_the_page_says_each_verdict_and_is_the_same_twice(folder, tmp_path):

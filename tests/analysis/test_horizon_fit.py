@@ -20,9 +20,7 @@ def true(horizon, best=BEST):
 def frames(ratio, seeds=(0, 1, 2), schemes=("ema",), horizons=HORIZONS):
     """by_seed and cells for ratio(horizon, seed); a NaN is a pair whose runs both miss."""
     settings = [(scheme, h) for scheme in schemes for h in horizons]
-    cells = pd.DataFrame(settings, columns=["scheme", "horizon_fraction"]).assign(
-        setting=range(len(settings))
-    )
+    cells = pd.DataFrame(settings, columns=["scheme", "horizon_fraction"]).assign(setting=range(len(settings)))
     rows = [(n, s, ratio(h, s)) for n, (_, h) in enumerate(settings) for s in seeds]
     by_seed = pd.DataFrame(rows, columns=["setting", "seed", "ratio"]).assign(
         versus="same schedule", workload="lm", training=0
@@ -62,9 +60,7 @@ def test_seeds_that_differ_in_level_alone_widen_the_band_and_the_flat_region_by_
     cell = (HORIZONS[-1] / HORIZONS[0]) ** (1 / 80)
     assert fit["flat_from"] == pytest.approx(max(BEST / reach, HORIZONS[0]), rel=cell - 1)
     assert fit["flat_to"] == pytest.approx(min(BEST * reach, HORIZONS[-1]), rel=cell - 1)
-    assert np.isnan(
-        fit["optimum_low"]
-    )  # the optimum does not depend on the level: it is the same for all seeds
+    assert np.isnan(fit["optimum_low"])  # the optimum does not depend on the level: it is the same for all seeds
 
 
 def test_the_optimums_interval_is_that_of_the_seeds_optima():
@@ -176,10 +172,7 @@ def test_multisets_give_the_same_band_as_drawing_one_by_one():
     weights, counts = multisets(3, 10_000, 0)
     slow = []
     for weight in np.repeat(weights, counts, axis=0)[::50]:
-        rows = [
-            np.flatnonzero(by_seed["seed"] == s)
-            for s in np.repeat([0, 1, 2], np.round(3 * weight).astype(int))
-        ]
+        rows = [np.flatnonzero(by_seed["seed"] == s) for s in np.repeat([0, 1, 2], np.round(3 * weight).astype(int))]
         fit = np.mean([np.polyfit(x[r], np.log(by_seed["ratio"].to_numpy()[r]), 2) for r in rows], axis=0)
         slow.append(np.polyval(fit, np.log(curves["horizon_fraction"])))
     low, high = np.quantile(slow, [0.025, 0.975], axis=0)

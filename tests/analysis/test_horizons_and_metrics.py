@@ -87,9 +87,7 @@ def test_best_and_final_metric_of_a_cell(make_run):
 def test_differences_are_paired_by_seed(make_run, average):
     read, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.2)], seed_shift=0.02))
     by_cell = found.generalization_by_cell.set_index(["setting", "seed"])["final_metric"]
-    raw = int(
-        read.cells[(read.cells["scheme"] == "none") & (read.cells["workload"] == "lm")]["setting"].iloc[0]
-    )
+    raw = int(read.cells[(read.cells["scheme"] == "none") & (read.cells["workload"] == "lm")]["setting"].iloc[0])
     row = found.generalization[
         (found.generalization["workload"] == "lm") & (found.generalization["scheme"] == "ema")
     ].iloc[0]
@@ -144,9 +142,7 @@ def test_gap_is_positive_where_the_average_is_ahead(make_run, average):
     _, found = computed(make_run(averages=[average("ema", 0.01, 0.5)]))
     gap = found.gap_to_envelope
     full = gap[(gap["workload"] == "lm") & gap["training_label"].str.contains("100")].set_index("step")["gap"]
-    assert full[480] == pytest.approx(
-        (1.3 + 3.7 * 20 / 500) - (5 - 4 * 0.96)
-    )  # raw half-length minus averaged
+    assert full[480] == pytest.approx((1.3 + 3.7 * 20 / 500) - (5 - 4 * 0.96))  # raw half-length minus averaged
     assert full[480] > 0
     vit = gap[(gap["workload"] == "imagenet_vit") & gap["training_label"].str.contains("100")]
     assert (vit.set_index("step")["gap"][480]) > 0

@@ -41,9 +41,7 @@ def test_text_that_a_spreadsheet_would_compute_is_quoted_and_nothing_else_change
 
 
 def test_what_needs_no_quoting_has_the_bytes_that_pandas_writes(tmp_path: Path) -> None:
-    table = pd.DataFrame(
-        {"a": ["x", None, "y"], "b": [-1.0, np.nan, 1e-12], "c": pd.array([1, None, -3], "Int64")}
-    )
+    table = pd.DataFrame({"a": ["x", None, "y"], "b": [-1.0, np.nan, 1e-12], "c": pd.array([1, None, -3], "Int64")})
     table["d"], table["e"] = [True, False, True], pd.Series([None, 2.5, "z"], dtype=object)
     write_csv(tmp_path / "a.csv", table)
     text = io.StringIO()

@@ -28,9 +28,7 @@ def test_a_change_is_below_one_where_the_first_is_better_whatever_the_metric():
 
 
 def test_seeds_that_only_one_side_has_make_no_pair():
-    assert (
-        len(paired.metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
-    )
+    assert len(paired.metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
 
 
 def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, average):
@@ -48,9 +46,7 @@ def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, av
 
 def test_over_workloads_is_the_pooled_geometric_mean(make_run, task, average):
     tasks = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("a", "b", "c", "d")]
-    run = make_run(
-        tasks=tasks, lengths=[1.0], averages=[average("ema", 0.01, 0.8)], spread=0.1, seed_shift=0.05
-    )
+    run = make_run(tasks=tasks, lengths=[1.0], averages=[average("ema", 0.01, 0.8)], spread=0.1, seed_shift=0.05)
     study = read(run)
     tables = compute(study)
     of = dict(list(study.cells.groupby("scheme")))
@@ -97,9 +93,7 @@ def test_a_ratio_of_medians_against_every_resample():
     found = ratios_of_medians(top, bottom)
     factor = small_sample_factor(3, 4)
     assert found.value == pytest.approx(2 / 5)
-    assert found.low == pytest.approx(
-        0.4 * (low / 0.4) ** factor
-    )  # 0: in some resamples the baseline never meets
+    assert found.low == pytest.approx(0.4 * (low / 0.4) ** factor)  # 0: in some resamples the baseline never meets
     assert found.high == pytest.approx(0.4 * (high / 0.4) ** factor)
 
 

@@ -80,9 +80,7 @@ def test_the_sign_of_the_metrics_change_is_compared(make_run, average, task):
     assert (loss["ours"] > 0, loss["verdict"], loss["paper_metric"]) == (True, OPPOSITE, "BLEU")
     assert at(rows, METRIC, "wmt", "lawa")["verdict"] == NONE
     # A raw run that is not done at the end of its schedule: what is ahead ends ahead.
-    ahead = make_run(
-        tasks=[down], lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seed_shift=0.1, shape="bent"
-    )
+    ahead = make_run(tasks=[down], lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seed_shift=0.1, shape="bent")
     row = at(rows_of(ahead), METRIC, "wmt", "ema")
     assert row["ours"] < 0
     assert row["verdict"] in (AGREE, NONE)
@@ -100,17 +98,13 @@ def test_the_suite_is_summed_over_three_workloads_or_more(make_run, average, thr
     row = at(rows, SUITE, "3 workloads", "ema")
     assert row["paper"] == pytest.approx(541 / 612)
     assert row["ours"] == pytest.approx(0.8 * 1.1, abs=0.001)
-    assert not (
-        rows_of(make_run(tasks=three[:2], lengths=[1.0], averages=averages))["quantity"] == SUITE
-    ).any()
+    assert not (rows_of(make_run(tasks=three[:2], lengths=[1.0], averages=averages))["quantity"] == SUITE).any()
     own = [*three[:2], task("mine:Own", "loss", False, 5.0, 1.0, 2.0)]  # another suite than the paper's
     rows = rows_of(make_run(tasks=own, lengths=[1.0], averages=averages))
     assert set(rows["quantity"]) == {RATIO, SHARE, METRIC}
 
 
-@pytest.mark.parametrize(
-    "case", ["short schedules", "other workloads", "another horizon", "another optimizer"]
-)
+@pytest.mark.parametrize("case", ["short schedules", "other workloads", "another horizon", "another optimizer"])
 def test_absent_in_other_studies(case, make_run, average, task, tasks):
     near, lm = [average("ema", 0.01, 0.9)], [tasks["lm"]]
     if case == "short schedules":

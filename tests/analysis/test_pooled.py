@@ -140,9 +140,7 @@ def test_seeds_alone_is_the_interval_of_the_answer():
 def test_resampling_workloads_too_is_wider_where_they_differ():
     table = pooled.pool(*pairs_of(several(6, 4, between=0.3, within=0.02)))
     width = values(table, column="high")["mean ratio"] - values(table, column="low")["mean ratio"]
-    narrow = (
-        values(table, column="seeds_high")["mean ratio"] - values(table, column="seeds_low")["mean ratio"]
-    )
+    narrow = values(table, column="seeds_high")["mean ratio"] - values(table, column="seeds_low")["mean ratio"]
     assert width > 5 * narrow
 
 
@@ -223,9 +221,7 @@ def computed(run):
 def four(make_run, task, average):
     """A run of four families with one schedule, of which one gains much more than the others."""
     named = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "ogbg", "wmt", "criteo1tb")]
-    return make_run(
-        tasks=named, lengths=[1.0], averages=[average(s, h, r) for s, h, r in _SETTINGS], spread=0.02
-    )
+    return make_run(tasks=named, lengths=[1.0], averages=[average(s, h, r) for s, h, r in _SETTINGS], spread=0.02)
 
 
 _SETTINGS = [("ema", 0.01, 0.9), ("lawa", 0.01, 0.92), ("ema", 0.04, 0.85)]
@@ -285,9 +281,7 @@ def test_the_forest_shows_what_the_tables_say(four, make_run):
     ]
     rows = [row for data in spec["datasets"].values() for row in data if "scheme_name" in row]
     whole = [row for row in rows if row["row"] == "all: mean ratio" and "without" not in row]
-    assert {row["value"] for row in whole} == set(
-        found.pooled.loc[found.pooled["statistic"] == "mean ratio", "value"]
-    )
+    assert {row["value"] for row in whole} == set(found.pooled.loc[found.pooled["statistic"] == "mean ratio", "value"])
     assert {row["without"] for row in rows if "without" in row} == {"lm", "ogbg", "wmt", "criteo1tb"}
     read, found = computed(make_run(lengths=[1.0]))  # two workloads
     d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))

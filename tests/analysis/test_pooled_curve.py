@@ -32,9 +32,7 @@ def test_a_geometric_mean_of_workloads_whatever_their_number_of_seeds():
     np.testing.assert_allclose(table["hours_ratio"], [np.sqrt(0.5), 1])
     assert table["num_workloads"].tolist() == [2, 2]
     assert table["num_pairs"].tolist() == [3, 3]
-    assert (
-        table[["low", "high", "seeds_low", "seeds_high"]].isna().all(axis=None)
-    )  # two workloads, one of one seed
+    assert table[["low", "high", "seeds_low", "seeds_high"]].isna().all(axis=None)  # two workloads, one of one seed
 
 
 def test_no_pair_that_misses_vanishes():
@@ -98,9 +96,7 @@ def test_the_best_baseline_is_a_curve_of_its_own_only_where_it_differs():
 
 
 def test_at_the_level_of_the_target_it_is_the_pooled_ratio(make_run, average, task):
-    three = [
-        task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "wmt", "ogbg")
-    ]  # raw meets it at 75 %
+    three = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "wmt", "ogbg")]  # raw meets it at 75 %
     averages = [average("ema", 0.01, 0.9), average("lawa", 0.01, 0.8)]
     read = study.read(make_run(tasks=three, lengths=[1.0], averages=averages, spread=0.05))
     c = tables.core(read)
@@ -121,9 +117,7 @@ def test_measured_curves_hold_the_levels_that_are_known(make_run, average, tasks
     read = study.read(make_run(tasks=[tasks["lm"]], lengths=[1.0], averages=[average("ema", 0.01, 0.9)]))
     found = tables.core(read)
     pairs = baselines.pair(read.cells, found.scores)
-    early = measure(read.cells, read.records, pairs, np.array([0.01, 0.5]))[
-        0
-    ]  # 1 %: before the first evaluation
+    early = measure(read.cells, read.records, pairs, np.array([0.01, 0.5]))[0]  # 1 %: before the first evaluation
     assert early.share.tolist() == [0.5]
     assert early.log_ratio.shape == (3, 1)
 

@@ -43,18 +43,13 @@ def folder(make_run, task, average):
         records["metric"] *= factor ** (1 + fields.get("spread", 0.0) * (seed - 1))
         # A trifle a cell: seeds that are all equal decide nothing.
         trifle = np.random.default_rng([len(name), ord(name[-1])]).normal(size=len(cells))
-        records["metric"] *= 1 + 1e-7 * records["cell_id"].map(
-            dict(zip(cells["cell_id"], trifle, strict=True))
-        )
+        records["metric"] *= 1 + 1e-7 * records["cell_id"].map(dict(zip(cells["cell_id"], trifle, strict=True)))
         return cells, records
 
     def make(exponent=-1.0, live=1.1, averaged=1.0, lawa=1.0, merged=1.0, spread=0.0):
         def bowl(kappa):
             best = np.log(0.03 * kappa**exponent)
-            return [
-                average("ema", h, 0.8 * np.exp(0.02 * (np.log(h) - best) ** 2), every=1)
-                for h in BATCH_HORIZONS
-            ]
+            return [average("ema", h, 0.8 * np.exp(0.02 * (np.log(h) - best) ** 2), every=1) for h in BATCH_HORIZONS]
 
         parts = [
             # A small batch ends far above the workload's target.
@@ -83,9 +78,7 @@ def folder(make_run, task, average):
             for curve in ("linear", "cosine", "sqrt"):
                 wsm = [average("ema", share, 1.0, every=5)]
                 loss = merged * (1 if curve == "linear" else 1.05)
-                cells, records = piece(
-                    "imagenet_vit", f"w{share}{curve}", wsm, held, loss, none=False, spread=spread
-                )
+                cells, records = piece("imagenet_vit", f"w{share}{curve}", wsm, held, loss, none=False, spread=spread)
                 # The horizon of a curve need not be the decay that it emulates.
                 cells = cells.assign(scheme="wsm", curve=curve, ema_decay=np.nan, k=int(share * 1000 / 5))
                 parts.append((cells.assign(horizon_fraction=share / 2), records))
@@ -120,9 +113,7 @@ def test_what_the_field_predicts_is_reproduced(folder):
 def test_the_opposite_refutes_it(folder):
     verdicts = {
         name: one.verdict
-        for name, one in found(
-            folder(exponent=0.0, live=0.9, averaged=1.1, lawa=1.2, merged=1.1, spread=0.001)
-        ).items()
+        for name, one in found(folder(exponent=0.0, live=0.9, averaged=1.1, lawa=1.2, merged=1.1, spread=0.001)).items()
     }
     assert verdicts == dict.fromkeys(verdicts, REFUTED)
 

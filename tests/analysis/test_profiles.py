@@ -61,9 +61,7 @@ def test_score_and_lead_by_hand(two):
 
 def test_profile_changes_where_a_ratio_is(two):
     mine = two.profile[(two.profile["measure"] == profiles.CLEAN)]
-    points = {
-        name: list(zip(part["tau"], part["share"], strict=True)) for name, part in mine.groupby("submission")
-    }
+    points = {name: list(zip(part["tau"], part["share"], strict=True)) for name, part in mine.groupby("submission")}
     assert points["fast"] == [(1.0, pytest.approx(2 / 3)), (2.0, 1.0), (4.0, 1.0)]
     assert points["slow"] == [
         (1.0, pytest.approx(1 / 3)),
@@ -104,18 +102,14 @@ def test_pairs_are_resampled_together():
 
 def test_the_answer_names_the_fastest_and_the_lead(two):
     said = score_findings.answer(two)
-    assert said.startswith(
-        "fast reaches most targets soonest, on 2 of 3 workloads, and has the highest score, 0.891"
-    )
+    assert said.startswith("fast reaches most targets soonest, on 2 of 3 workloads, and has the highest score, 0.891")
     assert "0.333 [" in said
     assert "ahead of slow: no lead is shown, the interval covers 0." in said
 
 
 def test_a_clear_lead_is_said_without_a_doubt():
     sure = {
-        (name, w): [t, 1.01 * t, 0.99 * t]
-        for name, t in (("a", 1.0), ("b", 3.0))
-        for w in ("wmt", "ogbg", "fastmri")
+        (name, w): [t, 1.01 * t, 0.99 * t] for name, t in (("a", 1.0), ("b", 3.0)) for w in ("wmt", "ogbg", "fastmri")
     }
     found = profiles.of_submissions(logs(sure))
     assert "no lead" not in score_findings.answer(found)
@@ -216,9 +210,7 @@ def test_schemes_submit_at_the_horizon_fixed_beforehand(ours):
     hours = found.times[found.times["measure"] != "steps"].set_index(["submission", "workload"])["time"]
     assert hours["EMA", "wmt"] == pytest.approx(675 * 0.011 * 2 / 3600)
     said = score_findings.findings(found)
-    assert said[1] == "EMA leads LAWA by 0.018 and no averaging by 0.037, in steps." or said[1].startswith(
-        "EMA leads"
-    )
+    assert said[1] == "EMA leads LAWA by 0.018 and no averaging by 0.037, in steps." or said[1].startswith("EMA leads")
 
 
 def test_a_miss_is_infinite_and_an_unfinished_workload_waits(ours):
@@ -247,9 +239,7 @@ def test_the_report_has_the_section_and_its_files(make_run, average, task, tmp_p
     old.write_text("x")
     report._write_tables(tables, found, tmp_path)
     assert not old.exists()
-    assert {path.stem for path in tmp_path.glob("score_*.csv")} == {
-        f"score_{name}" for name in profiles.FILES
-    }
+    assert {path.stem for path in tmp_path.glob("score_*.csv")} == {f"score_{name}" for name in profiles.FILES}
     assert (tmp_path / "score_scores.tex").is_file()
     assert dict(methods.methods(read))["Performance profiles"] == [profiles.RULE]
 
@@ -264,9 +254,7 @@ def test_published_targets_are_written_plainly(make_run):
 
 def test_the_areas_are_those_of_the_score(two):
     times = algoperf_score.scored_times(algoperf_score.score(logs(TWO)).seconds)
-    found = algoperf_score.areas(times, algoperf_score.performance_profile(times)).set_index("submission")[
-        "score"
-    ]
+    found = algoperf_score.areas(times, algoperf_score.performance_profile(times)).set_index("submission")["score"]
     clean = two.scores[two.scores["measure"] == profiles.CLEAN].set_index("submission")["score"]
     assert clean.to_dict() == pytest.approx(found.to_dict())
 

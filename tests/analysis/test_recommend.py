@@ -45,9 +45,7 @@ def test_the_best_setting_its_saving_and_its_steps(make_run, average):
     text = found.text()
     assert "Use EMA 2 %: an averaging horizon of 2 % of the step budget." in text
     assert "a saving of 15 % [15 %, 15 %]" in text
-    assert (
-        "2 workloads (imagenet_vit, lm), seeds 0, 1, 2; 6 trajectories, 42 cells, 2,100 evaluations" in text
-    )
+    assert "2 workloads (imagenet_vit, lm), seeds 0, 1, 2; 6 trajectories, 42 cells, 2,100 evaluations" in text
     assert "target of lm: loss at most 2 (3 target seeds)" in text
     assert "target rule: median over seeds" in text
     assert "no other schedule was run" in text
@@ -156,9 +154,7 @@ def test_a_setting_that_misses_more_often_than_the_raw_runs_is_not_picked(make_r
     easy = task("lm", "loss", False, 5.0, 1.0, 2.0)
     run = make_run(tasks=[easy], lengths=[1.0], averages=averages(average, {0.01: 0.95, 0.02: 0.5}))
     study = read(run)
-    fast = study.cells[(study.cells["horizon_fraction"] == 0.02) & (study.cells["seed"] == 0)][
-        "cell_id"
-    ].iloc[0]
+    fast = study.cells[(study.cells["horizon_fraction"] == 0.02) & (study.cells["seed"] == 0)]["cell_id"].iloc[0]
     records = study.records.copy()
     records.loc[records["cell_id"] == fast, "metric"] = 4.0  # never meets 2.0: counted at the budget
     found = of_study(dataclasses.replace(study, records=records))
@@ -170,9 +166,7 @@ def test_a_setting_that_misses_more_often_than_the_raw_runs_is_not_picked(make_r
 def test_missed_seeds_are_counted_where_the_raw_run_misses_too(make_run, average, task):
     hard = task("lm", "loss", False, 5.0, 1.0, 1.04)  # raw meets it at step 990; the slow seed's never does
     found = recommend(
-        make_run(
-            tasks=[hard], lengths=[1.0], averages=averages(average, {0.01: 0.9, 0.02: 0.85}), seed_shift=0.2
-        )
+        make_run(tasks=[hard], lengths=[1.0], averages=averages(average, {0.01: 0.9, 0.02: 0.85}), seed_shift=0.2)
     )
     pairs = found.overall.pairs
     assert (pairs.num, pairs.raw_missed) == (3, 1)
@@ -205,9 +199,7 @@ def test_unfinished_pairs_wait(make_run, average):
 
 
 def test_a_workload_without_target_is_left_out_and_named(make_run, average, task, tasks):
-    run = make_run(
-        tasks=[tasks["lm"], task("wmt", "loss", False, 5.0, 1.0, None)], averages=averages(average, GOOD)
-    )
+    run = make_run(tasks=[tasks["lm"], task("wmt", "loss", False, 5.0, 1.0, None)], averages=averages(average, GOOD))
     found = recommend(run)
     assert found.overall.verdict == "recommended"
     assert "no target, so left out: wmt" in found.text()

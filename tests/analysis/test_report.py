@@ -21,9 +21,7 @@ def small(tmp_path_factory):
     """One report of a small run with two schedules, written once for the tests that only read it."""
     import sys
 
-    maker = next(
-        m for name, m in sys.modules.items() if name.endswith("conftest") and hasattr(m, "write_run")
-    )
+    maker = next(m for name, m in sys.modules.items() if name.endswith("conftest") and hasattr(m, "write_run"))
     averages = [maker.Average(s, h, r) for s in ("ema", "lawa") for h, r in ((0.01, 0.9), (0.04, 0.95))]
     plan = maker.Plan(lengths=[0.75, 1.0], averages=averages, spread=0.02, seeds=[0, 1])
     run = maker.write_run(tmp_path_factory.mktemp("report") / "run", plan)
@@ -55,9 +53,7 @@ def page(run):
 
 
 def charts(found):
-    return {
-        name.removeprefix("chart-"): json.loads(text) for name, text in found.data.items() if name != "themes"
-    }
+    return {name.removeprefix("chart-"): json.loads(text) for name, text in found.data.items() if name != "themes"}
 
 
 def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
@@ -116,9 +112,7 @@ def test_the_page_needs_no_network(small):
 
 def test_charts_hold_what_the_tables_say(small):
     spec = charts(page(small))["steps_to_target"]
-    rows = [
-        row for data in spec["datasets"].values() for row in data if "geometric_mean" in row or "value" in row
-    ]
+    rows = [row for data in spec["datasets"].values() for row in data if "geometric_mean" in row or "value" in row]
     csv = pd.read_csv(small / "tables" / "ratios.csv")
     drawn = {row["value"] for row in rows if row.get("num_pairs")}
     for value in drawn:
@@ -148,9 +142,7 @@ def test_same_folder_same_bytes(small, tmp_path):
 def test_hostile_strings_stay_text(make_run, task, average, monkeypatch):
     monkeypatch.setattr(report, "_write_figures", lambda *_: None)
     hostile = task(HOSTILE, f"loss{HOSTILE}", False, 5.0, 1.0, 2.0)
-    run = make_run(
-        tasks=[hostile], study=HOSTILE, lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]
-    )
+    run = make_run(tasks=[hostile], study=HOSTILE, lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1])
     report.write(run)
     found = page(run)
     assert [tag for tag, _ in found.tags].count("script") == 3 + len(found.data)

@@ -128,9 +128,7 @@ def leads_back_and_to_its_neighbours(two, index):
         ("ema", {"all 2 studies": index, "← horizon": two / "reports" / "horizon" / "report.html"}),
     ):
         page = two / "reports" / name / "report.html"
-        links = re.search(
-            r'<nav aria-label="studies of this folder">(.*?)</nav>', page.read_text(), re.DOTALL
-        )[1]
+        links = re.search(r'<nav aria-label="studies of this folder">(.*?)</nav>', page.read_text(), re.DOTALL)[1]
         found = {text: href for href, text in re.findall(r'<a href="([^"]*)">([^<]*)</a>', links)}
         assert {text: (page.parent / href).resolve() for text, href in found.items()} == {
             text: path.resolve() for text, path in expected.items()

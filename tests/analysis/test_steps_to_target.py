@@ -137,9 +137,7 @@ def test_the_point_lies_in_its_interval_and_held_is_never_earlier(metric, target
 
 
 def test_running_best_skips_nan():
-    np.testing.assert_array_equal(
-        running_best(np.array([np.nan, 3.0, 4.0, np.nan, 2.0]), False), [np.nan, 3, 3, 3, 2]
-    )
+    np.testing.assert_array_equal(running_best(np.array([np.nan, 3.0, 4.0, np.nan, 2.0]), False), [np.nan, 3, 3, 3, 2])
     np.testing.assert_array_equal(running_best(np.array([3.0, 1.0, 5.0]), True), [3, 3, 5])
 
 

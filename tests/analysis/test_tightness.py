@@ -48,9 +48,7 @@ def test_the_papers_eight_points():
     at = found.set_index(["workload", "scheme"])
     assert at.loc[("ogbg", "lawa"), ["share", "ratio"]].tolist() == [0.36, 0.43]
     assert at.loc[("librispeech_deepspeech", "lawa"), ["share", "ratio"]].tolist() == [0.89, 0.89]
-    means = found.groupby("scheme")[
-        "ratio"
-    ].mean()  # 82 % in the paper over seven workloads, without OGBG's .43
+    means = found.groupby("scheme")["ratio"].mean()  # 82 % in the paper over seven workloads, without OGBG's .43
     assert means["lawa"] == pytest.approx(5.96 / 8)
     assert means["ema"] == pytest.approx(5.88 / 8)
 
@@ -93,9 +91,7 @@ def test_points_on_a_line_leave_nothing_unexplained():
     share = np.array([0.3, 0.5, 0.6, 0.9])
     row = regressions(points(share, 0.4 + 0.5 * share)).iloc[0]
     assert (row["intercept"], row["slope"], row["r2"]) == pytest.approx((0.4, 0.5, 1.0))
-    assert np.isnan(
-        [row["slope_low"], row["slope_high"]]
-    ).all()  # how far other workloads would lie is not known
+    assert np.isnan([row["slope_low"], row["slope_high"]]).all()  # how far other workloads would lie is not known
     assert (row["num_workloads"], row["num_points"], row["share_from"], row["share_to"]) == (4, 4, 0.3, 0.9)
 
 

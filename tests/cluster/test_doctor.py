@@ -28,9 +28,7 @@ def test_this_place_is_examined_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_every_bad_check_has_a_remedy_below_it() -> None:
-    text = render(
-        [Check("a", True, "fine"), Check("longer", False, "broken", "mend it"), Check("c", None, "so")]
-    )
+    text = render([Check("a", True, "fine"), Check("longer", False, "broken", "mend it"), Check("c", None, "so")])
     assert text.splitlines() == [
         "ok  a       fine",
         "BAD longer  broken",
@@ -116,9 +114,7 @@ def test_gpus_as_nvidia_smi_tells(
     assert expected in check.detail
 
 
-def test_wandb_tells_that_there_is_a_key_and_never_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_tells_that_there_is_a_key_and_never_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -145,9 +141,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_locks_that_do_not_hold_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "fcntl.flock", lambda *_: None
-    )  # a mount whose flock does nothing cannot be made here
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)  # a mount whose flock does nothing cannot be made here
     assert by_name(folder.folder_checks(tmp_path))["locks"].ok is False
 
     def refuse(*_: object) -> None:

@@ -72,9 +72,7 @@ def test_aws_check_refuses_what_is_wrong(wrong: dict[str, Any]) -> None:
 def test_aws_passes_the_token_by_file_and_asks_for_it() -> None:
     config = documents(AWS)[0]
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    starts = [
-        line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "start" in line
-    ]
+    starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token ray start" in line for line in starts)
 

@@ -108,9 +108,7 @@ def group(leader: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_nodes_run_the_command_and_running_out_of_time_requeues(
-    job: dict[str, str], end_group: End
-) -> None:
+def test_two_nodes_run_the_command_and_running_out_of_time_requeues(job: dict[str, str], end_group: End) -> None:
     process = start(job)
     try:
         told = Path(job["RUN"]) / "told"

@@ -146,9 +146,7 @@ def test_without_wait_it_returns_before_the_job_ends(head: Any, code: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_broken_connection_loses_no_line_and_exit_codes_come_back(
-    head: Any, code: Path, tmp_path: Path
-) -> None:
+def test_a_broken_connection_loses_no_line_and_exit_codes_come_back(head: Any, code: Path, tmp_path: Path) -> None:
     failing, refused = tmp_path / "failing.yaml", tmp_path / "refused.yaml"
     failing.write_text("slow exit: 3")
     refused.write_text("exit: 2")
@@ -177,9 +175,7 @@ def test_a_wrong_token_is_one_clear_line(head: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_doctor_reads_the_version_of_a_real_dashboard(head: Any) -> None:
     script = f"from cluster.doctor import reachable; c = reachable({head.dashboard!r}); print(c.ok, c.detail)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=head.env, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=head.env, capture_output=True, text=True, check=True)
     assert done.stdout == f"True {head.dashboard} runs Ray {version('ray')}\n"
 
 
@@ -201,9 +197,7 @@ def test_address_needs_a_known_scheme(address: str) -> None:
 
 def test_a_relative_out_lies_in_the_home_of_the_clusters_user() -> None:
     line = command_line(("printf", "%s\\n"), ["s.yaml", "b c.yaml"], "runs/a '$b", ["x=~ *"])
-    done = subprocess.run(
-        ["sh", "-c", line], env={"HOME": "/home/u v"}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["sh", "-c", line], env={"HOME": "/home/u v"}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         *("s.yaml", "b c.yaml", "--out", "/home/u v/runs/a '$b"),
         *("--address", "auto", "--set", "x=~ *"),
@@ -350,9 +344,7 @@ def test_a_log_is_said_once_wherever_the_connection_breaks(
     assert said == log.split("\n")
 
 
-def test_the_command_sends_several_studies_into_one_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_sends_several_studies_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr("cluster.submit.submit", lambda *given, **options: sent.append((given, options)) or 0)
     files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]

@@ -14,8 +14,6 @@ from analysis.records import load_records
 def undisturbed(tiny_folder: Path) -> pd.DataFrame:
     folder = tiny_folder
     (folder / "kills.yaml").write_text(STUDY)
-    done = subprocess.run(
-        [WA, "run", "kills.yaml", "--out", "run"], cwd=folder, capture_output=True, text=True
-    )
+    done = subprocess.run([WA, "run", "kills.yaml", "--out", "run"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return load_records(folder / "run")

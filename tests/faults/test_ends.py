@@ -134,9 +134,7 @@ def test_crashes_are_told_apart_and_retried_as_often_as_promised(outside: Path) 
     done = trials.loc[trials["status"] == "done", "trajectory_id"]
     # Killed as often as there are retries, and done by the last of them; what crashes always is tried once more.
     assert len(done) == 1
-    assert (
-        (trials["trajectory_id"] == done.iloc[0]).sum() == MAX_FAILURES + 1 == len(said["KilledAtFirst"]) + 1
-    )
+    assert (trials["trajectory_id"] == done.iloc[0]).sum() == MAX_FAILURES + 1 == len(said["KilledAtFirst"]) + 1
     assert len(said["Segfault"]) == MAX_FAILURES + 1
     assert "tried again" not in said["Segfault"][-1]
     assert len(status) == 2 * (MAX_FAILURES + 1) + 1

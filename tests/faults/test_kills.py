@@ -34,9 +34,7 @@ def begin(study: Path, *options: str) -> subprocess.Popen[bytes]:
 
 def assert_like_undisturbed(run: Path, undisturbed: pd.DataFrame) -> None:
     frame = load_records(run)
-    pd.testing.assert_frame_equal(
-        frame.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True
-    )
+    pd.testing.assert_frame_equal(frame.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
     # and not by the reader's grace: on disk, too, each record stands once
     stored = pd.concat([pd.read_parquet(path) for path in (run / "records").glob("*.parquet")])
     assert len(stored) == len(stored.drop_duplicates(KEY)) == len(undisturbed)
@@ -103,9 +101,7 @@ def test_one_trial_per_cell_gives_the_same_records(study: Path, undisturbed: pd.
     assert done.returncode == 0, done.stderr
     assert len(load_trials(study / "fused")) == 1
     one_each, fused = load_records(study / "run"), load_records(study / "fused")
-    pd.testing.assert_frame_equal(
-        one_each.drop(columns=MEASURED), fused.drop(columns=MEASURED), check_exact=True
-    )
+    pd.testing.assert_frame_equal(one_each.drop(columns=MEASURED), fused.drop(columns=MEASURED), check_exact=True)
 
 
 def test_without_address_it_is_this_machine(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +123,7 @@ def test_a_second_driver_is_refused(study: Path) -> None:
         process.wait()
 
 
-def test_a_finished_study_repeats_nothing_and_a_longer_one_adds(
-    study: Path, undisturbed: pd.DataFrame
-) -> None:
+def test_a_finished_study_repeats_nothing_and_a_longer_one_adds(study: Path, undisturbed: pd.DataFrame) -> None:
     finish(study)
     run = study / "run"
     before = {path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()}
@@ -146,9 +140,7 @@ def test_a_finished_study_repeats_nothing_and_a_longer_one_adds(
     assert sorted(frame[frame["ema_decay"] == 0.5]["seed"].unique()) == [0, 1]
     kept = frame[frame["cell_id"].isin(undisturbed["cell_id"])]
     assert len(kept) == len(undisturbed)
-    assert {
-        path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()
-    }.items() >= before.items()
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "records").iterdir()}.items() >= before.items()
     # a conflict is one clear line
     (study / "kills.yaml").write_text(text.replace("every: 10", "every: 30"))
     command = [WA, "run", "kills.yaml", "--out", "run"]
@@ -159,9 +151,7 @@ def test_a_finished_study_repeats_nothing_and_a_longer_one_adds(
 
 
 def test_a_failing_workload_fails_its_trial_and_says_why(study: Path) -> None:
-    text = STUDY.replace('"tinywork:Slow"', '["tinywork:Tiny", "tinywork:Failing"]').replace(
-        "[0, 1, 2]", "[0]"
-    )
+    text = STUDY.replace('"tinywork:Slow"', '["tinywork:Tiny", "tinywork:Failing"]').replace("[0, 1, 2]", "[0]")
     (study / "kills.yaml").write_text(text)
     process = begin(study)
     assert process.wait(180) == 1

@@ -47,9 +47,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]
             "stdout": subprocess.PIPE,
             "stderr": subprocess.DEVNULL,
         }
-        with subprocess.Popen(
-            command, text=True, env={**os.environ, "RAY_TMPDIR": folder}, **pipes
-        ) as cluster:
+        with subprocess.Popen(command, text=True, env={**os.environ, "RAY_TMPDIR": folder}, **pipes) as cluster:
             yield cluster
             cluster.communicate(timeout=60)
 

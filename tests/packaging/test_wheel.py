@@ -33,11 +33,7 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = [
         *(REPO / "sweeps").glob("*.yaml"),
-        *(
-            path
-            for path in (REPO / "workloads" / "data").rglob("*")
-            if path.suffix != ".pyc" and path.is_file()
-        ),
+        *(path for path in (REPO / "workloads" / "data").rglob("*") if path.suffix != ".pyc" and path.is_file()),
         REPO / "workloads" / "targets.yaml",
         *(path for path in (REPO / "cluster").rglob("*") if path.suffix in {".yaml", ".sbatch"}),
         *(path for path in (REPO / "analysis").iterdir() if path.suffix in {".html", ".py"}),
@@ -68,8 +64,6 @@ def test_the_installed_wheel_plans_the_quickstart_elsewhere(wheel: Path, tmp_pat
         "main(['plan', 'sweeps/quickstart.yaml'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "60 cells" in done.stdout

@@ -70,9 +70,7 @@ class Odd:
 
 def _known(table: Mapping[tuple[Any, ...], str], key: tuple[Any, ...], without: str) -> str:
     """The entry whose key fits best; "*" fits anything."""
-    fitting = [
-        held for held in table if all(mine in ("*", theirs) for mine, theirs in zip(held, key, strict=False))
-    ]
+    fitting = [held for held in table if all(mine in ("*", theirs) for mine, theirs in zip(held, key, strict=False))]
     return table[max(fitting, key=lambda held: sum(one != "*" for one in held))] if fitting else without
 
 

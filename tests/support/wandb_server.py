@@ -100,10 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             bucket = {"id": run, "name": run, "displayName": run, "historyLineCount": 0, "project": project}
             return {"upsertBucket": {"bucket": {**bucket, "sweepName": None}, "inserted": True}}
         if "createRunFiles" in query:
-            files = [
-                {"name": name, "uploadUrl": f"{self.server.url}/upload"}
-                for name in variables.get("files", [])
-            ]
+            files = [{"name": name, "uploadUrl": f"{self.server.url}/upload"} for name in variables.get("files", [])]
             run = variables.get("run")
             return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
         viewer = {"id": "u", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}

@@ -183,9 +183,7 @@ def test_foreign_files_change_nothing(run: Path) -> None:
     assert load(run).equals(before)
 
 
-def test_a_lost_parquet_file_is_noticed_and_training_again_gives_the_same_rows(
-    run: Path, trained: Path
-) -> None:
+def test_a_lost_parquet_file_is_noticed_and_training_again_gives_the_same_rows(run: Path, trained: Path) -> None:
     (path,) = (run / "records").iterdir()
     path.unlink()
     for name in [*CHEAP, "report", "recommend", "compare"]:
@@ -205,9 +203,7 @@ def test_a_lost_parquet_file_is_noticed_and_training_again_gives_the_same_rows(
     assert load(run)[columns].equals(load(trained / "run")[columns])
 
 
-def test_lost_live_records_are_trained_again_though_a_checkpoint_is_ahead(
-    tmp_path: Path, trained: Path
-) -> None:
+def test_lost_live_records_are_trained_again_though_a_checkpoint_is_ahead(tmp_path: Path, trained: Path) -> None:
     run = tmp_path / "run"
     todo = work([load_spec(trained / "b.yaml")], run)
     run_folder.write_plan(run, todo.studies, todo.trajectories)
@@ -289,9 +285,7 @@ OUTS = [
 
 
 @pytest.mark.parametrize("kind", [*OUTS, "a kernel's"])
-def test_an_out_that_cannot_be_is_one_line_before_anything_is_written(
-    trained: Path, tmp_path: Path, kind: str
-) -> None:
+def test_an_out_that_cannot_be_is_one_line_before_anything_is_written(trained: Path, tmp_path: Path, kind: str) -> None:
     out = out_of(kind, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.MonkeyPatch.context() as patch:  # nothing to train, so no Ray: what is written is the plan
@@ -304,9 +298,7 @@ def test_an_out_that_cannot_be_is_one_line_before_anything_is_written(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_without_locks_is_refused(
-    run: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_file_system_without_locks_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def flock(descriptor: object, how: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -383,9 +375,7 @@ def test_the_dashboard_replaces_plain_files_alone(run: Path, tmp_path: Path, kin
 
 
 @pytest.mark.parametrize(("command", "code"), [("report", 1), ("run", 2), ("dashboard", 2)])
-def test_a_full_disk_is_one_line_and_the_old_files_stay(
-    run: Path, trained: Path, command: str, code: int
-) -> None:
+def test_a_full_disk_is_one_line_and_the_old_files_stay(run: Path, trained: Path, command: str, code: int) -> None:
     for name in ("tables", "figures"):
         (run / name).mkdir()
     (run / "report.html").write_text("old")

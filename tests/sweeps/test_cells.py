@@ -299,9 +299,7 @@ def test_a_workloads_own_lr_decay_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_average_that_would_never_exist_is_refused() -> None:
     with pytest.raises(SpecError, match="no average yet"):
         only(schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10})
-    only(
-        schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10, "until_full": "partial"}
-    )
+    only(schedule={"length": 0.1}, averaging={"scheme": "lawa", "k": 20, "every": 10, "until_full": "partial"})
 
 
 @pytest.mark.parametrize(
@@ -313,9 +311,7 @@ def test_an_average_that_would_never_exist_is_refused() -> None:
         ({"final_lr": 0.5}, "cosine"),
     ],
 )
-def test_schedule_free_keeps_its_lr_unless_a_schedule_says_otherwise(
-    schedule: dict[str, Any], shape: str
-) -> None:
+def test_schedule_free_keeps_its_lr_unless_a_schedule_says_otherwise(schedule: dict[str, Any], shape: str) -> None:
     cell = only(optimizer={"name": "schedule_free_adamw"}, schedule=schedule)
     assert cell.training.schedule.shape == shape
     assert cell.training.schedule.warmup_steps == 0.1 * cell.training.schedule.length_steps  # lm's own

@@ -80,13 +80,8 @@ def test_set_takes_one_value_or_several(outside: Path, arguments: list[str]) -> 
 
 def test_a_file_here_comes_before_a_shipped_name(outside: Path) -> None:
     (outside / "sweeps").mkdir()
-    (outside / "sweeps" / "quickstart.yaml").write_text(
-        "study: mine\nworkloads: lm\naveraging: {scheme: none}\n"
-    )
-    assert (
-        "mine: 1 cell, 1 trajectory to train"
-        in CliRunner().invoke(main, ["plan", "sweeps/quickstart.yaml"]).output
-    )
+    (outside / "sweeps" / "quickstart.yaml").write_text("study: mine\nworkloads: lm\naveraging: {scheme: none}\n")
+    assert "mine: 1 cell, 1 trajectory to train" in CliRunner().invoke(main, ["plan", "sweeps/quickstart.yaml"]).output
 
 
 def test_workloads_lists_budgets_and_provenance() -> None:

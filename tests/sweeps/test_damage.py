@@ -166,9 +166,7 @@ def test_a_finished_trajectory_is_held_against_its_marker(tmp_path: Path) -> Non
         if changed is not None:
             durable.write_table(path, changed)
         for read in (check_records, load_records):
-            with pytest.raises(
-                BadRun, match=rf"{path}.*{said}.*remove {tmp_path}/trajectories/t and `wa run`"
-            ):
+            with pytest.raises(BadRun, match=rf"{path}.*{said}.*remove {tmp_path}/trajectories/t and `wa run`"):
                 read(tmp_path)
         path.write_bytes(whole)
     assert load_records(tmp_path)["step"].tolist() == [1, 2, 3]

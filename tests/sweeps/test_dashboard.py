@@ -104,9 +104,7 @@ def logged(run: Path) -> dict[str, set[str]]:
     for cell in load_cells(run).to_dict("records"):
         mine = records[records["cell_id"] == cell["cell_id"]]
         found["config"] |= set(tracking._config({str(k): v for k, v in cell.items()}))
-        found["summary"] |= set(
-            tracking.outcome({str(k): v for k, v in {**cell, "target": 0.3}.items()}, mine)
-        )
+        found["summary"] |= set(tracking.outcome({str(k): v for k, v in {**cell, "target": 0.3}.items()}, mine))
         for row in mine.to_dict("records"):
             found["logged"] |= set(tracking._point(cell, {str(k): v for k, v in row.items()}))
     found["logged"] |= found["summary"]
@@ -116,9 +114,7 @@ def logged(run: Path) -> dict[str, set[str]]:
 def test_every_key_is_one_that_is_logged(outside: Path) -> None:
     run = planned(outside / "run", train=True, seeds=[0], optimizer={"lr": 0.03})
     known, used = logged(run), list(keys(written(run)))
-    wrong = [
-        (kind, key) for kind, key in used if kind in known and re.sub(r"\.value$", "", key) not in known[kind]
-    ]
+    wrong = [(kind, key) for kind, key in used if kind in known and re.sub(r"\.value$", "", key) not in known[kind]]
     assert wrong == []
     assert {"validation/loss", "validation/accuracy", "seconds/train", "seconds/average", "seconds/eval"} <= {
         key for kind, key in used if kind == "logged"
@@ -139,9 +135,7 @@ def test_runs_are_those_of_every_study_in_the_folder(outside: Path) -> None:
 
 def test_the_grid_draws_the_axes_that_vary(outside: Path) -> None:
     def axes(run: Path) -> list[str]:
-        columns = [
-            p for s in written(run)["spec"]["section"]["panelBankConfig"]["sections"] for p in s["panels"]
-        ]
+        columns = [p for s in written(run)["spec"]["section"]["panelBankConfig"]["sections"] for p in s["panels"]]
         (grid,) = [panel for panel in columns if panel["viewType"] == "Parallel Coordinates Plot"]
         return [column["accessor"] for column in grid["config"]["columns"]]
 
@@ -199,9 +193,7 @@ def views(monkeypatch: pytest.MonkeyPatch, outside: Path) -> Iterator[Views]:
             key = variables.get("id") or f"view{len(server.views)}"
             server.views[key] = {**variables, "id": key}
             project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
-            told = {
-                name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")
-            }
+            told = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
             now = "2026-01-01T00:00:00"
             view = {**told, "id": key, "project": project, "updatedAt": now, "createdAt": now}
             return {"upsertView": {"view": view, "inserted": True}}
@@ -278,9 +270,7 @@ def test_a_study_that_takes_over_a_published_run_is_told(outside: Path, views: V
     run = planned(outside / "run", train=True, seeds=[0], optimizer={"lr": 0.03})
 
     def publish() -> None:
-        assert tracking.finish(tracking.start(run, "online", "proj", None), 90), (
-            run / "wandb.log"
-        ).read_text()
+        assert tracking.finish(tracking.start(run, "online", "proj", None), 90), (run / "wandb.log").read_text()
 
     publish()
     history = json.dumps(views.history, sort_keys=True)

@@ -110,9 +110,7 @@ def test_what_was_told_of_the_folder_or_holds_a_file_in_it_is_killed(tmp_path: P
     for each in (folder, beside):
         each.mkdir()
         (each / "log").touch()
-    sleep = (
-        "import sys, time; f = len(sys.argv) > 1 and open(sys.argv[1]); print(1, flush=True); time.sleep(60)"
-    )
+    sleep = "import sys, time; f = len(sys.argv) > 1 and open(sys.argv[1]); print(1, flush=True); time.sleep(60)"
 
     def start(where: str, **environment: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", sleep, *([where] if where else [])]

@@ -20,9 +20,7 @@ unexpectedly exits with a connection error code 2. End of file. Some common caus
 by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed due to SIGSEGV.
 """
 LOST = DIED.replace("its worker process has died", "its node has died")
-MEMORY = (
-    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was"
-)
+MEMORY = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was"
 RAISED = """ray::ImplicitFunc.train() (pid=1, ip=192.0.2.2)
   File "a.py", line 3, in train
     raise error
@@ -70,9 +68,7 @@ def test_a_real_crash_is_in_the_log_until_the_next_attempt_speaks(tmp_path: Path
     log.write_text(STEP)
     script.write_text(CRASH)
     assert subprocess.run([sys.executable, script, log], capture_output=True).returncode == -11
-    assert failures.reason(DIED, log) == (
-        "crashed: segmentation fault in mine.py, line 6; the log has its stack"
-    )
+    assert failures.reason(DIED, log) == ("crashed: segmentation fault in mine.py, line 6; the log has its stack")
     with log.open("a") as stream:
         stream.write(STEP)
     assert "vanished" in failures.reason(DIED, log)  # that was an earlier attempt's end

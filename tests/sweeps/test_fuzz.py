@@ -103,9 +103,7 @@ def mutated(spec: dict[str, Any], rng: random.Random) -> dict[str, Any]:
             case _:
                 other: Any = spec
                 for step in rng.choice(found):
-                    other = (
-                        other[step] if isinstance(other, dict | list) and step in places_of(other) else other
-                    )
+                    other = other[step] if isinstance(other, dict | list) and step in places_of(other) else other
                 here[key] = copy.deepcopy(other)
     return spec
 
@@ -286,9 +284,7 @@ def test_a_hostile_command_line_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
     for place in ("sweeps.run.run_studies", "cluster.submit.submit", "cluster.doctor.examine"):
         monkeypatch.setattr(place, launch)
-    monkeypatch.setattr(
-        "sweeps.conformance.check", lambda name, preset, steps: launch() if load(name, preset) else ()
-    )
+    monkeypatch.setattr("sweeps.conformance.check", lambda name, preset, steps: launch() if load(name, preset) else ())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "here.yaml").write_text("study: here\nworkloads: lm\naveraging: {scheme: none}\n")

@@ -175,9 +175,7 @@ def test_a_trial_never_evaluated_is_a_miss_and_not_forgotten(logs, run):
     put(logs, round_=1, text="")
     put(logs, round_=2, text="", meta=None)
     done = import_algoperf(logs, run)
-    assert done.notes[0].startswith(
-        "Never evaluated, a miss each: 2 trials, nadamw.study1.wmt_jax.trial1, nadamw"
-    )
+    assert done.notes[0].startswith("Never evaluated, a miss each: 2 trials, nadamw.study1.wmt_jax.trial1, nadamw")
     assert len(records.load_cells(run)) == 3
     assert records.load_trials(run)["status"].tolist() == ["done", "failed", "failed"]
     assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["num_missed"].tolist() == [2]
@@ -368,9 +366,7 @@ def test_the_2026_logs(tmp_path, run):
     assert found.differences.empty
 
 
-@pytest.mark.skipif(
-    "ALGOPERF_LOGS" not in os.environ, reason="ALGOPERF_LOGS: AlgoPerf v0.5's external-tuning logs"
-)
+@pytest.mark.skipif("ALGOPERF_LOGS" not in os.environ, reason="ALGOPERF_LOGS: AlgoPerf v0.5's external-tuning logs")
 def test_the_real_logs(run):
     done = import_algoperf(Path(os.environ["ALGOPERF_LOGS"]), run)
     assert (done.num_trials, done.num_evaluations) == (1102, 73_219)

@@ -94,10 +94,7 @@ def test_a_counter_too_short_to_tell_is_taken_as_its_submission_counts_elsewhere
     put(logs, lines([0.9], steps=[1], seconds=[60]))
     put(logs, lines([0.9], steps=[1], seconds=[60]), submission="other")
     reasons = withheld(logs, run)
-    assert (
-        reasons["nadamw.study0.wmt_jax.trial1"]
-        == "too short to tell, and it counts none on any other workload"
-    )
+    assert reasons["nadamw.study0.wmt_jax.trial1"] == "too short to tell, and it counts none on any other workload"
     assert list(reasons) == ["nadamw.study0.ogbg_jax.trial1", "nadamw.study0.wmt_jax.trial1"]
 
 
@@ -108,9 +105,7 @@ def test_a_counter_is_measured_against_other_submissions_where_they_are_faster(l
     put(logs, paced(0.5), submission="d")
     assert list(withheld(logs, run)) == ["d.study0.wmt_jax.trial1"]
     notes = records.load_plan(run)["notes"]
-    assert (
-        "0.5 times the hinted pace, 0.05 times that of the others in jax; the threshold is 1/16" in notes[0]
-    )
+    assert "0.5 times the hinted pace, 0.05 times that of the others in jax; the threshold is 1/16" in notes[0]
 
 
 def test_a_counter_that_falls_or_stalls_while_the_clock_runs_on(logs, run):
@@ -119,9 +114,7 @@ def test_a_counter_that_falls_or_stalls_while_the_clock_runs_on(logs, run):
     put(logs, lines(FALLING, steps=[100, 200, 300, 300], seconds=[50, 100, 150, 200]), trial=3)
     reasons = withheld(logs, run)
     assert [reason.split()[1] for reason in reasons.values()] == ["falls", "stands"]
-    assert (
-        algoperf_score.trials_to_target(algoperf_score.read_evaluations(run))["seconds"].tolist() == [200] * 3
-    )
+    assert algoperf_score.trials_to_target(algoperf_score.read_evaluations(run))["seconds"].tolist() == [200] * 3
 
 
 def test_a_submission_known_to_count_calls(logs, run):

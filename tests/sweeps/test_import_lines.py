@@ -26,9 +26,7 @@ LINE = "nadamw/study_0/wmt_jax/trial_1/eval_measurements.csv"
 
 @pytest.mark.parametrize("tail", ["2.0,5", "2.0,5\n", "15.0,250.0,500,0.01,265.0,0.1,2472,0.0"])
 def test_a_torn_last_line_is_left_out(logs, run, tail):
-    put(
-        logs, lines(FALLING) + tail
-    )  # the third is whole by its commas, and torn in its last number all the same
+    put(logs, lines(FALLING) + tail)  # the third is whole by its commas, and torn in its last number all the same
     done = import_algoperf(logs, run)
     assert done.num_evaluations == 4
     assert done.notes == [f"1 line torn, the first in {LINE}:6: left out."]
@@ -76,9 +74,7 @@ def test_nan_metrics_meet_nothing_and_a_run_that_stays_nan_has_diverged(logs, ru
     read = study.read(run)
     assert read.records["diverged"].tolist() == [False, False, False, True, True]
     assert read.cells["state"].tolist() == ["diverged"]
-    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [
-        math.inf
-    ]
+    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [math.inf]
 
 
 def line_of(step, wer, second=None, header=HEADER):
@@ -162,9 +158,7 @@ def test_a_clock_that_goes_back_while_steps_go_on_is_left_out_and_said(logs, run
     )
     done = import_algoperf(logs, run)
     assert done.left_out == {"logged after the clock went back while the steps went on": 2}
-    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [
-        math.inf
-    ]
+    assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [math.inf]
     assert records.load_plan(run)["steps_withheld"] == {}
 
 
@@ -175,9 +169,7 @@ READ = {
     "spaces and quotes": WHOLE.replace("global_step,", '"global_step", ').encode(),
     "blank lines": WHOLE.replace("\n", "\n\n").encode(),
     "one more column": "".join(f"{row},x\n" for row in WHOLE.splitlines()).encode(),
-    "columns in another order": "".join(
-        ",".join(row.split(",")[::-1]) + "\n" for row in WHOLE.splitlines()
-    ).encode(),
+    "columns in another order": "".join(",".join(row.split(",")[::-1]) + "\n" for row in WHOLE.splitlines()).encode(),
 }
 
 
@@ -208,9 +200,7 @@ def test_a_split_without_examples_has_no_records(logs, run):
     done = import_algoperf(logs, run)
     assert set(records.load_records(run)["split"]) == {"validation"}
     assert (done.num_recorded, done.left_out) == (4, {})
-    (logs / "nadamw/study_0/wmt_jax/trial_1/eval_measurements.csv").write_text(
-        lines(FALLING).replace("2472", "0")
-    )
+    (logs / "nadamw/study_0/wmt_jax/trial_1/eval_measurements.csv").write_text(lines(FALLING).replace("2472", "0"))
     done = import_algoperf(logs, run.with_name("again"))
     assert done.left_out == {"evaluated on no examples": 4}
     assert records.load_records(run.with_name("again")).empty

@@ -54,9 +54,7 @@ def test_workloads_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch)
     lines = CliRunner().invoke(main, ["workloads"]).output.splitlines()
     rows = [line.split() for line in lines]
     assert max(map(len, lines)) <= width
-    assert {(name, preset) for name in families() for preset in ("mini", "full")} <= {
-        tuple(row[:2]) for row in rows
-    }
+    assert {(name, preset) for name in families() for preset in ("mini", "full")} <= {tuple(row[:2]) for row in rows}
     (wmt,) = [line for line, row in zip(lines, rows, strict=True) if row[:2] == ["wmt", "full"]]
     assert "30.8491" in wmt
     assert ("published" in wmt) == (width == 140)
@@ -78,9 +76,7 @@ def test_an_unknown_study_lists_the_shipped_ones(command: str, name: str, first:
 
 
 def test_one_is_singular(outside: Path) -> None:
-    (outside / "one.yaml").write_text(
-        "study: one\nworkloads: lm\naveraging: {scheme: none}\nresources: {cpu: 4096}\n"
-    )
+    (outside / "one.yaml").write_text("study: one\nworkloads: lm\naveraging: {scheme: none}\nresources: {cpu: 4096}\n")
     output = CliRunner().invoke(main, ["plan", "one.yaml"]).output
     assert "one: 1 cell, 1 trajectory to train" in output
     assert "on 1 slot of 4096 cpu, " in output

@@ -45,9 +45,7 @@ def test_a_trial_is_lost_after_its_last_retry_and_not_before(tmp_path: Path) -> 
     outcome, heard = launch.Outcome(), Heard()
     callback = launch._Callback(tmp_path, heard, outcome, threading.Event())
     error = tmp_path / "error.txt"
-    error.write_text(
-        "Failure # 1 (occurred at x)\nKeyError: 'first'\nFailure # 2 (occurred at x)\nOSError: last\n"
-    )
+    error.write_text("Failure # 1 (occurred at x)\nKeyError: 'first'\nFailure # 2 (occurred at x)\nOSError: last\n")
     for failures in range(1, launch.MAX_FAILURES + 1):
         callback.on_trial_recover(0, [], Trial(failures, error))
     assert outcome.failed == []
@@ -81,9 +79,7 @@ def test_no_wait_is_for_ever(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "STOP_SECONDS", 0.05 if why == "asked once" else 60.0)
     on = Engine(1, 1, 0)
     if why == "dead":
-        monkeypatch.setattr(
-            Engine, "died", lambda self: "Ray on this machine died (raylet killed by SIGKILL)"
-        )
+        monkeypatch.setattr(Engine, "died", lambda self: "Ray on this machine died (raylet killed by SIGKILL)")
     interrupts = Interrupts(count={"dead": 0, "asked once": 1, "asked twice": 2}[why], first="SIGINT")
     fit = launch._Fit(Hung())
     fit.start()

@@ -33,9 +33,7 @@ def nadamw_reference(
     return theta
 
 
-@pytest.mark.parametrize(
-    ("b1", "b2", "wd"), [(0.9, 0.99, 0.1), (0.97313, 0.998123, 0.16375), (0.0, 0.629185, 0.0)]
-)
+@pytest.mark.parametrize(("b1", "b2", "wd"), [(0.9, 0.99, 0.1), (0.97313, 0.998123, 0.16375), (0.0, 0.629185, 0.0)])
 def test_nadamw_is_algoperfs_formula_in_float64(b1: float, b2: float, wd: float) -> None:
     rng = np.random.default_rng(0)
     start = [rng.normal(size=(3, 4)), rng.normal(size=5)]
@@ -65,9 +63,7 @@ def test_nadamw_is_not_torchs_nadam() -> None:
 
 
 def inverse_fourth_root(matrix: np.ndarray, matrix_eps: float) -> np.ndarray:
-    values, vectors = np.linalg.eigh(
-        matrix + matrix_eps * np.linalg.eigvalsh(matrix)[-1] * np.eye(len(matrix))
-    )
+    values, vectors = np.linalg.eigh(matrix + matrix_eps * np.linalg.eigvalsh(matrix)[-1] * np.eye(len(matrix)))
     return vectors @ np.diag(values**-0.25) @ vectors.T
 
 
@@ -242,9 +238,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(name: str, num_before: int, tmp_path: 
 @pytest.mark.parametrize("family", ["lm", "imagenet_vit"])
 def test_the_minis_learn_and_twice_the_same(name: str, family: str) -> None:
     workload, losses = load(family), []
-    own = {
-        key: value for key, value in workload.optimizer.items() if key in ("beta1", "beta2", "weight_decay")
-    }
+    own = {key: value for key, value in workload.optimizer.items() if key in ("beta1", "beta2", "weight_decay")}
     quick = {"precondition_every": 5} if name == "shampoo" else {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -304,9 +298,7 @@ def test_every_setting_changes_the_weights(name: str) -> None:
         ("schedule_free_adamw", AdamWScheduleFree),
     ],
 )
-def test_what_is_left_out_is_the_references_default(
-    name: str, reference: type[torch.optim.Optimizer]
-) -> None:
+def test_what_is_left_out_is_the_references_default(name: str, reference: type[torch.optim.Optimizer]) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     ours = dict(OPTIMIZERS[name]([weight], lr=0.1).param_groups[0])
     theirs = reference([weight], lr=0.1).param_groups[0]

@@ -71,20 +71,13 @@ def test_a_plan_counts_with_what_its_folder_measured(silent: Path, tmp_path: Pat
     todo = work(specs, None)
     run.mkdir()
     run_folder.write_plan(run, todo.studies, todo.trajectories)
-    for one, seconds in zip(
-        todo.trajectories, (3.0, 4.0, 9.0), strict=True
-    ):  # a second an evaluation, cumulative
+    for one, seconds in zip(todo.trajectories, (3.0, 4.0, 9.0), strict=True):  # a second an evaluation, cumulative
         with Recorder(run_folder.trajectory_folder(run, one.name) / "records.jsonl") as recorder:
             for i, step in enumerate((10, 20), start=1):
-                rows = [
-                    record(cell, step, train_seconds=seconds * step, eval_seconds=1.0 * i)
-                    for cell in one.cells
-                ]
+                rows = [record(cell, step, train_seconds=seconds * step, eval_seconds=1.0 * i) for cell in one.cells]
                 recorder.append(rows)
     measured = pace.measured(run, "cpu")
-    assert measured == {
-        ("silentwork:Silent", "mini"): Pace(2.0, 1.0, f"measured in {run}")
-    }  # 4 s at twice the batch
+    assert measured == {("silentwork:Silent", "mini"): Pace(2.0, 1.0, f"measured in {run}")}  # 4 s at twice the batch
     assert pace.measured(run, "gpu") == {}
     assert cost(todo.trajectories[0], measured).train_seconds == 60 * 2.0 * 2
     again = CliRunner().invoke(main, ["plan", str(silent), "--set", "seeds=7", "--out", str(run)])
@@ -96,9 +89,7 @@ def test_no_folder_no_measurement(tmp_path: Path) -> None:
     assert pace.measured(tmp_path / "none", "cpu") == {}
 
 
-def test_measuring_takes_steps_and_leaves_nothing_behind(
-    silent: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measuring_takes_steps_and_leaves_nothing_behind(silent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     monkeypatch.setattr(pace, "STEPS", 5)
     found, whole = pace.measure("silentwork:Silent", "mini")
@@ -107,9 +98,7 @@ def test_measuring_takes_steps_and_leaves_nothing_behind(
     assert whole
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert "assumes 0.01 and 0.1 until the workload says step_seconds = " in pace.said(
-        "silentwork:Silent", "mini"
-    )
+    assert "assumes 0.01 and 0.1 until the workload says step_seconds = " in pace.said("silentwork:Silent", "mini")
     monkeypatch.setattr(pace, "MOST_SECONDS", -1.0)
     assert pace.measure("silentwork:Silent", "mini")[1] is False
 

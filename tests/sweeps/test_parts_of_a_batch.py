@@ -147,8 +147,7 @@ def split_three_ways(outside: Path, tmp_path: Path) -> dict[int, list[dict[str, 
     ran = subprocess.run(command, cwd=outside, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return {
-        size: [torch.load(tmp_path / f"{size}-{rank}", weights_only=True) for rank in range(size)]
-        for size in (1, 2, 8)
+        size: [torch.load(tmp_path / f"{size}-{rank}", weights_only=True) for rank in range(size)] for size in (1, 2, 8)
     }
 
 
@@ -178,9 +177,7 @@ def by_hand() -> dict[str, Tensor]:
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(
-            value, other[name], rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(value, other[name], rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_one_model_whatever_shares_its_parts(split_three_ways: dict[int, list[dict[str, Any]]]) -> None:

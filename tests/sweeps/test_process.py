@@ -123,9 +123,7 @@ def test_whoever_came_before_a_trial_is_the_same_and_leaves_nothing(outside: Pat
     trials = ["tinywork", "hostilework", "tinywork", "hostilework"]
     tiny, hostile, tiny_after, hostile_after = json.loads(run_python(outside, TRIALS, *trials))
     assert tiny_after == tiny, "the hostile trial reached the next one"
-    assert hostile_after == hostile, (
-        "its import's settings hold in its later trials, what it did later in none"
-    )
+    assert hostile_after == hostile, "its import's settings hold in its later trials, what it did later in none"
     (first,) = json.loads(run_python(outside, TRIALS, "hostilework"))
     assert first == hostile, "a trial that is the first of its process is as one that is the tenth"
     assert tiny[0][2] != hostile[0][2]

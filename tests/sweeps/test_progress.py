@@ -43,14 +43,10 @@ def test_counts_and_best_values_follow_the_trials(four: list[Trajectory]) -> Non
     progress.done(lm[0])
     progress.failed(tiny[0], "why")
     assert "3 of 6 trials done · 2 running · 1 failed" in progress.line()
-    assert (
-        len(out.getvalue().splitlines()) == 3
-    )  # without a terminal: a line where a trial ends, and why it failed
+    assert len(out.getvalue().splitlines()) == 3  # without a terminal: a line where a trial ends, and why it failed
 
 
-def test_eta_is_the_work_left_at_the_pace_so_far(
-    four: list[Trajectory], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eta_is_the_work_left_at_the_pace_so_far(four: list[Trajectory], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now[0])
     progress = Progress(Console(file=io.StringIO()), four[:1])
@@ -61,9 +57,7 @@ def test_eta_is_the_work_left_at_the_pace_so_far(
     assert progress.eta_seconds() == 0
 
 
-def test_no_eta_before_a_twentieth_of_the_work(
-    four: list[Trajectory], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_eta_before_a_twentieth_of_the_work(four: list[Trajectory], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now[0])
     one = four[0]  # lm, 4,000 steps
@@ -77,9 +71,7 @@ def test_no_eta_before_a_twentieth_of_the_work(
     assert "eta 19 s" in progress.line()
 
 
-def test_eta_goes_by_the_pace_of_the_last_minutes(
-    four: list[Trajectory], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eta_goes_by_the_pace_of_the_last_minutes(four: list[Trajectory], monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick for ten minutes, then at a tenth of that: the eta is that of the slow pace once the window has slid."""
     now = [0.0]
     monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now[0])
@@ -127,9 +119,7 @@ def test_what_earlier_runs_did_and_what_is_done_twice_is_no_pace(
     assert progress.eta_seconds() == pytest.approx(10 * (half - 100) / 100)
 
 
-def test_a_lost_trial_is_one_line_and_no_work(
-    four: list[Trajectory], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_trial_is_one_line_and_no_work(four: list[Trajectory], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()

@@ -32,9 +32,7 @@ def test_warmup_and_cosine_equal_algoperfs_composition() -> None:
             reference.step()
 
 
-@given(
-    length=st.integers(10, 500), warmup=st.floats(0, 0.5), lr_decay=st.floats(0, 0.5), final=st.floats(0, 0.9)
-)
+@given(length=st.integers(10, 500), warmup=st.floats(0, 0.5), lr_decay=st.floats(0, 0.5), final=st.floats(0, 0.9))
 def test_linear_is_trapezoidal(length: int, warmup: float, lr_decay: float, final: float) -> None:
     w, d = int(warmup * length), int(lr_decay * length)
     schedule = Schedule("linear", length, w, d, final)

@@ -245,9 +245,7 @@ def test_bad_input_exits_2_and_launches_nothing(
 
 
 def test_numbers_are_read_as_written(face: Path) -> None:
-    spec = load_spec(
-        face, ["seeds=[010, 0x1F]", "step_budget=[20x, 2.0, 0o20]", "training.batch_size=[2.0, 16x]"]
-    )
+    spec = load_spec(face, ["seeds=[010, 0x1F]", "step_budget=[20x, 2.0, 0o20]", "training.batch_size=[2.0, 16x]"])
     assert spec.seeds == (10, 31)
     assert [one.block for one in spec.grids["lm"].step_budgets] == [20.0, 2.0, 16]
     assert [one.block.batch_size for one in spec.grids["lm"].trainings] == [2.0, 16.0]

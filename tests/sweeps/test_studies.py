@@ -150,9 +150,7 @@ def test_what_was_interrupted_goes_on(outside: Path, alone: dict[str, pd.DataFra
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trajectory.run(
-            began, run_folder.trajectory_folder(run, began.name), checkpoint_seconds=0, report=stop
-        )
+        trajectory.run(began, run_folder.trajectory_folder(run, began.name), checkpoint_seconds=0, report=stop)
     assert len(train(run, speedup(), decay())) == 3
     assert load_trials(run)["status"].tolist().count("interrupted") == 1
     assert load_trials(run)["trajectory_id"].nunique() == 4
@@ -183,9 +181,7 @@ def test_other_evaluation_steps_are_another_trajectory(outside: Path) -> None:
     assert steps == {"speedup": [10, 20, 30, 40], "decay": [20, 40]}
 
 
-def test_a_folder_of_an_earlier_version_takes_a_second_study(
-    outside: Path, alone: dict[str, pd.DataFrame]
-) -> None:
+def test_a_folder_of_an_earlier_version_takes_a_second_study(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
     run = outside / "run"
     train(run, speedup())
     for name, column in (("cells.parquet", "studies"), ("trials.parquet", "name")):

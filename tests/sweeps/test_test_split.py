@@ -172,9 +172,7 @@ def test_a_cell_that_was_trained_without_is_not_tested_silently(tmp_path: Path) 
     run_folder.write_plan(folder, resolved, [one])
     Attempt.begin(run_folder.trajectory_folder(folder, one.name), one.trajectory_id, "cpu", 1)
     asked = parse_spec({**spec(), "study": "u"})
-    with pytest.raises(
-        SpecError, match=r"evaluate\.test: .* with false, the spec says true; .*another --out"
-    ):
+    with pytest.raises(SpecError, match=r"evaluate\.test: .* with false, the spec says true; .*another --out"):
         run_folder.check_compatible(folder, resolve([asked])[0].cells, asked)
     with pytest.raises(SpecError, match=r"evaluate\.test: true here, false in"):
         resolve([plain, asked])

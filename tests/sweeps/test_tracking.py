@@ -158,9 +158,7 @@ def test_offline_needs_no_account_and_writes_each_cell(run: Path, monkeypatch: p
 
 
 def test_a_publisher_has_a_service_of_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "WANDB_SERVICE", "3-1-tcp-localhost-1"
-    )  # of a process that uses W&B: here, one long gone
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-tcp-localhost-1")  # of a process that uses W&B: here, one long gone
     assert publish(run, "offline"), (run / "wandb.log").read_text()
     assert len(list((run / "wandb").glob("offline-run-*"))) == 6
 

@@ -113,13 +113,9 @@ def parted(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return outside
 
 
-def one_trajectory(
-    workload: str = "partedwork:Parted", averaging: Any = AVERAGES, **changes: Any
-) -> Trajectory:
+def one_trajectory(workload: str = "partedwork:Parted", averaging: Any = AVERAGES, **changes: Any) -> Trajectory:
     found: list[Cell] = cells(
-        parse_spec(
-            {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
-        )
+        parse_spec({"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes})
     )
     (one,) = trajectories(found, fuse=True)
     return one
@@ -181,9 +177,7 @@ def test_two_processes_stopped_and_resumed(parted: Path, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run(one, folder, processes=2, num_devices=2, checkpoint_seconds=0, report=stop)
     after = run(one, folder, processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(
-        after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True
-    )
+    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
 
 
 def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
@@ -269,9 +263,7 @@ def test_followers_end_with_a_killed_leader(parted: Path, tmp_path: Path) -> Non
     assert not any(is_alive(pid) for pid in followers)
     undisturbed = run(one, tmp_path / "undisturbed", processes=2, num_devices=2)
     after = run(one, tmp_path / "run", processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(
-        after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True
-    )
+    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
 
 
 def children(pid: int) -> list[int]:

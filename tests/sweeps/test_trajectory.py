@@ -94,9 +94,7 @@ def test_fused_equals_unfused_on_a_real_workload(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
 @pytest.mark.parametrize("step", [7, 28, 56])
-def test_resumed_equals_undisturbed(
-    outside: Path, tmp_path: Path, step: int, checkpoint_seconds: float
-) -> None:
+def test_resumed_equals_undisturbed(outside: Path, tmp_path: Path, step: int, checkpoint_seconds: float) -> None:
     (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
     undisturbed = run(one, tmp_path / "undisturbed")
     folder = tmp_path / "disturbed"

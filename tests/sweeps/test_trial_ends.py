@@ -113,9 +113,7 @@ def test_an_error_of_the_workloads_own_is_said_once_and_comes_again(
     if name != "Short":
         assert "endingwork.py:" in row["error"]
     assert attempts.lasting_error(folder) == row["error"]
-    assert (folder / "log").read_text().splitlines()[-1].endswith(row["error"]), (
-        "also where it disabled logging"
-    )
+    assert (folder / "log").read_text().splitlines()[-1].endswith(row["error"]), "also where it disabled logging"
     assert not (folder / "done").exists()
 
 
@@ -164,9 +162,7 @@ def test_what_is_tried_again(error: BaseException, lasting: bool) -> None:
     assert retries.is_lasting(error) is lasting
 
 
-def test_the_trial_gives_tune_only_what_is_worth_another_try(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trial_gives_tune_only_what_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.tune, "report", lambda metrics: None)
     outcomes = {}
     for name in ("Raises", "Exits", "Offline"):
@@ -207,9 +203,7 @@ def test_an_error_on_another_rank_is_told_and_not_tried_again(tmp_path: Path) ->
     assert "LookupError" in str(attempts.lasting_error(tmp_path / "a"))
 
 
-def test_a_rank_that_does_not_start_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_that_does_not_start_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with that
     with pytest.raises(RuntimeError, match="process 1 of the trial ended with exit code 1 as it starts"):
         trajectory.run(one("endingwork:OneRankRaises"), tmp_path / "a", processes=2, num_devices=2)
@@ -245,9 +239,7 @@ def test_checkpoints_take_a_twentieth_of_the_time(
         clock.now += 100.0
 
     monkeypatch.setattr(training_state, "save", save)
-    trajectory.run(
-        one("tinywork:Tiny", every=2), tmp_path / "a", checkpoint_seconds=checkpoint_seconds, report=report
-    )
+    trajectory.run(one("tinywork:Tiny", every=2), tmp_path / "a", checkpoint_seconds=checkpoint_seconds, report=report)
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(saves)]
     assert len(gaps) >= 3
     assert all(gap >= least for gap in gaps)

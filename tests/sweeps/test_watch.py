@@ -68,9 +68,7 @@ class Writer:
         self.ema = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.01))
         self.wide = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.1))
 
-    def attempt(
-        self, number: int = 0, status: str = "running", seconds: float = 0.0, ago: float = 0.0
-    ) -> None:
+    def attempt(self, number: int = 0, status: str = "running", seconds: float = 0.0, ago: float = 0.0) -> None:
         started = datetime.fromtimestamp(time.time() - ago, UTC).isoformat()
         row = {"attempt": number, "status": status, "seconds": seconds, "started": started}
         (self.folder / f"attempt-{number}.json").write_text(json.dumps(row))
@@ -389,11 +387,7 @@ def test_a_study_added_meanwhile_is_seen(run: Path, writers: list[Writer]) -> No
     writers[0].attempt()
     seen = RunWatch(run)
     todo = work(
-        [
-            parse_spec(
-                {"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]}
-            )
-        ],
+        [parse_spec({"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]})],
         run,
     )
     run_folder.write_plan(run, todo.studies, todo.trajectories)
@@ -441,9 +435,7 @@ def test_it_ends_with_the_study(
         assert [line.split("] ")[1].split(" trials")[0] for line in lines] == ["0 of 2", "1 of 2", "2 of 2"]
 
 
-def test_an_interrupt_ends_it_quietly(
-    run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_ends_it_quietly(run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
     on_sleep(monkeypatch, interrupt)
     told, _ = console()
     assert watch_screen.watch(run, told) == 0
@@ -474,9 +466,7 @@ def test_no_run_folder_is_one_line_and_exit_2(tmp_path: Path) -> None:
         assert "not a run folder" in done.output
 
 
-def test_it_waits_for_its_folder_and_says_so_once(
-    run: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_waits_for_its_folder_and_says_so_once(run: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def done() -> None:
         (planned,) = plan_folder(run)
         Writer(run, planned).attempt()
@@ -532,9 +522,7 @@ def test_sixty_columns_say_what_the_tables_say_and_cut_nothing(run: Path, writer
 def test_a_real_interrupt_leaves_no_traceback(run: Path, writers: list[Writer]) -> None:
     writers[0].attempt()
     command = [str(Path(sys.executable).with_name("wa")), "watch", str(run), "--every", "0.1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     assert process.stdout is not None
     assert "0 of 2 trials done" in process.stdout.readline()
     process.send_signal(signal.SIGINT)

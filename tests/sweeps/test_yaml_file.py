@@ -37,10 +37,7 @@ SCALARS: dict[str, Any] = {
     "~": None,
     "Null": None,
     "": None,
-    **{
-        text: text
-        for text in ("yes", "no", "on", "off", "y", "1:30", "1_000", "0b11", "-0x1F", "2024-01-01", "=")
-    },
+    **{text: text for text in ("yes", "no", "on", "off", "y", "1:30", "1_000", "0b11", "-0x1F", "2024-01-01", "=")},
     "'010'": "010",
     '"1e3"': "1e3",
     "! 12": "12",
@@ -117,14 +114,10 @@ PLAIN = st.recursive(
     | st.booleans()
     | st.integers(-(10**39), 10**39)
     | st.floats(allow_nan=False)
-    | st.text(
-        st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="\x85\u2028\u2029\ufeff")
-    )
+    | st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="\x85\u2028\u2029\ufeff"))
     | st.from_regex(r"[-+]?0?[0-9_:.xoe]{1,6}", fullmatch=True)
     | st.sampled_from(list(SCALARS)),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text("abcyes01", min_size=1), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcyes01", min_size=1), inner, max_size=4),
     max_leaves=12,
 )
 

@@ -34,9 +34,7 @@ def test_means_do_not_drift_in_long_noisy_runs(dtype):
         if step == STEPS or (step > 18_000 and step % 1024 in (0, 1, 5)):
             for k in ks:
                 ring = bank._averages.lanes[(1, 0, 0), bank._averages.blocks[0]]
-                mean = ring.mean(
-                    LAWA(k), bank._averages.blocks[0].pieces[0], step
-                )  # before rounding to the dtype
+                mean = ring.mean(LAWA(k), bank._averages.blocks[0].pieces[0], step)  # before rounding to the dtype
                 window = path[step - k : step].double()
                 largest = window.abs().max(0).values
                 # What wa/ring.py states, and the rounding of the direct mean.
@@ -55,9 +53,9 @@ def test_half_precision_ema_does_not_stall(init):
     """(1 − γ)Δ is far below bfloat16's resolution at γ = .9999; a bfloat16 accumulator never moves."""
     decay, steps = 0.9999, 20_000
     generator = torch.Generator().manual_seed(2)
-    path = (
-        1 + torch.arange(steps).div(steps)[:, None] + 0.1 * torch.randn(steps, 8, generator=generator)
-    ).to(torch.bfloat16)
+    path = (1 + torch.arange(steps).div(steps)[:, None] + 0.1 * torch.randn(steps, 8, generator=generator)).to(
+        torch.bfloat16
+    )
     scheme = EMA(decay, init=init)
     model = scalar_model(path[0])
     bank = Bank(model, [scheme])

@@ -295,9 +295,7 @@ def test_frozen_norms_keep_their_statistics():
     wrapper = nn.Module()
     wrapper.model = model.eval()
     assert wrapper.training
-    assert (
-        recompute_statistics(wrapper, (model(x) for x in LOADER)) == 5
-    )  # the model is in eval mode, not its norms
+    assert recompute_statistics(wrapper, (model(x) for x in LOADER)) == 5  # the model is in eval mode, not its norms
     assert not any(module.training for module in model.modules())
 
 
@@ -320,8 +318,6 @@ def test_swapped_wants_a_function_of_the_model(wrong):
     model = norms()
     bank = Bank(model, [EMA(0.9)])
     bank.update(1)
-    with pytest.raises(
-        ValueError, match=r"a function of the model: lambda model: \(model\(batch\) for batch in"
-    ):
+    with pytest.raises(ValueError, match=r"a function of the model: lambda model: \(model\(batch\) for batch in"):
         bank.swapped(EMA(0.9), recompute=wrong).__enter__()
     bank.update(2)

@@ -248,9 +248,7 @@ def test_another_model_s_state_names_the_tensors_that_differ():
             bank.load_state_dict(Bank(model, [EMA(0.5)]).state_dict())
     wider = Inner()
     wider.module = nn.Linear(3, 2)
-    with pytest.raises(
-        ValueError, match=r"'module\.weight' is parameters float32\[2, 3\] in it, and .*\[2, 2\]"
-    ):
+    with pytest.raises(ValueError, match=r"'module\.weight' is parameters float32\[2, 3\] in it, and .*\[2, 2\]"):
         bank.load_state_dict(Bank(wider, [EMA(0.5)]).state_dict())
 
 
@@ -277,9 +275,7 @@ def damaged(state):
     for lane, wrong in [(0, torch.zeros(1)), (0, None), (1, torch.zeros(6, dtype=torch.float16))]:
         other = copy.deepcopy(state)
         lanes = other["lanes"][lane]
-        parts = (
-            next(iter(lanes["accumulators"].values())) if lanes["accumulators"] else lanes["ring"]["slots"]
-        )
+        parts = next(iter(lanes["accumulators"].values())) if lanes["accumulators"] else lanes["ring"]["slots"]
         parts[0] = wrong
         yield other
     late = copy.deepcopy(state)

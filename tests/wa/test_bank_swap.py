@@ -296,9 +296,7 @@ def test_weights_folded_into_compiled_code_are_refused():
     import torch._inductor.config as config
 
     bank = trained(nn.Linear(6, 3))
-    refused = pytest.raises(
-        RuntimeError, match=r"freezing makes weights part of compiled code.*set it to False"
-    )
+    refused = pytest.raises(RuntimeError, match=r"freezing makes weights part of compiled code.*set it to False")
     with config.patch(freezing=True), refused, bank.swapped(EMA(0.5)):
         pass
     with bank.swapped(EMA(0.5)):

@@ -129,9 +129,7 @@ def test_from_horizon(horizon, every):
 def test_from_horizon_edges_and_options():
     assert EMA.from_horizon(8, 8) == EMA(0.0, 8)
     assert LAWA.from_horizon(20, 8).k == 3  # 2.5, halves up
-    assert LAWA.from_horizon(80, 8, burn_in=3, until_full="partial") == LAWA(
-        10, 8, burn_in=3, until_full="partial"
-    )
+    assert LAWA.from_horizon(80, 8, burn_in=3, until_full="partial") == LAWA(10, 8, burn_in=3, until_full="partial")
     assert EMA.from_horizon(80, 8, init="zero", buffers="average").init == "zero"
     for bad in (math.nan, math.inf, True, "80", 7.9):
         with pytest.raises(ValueError, match="horizon"):

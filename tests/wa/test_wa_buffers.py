@@ -82,9 +82,7 @@ def test_recomputed_statistics_equal_update_bn(momentum):
     assert ours[1].momentum == momentum
 
 
-@pytest.mark.parametrize(
-    ("momentum", "weighs_old"), [(0.99, True), (0.01, False), (torch.tensor([0.999]), True)]
-)
+@pytest.mark.parametrize(("momentum", "weighs_old"), [(0.99, True), (0.01, False), (torch.tensor([0.999]), True)])
 def test_home_made_norm_gets_the_exact_mean(momentum, weighs_old):
     torch.manual_seed(0)
     model = own_net(momentum, weighs_old)

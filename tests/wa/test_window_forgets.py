@@ -112,9 +112,7 @@ def test_one_warning_a_bank_names_step_and_parameter(bad):
     with torch.no_grad():
         model[1].weight[0, 1] = bad
         model[1].bias[0] = bad
-    with pytest.warns(
-        RuntimeWarning, match=r"not finite: '1\.weight' at step 2\..*LAWA and WSM.*EMA"
-    ) as said:
+    with pytest.warns(RuntimeWarning, match=r"not finite: '1\.weight' at step 2\..*LAWA and WSM.*EMA") as said:
         bank.update(2)
     assert len(said) == 1
     bank.update(3)  # warnings are errors in this suite: nothing more is said

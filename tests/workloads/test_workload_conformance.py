@@ -135,9 +135,7 @@ def test_sums_add_up_over_any_split_of_the_batches(workload: Workload) -> None:
     model = workload.model()
     batches = list(workload.eval_batches("validation"))[:2]
     columns = zip(*(tensors(batch) for batch in batches), strict=True)
-    rebuild: Callable[[list[Tensor]], Any] = (
-        (lambda parts: parts[0]) if isinstance(batches[0], Tensor) else tuple
-    )
+    rebuild: Callable[[list[Tensor]], Any] = (lambda parts: parts[0]) if isinstance(batches[0], Tensor) else tuple
     joined = [torch.cat(column) for column in columns]
     whole = evaluated(workload, model, [rebuild(joined)])
     sizes = [1, 7, 50, len(joined[0]) - 58]

@@ -304,8 +304,7 @@ def test_lines_are_found_from_any_byte_and_wrap(tmp_path: Path) -> None:
 
 def test_an_epoch_has_every_line_once_and_the_next_another_order(folder: Path) -> None:
     epochs = [
-        [numbers_of(batch) for batch in itertools.islice(SMALL.batches(0, 1 + 48 * epoch), 48)]
-        for epoch in range(2)
+        [numbers_of(batch) for batch in itertools.islice(SMALL.batches(0, 1 + 48 * epoch), 48)] for epoch in range(2)
     ]
     for batches in epochs:
         assert sorted(itertools.chain.from_iterable(batches)) == list(range(240))

@@ -16,9 +16,7 @@ from workloads.imagenet import clip_art
 from workloads.lm import text
 
 FOLDER = Path(workloads.data.__file__).parent
-DERIVED = sorted(
-    file.name for file in FOLDER.iterdir() if file.suffix in {".xz", ".webp", ".json", ".npz", ".parquet"}
-)
+DERIVED = sorted(file.name for file in FOLDER.iterdir() if file.suffix in {".xz", ".webp", ".json", ".npz", ".parquet"})
 
 
 def heading_titles(split: str) -> list[str]:
@@ -48,9 +46,7 @@ def test_a_familys_files_stay_small_together() -> None:
     assert all(size <= (3_000_000 if family == "fastmri" else 2_000_000) for family, size in sizes.items())
 
 
-def test_a_full_presets_folder_is_named_when_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_presets_folder_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(data.VARIABLE, raising=False)
     with pytest.raises(data.BadData, match=r"ogbg: .*WA_DATA_DIR.*graphs"):
         data.dataset("ogbg", "graphs")

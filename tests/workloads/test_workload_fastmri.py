@@ -89,9 +89,7 @@ def test_evaluation_masks_are_tensorflows() -> None:
     expected += [0.8492707014083862, 0.5401760339736938]
     assert evaluation_uniform(400)[:10].tolist() == expected
     assert np.array_equal(evaluation_uniform(373), evaluation_uniform(400)[:373])
-    measured = {
-        columns: int(measured_columns(evaluation_uniform(columns)).sum()) for columns in (320, 368, 400)
-    }
+    measured = {columns: int(measured_columns(evaluation_uniform(columns)).sum()) for columns in (320, 368, 400)}
     assert measured == {320: 80, 368: 97, 400: 108}
 
 
@@ -198,9 +196,7 @@ def test_every_size_and_both_ends_of_the_image_matter() -> None:
     with torch.inference_mode():
         whole = model(images)
         assert whole.shape == images.shape
-        assert torch.allclose(
-            whole[1:], model(images[1:]), atol=1e-5
-        )  # instances, not batches, are normalized
+        assert torch.allclose(whole[1:], model(images[1:]), atol=1e-5)  # instances, not batches, are normalized
         moved = images.clone()
         moved[:, 0, 0] += 1
         assert (model(moved) != whole)[:, -1, -1].all()
@@ -325,9 +321,7 @@ def write_volume(path: Path, columns: int, num_slices: int, seed: int) -> None:
     """A file as fastMRI has them: random smooth images, their k-space, the magnitude of their middle."""
     random = np.random.default_rng(seed)
     kspace = np.zeros((num_slices, 640, columns), np.complex64)
-    kspace[:, 300:340, columns // 2 - 20 : columns // 2 + 20] = random.normal(
-        size=(num_slices, 40, 40, 2)
-    ) @ [1, 1j]
+    kspace[:, 300:340, columns // 2 - 20 : columns // 2 + 20] = random.normal(size=(num_slices, 40, 40, 2)) @ [1, 1j]
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (1, 2)), norm="ortho"), (1, 2)) * 1e-4
     left = (columns - 320) // 2
     truth = np.abs(image[:, 160:480, left : left + 320]).astype(np.float32)
@@ -377,9 +371,7 @@ def test_a_real_step_and_a_real_evaluation(small: Knees) -> None:
     loss = small.loss(model.train(), batch)
     loss.backward()
     assert loss.isfinite()
-    assert all(
-        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters()
-    )
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     sums = evaluated(small, model, itertools.islice(small.eval_batches("validation"), 1))
     summary = small.summarize(sums)
     assert summary.examples == 1

@@ -53,9 +53,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = itertools.count()
     for label, name in enumerate(CLASSES):
         for i in range(TRAIN_PICTURES):
-            write_picture(
-                root / "imagenet" / "train" / name / f"{name}_{i}.JPEG", 300 - 40 * i, 260, next(numbers)
-            )
+            write_picture(root / "imagenet" / "train" / name / f"{name}_{i}.JPEG", 300 - 40 * i, 260, next(numbers))
         for i in range(VALIDATION_PICTURES):
             file = f"ILSVRC2012_val_{label + 3 * i:08}.JPEG"
             write_picture(root / "imagenet" / "val" / name / file, 231, 341 - 150 * i, next(numbers))
@@ -154,9 +152,7 @@ def test_widths_make_the_network(option: str, value: tuple[int, ...]) -> None:
 # --- batch norm under averages ---------------------------------------------------------------------------------
 
 
-def trained(
-    workload: Any, schemes: list[Any], num_steps: int
-) -> tuple[nn.Module, Bank, list[dict[str, Tensor]]]:
+def trained(workload: Any, schemes: list[Any], num_steps: int) -> tuple[nn.Module, Bank, list[dict[str, Tensor]]]:
     """A few large steps of plain gradient descent, and the model's state after each."""
     torch.manual_seed(0)
     model = workload.model().train()
@@ -202,9 +198,7 @@ def test_recomputed_statistics_are_those_of_torch() -> None:
 @pytest.mark.parametrize("preset", ["mini", "full"])
 def test_all_buffer_policies(preset: str, folder: Path) -> None:
     workload: Any = MINI if preset == "mini" else tiny(depths=(1, 1), side=32, batch_size=4)
-    live, average, recompute = (
-        LAWA(k=2, every=1, buffers=policy) for policy in ("live", "average", "recompute")
-    )
+    live, average, recompute = (LAWA(k=2, every=1, buffers=policy) for policy in ("live", "average", "recompute"))
     model, bank, states = trained(workload, [live, average, recompute], 6)
     names = [name for name, _ in model.named_buffers() if "running" in name]
     assert names
@@ -281,9 +275,7 @@ def test_a_real_step_and_a_real_evaluation(folder: Path) -> None:
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     with torch.no_grad():
-        steps = [
-            workload.eval_step(model.eval(), held_out) for held_out in workload.eval_batches("validation")
-        ]
+        steps = [workload.eval_step(model.eval(), held_out) for held_out in workload.eval_batches("validation")]
     summary = workload.summarize({name: float(sum(step[name] for step in steps)) for name in steps[0]})
     assert summary.examples == 6
     assert summary.metric == summary.metrics["accuracy"]
@@ -298,9 +290,7 @@ def test_label_smoothing_is_in_training_alone() -> None:
             return torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
 
     labels = torch.tensor([0, 2])
-    log_p = np.log(
-        np.exp([[2, 0, -1], [0.5, 1, 0]]) / np.exp([[2, 0, -1], [0.5, 1, 0]]).sum(1, keepdims=True)
-    )
+    log_p = np.log(np.exp([[2, 0, -1], [0.5, 1, 0]]) / np.exp([[2, 0, -1], [0.5, 1, 0]]).sum(1, keepdims=True))
     target = 0.9 * np.eye(3)[[0, 2]] + 0.1 / 3
     batch = (torch.zeros(2, 1, 1, 3), labels)
     assert workload.loss(Fixed(), batch).item() == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-6)
@@ -421,9 +411,7 @@ def test_evaluation_sees_the_resized_middle(index: int, folder: Path) -> None:
 
 def test_normalization_is_that_of_imagenet() -> None:
     pictures = torch.tensor([[[[0, 0, 0], [255, 128, 1]]]], dtype=torch.uint8)
-    expected = (pictures.double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    )
+    expected = (pictures.double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(normalized(pictures).double(), expected, rtol=1e-5, atol=1e-5)
     assert normalized(pictures).dtype == torch.float32
     assert (MEAN[0], STD[2]) == (0.485 * 255, 0.225 * 255)

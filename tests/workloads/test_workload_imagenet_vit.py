@@ -190,14 +190,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
     positions = sincos_positions(3, 16, torch.device("cpu"))
     for row, column in itertools.product(range(3), repeat=2):
         frequencies = [10000 ** (-i / 3) for i in range(4)]
-        expected = [
-            *(
-                turn(place * f)
-                for place in (column, row)
-                for turn in (math.sin, math.cos)
-                for f in frequencies
-            )
-        ]
+        expected = [*(turn(place * f) for place in (column, row) for turn in (math.sin, math.cos) for f in frequencies)]
         torch.testing.assert_close(positions[3 * row + column], torch.tensor(expected))
 
 
@@ -354,9 +347,7 @@ def test_colour_operations() -> None:
     assert np.array_equal(augmented("solarize_add"), np.where(x < 128, np.minimum(x + 110, 255), x))
     assert np.abs(augmented("brightness") - np.minimum(1.9 * x, 255)).max() <= 1
     grey = x @ [0.299, 0.587, 0.114]
-    assert (
-        np.abs(augmented("color") - np.clip(grey[..., None] + 1.9 * (x - grey[..., None]), 0, 255)).max() <= 2
-    )
+    assert np.abs(augmented("color") - np.clip(grey[..., None] + 1.9 * (x - grey[..., None]), 0, 255)).max() <= 2
     assert np.abs(augmented("contrast") - np.clip(grey.mean() + 1.9 * (x - grey.mean()), 0, 255)).max() <= 2
     smooth = np.asarray(ImageEnhance.Sharpness(Image.fromarray(NOISE)).enhance(0.0)).astype(int)
     assert np.abs(augmented("sharpness") - np.clip(smooth + 1.9 * (x - smooth), 0, 255)).max() <= 1
@@ -364,9 +355,7 @@ def test_colour_operations() -> None:
     stretched = augmented("autocontrast", pixels=dull)
     assert (stretched.min(), stretched.max()) == (0, 255)
     assert np.abs(stretched - (dull.astype(int) - 60) * 255 / 63).max() <= 1
-    counts = np.bincount(
-        augmented("equalize", pixels=(NOISE.astype(int) ** 2 // 255).astype(np.uint8))[..., 0].ravel()
-    )
+    counts = np.bincount(augmented("equalize", pixels=(NOISE.astype(int) ** 2 // 255).astype(np.uint8))[..., 0].ravel())
     assert np.abs(np.cumsum(counts) / counts.sum() - np.arange(len(counts)) / 255).max() < 0.1
 
 
@@ -394,9 +383,7 @@ def test_two_operations_a_picture_in_training_alone() -> None:
     kept = dict(RANDAUGMENT)
     try:
         for name, operation in kept.items():
-            RANDAUGMENT[name] = lambda p, s, r, name=name, operation=operation: (
-                names.append(name) or operation(p, s, r)
-            )
+            RANDAUGMENT[name] = lambda p, s, r, name=name, operation=operation: names.append(name) or operation(p, s, r)
         batches = tiny(side=8, mixup=0.0).batches(0, 1)
         for _ in range(60):
             next(batches)

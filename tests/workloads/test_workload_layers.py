@@ -40,9 +40,7 @@ def test_rotate_turns_each_pair_by_position_times_frequency() -> None:
     turned = rotate(x).numpy()
     a = x.numpy().astype(np.float64)
     frequency = 10000.0 ** (-2 * np.arange(width // 2) / width)
-    pairs = (a[..., : width // 2] + 1j * a[..., width // 2 :]) * np.exp(
-        1j * np.arange(length)[:, None] * frequency
-    )
+    pairs = (a[..., : width // 2] + 1j * a[..., width // 2 :]) * np.exp(1j * np.arange(length)[:, None] * frequency)
     np.testing.assert_allclose(turned, np.concatenate([pairs.real, pairs.imag], -1), atol=1e-5)
 
 

@@ -19,9 +19,7 @@ MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, LanguageModel)
 assert isinstance(FULL, TokenLanguageModel)
 CONTEXT = 16
-SMALL = dataclasses.replace(
-    FULL, batch_size=2, context=CONTEXT, num_eval_windows=5, eval_batch_size=2, num_workers=0
-)
+SMALL = dataclasses.replace(FULL, batch_size=2, context=CONTEXT, num_eval_windows=5, eval_batch_size=2, num_workers=0)
 
 
 def test_a_later_byte_changes_no_earlier_logit() -> None:
@@ -120,9 +118,7 @@ def test_the_minis_weights_are_drawn_as_ever() -> None:
     ]
     names = [f"blocks.{i}.{name}" for i in range(2) for name in block]
     assert list(state) == ["embedding.weight", *names, "norm.gain", "head.weight"]
-    assert state["embedding.weight"][0, :3].tolist() == pytest.approx(
-        [-1.12584, -1.15236, -0.25058], rel=1e-4
-    )
+    assert state["embedding.weight"][0, :3].tolist() == pytest.approx([-1.12584, -1.15236, -0.25058], rel=1e-4)
     assert state["head.weight"][-1, -3:].tolist() == pytest.approx([0.042879, 0.166642, 0.060826], rel=1e-4)
 
 
@@ -273,9 +269,7 @@ def test_a_malformed_shard_is_named(folder: Path, name: str, content: bytes, mes
     assert "\n" not in str(caught.value)
 
 
-def test_missing_shards_and_too_few_windows_are_bad_data(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_shards_and_too_few_windows_are_bad_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(data.BadData, match="7 windows of 17 tokens, fewer than 8"):
         dataclasses.replace(SMALL, batch_size=8).check_data()
     (folder / "edu_fineweb_val_000000.bin").unlink()

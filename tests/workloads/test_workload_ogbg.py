@@ -68,8 +68,7 @@ def naive_logits(model: GraphClassifier, graph: Graphs) -> Tensor:
     ends = list(zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True))
     for network in model.rounds:
         new_edges = [
-            update(network.edge, edge, nodes[i], nodes[j], state)
-            for edge, (i, j) in zip(edges, ends, strict=True)
+            update(network.edge, edge, nodes[i], nodes[j], state) for edge, (i, j) in zip(edges, ends, strict=True)
         ]
         zero = torch.zeros_like(new_edges[0])
         new_nodes = []
@@ -270,9 +269,7 @@ def test_evaluation_agrees_with_the_training_loss_however_it_is_cut() -> None:
     torch.manual_seed(0)
     model = dataclasses.replace(MINI, dropout=0.0).model()
     batch = next(MINI.batches(0, 1))
-    assert evaluated(MINI, model, [batch]).loss == pytest.approx(
-        MINI.loss(model.train(), batch).item(), rel=1e-5
-    )
+    assert evaluated(MINI, model, [batch]).loss == pytest.approx(MINI.loss(model.train(), batch).item(), rel=1e-5)
     cuts = [dataclasses.replace(MINI, eval_batch_size=size, num_eval_graphs=200) for size in (200, 64)]
     one, many = (evaluated(cut, model, cut.eval_batches("validation")) for cut in cuts)
     assert one.examples == many.examples == 200

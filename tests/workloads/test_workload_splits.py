@@ -9,9 +9,7 @@ from workloads.protocol import families, load, presets, splits
 
 
 @pytest.mark.parametrize("family", families())
-def test_each_preset_names_the_splits_it_has(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_preset_names_the_splits_it_has(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))  # full presets find nothing there
     for workload in presets(family).values():
         for split in ("validation", "test", "train"):

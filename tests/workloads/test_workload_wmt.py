@@ -144,9 +144,7 @@ def log_probability(model: TranslationModel, source: list[int], target: list[int
     return float(logits[torch.arange(len(target)), torch.tensor(target)].sum())
 
 
-def best_of_all(
-    model: TranslationModel, source: list[int], vocabulary: int, longest: int, alpha: float
-) -> list[int]:
+def best_of_all(model: TranslationModel, source: list[int], vocabulary: int, longest: int, alpha: float) -> list[int]:
     """Every sentence of at most `longest` tokens, scored whole."""
     others = [token for token in range(vocabulary) if token != EOS]
     sentences = [[*tokens, EOS] for n in range(longest) for tokens in itertools.product(others, repeat=n)]
@@ -305,9 +303,7 @@ def test_held_out_sentences_are_not_in_training() -> None:
 
 
 def test_tokens_spell_sentences() -> None:
-    german, english = (
-        [MINI.detokenize(pair[side][:-1]) for pair in catalogue("validation")] for side in (0, 1)
-    )
+    german, english = ([MINI.detokenize(pair[side][:-1]) for pair in catalogue("validation")] for side in (0, 1))
     assert all(sentence.split() and sentence == " ".join(sentence.split()) for sentence in german + english)
     assert sum("ü" in sentence for sentence in german) > 100
     assert not any("ü" in sentence for sentence in english)
@@ -597,9 +593,7 @@ def _tokenizer_cache() -> None:
     tokenizer.cache_clear()
 
 
-def test_other_bad_data_is_named_too(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, news: News
-) -> None:
+def test_other_bad_data_is_named_too(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, news: News) -> None:
     with pytest.raises(BadData, match="it has 200 pieces"):
         dataclasses.replace(news, vocabulary=32_000).check_data()
     monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))

@@ -113,9 +113,9 @@ def columns(archive: tarfile.TarFile) -> dict[str, NDArray[np.integer[Any]]]:
     found["plane_year"] = planes["year"].fillna(0).to_numpy(np.uint16)
     found["plane_seats"] = planes["seats"].fillna(0).to_numpy(np.uint16)
     found["plane_model"] = (pd.factorize(planes["model"], sort=True)[0] + 1).astype(np.uint8)
-    found["weather"] = weather_table(
-        table(archive, "weather.csv"), flights, sorted(set(flights["origin"]))
-    ).transpose(3, 0, 1, 2)  # a column's values side by side
+    found["weather"] = weather_table(table(archive, "weather.csv"), flights, sorted(set(flights["origin"]))).transpose(
+        3, 0, 1, 2
+    )  # a column's values side by side
     return found
 
 

@@ -152,9 +152,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         volumes = download(Path(folder))
     parts = {split: slices(volume, SPACING[split]) for split, volume in volumes.items()}
-    mosaic(np.concatenate(list(parts.values()))).save(
-        OUT / "fastmri.webp", lossless=True, quality=100, method=6
-    )
+    mosaic(np.concatenate(list(parts.values()))).save(OUT / "fastmri.webp", lossless=True, quality=100, method=6)
     index = {"side": SIDE, "columns": COLUMNS, **{split: len(tiles) for split, tiles in parts.items()}}
     (OUT / "fastmri.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
     print(index)

@@ -139,9 +139,7 @@ def main() -> None:
     parts = split(groups)
     labels = {part: [label for _, label in pairs] for part, pairs in parts.items()}
     order = [name for part in ("train", "validation") for name, _ in parts[part]]
-    mosaic([pictures[name] for name in order]).save(
-        OUT / "imagenet.webp", lossless=True, quality=100, method=6
-    )
+    mosaic([pictures[name] for name in order]).save(OUT / "imagenet.webp", lossless=True, quality=100, method=6)
     index = {"side": SIDE, "columns": COLUMNS, "classes": list(groups), **labels}
     (OUT / "imagenet.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
     print({top: len(group) for top, group in groups.items()}, {part: len(x) for part, x in labels.items()})

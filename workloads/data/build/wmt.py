@@ -30,9 +30,7 @@ import sentencepiece
 
 OUT = Path(__file__).resolve().parent.parent
 WHEELS = {  # PyPI
-    "homeassistant-2026.2.3-py3-none-any.whl": (
-        "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c"
-    ),
+    "homeassistant-2026.2.3-py3-none-any.whl": ("8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c"),
     "Django-5.2-py3-none-any.whl": "91ceed4e3a6db5aedced65e3c8f963118ea9ba753fc620831c77074e620e7d83",
     "wagtail-8.0.1-py3-none-any.whl": "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
     "jupyterlab_language_pack_de_de-4.5.post3-py2.py3-none-any.whl": (
@@ -113,9 +111,7 @@ def message_catalogues(path: Path) -> Iterator[Pair]:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if re.search(r"/de(_DE)?/LC_MESSAGES/[^/]+\.mo$", name):
-                catalogue: dict[Any, str] = vars(gettext.GNUTranslations(io.BytesIO(archive.read(name))))[
-                    "_catalog"
-                ]
+                catalogue: dict[Any, str] = vars(gettext.GNUTranslations(io.BytesIO(archive.read(name))))["_catalog"]
                 for key, german in catalogue.items():
                     english, form = key if isinstance(key, tuple) else (key, 0)
                     if english and form == 0:
@@ -181,12 +177,8 @@ def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
         return re.sub(r"\W", "", side).lower()
 
     seen = {key(side) for pair in train for side in pair[1:]}
-    validation = [
-        pair for pair in pairs if pair.component in held_out and not {key(side) for side in pair[1:]} & seen
-    ]
-    distinct = {
-        key(pair.german): pair for pair in sorted(validation, key=lambda pair: rank(str(pair), "one"))
-    }
+    validation = [pair for pair in pairs if pair.component in held_out and not {key(side) for side in pair[1:]} & seen]
+    distinct = {key(pair.german): pair for pair in sorted(validation, key=lambda pair: rank(str(pair), "one"))}
     return {"train": train, "validation": list(distinct.values())}
 
 
