@@ -1,66 +1,84 @@
 """A run folder -> tables/*.{csv,tex}, figures/*.{svg,png,pdf} and one self-contained report.html a study.
 
-The same run folder gives the same bytes: nothing here reads a clock, and names and orders are fixed.
+The same run folder gives the same bytes, but for PDFs: nothing here reads a clock, and names and orders are fixed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
+from types import ModuleType
 from typing import Any
 
-import altair as alt
 import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import baselines, device_hours, output, paper_rows, profiles, tightness
-from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
-from analysis.figures import (
-    average_figures,
-    cost_figures,
-    curve_figures,
-    figure_files,
-    palette,
-    paper_figures,
-    pooled_figures,
-    prediction_figures,
-    saving_figures,
-    score_figures,
-    snapshot_figures,
-    tightness_figures,
-    training_figures,
-)
-from analysis.figures.drawing import drawing
-from analysis.findings import (
-    answers,
-    conclusions,
-    curve_conclusions,
-    predictions,
-    score_findings,
-    training_findings,
-)
-from analysis.pages import latex, methods, page_tables, report_index
-from analysis.profiles import Profiles
+from analysis import device_hours, latex, methods, output, recommend, report_index, sections, style, table_format
+from analysis import figure_files
+from analysis.core import Core, core
+from analysis.look import look
 from analysis.study import Study, read, read_each
-from analysis.tables import Tables, compute, core, settings
-
-Drawn = tuple[str, str, list[str], alt.ConcatChart | None]  # name, title, sentences, chart
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading, computed sentences, and a figure if there is data for it."""
+class Report:
+    """One study, computed: its tables, figures and words, before anything is written."""
 
-    name: str
-    title: str
-    how_to_read: str
-    sentences: list[str]
-    chart: dict[str, Any] | None
+    def __init__(self, study: Study, run: Path | None = None) -> None:
+        self.core: Core = core(study, run)
+        self.sections = sections.of_study(self.core)
+
+    @cached_property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Every table, by the name of its CSV file."""
+        return sections.frames(self.core, self.sections)
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What a section's functions may name."""
+        extra = {"study": self.core.study, "look": look(self.core, device_hours.unit(self.core.cells))}
+        return self.frames | extra
+
+    def words(self, section: ModuleType) -> list[str]:
+        """What a section says."""
+        said: list[str] = sections.call(section.sentences, self.known) if hasattr(section, "sentences") else []
+        return said
+
+    @cached_property
+    def charts(self) -> dict[str, dict[str, Any]]:
+        """The figures there is data for, by section, as Vega-Lite."""
+        found = {}
+        for section in self.sections:
+            if hasattr(section, "chart"):
+                spec = figure_files.spec(sections.call(section.chart, self.known), sections.name(section))
+                found |= {sections.name(section): spec} if spec else {}
+        return found
+
+    def tables(self, section: ModuleType) -> list[table_format.Table]:
+        """The tables that a section shows, as text; empty ones are left out."""
+        own = getattr(section, "COLUMNS", {})
+        found = []
+        for shown in getattr(section, "SHOWN", ()):
+            frame = self.frames.get(shown.frame, pd.DataFrame())
+            frame = frame if shown.rows is None or frame.empty else shown.rows(frame)
+            found += [table_format.table(frame, shown, own)] if len(frame) else []
+        return found
+
+    @cached_property
+    def answer(self) -> list[str]:
+        """The first screen: what `wa recommend` says, in the same words."""
+        return recommend.answer(self.core, self.frames)
+
+    def summary(self, most: int | None = None) -> table_format.Table:
+        """The result table for a terminal: one row a setting; of more than `most` the reference schedules alone."""
+        table = self.core.settings
+        if most is not None and len(table) > most:
+            table = table[table["training"].isin(list(self.core.reference.values()))]
+        steps = sections.named("steps")
+        return table_format.table(steps.in_order(table), steps.SHOWN[0], steps.COLUMNS, len(table))
 
 
 def write(run: str | Path) -> Path:
@@ -72,241 +90,84 @@ def write(run: str | Path) -> Path:
     run = Path(run)
     studies = read_each(run)
     if len(studies) == 1:
-        _write(studies[0], run, run)
+        _write(Report(studies[0], run), run)
         return run / "report.html"
     folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
-    answers = [
-        _write(study, folder, run, report_index.links(studies, place))
-        for place, (study, folder) in enumerate(zip(studies, folders, strict=True))
-    ]
-    _remove_those_of_one_study(run)
+    answers = []
+    for place, (study, folder) in enumerate(zip(studies, folders, strict=True)):
+        answers.append(_write(Report(study, run), folder, report_index.links(studies, place)))
+    for folder in (run / "tables", run / "figures"):  # what it got while it held one study
+        _empty(folder)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return report_index.write(run, studies, answers)
 
 
-def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.Link] = ()) -> str:
-    """The tables, figures and report of one study; returns its answer."""
-    tables = compute(study)
-    scored = _profiles(study, tables, run)
-    _write_tables(tables, scored, folder / "tables")
-    predicted = predictions.of_study(study)
-    predictions.write(predicted, folder / "tables")
-    sections = make_sections(study, tables, scored, predicted)
-    sections = [section for section in sections if section.chart or section.sentences]
-    heights = _write_figures(sections, folder / "figures") or {}
-    answer = _answer(study, tables, scored, predicted)
-    page = render(study, tables, sections, answer, scored, heights, links)
-    output.write(folder / "report.html", page)
-    return answer
+def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()) -> list[str]:
+    """The tables, figures and page of one study; returns its answer."""
+    tables, figures = folder / "tables", folder / "figures"
+    for made in (tables, figures):
+        made.mkdir(parents=True, exist_ok=True)
+        _empty(made)
+    for name, frame in report.frames.items():
+        output.write_csv(tables / f"{name}.csv", frame)
+    for section in report.sections:
+        for table in report.tables(section):
+            output.write(tables / f"{table.name}.tex", latex.table(table))
+    heights = {name: figure_files.write(chart, figures, name) for name, chart in report.charts.items()}
+    output.write(folder / "report.html", render(report, heights, links))
+    return report.answer
 
 
-def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
-    if study.plan.get("imported") == "AlgoPerf" or (run / EVALUATIONS_FILE).is_file():  # submissions
-        return profiles.of_submissions(read_evaluations(run))
-    return profiles.of_schemes(study, tables)
+def _empty(folder: Path) -> None:
+    """Removes what an earlier report wrote there: nothing else carries these names."""
+    names = {name.stem for name in folder.glob("*.*") if name.suffix in (".csv", ".tex", ".svg", ".png", ".pdf")}
+    for name in names & (_KNOWN_FRAMES | set(sections.every())):
+        for ending in ("csv", "tex", *figure_files.ENDINGS):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
 
 
-def _answer(study: Study, tables: Tables, scored: Profiles | None, predicted: Sequence[predictions.Prediction]) -> str:
-    compares = scored is not None and scored.imported
-    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables, predicted)
-
-
-def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None:
-    """All rows as CSV, what the page shows as LaTeX; what an earlier report wrote and this one lacks goes."""
-    for name in _table_names():
-        (folder / name).unlink(missing_ok=True)
-    tables.write(folder)
-    if scored:
-        scored.write(folder)
-    for table in page_tables.shown_tables(tables, scored):
-        text = latex.table(table.title, table.columns, table.rows, table.left_out, Path(table.file).name)
-        output.write(folder / table.tex, text)
-
-
-def _table_names() -> list[str]:
-    names = [field.name for field in fields(Tables)] + [f"score_{name}" for name in profiles.FILES]
-    names.append(predictions.FILE)
-    return [f"{name}.{ending}" for name in names for ending in ("csv", "tex")]
-
-
-def _figure_names() -> list[str]:
-    return [f"{name}.{ending}" for name in methods.HOW_TO_READ for ending in figure_files.ENDINGS]
-
-
-def _remove_those_of_one_study(run: Path) -> None:
-    """Removes the tables and figures that a folder got while it held one study."""
-    names = [f"tables/{name}" for name in _table_names()] + [f"figures/{name}" for name in _figure_names()]
-    for name in names:
-        (run / name).unlink(missing_ok=True)
-    for folder in (run / "tables", run / "figures"):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def summary_tables(run: str | Path, most: int | None = None) -> dict[str, pd.DataFrame]:
-    """`summary_table` of each study of a run folder, by its name."""
-    return {str(study.plan.get("study", "study")): _summary(study, most) for study in read_each(run)}
-
-
-def summary_table(run: str | Path, most: int | None = None) -> pd.DataFrame:
-    """One row a setting, for a terminal: workload, schedule, scheme, horizon in % of the step budget,
-    median steps to target, ratio with interval against the same schedule, best metric, seeds that missed.
-
-    most: with more rows than this, only the reference schedule of each workload is shown.
-    """
-    return _summary(read(run), most)
-
-
-def _summary(study: Study, most: int | None) -> pd.DataFrame:
-    found = core(study)
-    table = settings(study.cells, found.steps, found.ratios, found.general)
-    if most is not None and len(table) > most:
-        reference = baselines.reference_training(study.cells, found.scores)
-        table = table[table["training"].isin(list(reference.values()))].reset_index(drop=True)
-    return page_tables.summary(table)
-
-
-def make_sections(
-    study: Study,
-    tables: Tables,
-    scored: Profiles | None = None,
-    predicted: Sequence[predictions.Prediction] = (),
-) -> list[Section]:
-    """The report's figures in order, each with what the tables say about it."""
-    unit = device_hours.unit(study.cells)
-    d = drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
-    c = conclusions
-    score = (score_findings.findings(scored), score_figures.profiles(scored))
-    learning: Drawn = ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d))
-    paid: Drawn = ("sweep_hours", f"What the sweep paid, in {unit}", [], cost_figures.sweep_hours(d, unit))
-    costs = c.hours_findings(study, tables, unit)
-    said = {"user_hours": costs[:-1], "sweep_hours": [*costs[-1:], *report_index.shared_cost(study, unit)]}
-    if scored is not None and scored.imported:  # submissions: no averages and no schedules to tell of
-        hours = report_index.paid(study.trials)
-        said = {"sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]}
-        return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
-    drawn = [
-        (
-            "predictions",
-            "What the field predicts",
-            predictions.findings(predicted),
-            prediction_figures.prediction_panels(predictions.points(predicted)),
-        ),
-        (
-            "trainings",
-            training_findings.title(tables),
-            training_findings.findings(tables),
-            training_figures.training_panels(d),
-        ),
-        (
-            "steps_to_target",
-            "Steps to target",
-            c.ratio_findings(study, tables),
-            average_figures.ratio_dots(d),
-        ),
-        ("pooled", "Over all workloads", c.pooled_findings(tables), pooled_figures.forest(d)),
-        ("profiles", "Performance profiles", *score),
-        (
-            "saving_curve",
-            "The saving at every target",
-            curve_conclusions.findings(tables),
-            saving_figures.saving_curves(d),
-        ),
-        (
-            "tightness",
-            "Does the target's tightness explain the saving?",
-            tightness.findings(tables.tightness),
-            tightness_figures.tightness(tables.tightness_points, tables.tightness),
-        ),
-        (
-            "paper_rows",
-            "The paper's numbers beside ours",
-            paper_rows.findings(tables.paper_rows),
-            paper_figures.ratios_beside(tables.paper_rows),
-        ),
-        (
-            "horizon",
-            "The averaging horizon",
-            c.horizon_findings(tables),
-            average_figures.horizon_lines(d),
-        ),
-        (
-            "snapshot_grid",
-            "How often an average looks",
-            training_findings.snapshot_findings(tables),
-            snapshot_figures.snapshot_maps(d),
-        ),
-        learning,
-        (
-            "lr_decay",
-            "Averaging and LR schedules",
-            training_findings.schedule_findings(tables),
-            curve_figures.schedule_curves(d),
-        ),
-        (
-            "generalization",
-            "Generalization",
-            c.generalization_findings(tables),
-            average_figures.final_metric(d),
-        ),
-        ("user_hours", f"What a user pays, in {unit}", [], cost_figures.user_hours(d, unit)),
-        paid,
-    ]
-    return _sections(drawn, said, d.num_left_out)
-
-
-def _sections(drawn: list[Drawn], said: Mapping[str, list[str]], num_left_out: int) -> list[Section]:
-    return [
-        Section(
-            name,
-            title,
-            methods.how_to_read(name, num_left_out),
-            said.get(name, sentences),
-            figure_files.spec(chart, name),
-        )
-        for name, title, sentences, chart in drawn
-    ]
-
-
-def render(
-    study: Study,
-    tables: Tables,
-    sections: list[Section],
-    answer: str,
-    scored: Profiles | None = None,
-    heights: Mapping[str, int] = MappingProxyType({}),
-    links: Sequence[report_index.Link] = (),
-) -> str:
+def render(report: Report, heights: Mapping[str, int], links: Sequence[report_index.Link] = ()) -> str:
     """The page; every string from the run folder is escaped.
 
-    heights: pixels that a chart will take, by its section's name. links: to the other reports of the folder.
+    Args: heights: pixels that a chart will take, by its section's name. links: to other reports of the folder.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.finalize = _unbroken
-    template = environment.from_string(
-        files("analysis.pages").joinpath("report_template.html").read_text(encoding="utf-8")
-    )
-    charts = {section.name: _json(section.chart) for section in sections if section.chart}
-    themes = {"light": palette.theme(palette.LIGHT), "dark": palette.theme(palette.DARK)}
-    return template.render(
-        study=str(study.plan.get("study", "study")),
-        question=study.plan.get("question"),
-        answer=answer,
-        few_seeds=methods.few_seeds(study),
-        notices=list(methods.notices(study)),
-        facts=methods.facts(study),
-        sections=sections,
-        tables=list(page_tables.shown_tables(tables, scored)),
-        methods=methods.methods(study),
-        caveats=methods.caveats(study, tables),
-        charts=charts,
+    text = files("analysis").joinpath("report_template.html").read_text(encoding="utf-8")
+    shown = [_shown(report, section) for section in report.sections]
+    shown = [section for section in shown if section["has_chart"] or section["sentences"] or section["tables"]]
+    names = {section["name"] for section in shown}
+    plan = report.core.study.plan
+    return environment.from_string(text).render(
+        study=str(plan.get("study", "study")),
+        question=plan.get("question"),
+        answer=report.answer,
+        notices=list(methods.notices(report.core)),
+        facts=methods.facts(report.core.study),
+        sections=shown,
+        methods=methods.methods(report.core, [one for one in report.sections if sections.name(one) in names]),
+        charts={name: _json(chart) for name, chart in report.charts.items()},
         heights=heights,
         links=links,
         endings=figure_files.ENDINGS,
-        themes=_json(themes),
-        vega=markupsafe.Markup(figure_files.bundle()) if charts else "",
+        themes=_json({"light": style.theme(style.LIGHT), "dark": style.theme(style.DARK)}),
+        vega=markupsafe.Markup(figure_files.bundle()) if report.charts else "",
     )
+
+
+def _shown(report: Report, section: ModuleType) -> dict[str, Any]:
+    name = sections.name(section)
+    return {
+        "name": name,
+        "title": section.TITLE,
+        "sentences": report.words(section),
+        "caption": section.CAPTION,
+        "has_chart": name in report.charts,
+        "tables": report.tables(section),
+    }
 
 
 def _unbroken(value: object) -> object:
@@ -315,16 +176,12 @@ def _unbroken(value: object) -> object:
     return str(value).replace(" %", "\u00a0%") if plain else value
 
 
-def _write_figures(sections: list[Section], folder: Path) -> dict[str, int]:
-    """Writes every chart; returns the height of each in pixels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _figure_names():  # what an earlier report drew and this one leaves out
-        (folder / name).unlink(missing_ok=True)
-    drawn = [section for section in sections if section.chart]
-    return {section.name: figure_files.write(section.chart or {}, folder, section.name) for section in drawn}
-
-
 def _json(value: object) -> markupsafe.Markup:
     """JSON that cannot end the script element it lies in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return markupsafe.Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def summaries(run: str | Path, most: int | None = None) -> dict[str, table_format.Table]:
+    """The result table of each study of a run folder, by its name."""
+    return {str(study.plan.get("study", "study")): Report(study).summary(most) for study in read_each(run)}

@@ -1,0 +1,144 @@
+"""What every section of a report starts from: crossings, pairs and ratios of one study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from analysis import baselines, device_hours, generalization, robustness, savings
+from analysis.steps_to_target import steps_to_target
+from analysis.study import Study
+
+
+@dataclass(frozen=True)
+class Core:
+    """One study and its crossings, seed by seed. Tables have the columns that their makers say."""
+
+    study: Study
+    steps: pd.DataFrame  # steps_to_target.steps_to_target, one row a cell
+    hours: pd.DataFrame  # device_hours.hours_to_target
+    baselines: pd.DataFrame  # non-averaged trainings, best first
+    pairs: pd.DataFrame  # each average's cell with its baselines of the same seed
+    by_seed: pd.DataFrame  # the ratio of each pair
+    ratios: pd.DataFrame  # the same over seeds
+    by_cell: pd.DataFrame  # best and final metric
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        return self.study.cells
+
+    @property
+    def records(self) -> pd.DataFrame:
+        return self.study.records
+
+    @cached_property
+    def reference(self) -> dict[str, int]:
+        """workload -> the training that the headline figures show."""
+        return baselines.reference_training(self.cells, self.baselines)
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """The pre-specified setting of each workload and scheme, on the reference training."""
+        return baselines.chosen_settings(self.cells, self.reference)
+
+    @cached_property
+    def horizons(self) -> pd.DataFrame:
+        """Ratio against horizon, one row a setting."""
+        return robustness.horizon_map(self.ratios, self.cells)
+
+    @cached_property
+    def general(self) -> pd.DataFrame:
+        """Best and final metric of each setting, and what averaging changes in them."""
+        return generalization.generalization(self.by_cell, self.pairs)
+
+    @cached_property
+    def settings(self) -> pd.DataFrame:
+        return settings(self.cells, self.steps, self.ratios, self.general)
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Tables that several sections read, by the name of their CSV file."""
+        named = self.named(self.steps).merge(self.hours, on="cell_id", how="left")
+        return {
+            "settings": self.settings,
+            "steps_to_target": named,
+            "ratios": self.labelled(self.ratios),
+            "ratios_by_seed": self.labelled(self.by_seed),
+            "horizon_map": self.labelled(self.horizons),
+            "baselines": self.baselines,
+            "chosen": self.chosen,
+        }
+
+    def labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With the names of each row's setting."""
+        names = ["setting", "scheme", "scheme_label", "training_label", "horizon_fraction"]
+        new = [name for name in names[1:] if name not in table.columns]
+        return table.merge(self.cells.drop_duplicates("setting")[["setting", *new]], on="setting", how="left")
+
+    def named(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With the names of each row's cell in front."""
+        new = ["cell_id", "workload", "training", "setting", "seed", "scheme_label", "training_label"]
+        return self.cells[new].merge(table, on="cell_id", how="right")
+
+
+def core(study: Study) -> Core:
+    """Steps-to-target, pairs, ratios and metrics."""
+    cells, records = study.cells, study.records
+    steps = steps_to_target(cells, records)
+    scores = baselines.score(cells, records, steps)
+    pairs = baselines.pair(cells, scores)
+    hours = device_hours.hours_to_target(cells, records, steps)
+    by_seed = savings.ratios_by_seed(pairs, steps, hours)
+    by_cell = generalization.metrics_by_cell(cells, records)
+    return Core(study, steps, hours, scores, pairs, by_seed, savings.ratios(by_seed), by_cell)
+
+
+def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
+
+    steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
+    of it; null while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
+    them that have not met the target · num_censored: seeds that missed ·
+    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
+    """
+    names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
+    merged = cells.merge(steps[names], on="cell_id", how="left")
+    merged["missed"] = merged["status"].isin(["missed", "diverged"])
+    merged["unfinished"] = merged["state"] == "unfinished"
+    merged["open"] = merged["ranked_steps"].isna() & merged["status"].notna()
+    merged["at_least"] = merged["ranked_steps"].mask(merged["open"], merged["last_step"].astype(float))
+    merged["at_most"] = merged["ranked_steps"].mask(merged["open"], np.inf)
+    table = merged.groupby("setting", as_index=False, sort=True).agg(
+        workload=("workload", "first"),
+        training=("training", "first"),
+        training_label=("training_label", "first"),
+        scheme=("scheme", "first"),
+        scheme_label=("scheme_label", "first"),
+        horizon_fraction=("horizon_fraction", "first"),
+        metric_name=("metric_name", "first"),
+        higher_is_better=("higher_is_better", "first"),
+        target=("target", "first"),
+        step_budget=("step_budget", "first"),
+        num_seeds=("seed", "nunique"),
+        num_unfinished=("unfinished", "sum"),
+        num_open=("open", "sum"),
+        steps_to_target=("at_most", "median"),
+        at_least=("at_least", "median"),
+        least=("counted_steps", "median"),
+        num_censored=("missed", "sum"),
+    )
+    known = table["steps_to_target"] == table.pop("at_least")  # whatever the runs that go on will say
+    table["steps_to_target"] = table["steps_to_target"].where(known)
+    least = table.pop("least")
+    table["steps_to_target"] = table["steps_to_target"].mask(2 * table["num_censored"] > table["num_seeds"], least)
+    same = ratios[ratios["versus"] == "same schedule"]
+    same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
+    table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound"]], "left", on="setting")
+    if "best_metric" in general:
+        keep = ["setting", "best_metric", "final_metric", "effect"]
+        return table.merge(general[keep], on="setting", how="left")
+    return table.assign(best_metric=np.nan, final_metric=np.nan, effect=None)
+
+

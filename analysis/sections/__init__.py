@@ -1,0 +1,54 @@
+"""The sections of a report, one file a question.
+
+A section has TITLE, CAPTION (what is seen) and RULE (how it is computed), `tables(core)`, and may have `chart(…)` and
+`sentences(…)`, whose parameters are names of frames: its own, another section's, `Core.frames`'s, or
+`look` and `study`.
+A file put in this folder is a section; ORDER says where known ones stand, others follow.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from analysis.core import Core
+
+ORDER = ("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization")
+ORDER += ("profiles", "learning_curves", "costs")
+OF_LOGS = ("submissions", "learning_curves", "costs")  # another benchmark's runs: no averages, no schedules to tell of
+FIRST = {"steps": "steps", "final_metric": "generalization", "horizon": "horizon"}  # what the study asks: `report:`
+
+
+def of_study(core: Core) -> list[ModuleType]:
+    """The sections of a study, the one it asks for first."""
+    if "imported" in core.study.plan:
+        return [import_module(f"{__name__}.{name}") for name in OF_LOGS]
+    first = FIRST.get(str(core.study.plan.get("report")), "")
+    rank = {name: place for place, name in enumerate(ORDER)} | {first: -1}
+    names = [one.name for one in pkgutil.iter_modules(__path__) if one.name != "submissions"]
+    names.sort(key=lambda name: (rank.get(name, len(rank)), name))
+    return [import_module(f"{__name__}.{name}") for name in names]
+
+
+def name(section: ModuleType) -> str:
+    """What its figure and its place on the page are called."""
+    return section.__name__.rpartition(".")[2]
+
+
+def frames(core: Core, sections: Iterable[ModuleType]) -> dict[str, pd.DataFrame]:
+    """Every table, by the name of its CSV file."""
+    found = core.frames()
+    for section in sections:
+        found |= section.tables(core)
+    return found
+
+
+def call(function: Callable[..., Any], known: Mapping[str, Any]) -> Any:
+    """A section's function with the frames that its parameters name."""
+    return function(**{parameter: known[parameter] for parameter in inspect.signature(function).parameters})

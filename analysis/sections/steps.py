@@ -1,0 +1,94 @@
+"""Does an average reach the target in fewer steps?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from analysis import families, savings, survival
+from analysis.core import Core
+from analysis.figures import panels
+from analysis.look import Look
+from analysis.study import SCHEME_NAMES
+from analysis.table_format import Column, Shown
+
+TITLE = "Steps to target"
+CAPTION = (
+    "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed. Left of 1 the average needs "
+    "fewer steps. A hollow dot is a bound: some run missed the target."
+)
+RULE = savings.RULE
+SHOWN = (
+    Shown(
+        "settings",
+        "Results by setting",
+        (
+            *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
+            *("best_metric", "num_censored"),
+        ),
+    ),
+    Shown(
+        "ratios",
+        "Ratios to the baseline",
+        (
+            *("versus", "workload", "training_label", "scheme_label", "geometric_mean", "held_geometric_mean"),
+            *("hours_ratio", "num_exact"),
+        ),
+    ),
+)
+COLUMNS = {
+    "best_metric": Column("best metric", lambda row: f"{row['best_metric']:.4g}"),
+    "geometric_mean": Column("steps ÷ baseline's", ".3f"),
+    "held_geometric_mean": Column("sustained", ".3f", "held_bound"),
+    "hours_ratio": Column("device-hours ÷ baseline's", ".3f"),
+    "num_exact": Column("pairs both met", lambda row: f"{row['num_exact']}/{row['num_pairs']}"),
+}
+
+
+def tables(core: Core) -> dict[str, pd.DataFrame]:
+    """families: on how many workloads each scheme saves · restricted_means: RMST, one row a setting."""
+    return {
+        "families": families.families(core.ratios, core.chosen),
+        "restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps)),
+    }
+
+
+def chart(
+    ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, baselines: pd.DataFrame, look: Look
+) -> alt.ConcatChart | None:
+    """Ratio of every setting of the reference schedule: dot, whisker, seeds as ticks, line at 1."""
+    parts: list[Any] = []
+    best = baselines[baselines["rank"] == 1]
+    for versus in ("same schedule", "best baseline"):
+        for workload in look.workloads:
+            mine = look.shown[look.shown["workload"] == workload]
+            own = best.loc[best["workload"] == workload, "training"].isin(mine["training"]).all()
+            if versus == "best baseline" and own:
+                continue  # the same numbers again
+            table = ratios[(ratios["versus"] == versus) & ratios["setting"].isin(mine["setting"])]
+            table = table[(table["scheme"] != "none") & table["geometric_mean"].notna()]
+            if len(table):
+                parts.append(_dots(table, ratios_by_seed[ratios_by_seed["versus"] == versus], workload, versus, look))
+    return panels.grid(parts)
+
+
+def _dots(table: pd.DataFrame, seeds: pd.DataFrame, workload: str, versus: str, look: Look) -> Any:
+    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
+    seeds = seeds[seeds["setting"].isin(table["setting"]) & seeds["ratio"].notna()]
+    seeds = seeds[["setting", "scheme_label", "seed", "ratio", "bound"]]
+    seeds = seeds.merge(table[["setting", "scheme_name"]], on="setting")
+    x = "steps-to-target ÷ baseline's (left of 1: fewer steps)"
+    dots = panels.dots_and_whiskers(
+        *(table, seeds, "geometric_mean", "ratio", look.rows(table, workload), x),
+        colour=panels.scheme_colour(look.averages),
+        at=1.0,
+        by_bound=True,
+    )
+    return panels.titled(dots, workload, f"against the {versus}", **panels.row_size(table))
+
+
+def sentences(ratios: pd.DataFrame) -> list[str]:
+    """What the figure says, at most three."""
+    return []
