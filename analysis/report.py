@@ -18,14 +18,22 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import baselines, device_hours, output, paper_rows, profiles, tightness
+from analysis import (
+    baselines,
+    device_hours,
+    figure_files,
+    latex,
+    output,
+    paper_rows,
+    profiles,
+    style,
+    tightness,
+)
 from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
 from analysis.figures import (
     average_figures,
     cost_figures,
     curve_figures,
-    figure_files,
-    palette,
     paper_figures,
     pooled_figures,
     prediction_figures,
@@ -44,7 +52,7 @@ from analysis.findings import (
     score_findings,
     training_findings,
 )
-from analysis.pages import latex, methods, page_tables, report_index
+from analysis.pages import methods, page_tables, report_index
 from analysis.profiles import Profiles
 from analysis.study import Study, read, read_each
 from analysis.tables import Tables, compute, core, settings
@@ -284,11 +292,9 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.finalize = _unbroken
-    template = environment.from_string(
-        files("analysis.pages").joinpath("report_template.html").read_text(encoding="utf-8")
-    )
+    template = environment.from_string(files("analysis").joinpath("report_template.html").read_text(encoding="utf-8"))
     charts = {section.name: _json(section.chart) for section in sections if section.chart}
-    themes = {"light": palette.theme(palette.LIGHT), "dark": palette.theme(palette.DARK)}
+    themes = {"light": style.theme(style.LIGHT), "dark": style.theme(style.DARK)}
     return template.render(
         study=str(study.plan.get("study", "study")),
         question=study.plan.get("question"),
