@@ -7,11 +7,11 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.figures.palette import REFERENCE_LINE
 from analysis.savings import sign
 from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE
 
 
 def user_hours(d: Drawing, unit: str) -> alt.ConcatChart | None:

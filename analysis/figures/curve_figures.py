@@ -8,10 +8,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.figures.palette import REFERENCE_LINE
 from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else medians only

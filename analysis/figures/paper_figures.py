@@ -5,10 +5,10 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from analysis.figures import panels
-from analysis.figures.palette import scheme_colours
+from analysis import chart as panels
 from analysis.paper_rows import RATIO, SUITE
 from analysis.study import SCHEME_NAMES
+from analysis.style import scheme_colours
 
 _SUITE_ROW = "suite, device-hours"
 

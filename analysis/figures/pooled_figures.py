@@ -8,11 +8,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.figures.palette import REFERENCE_LINE
 from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
 from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE
 
 STATISTIC = "geometric mean"  # of the rows of single workloads
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range

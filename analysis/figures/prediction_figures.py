@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis.figures import panels
-from analysis.figures.palette import SCHEME_COLOURS
+from analysis import chart as panels
 from analysis.study import percent
+from analysis.style import SCHEME_COLOURS
 
 TITLES = {  # question -> panel, what a ratio is
     "batch_size": ("horizon and batch size", "steps to its own target ÷ raw weights'"),

@@ -8,11 +8,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.figures.palette import REFERENCE_LINE
 from analysis.pooled_curve import SAME
 from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE
 from analysis.tightness import paper_points
 
 WIDEST = 1.6  # a ratio up to which an axis makes room for bands

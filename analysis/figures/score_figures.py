@@ -8,11 +8,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from analysis import chart as panels
 from analysis.algoperf_score import TAU
-from analysis.figures import panels
-from analysis.figures.palette import scheme_colours, submission_colours
 from analysis.profiles import Profiles
 from analysis.study import SCHEME_NAMES
+from analysis.style import scheme_colours, submission_colours
 
 LEAST = 1.3  # how far the axis of ratios reaches at least
 _TICKS = [1, 1.1, 1.25, 1.5, 2, 3, 4]

@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis.figures import panels
-from analysis.figures.palette import REFERENCE_LINE, SCHEME_COLOURS
+from analysis import chart as panels
 from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.tightness import CURVES, PAPER, TARGETS
 
 _WIDEST = 1.25  # a ratio up to which the axis makes room for curves and whiskers

@@ -9,9 +9,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.figures.palette import REFERENCE_LINE
+from analysis.style import REFERENCE_LINE
 from analysis.training_axis import TITLES
 
 FEW = 6  # settings up to which all are shown at first

@@ -65,7 +65,7 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = files("analysis.pages").joinpath("index_template.html").read_text(encoding="utf-8")
+    text = files("analysis").joinpath("index_template.html").read_text(encoding="utf-8")
     unit = device_hours.unit(cells)
     rows = [
         {

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.figures import figure_files
+from analysis import figure_files
 from analysis.records import CELLS, RECORDS, TRIALS
 
 BUDGET = 1000

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import baselines, study, tables, training_axis
-from analysis.figures import curve_figures, drawing, figure_files, training_figures
+from analysis import baselines, figure_files, study, tables, training_axis
+from analysis.figures import curve_figures, drawing, training_figures
 from analysis.findings import conclusions, training_answers, training_findings
 from analysis.pages import page_tables
 

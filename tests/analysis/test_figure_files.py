@@ -4,10 +4,9 @@ import re
 
 import altair as alt
 import pandas as pd
-import pytest
 import vl_convert
 
-from analysis.figures import figure_files, pdf_order
+from analysis import figure_files
 
 CHART = {
     "data": {"values": [{"x": i, "y": i % 3, "c": f"series {i % 3}"} for i in range(12)]},
@@ -50,32 +49,6 @@ def test_a_file_names_a_font_of_known_widths_and_leaves_long_labels_a_margin(tmp
         )
     )
     assert labels_end >= float(re.search(r'transform="translate\(([0-9.]+),', plain)[1]) * 1.1
-
-
-def test_one_pdf_for_one_drawing():
-    svg = str(vl_convert.vegalite_to_svg(CHART))
-    raw = [vl_convert.svg_to_pdf(svg) for _ in range(8)]
-    assert len({pdf_order.in_order(pdf) for pdf in raw}) == 1
-    assert len(set(raw)) > 1, "svg2pdf has an order of its own now: analysis/figures/pdf_order.py can go"
-
-
-def test_a_pdf_in_order_is_the_same_document():
-    raw = vl_convert.svg_to_pdf(str(vl_convert.vegalite_to_svg(CHART)))
-    ordered = pdf_order.in_order(raw)
-    _, before, _ = pdf_order._read(raw)
-    _, after, trailer = pdf_order._read(ordered)  # finds every object where the table says it is
-    assert sorted(stream for _, stream in before.values()) == sorted(stream for _, stream in after.values())
-    assert sorted(after) == list(range(1, len(after) + 1))
-    assert b"/Root 1 0 R" in trailer
-    for number in after:
-        assert ordered.count(b"\n%d 0 obj\n" % number) == 1
-    assert pdf_order.in_order(ordered) == ordered
-
-
-@pytest.mark.parametrize("broken", [b"", b"%PDF-1.7", b"%PDF-1.7\nstartxref\n3\n%%EOF"])
-def test_not_a_pdf(broken):
-    with pytest.raises(ValueError, match="not a PDF"):
-        pdf_order.in_order(broken)
 
 
 def test_the_page_holds_the_columns_that_marks_use():

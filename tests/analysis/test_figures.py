@@ -1,7 +1,8 @@
 import pytest
 
-from analysis import baselines, study, tables
-from analysis.figures import average_figures, curve_figures, drawing, palette, panels
+from analysis import baselines, study, style, tables
+from analysis import chart as panels
+from analysis.figures import average_figures, curve_figures, drawing
 
 
 def drawn(run):
@@ -15,7 +16,7 @@ def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run,
     d, found = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
     for workload in d.workloads:
         mine = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "ema")]
-        assert len(mine) <= drawing.MAX_SETTINGS + 2
+        assert len(mine) <= panels.MAX_SETTINGS + 2
         horizons = mine["horizon_fraction"]
         assert horizons.min() == 0.004
         assert horizons.max() == 0.058
@@ -43,12 +44,12 @@ def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
     d, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
     light = [sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")]
     assert light == sorted(light, reverse=True)
-    assert d.colours["EMA 1 %"] == palette.SCHEME_COLOURS["ema"]
+    assert d.colours["EMA 1 %"] == style.SCHEME_COLOURS["ema"]
     assert len(set(d.colours.values())) == len(d.colours)
 
 
-@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK])
-@pytest.mark.parametrize("scheme", [*palette.SCHEME_COLOURS.values(), palette.REFERENCE_LINE])
+@pytest.mark.parametrize("colours", [style.LIGHT, style.DARK])
+@pytest.mark.parametrize("scheme", [*style.SCHEME_COLOURS.values(), style.REFERENCE_LINE])
 def test_colours_stand_out_from_both_backgrounds(colours, scheme):
     def luminance(colour):
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

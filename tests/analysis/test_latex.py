@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from analysis.pages import latex
+from analysis import latex
 
 HOSTILE = [
     "a_b & c % d # e $ f {g} ~h ^i",

@@ -4,7 +4,7 @@ import pytest
 import vl_convert
 
 from analysis import baselines, pooled, robustness, study, tables
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.paper_figures import ratios_beside
 from analysis.intervals import Interval
 from analysis.pages import page_tables

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import report, study
-from analysis.figures import figure_files, palette
+from analysis import figure_files, report, study, style
 from analysis.pages import page_tables
 from analysis.records import BadRun
 from analysis.tables import compute
@@ -125,7 +124,7 @@ def test_colours_are_the_same_in_every_figure(small):
         text = json.dumps(spec)
         for scheme, label in (("ema", "EMA"), ("lawa", "LAWA")):
             if f'"{label}"' in text and name != "sweep_hours":
-                assert palette.SCHEME_COLOURS[scheme] in text
+                assert style.SCHEME_COLOURS[scheme] in text
 
 
 def test_same_folder_same_bytes(small, tmp_path):
@@ -222,7 +221,7 @@ def test_not_a_run(tmp_path):
 
 
 def test_large_curves_are_thinned(make_run, average):
-    from analysis.figures import panels
+    from analysis import chart as panels
 
     table = pd.DataFrame({"setting": [0] * 1000 + [1] * 10, "step": [*range(1000), *range(10)]})
     thinned = panels.thin(table, "setting", 120)
@@ -232,8 +231,8 @@ def test_large_curves_are_thinned(make_run, average):
 
 
 def test_schemes_it_does_not_know_get_a_colour_of_their_own():
-    colours = palette.scheme_colours(["none", "ema", "bema", "wsm"])
-    assert colours["ema"] == palette.SCHEME_COLOURS["ema"]
+    colours = style.scheme_colours(["none", "ema", "bema", "wsm"])
+    assert colours["ema"] == style.SCHEME_COLOURS["ema"]
     assert len(set(colours.values())) == 4
 
 

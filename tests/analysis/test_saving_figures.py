@@ -4,7 +4,8 @@ import pytest
 import vl_convert
 
 from analysis import baselines, pooled_curve, robustness, saving_curve, study, tables
-from analysis.figures import drawing, panels
+from analysis import chart as panels
+from analysis.figures import drawing
 from analysis.figures.saving_figures import over_workloads, papers_targets, saving_curves, target_shares
 
 VERSION = ".".join(panels.alt.SCHEMA_VERSION.split(".")[:2])

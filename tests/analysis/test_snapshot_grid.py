@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, snapshot_grid, study, tables
-from analysis.figures import drawing, figure_files, snapshot_figures
+from analysis import baselines, figure_files, snapshot_grid, study, tables
+from analysis.figures import drawing, snapshot_figures
 from analysis.findings import training_findings
 
 BUDGET = 1000

@@ -7,7 +7,7 @@ import vl_convert
 from scipy import stats
 
 from analysis import baselines, saving_curve, study, tables, tightness
-from analysis.figures import panels
+from analysis import chart as panels
 from analysis.figures.tightness_figures import tightness as figure
 from analysis.intervals import resample, small_sample_factor
 from analysis.tightness import CURVES, PAPER, TARGETS, curve_points, findings, paper_points, regressions

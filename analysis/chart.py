@@ -2,17 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.figures.palette import REFERENCE_LINE
+from analysis.baselines import in_front
+from analysis.study import SCHEME_NAMES
+from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
 FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
 ALONE = 640  # the width of a single panel
+MAX_SETTINGS = 8  # a workload and scheme, in all figures but the horizon axis
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which settings figures show, and their colours."""
+
+    shown: pd.DataFrame  # settings of the reference trainings, one row each
+    chosen: list[str]  # labels of the pre-specified horizons, and of the non-averaged baseline
+    colours: dict[str, str]  # scheme_label -> colour
+    schemes: dict[str, str]  # scheme name -> colour
+    num_left_out: int  # settings of the reference trainings that are in the tables only
+
+    @property
+    def workloads(self) -> list[str]:
+        return sorted(set(self.shown["workload"]))
+
+    @property
+    def averages(self) -> dict[str, str]:
+        """Colours of the schemes but for the non-averaged baseline."""
+        return {name: colour for name, colour in self.schemes.items() if name != SCHEME_NAMES["none"]}
+
+    def rows(self, table: pd.DataFrame, workload: str) -> alt.Y:
+        """The axis of one row a setting, in the order of schemes and horizons."""
+        mine = self.shown[self.shown["workload"] == workload]["scheme_label"]
+        order = [label for label in mine if label in set(table["scheme_label"])]
+        return alt.Y("scheme_label:N", title=None, sort=order, axis=alt.Axis(ticks=False, domain=False))
+
+
+def look(settings: pd.DataFrame, chosen: pd.DataFrame, horizons: pd.DataFrame, reference: dict[str, int]) -> Look:
+    """Picks the settings of the reference training of each workload and gives each its colour.
+
+    Args: settings, chosen, horizons: the tables settings, chosen and horizon_map. reference: workload -> training.
+    """
+    shown = settings[settings["training"] == settings["workload"].map(reference)]
+    shown = shown.sort_values(["scheme", "horizon_fraction", "setting"], kind="stable")
+    order = {"none": 0, "ema": 1, "lawa": 2, "tail": 3, "wsm": 4}
+    shown = shown.assign(rank=shown["scheme"].map(order).fillna(9)).sort_values("rank", kind="stable")
+    front = [SCHEME_NAMES["none"], *sorted(set(in_front(chosen)["scheme_label"]))]
+    schemes = {SCHEME_NAMES.get(n, n): c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
+    some = _some_of(shown, set(chosen["setting"]) | set(horizons.loc[horizons["best"], "setting"]))
+    return Look(some, front, setting_colours(some, front), schemes, len(shown) - len(some))
+
+
+def _some_of(shown: pd.DataFrame, keep: set[int]) -> pd.DataFrame:
+    """At most about MAX_SETTINGS a workload and scheme, spread over the horizons; those of `keep` always."""
+    parts = []
+    for _, part in shown.groupby(["rank", "scheme", "workload"], sort=True):
+        one_each = part.drop_duplicates("horizon_fraction")
+        places = np.unique(np.linspace(0, len(one_each) - 1, MAX_SETTINGS - 1).round().astype(int))
+        spread = set(one_each.iloc[places]["setting"]) | keep
+        parts.append(part if len(part) <= MAX_SETTINGS else part[part["setting"].isin(spread)])
+    return pd.concat(parts)
 
 
 def grid(parts: list[Any]) -> alt.ConcatChart | None:

@@ -1,4 +1,4 @@
-"""A chart -> the spec that the page embeds, and figures/*.{svg,png,pdf}. The same chart gives the same bytes."""
+"""A chart -> the spec that the page embeds, and figures/*.{svg,png,pdf}. The same chart gives the same SVG and PNG."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from analysis import output
-from analysis.figures import palette
-from analysis.figures.pdf_order import in_order
+from analysis import output, style
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5
@@ -40,11 +38,11 @@ def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
 
 def write(chart: dict[str, Any], folder: Path, name: str) -> int:
     """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
-    config = palette.theme(palette.LIGHT) | IN_FILES
+    config = style.theme(style.LIGHT) | IN_FILES
     svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
     output.write(folder / f"{name}.svg", svg)
     output.write(folder / f"{name}.png", vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
-    output.write(folder / f"{name}.pdf", in_order(vl_convert.svg_to_pdf(svg)))
+    output.write(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
     height = re.search(r'<svg[^>]*\sheight="([0-9.]+)"', svg)
     return round(float(height[1])) if height else 0
 
