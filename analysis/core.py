@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ class Core:
     by_seed: pd.DataFrame  # the ratio of each pair
     ratios: pd.DataFrame  # the same over seeds
     by_cell: pd.DataFrame  # best and final metric
+    run: Path | None = None  # its folder
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -33,6 +35,11 @@ class Core:
     @property
     def records(self) -> pd.DataFrame:
         return self.study.records
+
+    @property
+    def unit(self) -> str:
+        """What a device-hour is called here."""
+        return device_hours.unit(self.cells)
 
     @cached_property
     def reference(self) -> dict[str, int]:
@@ -83,7 +90,7 @@ class Core:
         return self.cells[new].merge(table, on="cell_id", how="right")
 
 
-def core(study: Study) -> Core:
+def core(study: Study, run: Path | None = None) -> Core:
     """Steps-to-target, pairs, ratios and metrics."""
     cells, records = study.cells, study.records
     steps = steps_to_target(cells, records)
@@ -92,7 +99,7 @@ def core(study: Study) -> Core:
     hours = device_hours.hours_to_target(cells, records, steps)
     by_seed = savings.ratios_by_seed(pairs, steps, hours)
     by_cell = generalization.metrics_by_cell(cells, records)
-    return Core(study, steps, hours, scores, pairs, by_seed, savings.ratios(by_seed), by_cell)
+    return Core(study, steps, hours, scores, pairs, by_seed, savings.ratios(by_seed), by_cell, run)
 
 
 def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame) -> pd.DataFrame:
@@ -140,5 +147,3 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
         keep = ["setting", "best_metric", "final_metric", "effect"]
         return table.merge(general[keep], on="setting", how="left")
     return table.assign(best_metric=np.nan, final_metric=np.nan, effect=None)
-
-

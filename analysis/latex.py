@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from analysis.table_format import Table
+
 LONG = 40  # rows
 WIDE = 48  # characters in a cell, above which a column breaks its lines
 _NUMBER = re.compile(r"[<>≥≤~]? ?[+−-]?[\d,]+(\.\d+)?(e[+-]?\d+)?( ?%)?( \[.*\])?|–|∞|\d+/\d+")
@@ -61,22 +63,19 @@ def _escaped(char: str) -> str:
     return f"{{[}}U+{ord(char):04X}{{]}}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left_out: int, file: str) -> str:
-    """A tabular, or a longtable that repeats its head on every page; rows left out are named in its last line.
-
-    Args: rows: text, as the page shows it. file: where all rows are.
-    """
-    long = len(rows) > LONG
+def table(shown: Table) -> str:
+    """A tabular, or a longtable that repeats its head on every page; rows left out are named in its last line."""
+    long = len(shown.rows) > LONG
     kind = "longtable" if long else "tabular"
-    head = " & ".join(escaped(column) for column in columns) + r" \\"
-    lines = [f"% {kind}; needs booktabs{', longtable' if long else ''}", f"% {escaped(title)}"]
-    lines += [rf"\begin{{{kind}}}{{{_alignment(columns, rows)}}}", r"\toprule", head, r"\midrule"]
+    head = " & ".join(escaped(column) for column in shown.columns) + r" \\"
+    lines = [f"% {kind}; needs booktabs{', longtable' if long else ''}", f"% {escaped(shown.title)}"]
+    lines += [rf"\begin{{{kind}}}{{{_alignment(shown.columns, shown.rows)}}}", r"\toprule", head, r"\midrule"]
     lines += [r"\endhead"] if long else []
-    lines += [" & ".join(escaped(value) for value in row) + r" \\" for row in rows]
+    lines += [" & ".join(escaped(value) for value in row) + r" \\" for row in shown.rows]
     lines.append(r"\bottomrule")
-    if left_out:
-        said = escaped(f"{left_out:,} more {'row' if left_out == 1 else 'rows'} in {file}")
-        lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{said}}} \\")
+    if shown.left_out:
+        said = escaped(f"{shown.left_out:,} more {'row' if shown.left_out == 1 else 'rows'} in {shown.name}.csv")
+        lines.append(rf"\multicolumn{{{len(shown.columns)}}}{{l}}{{{said}}} \\")
     return "\n".join([*lines, rf"\end{{{kind}}}", ""])
 
 

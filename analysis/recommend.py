@@ -532,3 +532,7 @@ def _aligned(rows: list[dict[str, str]]) -> str:
     return "\n".join(
         "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def answer(core: Any, frames: Any) -> list[str]:
+    return ["(answer)"]

@@ -17,11 +17,10 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import device_hours, latex, methods, output, recommend, report_index, sections, style, table_format
-from analysis import figure_files
+from analysis import figure_files, latex, methods, output, recommend, report_index, sections, style, table_format
+from analysis.chart import look
 from analysis.core import Core, core
-from analysis.look import look
-from analysis.study import Study, read, read_each
+from analysis.study import Study, read_each
 
 
 class Report:
@@ -39,8 +38,9 @@ class Report:
     @cached_property
     def known(self) -> dict[str, Any]:
         """What a section's functions may name."""
-        extra = {"study": self.core.study, "look": look(self.core, device_hours.unit(self.core.cells))}
-        return self.frames | extra
+        core = self.core
+        shown = look(core.settings, core.chosen, core.horizons, core.reference)
+        return self.frames | {"study": core.study, "look": shown, "unit": core.unit}
 
     def words(self, section: ModuleType) -> list[str]:
         """What a section says."""
@@ -106,25 +106,32 @@ def write(run: str | Path) -> Path:
 def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()) -> list[str]:
     """The tables, figures and page of one study; returns its answer."""
     tables, figures = folder / "tables", folder / "figures"
-    for made in (tables, figures):
+    texts = {table.name: latex.table(table) for section in report.sections for table in report.tables(section)}
+    names = [f"{name}.csv" for name in report.frames] + [f"{name}.tex" for name in texts]
+    drawn = [f"{name}.{ending}" for name in report.charts for ending in figure_files.ENDINGS]
+    for made, listed in ((tables, names), (figures, drawn)):
         made.mkdir(parents=True, exist_ok=True)
         _empty(made)
+        output.write(made / WRITTEN, "".join(f"{name}\n" for name in listed))
     for name, frame in report.frames.items():
         output.write_csv(tables / f"{name}.csv", frame)
-    for section in report.sections:
-        for table in report.tables(section):
-            output.write(tables / f"{table.name}.tex", latex.table(table))
+    for name, text in texts.items():
+        output.write(tables / f"{name}.tex", text)
     heights = {name: figure_files.write(chart, figures, name) for name, chart in report.charts.items()}
     output.write(folder / "report.html", render(report, heights, links))
     return report.answer
 
 
+WRITTEN = ".written"  # in tables/ and figures/: what the last report put there, which the next one takes away
+
+
 def _empty(folder: Path) -> None:
-    """Removes what an earlier report wrote there: nothing else carries these names."""
-    names = {name.stem for name in folder.glob("*.*") if name.suffix in (".csv", ".tex", ".svg", ".png", ".pdf")}
-    for name in names & (_KNOWN_FRAMES | set(sections.every())):
-        for ending in ("csv", "tex", *figure_files.ENDINGS):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    """Removes what an earlier report wrote there, and nothing else."""
+    listed = folder / WRITTEN
+    names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    for name in [*names, WRITTEN] if names else []:
+        if name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def render(report: Report, heights: Mapping[str, int], links: Sequence[report_index.Link] = ()) -> str:

@@ -27,11 +27,12 @@ class Column(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A table of the page: which frame, what it is called there, which of its columns."""
+    """A table of the page: which frame, what it is called there, which of its columns, and which rows in what order."""
 
     frame: str
     title: str
     columns: tuple[str, ...]
+    rows: Callable[[pd.DataFrame], pd.DataFrame] | None = None
 
 
 class Table(NamedTuple):
@@ -74,9 +75,7 @@ COLUMNS: dict[str, Column] = {
 def table(frame: pd.DataFrame, shown: Shown, columns: Mapping[str, Column], most: int = MOST) -> Table:
     """The first rows of a frame as text. Args: columns: what a section says of its own, before COLUMNS."""
     known = {name: columns.get(name) or COLUMNS.get(name) or Column(name.replace("_", " ")) for name in shown.columns}
-    rows = [
-        [text(row, name, column) for name, column in known.items()] for row in frame.head(most).to_dict("records")
-    ]
+    rows = [[text(row, name, column) for name, column in known.items()] for row in frame.head(most).to_dict("records")]
     titles = [column.title for column in known.values()]
     return Table(shown.title, shown.frame, titles, rows, max(0, len(frame) - most))
 

@@ -2,7 +2,7 @@
 
 A section has TITLE, CAPTION (what is seen) and RULE (how it is computed), `tables(core)`, and may have `chart(…)` and
 `sentences(…)`, whose parameters are names of frames: its own, another section's, `Core.frames`'s, or
-`look` and `study`.
+`look`, `study`, `unit` (of device-hours).
 A file put in this folder is a section; ORDER says where known ones stand, others follow.
 """
 
@@ -25,15 +25,24 @@ OF_LOGS = ("submissions", "learning_curves", "costs")  # another benchmark's run
 FIRST = {"steps": "steps", "final_metric": "generalization", "horizon": "horizon"}  # what the study asks: `report:`
 
 
+def every() -> list[str]:
+    """Names of all sections."""
+    return sorted(one.name for one in pkgutil.iter_modules(__path__))
+
+
+def named(name: str) -> ModuleType:
+    """One section. Raises: ModuleNotFoundError."""
+    return import_module(f"{__name__}.{name}")
+
+
 def of_study(core: Core) -> list[ModuleType]:
     """The sections of a study, the one it asks for first."""
     if "imported" in core.study.plan:
-        return [import_module(f"{__name__}.{name}") for name in OF_LOGS]
+        return [named(name) for name in OF_LOGS]
     first = FIRST.get(str(core.study.plan.get("report")), "")
     rank = {name: place for place, name in enumerate(ORDER)} | {first: -1}
-    names = [one.name for one in pkgutil.iter_modules(__path__) if one.name != "submissions"]
-    names.sort(key=lambda name: (rank.get(name, len(rank)), name))
-    return [import_module(f"{__name__}.{name}") for name in names]
+    names = [name for name in every() if name != "submissions"]
+    return [named(name) for name in sorted(names, key=lambda name: (rank.get(name, len(rank)), name))]
 
 
 def name(section: ModuleType) -> str:

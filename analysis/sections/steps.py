@@ -7,10 +7,10 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from analysis import chart as charts
 from analysis import families, savings, survival
+from analysis.chart import Look
 from analysis.core import Core
-from analysis.figures import panels
-from analysis.look import Look
 from analysis.study import SCHEME_NAMES
 from analysis.table_format import Column, Shown
 
@@ -28,6 +28,7 @@ SHOWN = (
             *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
             *("best_metric", "num_censored"),
         ),
+        lambda frame: in_order(frame),
     ),
     Shown(
         "ratios",
@@ -36,6 +37,7 @@ SHOWN = (
             *("versus", "workload", "training_label", "scheme_label", "geometric_mean", "held_geometric_mean"),
             *("hours_ratio", "num_exact"),
         ),
+        lambda frame: frame[frame["scheme"] != "none"],
     ),
 )
 COLUMNS = {
@@ -71,7 +73,7 @@ def chart(
             table = table[(table["scheme"] != "none") & table["geometric_mean"].notna()]
             if len(table):
                 parts.append(_dots(table, ratios_by_seed[ratios_by_seed["versus"] == versus], workload, versus, look))
-    return panels.grid(parts)
+    return charts.grid(parts)
 
 
 def _dots(table: pd.DataFrame, seeds: pd.DataFrame, workload: str, versus: str, look: Look) -> Any:
@@ -80,13 +82,20 @@ def _dots(table: pd.DataFrame, seeds: pd.DataFrame, workload: str, versus: str, 
     seeds = seeds[["setting", "scheme_label", "seed", "ratio", "bound"]]
     seeds = seeds.merge(table[["setting", "scheme_name"]], on="setting")
     x = "steps-to-target ÷ baseline's (left of 1: fewer steps)"
-    dots = panels.dots_and_whiskers(
+    dots = charts.dots_and_whiskers(
         *(table, seeds, "geometric_mean", "ratio", look.rows(table, workload), x),
-        colour=panels.scheme_colour(look.averages),
+        colour=charts.scheme_colour(look.averages),
         at=1.0,
         by_bound=True,
     )
-    return panels.titled(dots, workload, f"against the {versus}", **panels.row_size(table))
+    return charts.titled(dots, workload, f"against the {versus}", **charts.row_size(table))
+
+
+def in_order(settings: pd.DataFrame) -> pd.DataFrame:
+    """Workload by workload, training by training, the baseline before its averages."""
+    order = settings.assign(averaged=settings["scheme"] != "none")
+    axes = ["workload", "training", "averaged", "scheme", "horizon_fraction"]
+    return settings.loc[order.sort_values(axes, kind="stable").index]
 
 
 def sentences(ratios: pd.DataFrame) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -44,22 +44,12 @@ def links(studies: Sequence[Study], place: int) -> list[Link]:
     return found
 
 
-def shared_cost(study: Study, unit: str) -> Iterator[str]:
-    """What this study's cost has in common with other studies of the folder; nothing where it shares none."""
-    if study.shared:
-        hours = paid(study.trials[study.trials["name"].isin(study.shared)])
-        yield (
-            f"{len(study.shared):,} of its trajectories serve other studies of this folder too: {hours:.3g} of the "
-            f"{paid(study.trials):.3g} {unit}. They were paid once, and each study counts them in full."
-        )
-
-
 def paid(trials: pd.DataFrame) -> float:
     """Device-hours of all attempts: Σ seconds × devices / 3600."""
     return float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
 
 
-def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
+def write(run: Path, studies: Sequence[Study], answers: Sequence[list[str]]) -> Path:
     """Writes the page; every string from the run folder is escaped. The same folder gives the same bytes."""
     cells = pd.concat([study.cells for study in studies]).drop_duplicates("cell_id")
     environment = jinja2.Environment(
@@ -71,7 +61,7 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
         {
             "study": study.plan["study"],
             "question": study.plan.get("question"),
-            "answer": answer,
+            "answer": " ".join(answer),
             "link": f"reports/{study.plan['study']}/report.html",
             "unfinished": int((study.cells["state"] == "unfinished").sum()),
             "cells": f"{len(study.cells):,}",

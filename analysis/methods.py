@@ -1,0 +1,118 @@
+"""What a report says around its sections: notices, facts, methods of what is shown, and where it ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from analysis.core import Core
+from analysis.intervals import RULE as INTERVALS
+from analysis.intervals import small_sample_factor
+from analysis.steps_to_target import HELD
+from analysis.study import Study, counted
+
+FEW = 10  # below this many seeds the report says how few they are
+CROSSING = (
+    "The target is met at the first evaluation whose validation metric is equal to it or better: known only within one "
+    "evaluation interval, the point value linear in the metric between its ends. Sustained asks for "
+    f"{HELD} evaluations in a row. A run that never meets it is right-censored and imputed at its step budget T, or at "
+    "its last step where it stopped before. Ratios are paired by seed; no seed is dropped. Baseline: the last iterate "
+    "of the same training, or of the best schedule. Pre-specified: the setting that the study names as primary, or the "
+    "one nearest to it on the reference schedule, the longest."
+)
+
+
+def imported(study: Study) -> bool:
+    """Whether the runs are another benchmark's, read from its logs."""
+    return "imported" in study.plan
+
+
+def notices(core: Core) -> Iterator[str]:
+    """What is unfinished, failed, diverged, without target, or rests on few seeds."""
+    study, cells = core.study, core.cells
+    waiting = cells[cells["state"] == "unfinished"]
+    if imported(study):
+        yield from study.plan.get("notes", [])  # what the import noticed; nothing there is still to come
+        return
+    if len(waiting):
+        total, left = cells["trajectory_id"].nunique(), waiting["trajectory_id"].nunique()
+        last = study.trials.sort_values("attempt", kind="stable").groupby("trajectory_id").tail(1)
+        failed = last[(last["status"] == "failed") & last["trajectory_id"].isin(waiting["trajectory_id"])]
+        tail = f"; {len(failed)} failed at their last attempt" if len(failed) else ""
+        yield (
+            f"This study is incomplete: {left} of {counted(total, 'trajectory')} are not finished{tail}. Pairs that "
+            "wait for them are left out of ratios."
+        )
+    diverged = cells.loc[cells["state"] == "diverged", "trajectory_id"].nunique()
+    if diverged:
+        yield f"{counted(diverged, 'trajectory')} diverged and count as missing a target not met before."
+    untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
+    if untargeted:
+        yield f"No target for {', '.join(untargeted)}: wa calibrate computes one by rule."
+    seeds = int(cells.groupby("workload")["seed"].nunique().min()) if len(cells) else 0
+    if seeds == 1:
+        yield "One seed: nothing here has an interval, and a difference may be luck."
+    elif 1 < seeds < FEW:
+        factor = small_sample_factor(seeds, seeds - 1)
+        yield f"{seeds} seeds: intervals are widened for so few ({factor:.2g} times for one workload)."
+    if set(cells["preset"]) == {"mini"}:
+        yield "Mini workloads: small models on small real data; sizes of effects need not carry over."
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """The run in a few numbers."""
+    cells = study.cells
+    if imported(study):
+        numbers = [("workload", cells["workload"].nunique()), ("study", cells["seed"].nunique()), ("trial", len(cells))]
+    else:
+        numbers = [("workload", cells["workload"].nunique()), ("cell", len(cells))]
+        numbers += [("trajectory", cells["trajectory_id"].nunique()), ("seed", cells["seed"].nunique())]
+    told = (counted(number, noun).split() for noun, number in [*numbers, ("evaluation", len(study.records))])
+    return [(noun, number) for number, noun in told]
+
+
+def methods(core: Core, sections: Sequence[ModuleType]) -> list[tuple[str, str]]:
+    """Heading -> text, of what is shown."""
+    study = core.study
+    told = [("Targets", " ".join(_targets(study)))]
+    if not imported(study):
+        told += [("Steps-to-target", CROSSING), ("Intervals", INTERVALS)]
+    told += [(section.TITLE, section.RULE) for section in sections if getattr(section, "RULE", "")]
+    return [*told, ("Where it ran", " ".join(_provenance(study)))]
+
+
+def _targets(study: Study) -> Iterator[str]:
+    for workload, target in sorted((study.plan.get("targets") or {}).items()):
+        if not target:
+            yield f"{workload}: none."
+            continue
+        side = "at least" if target["higher_is_better"] else "at most"
+        seeds = f" (seeds {_list(target['seeds'])})" if target.get("seeds") else ""
+        yield f"{workload}: {target['metric']} {side} {target['value']:.6g}; {target.get('rule')}{seeds}."
+
+
+def _provenance(study: Study) -> Iterator[str]:
+    trials = study.trials
+    if imported(study):
+        yield f"Read from the logs of {study.plan['imported']}; nothing was trained here."
+    if len(trials):
+        hosts, devices = (_list(sorted(set(trials[name].dropna()))) for name in ("host", "device_name"))
+        number = _list([f"{one:g}" for one in sorted(set(trials["num_devices"].dropna()))])
+        where = f" on {hosts}" if hosts else ""
+        yield f"{counted(len(trials), 'attempt')}{where}; {devices}; devices a trial: {number}."
+        seen: dict[str, set[str]] = {}
+        for text in sorted(set(trials["versions"].dropna())):
+            for package, version in json.loads(text).items():
+                seen.setdefault(package, set()).add(str(version))
+        if seen:
+            yield "Versions: " + ", ".join(f"{name} {'/'.join(sorted(seen[name]))}" for name in sorted(seen)) + "."
+    if not imported(study):
+        fused = "one trial a trajectory" if study.plan.get("fuse", True) else "one trial a cell"
+        yield f"Planned {study.plan.get('created', 'at an unknown time')}, {fused}."
+
+
+def _list(values: Sequence[Any], most: int = 12) -> str:
+    text = ", ".join(str(value) for value in values[:most])
+    return text + (f" and {len(values) - most} more" if len(values) > most else "")
