@@ -74,14 +74,14 @@ def pair(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[["versus", *keep, "baseline_cell_id"]]
 
 
-def fixed_settings(cells: pd.DataFrame) -> pd.DataFrame:
-    """Per training and scheme the setting whose horizon is nearest CHOSEN_HORIZON: the one fixed beforehand.
+def fixed_settings(cells: pd.DataFrame, horizon: float = CHOSEN_HORIZON) -> pd.DataFrame:
+    """Per training and scheme the setting whose horizon is nearest to this share of T: the pre-specified one.
 
     Nearest in the logarithm; among equals the most frequent snapshots. No result of a run enters the choice.
     Returns: workload, training, scheme, setting, scheme_label, horizon_fraction, near (within a factor NEAR).
     """
     rows = cells[(cells["scheme"] != "none") & cells["horizon_fraction"].notna()].drop_duplicates("setting")
-    distance = np.abs(np.log(rows["horizon_fraction"].astype(float) / CHOSEN_HORIZON)).round(9)
+    distance = np.abs(np.log(rows["horizon_fraction"].astype(float) / horizon)).round(9)
     rows = rows.assign(distance=distance, near=distance <= np.log(NEAR))
     order = ["workload", "training", "scheme", "distance", "every_steps", "setting"]
     columns = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "near"]
@@ -89,9 +89,9 @@ def fixed_settings(cells: pd.DataFrame) -> pd.DataFrame:
     return first[columns].reset_index(drop=True)
 
 
-def chosen_settings(cells: pd.DataFrame, reference: dict[str, int]) -> pd.DataFrame:
+def chosen_settings(cells: pd.DataFrame, reference: dict[str, int], horizon: float = CHOSEN_HORIZON) -> pd.DataFrame:
     """Of `fixed_settings` those of the reference trainings, one row a workload and scheme."""
-    rows = fixed_settings(cells)
+    rows = fixed_settings(cells, horizon)
     mine = rows[rows["training"] == rows["workload"].map(reference)]
     return mine.drop(columns="training").reset_index(drop=True)
 

@@ -41,6 +41,12 @@ class Core:
         """What a device-hour is called here."""
         return device_hours.unit(self.cells)
 
+    @property
+    def primary(self) -> tuple[str, float]:
+        """The pre-specified scheme and horizon, as a share of the step budget."""
+        named = self.study.plan.get("primary") or {}
+        return str(named.get("scheme", "ema")), float(named.get("horizon", baselines.CHOSEN_HORIZON))
+
     @cached_property
     def reference(self) -> dict[str, int]:
         """workload -> the training that the headline figures show."""
@@ -49,7 +55,7 @@ class Core:
     @cached_property
     def chosen(self) -> pd.DataFrame:
         """The pre-specified setting of each workload and scheme, on the reference training."""
-        return baselines.chosen_settings(self.cells, self.reference)
+        return baselines.chosen_settings(self.cells, self.reference, self.primary[1])
 
     @cached_property
     def horizons(self) -> pd.DataFrame:

@@ -1,20 +1,23 @@
 """Performance profiles and scores for a report: of imported submissions, and of the schemes of a study of ours.
 
 A scheme of ours submits its runs on the reference training, at the horizon fixed beforehand; its seeds are its
-studies. What counts is counted twice: submissions by two rules, schemes in steps and in device-hours.
+studies. What counts is counted twice: submissions by two rules, schemes in steps and in device-hours. Frames, each with
+a column measure (a rule, or what is counted):
+score_times: submission, workload · time (a miss ∞), ratio to the best, num_studies, num_missed, scored ·
+score_scores: submission · score, low, high, integral, num_fastest, num_workloads ·
+score_leads: submission (the first), versus · difference, low, high ·
+score_profile: submission, tau · share, at each τ where a share changes ·
+score_differences: of logs, between the two rules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import baselines, device_hours
 from analysis.algoperf_score import (
     TAU,
     areas,
@@ -27,14 +30,14 @@ from analysis.algoperf_score import (
     seconds_to_target,
     trials_to_target,
 )
+from analysis.core import Core
 from analysis.intervals import RESAMPLES, ROUNDING, ends_of_draws, resample, small_sample_factor
-from analysis.output import write_csv
-from analysis.study import SCHEME_NAMES, Study
-from analysis.tables import Tables
+from analysis.study import SCHEME_NAMES
 
 Floats = NDArray[np.float64]
 CLEAN, EXACT, STEPS = "clean", "algoperf-exact", "steps"
 FEWEST = 3  # workloads, for a profile of a study of ours
+FRAMES = ("times", "scores", "leads", "profile")
 
 RULE = (
     "t(s, w): the median over studies, a miss counted as ∞; r: its ratio to the best submission's; ρ(τ): the share of "
@@ -44,29 +47,8 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """Tables named as their CSV files are after ``score_``; `measure` is a rule or what is counted."""
-
-    measures: list[str]  # the first is the default
-    imported: bool
-    times: pd.DataFrame  # measure, submission, workload · time (a miss ∞), ratio to the best, num_studies, num_missed
-    scores: pd.DataFrame  # measure, submission · score, low, high, integral, num_fastest, num_workloads
-    leads: pd.DataFrame  # measure, submission (the leader), versus · difference of scores, low, high
-    profile: pd.DataFrame  # measure, submission, tau · share, at each τ where a share changes
-    differences: pd.DataFrame  # between the two rules; empty for a study of ours
-
-    def write(self, folder: Path) -> None:
-        """One CSV a table; floats to 10 significant digits."""
-        for name in FILES:
-            write_csv(folder / f"score_{name}.csv", getattr(self, name))
-
-
-FILES = tuple(field.name for field in fields(Profiles) if field.name not in {"measures", "imported"})
-
-
-def of_submissions(evaluations: pd.DataFrame) -> Profiles | None:
-    """The clean rule with intervals, AlgoPerf's beside it; null where no base workload was run.
+def of_submissions(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The clean rule with intervals, AlgoPerf's beside it; nothing where no base workload was run.
 
     Args: evaluations: of `analysis.algoperf_score.read_evaluations`.
     """
@@ -84,22 +66,22 @@ def of_submissions(evaluations: pd.DataFrame) -> Profiles | None:
             ["submission", "workload", "time", "num_studies", "num_missed"]
         ]
         parts[measure] = _measured(measure, times, studies, every, paired=False, intervals=not exact)
-    return _joined(parts, True, differences(evaluations)) if CLEAN in parts else None
+    return _joined(parts) | {"score_differences": differences(evaluations)} if CLEAN in parts else {}
 
 
-def of_schemes(study: Study, tables: Tables) -> Profiles | None:
-    """Of a study with raw runs and averages near the horizon fixed beforehand on FEWEST workloads or more, else null.
+def of_schemes(core: Core) -> dict[str, pd.DataFrame]:
+    """Of a study with a baseline and pre-specified settings on FEWEST workloads or more, else nothing.
 
     A workload takes part where every run of every scheme has ended; a scheme where it was run on all of those.
     """
-    runs = _runs(study, tables)
+    runs = _runs(core)
     waiting = runs.loc[runs["status"] == "unfinished", "workload"]
     runs = runs[~runs["workload"].isin(waiting)]
     counts = runs.groupby("submission")["workload"].nunique()
     runs = runs[runs["submission"].isin(counts.index[counts == runs["workload"].nunique()])]
     if runs["workload"].nunique() < FEWEST or runs["submission"].nunique() < 2:
-        return None
-    measures = {STEPS: "point", device_hours.unit(study.cells): "device_hours"}
+        return {}
+    measures = {STEPS: "point", core.unit: "device_hours"}
     parts = {}
     for measure, column in measures.items():
         studies = runs.assign(time=runs[column].where(runs["status"] == "met", np.inf).fillna(np.inf))
@@ -109,19 +91,18 @@ def of_schemes(study: Study, tables: Tables) -> Profiles | None:
         ).reset_index()
         times = every.pivot(index="submission", columns="workload", values="time")
         parts[measure] = _measured(measure, times, studies, every, paired=True)
-    nothing = pd.DataFrame(columns=["what", "submission", "workload", "clean", "exact"])
-    return _joined(parts, False, nothing)
+    return _joined(parts)
 
 
-def _runs(study: Study, tables: Tables) -> pd.DataFrame:
+def _runs(core: Core) -> pd.DataFrame:
     """submission, workload, study (seed), status, point, device_hours: the runs that stand for each scheme."""
-    reference = baselines.reference_training(study.cells, tables.baselines)
-    every = study.cells.drop_duplicates("setting")
-    raw = every[(every["scheme"] == "none") & (every["training"] == every["workload"].map(reference))]
-    picked = pd.concat([raw, tables.chosen[tables.chosen["near"].astype(bool)]])[["setting", "scheme"]]
+    every = core.cells.drop_duplicates("setting")
+    own = every[(every["scheme"] == "none") & (every["training"] == every["workload"].map(core.reference))]
+    picked = pd.concat([own, core.chosen[core.chosen["near"].astype(bool)]])[["setting", "scheme"]]
     picked = picked.assign(submission=picked["scheme"].map(SCHEME_NAMES).fillna(picked["scheme"]))
-    runs = tables.steps_to_target.merge(picked[["setting", "submission"]], on="setting", how="inner")
-    runs = runs.rename(columns={"seed": "study"}).sort_values(["submission", "workload", "study"], kind="stable")
+    runs = core.named(core.steps).merge(core.hours, on="cell_id", how="left")
+    runs = runs.merge(picked[["setting", "submission"]], on="setting", how="inner").rename(columns={"seed": "study"})
+    runs = runs.sort_values(["submission", "workload", "study"], kind="stable")
     return runs[["submission", "workload", "study", "status", "point", "device_hours"]]
 
 
@@ -210,9 +191,9 @@ def _with_bounds(table: pd.DataFrame, name: str, draws: list[Floats], factor: fl
     return table.assign(low=np.minimum(low, value), high=np.maximum(high, value))
 
 
-def _joined(parts: dict[str, dict[str, pd.DataFrame]], imported: bool, between: pd.DataFrame) -> Profiles:
+def _joined(parts: dict[str, dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
     found = {}
-    for name in ("times", "scores", "leads", "profile"):
+    for name in FRAMES:
         table = pd.concat([part[name] for part in parts.values()], ignore_index=True)
-        found[name] = table[["measure", *(column for column in table if column != "measure")]]
-    return Profiles(list(parts), imported, differences=between, **found)
+        found[f"score_{name}"] = table[["measure", *(column for column in table if column != "measure")]]
+    return found

@@ -30,6 +30,10 @@ class Report:
         self.core: Core = core(study, run)
         self.sections = sections.of_study(self.core)
 
+    @property
+    def name(self) -> str:
+        return str(self.core.study.plan.get("study", "study"))
+
     @cached_property
     def frames(self) -> dict[str, pd.DataFrame]:
         """Every table, by the name of its CSV file."""
@@ -50,7 +54,7 @@ class Report:
     @cached_property
     def charts(self) -> dict[str, dict[str, Any]]:
         """The figures there is data for, by section, as Vega-Lite."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for section in self.sections:
             if hasattr(section, "chart"):
                 spec = figure_files.spec(sections.call(section.chart, self.known), sections.name(section))
@@ -70,7 +74,11 @@ class Report:
     @cached_property
     def answer(self) -> list[str]:
         """The first screen: what `wa recommend` says, in the same words."""
-        return recommend.answer(self.core, self.frames)
+        submissions = [one for one in self.sections if hasattr(one, "answer")]
+        if submissions:
+            found: list[str] = sections.call(submissions[0].answer, self.known)
+            return found
+        return list(recommend.of_core(self.core).answer)
 
     def summary(self, most: int | None = None) -> table_format.Table:
         """The result table for a terminal: one row a setting; of more than `most` the reference schedules alone."""
@@ -81,45 +89,50 @@ class Report:
         return table_format.table(steps.in_order(table), steps.SHOWN[0], steps.COLUMNS, len(table))
 
 
-def write(run: str | Path) -> Path:
+def of_run(run: str | Path) -> list[Report]:
+    """The studies of a run folder, finished or not. Raises: analysis.records.BadRun where it breaks the schema."""
+    return [Report(study, Path(run)) for study in read_each(run)]
+
+
+def write(run: str | Path, reports: Sequence[Report] | None = None) -> Path:
     """Writes tables, figures and the report of a run folder, finished or not; returns the report's path.
 
     A folder of several studies gets these for each study, in reports/<study>/, and a report.html that leads there.
-    Raises: analysis.records.BadRun where the folder or one of its tables breaks the schema.
+    Args: reports: of `of_run`, if they are there already. Raises: analysis.records.BadRun.
     """
     run = Path(run)
-    studies = read_each(run)
-    if len(studies) == 1:
-        _write(Report(studies[0], run), run)
+    reports = of_run(run) if reports is None else reports
+    if len(reports) == 1:
+        _write(reports[0], run)
         return run / "report.html"
+    studies = [report.core.study for report in reports]
     folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
-    answers = []
-    for place, (study, folder) in enumerate(zip(studies, folders, strict=True)):
-        answers.append(_write(Report(study, run), folder, report_index.links(studies, place)))
+    for place, (report, folder) in enumerate(zip(reports, folders, strict=True)):
+        _write(report, folder, report_index.links(studies, place))
     for folder in (run / "tables", run / "figures"):  # what it got while it held one study
         _empty(folder)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return report_index.write(run, studies, answers)
+    return report_index.write(run, studies, [report.answer for report in reports])
 
 
-def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()) -> list[str]:
-    """The tables, figures and page of one study; returns its answer."""
+def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()) -> None:
+    """The tables, figures and page of one study."""
     tables, figures = folder / "tables", folder / "figures"
     texts = {table.name: latex.table(table) for section in report.sections for table in report.tables(section)}
-    names = [f"{name}.csv" for name in report.frames] + [f"{name}.tex" for name in texts]
+    frames = {name: frame for name, frame in report.frames.items() if len(frame)}
+    names = [f"{name}.csv" for name in frames] + [f"{name}.tex" for name in texts]
     drawn = [f"{name}.{ending}" for name in report.charts for ending in figure_files.ENDINGS]
     for made, listed in ((tables, names), (figures, drawn)):
         made.mkdir(parents=True, exist_ok=True)
         _empty(made)
         output.write(made / WRITTEN, "".join(f"{name}\n" for name in listed))
-    for name, frame in report.frames.items():
+    for name, frame in frames.items():
         output.write_csv(tables / f"{name}.csv", frame)
     for name, text in texts.items():
         output.write(tables / f"{name}.tex", text)
     heights = {name: figure_files.write(chart, figures, name) for name, chart in report.charts.items()}
     output.write(folder / "report.html", render(report, heights, links))
-    return report.answer
 
 
 WRITTEN = ".written"  # in tables/ and figures/: what the last report put there, which the next one takes away
@@ -149,7 +162,7 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
     names = {section["name"] for section in shown}
     plan = report.core.study.plan
     return environment.from_string(text).render(
-        study=str(plan.get("study", "study")),
+        study=report.name,
         question=plan.get("question"),
         answer=report.answer,
         notices=list(methods.notices(report.core)),
@@ -187,8 +200,3 @@ def _json(value: object) -> markupsafe.Markup:
     """JSON that cannot end the script element it lies in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return markupsafe.Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def summaries(run: str | Path, most: int | None = None) -> dict[str, table_format.Table]:
-    """The result table of each study of a run folder, by its name."""
-    return {str(study.plan.get("study", "study")): Report(study).summary(most) for study in read_each(run)}

@@ -120,4 +120,5 @@ def aligned(table: Table, indent: str = "  ") -> str:
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)]
+    lines = (columns, ["---"] * len(columns), *rows)
+    return ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,14 @@ def run(
 def _conclude(run: Path, console: Any) -> None:
     from analysis import report as reports
 
-    tables = reports.summary_tables(run, most=SHOWN_ROWS)
-    for study, frame in tables.items():
-        if len(frame):
-            console.print(
-                terminal.table(
-                    [str(c) for c in frame.columns],
-                    [[terminal.cell(v) for v in row] for row in frame.itertuples(index=False)],
-                    title=study if len(tables) > 1 else None,
-                )
-            )
+    made = reports.of_run(run)
+    for one in made:
+        if (table := one.summary(most=SHOWN_ROWS)).rows:
+            console.print(terminal.table(table.columns, table.rows, title=one.name if len(made) > 1 else None))
     with begun():
-        written = reports.write(run)
+        written = reports.write(run, made)
+    for one in made:
+        console.print("\n".join([*([one.name] if len(made) > 1 else []), *one.answer]), soft_wrap=True)
     console.print(f"report: {written}", soft_wrap=True)
 
 
@@ -143,11 +140,16 @@ def report(run: Path) -> None:
     help="Give LAWA's k and EMA's decay at this snapshot interval: steps, or below 1 a share of the step budget.",
 )
 @click.option("--study", help="Of a folder that holds several: this one alone; default: each in turn.")
-def recommend(run: Path, every: float | None, study: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for a program: a list, one entry a study.")
+def recommend(run: Path, every: float | None, study: str | None, as_json: bool) -> None:
     """Say which average to use: scheme, horizon, decay, LR-decay length, what it saves, and how sure that is."""
     from analysis import recommend as recommendation
 
-    for one in recommendation.recommend(run, every, study):
+    found = recommendation.recommend(run, every, study)
+    if as_json:
+        click.echo(json.dumps([one.as_dict() for one in found], indent=2, ensure_ascii=False))
+        return
+    for one in found:
         terminal.console().print(one.text())
 
 

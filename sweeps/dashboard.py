@@ -13,7 +13,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from pydantic import ValidationError
 
-from analysis import report, study, tables
-from analysis.findings import answers, predictions
+from analysis import report, table_format
 from analysis.records import load_cells, load_plan
 from analysis.run_files import BadRun, broken, read_bytes, read_json
 from sweeps import tracking
@@ -184,22 +183,16 @@ def _id(*names: str) -> str:
 def make_report(run: Path, where: Place) -> wr.Report:
     """Each study's question, its computed answer, its result table, and a panel grid a workload."""
     blocks: list[Any] = [wr.TableOfContents()]
-    results = report.summary_tables(run, most=TABLE_ROWS)
-    read = study.read_each(run)
-    for one in read:
-        name = str(one.plan["study"])
-        blocks += [wr.H1(name), wr.P(str(one.plan.get("question") or "")), wr.P(_answer(one))]
-        blocks.append(wr.MarkdownBlock(_markdown(results[name])))
-        for workload, cells in one.cells.groupby("workload", sort=True):
-            blocks += [wr.H2(str(workload)), _panel_grid(name, cells, where)]
-    title = ", ".join(str(one.plan["study"]) for one in read)
+    made = report.of_run(run)
+    for one in made:
+        study = one.core.study
+        blocks += [wr.H1(one.name), wr.P(str(study.plan.get("question") or "")), wr.P(" ".join(one.answer))]
+        table = one.summary(most=TABLE_ROWS)
+        blocks.append(wr.MarkdownBlock("\n".join(table_format.markdown(table.columns, table.rows))))
+        for workload, cells in study.cells.groupby("workload", sort=True):
+            blocks += [wr.H2(str(workload)), _panel_grid(one.name, cells, where)]
+    title = ", ".join(one.name for one in made)
     return wr.Report(project=where.project, entity=where.entity or "", title=title[:128], blocks=blocks)
-
-
-def _answer(one: study.Study) -> str:
-    if not len(one.records):
-        return "No records yet."
-    return answers.answer(one, tables.compute(one), predictions.of_study(one))
 
 
 def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:
@@ -224,20 +217,6 @@ def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:
 def load_name(cells: pd.DataFrame) -> str:
     """The workload as W&B's config has it: `analysis.study` adds the preset where a study has several."""
     return str(cells["workload"].iloc[0]).partition(" (")[0]
-
-
-def _markdown(frame: pd.DataFrame) -> str:
-    def line(values: Iterable[object]) -> str:
-        return "| " + " | ".join(_cell(value).replace("|", "\\|") for value in values) + " |"
-
-    rows = (line(row) for row in frame.itertuples(index=False))
-    return "\n".join([line(frame.columns), line(["---"] * len(frame.columns)), *rows])
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return "—"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- pushing ---------------------------------------------------------------------------------------------------

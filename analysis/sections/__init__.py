@@ -19,9 +19,16 @@ import pandas as pd
 
 from analysis.core import Core
 
-ORDER = ("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization")
-ORDER += ("profiles", "learning_curves", "costs")
-OF_LOGS = ("submissions", "learning_curves", "costs")  # another benchmark's runs: no averages, no schedules to tell of
+ORDER: tuple[str, ...] = (
+    *("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization"),
+    *("profiles", "learning_curves", "costs"),
+)
+OF_LOGS = (
+    "submissions",
+    "profiles",
+    "learning_curves",
+    "costs",
+)  # another benchmark's runs: no averages, no schedules to tell of
 FIRST = {"steps": "steps", "final_metric": "generalization", "horizon": "horizon"}  # what the study asks: `report:`
 
 
@@ -38,7 +45,7 @@ def named(name: str) -> ModuleType:
 def of_study(core: Core) -> list[ModuleType]:
     """The sections of a study, the one it asks for first."""
     if "imported" in core.study.plan:
-        return [named(name) for name in OF_LOGS]
+        return [named(name) for name in OF_LOGS if name in every()]
     first = FIRST.get(str(core.study.plan.get("report")), "")
     rank = {name: place for place, name in enumerate(ORDER)} | {first: -1}
     names = [name for name in every() if name != "submissions"]

@@ -1,0 +1,179 @@
+"""Does a submission to AlgoPerf reach the targets sooner than the baseline?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis import chart as charts
+from analysis import words
+from analysis.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
+from analysis.core import Core
+from analysis.findings.log_findings import RULE, ratios_of_medians
+from analysis.intervals import Interval, with_interval
+from analysis.sections.profiles import colours_of, listed, number
+from analysis.study import counted
+from analysis.table_format import Column, Shown
+
+__all__ = ["RULE"]
+TITLE = "Against the baseline"
+CAPTION = (
+    "A row a submission, a panel a workload: median time to the target ÷ the baseline's, with the 95 % interval over "
+    "studies; left of 1 is sooner, a cross at an edge missed the target (right), or the baseline did (left)."
+)
+SHOWN = (
+    Shown(
+        "against_baseline",
+        "Median time to the target ÷ the baseline's",
+        ("submission", "workload", "ratio", "verdict", "num_missed", "baseline_missed"),
+        lambda frame: frame[frame["measure"] == "seconds"],
+    ),
+)
+COLUMNS = {
+    "ratio": Column("seconds ÷ baseline's", lambda row: ratio_text(row)),
+    "num_missed": Column("missed", lambda row: f"{row['num_missed']}/{row['num_studies']}"),
+    "baseline_missed": Column("baseline missed", lambda row: f"{row['baseline_missed']}/{row['baseline_studies']}"),
+}
+
+
+def tables(core: Core) -> dict[str, pd.DataFrame]:
+    """against_baseline: one row a (measure, submission, base workload): measure (``seconds``, ``steps``), baseline ·
+    ratio, low, high: of medians over studies, ∞ where the submission misses, 0 where the baseline does · verdict ·
+    num_missed of num_studies, baseline_missed of baseline_studies.
+    """
+    columns = ["measure", "baseline", "submission", "workload", "ratio", "low", "high", "verdict"]
+    columns += ["num_missed", "num_studies", "baseline_missed", "baseline_studies"]
+    if core.run is None:
+        return {"against_baseline": pd.DataFrame(columns=columns)}
+    studies = best_trials(trials_to_target(read_evaluations(core.run)))
+    studies = studies[studies["workload"].map(base_workload).isna()]
+    met = studies["met"].astype(bool)
+    studies = studies.assign(steps=studies["step"].where(met, np.inf), missed=~met)
+    baseline = baseline_of(core.study.plan.get("baseline"), sorted(set(studies["submission"])))
+    rows: list[dict[str, Any]] = []
+    for (submission, workload), mine in studies.groupby(["submission", "workload"], sort=True):
+        other = studies[(studies["submission"] == baseline) & (studies["workload"] == workload)]
+        if submission == baseline or other.empty:
+            continue
+        missed = {"num_missed": int(mine["missed"].sum()), "num_studies": len(mine)}
+        missed |= {"baseline_missed": int(other["missed"].sum()), "baseline_studies": len(other)}
+        for measure in ("seconds", "steps"):
+            top, bottom = (side[measure].to_numpy(dtype=float) for side in (mine, other))
+            if not np.isnan(np.concatenate([top, bottom])).any():
+                found = ratios_of_medians(top, bottom)
+                names = {"measure": measure, "baseline": baseline, "submission": submission, "workload": workload}
+                ends = dict(zip(("ratio", "low", "high"), found, strict=True))
+                rows.append({**names, **ends, "verdict": verdict(found), **missed})
+    return {"against_baseline": pd.DataFrame(rows, columns=columns)}
+
+
+def baseline_of(named: str | None, submissions: list[str]) -> str | None:
+    """The submission asked for, else one called baseline, else one of NadamW's; None where there is none of these."""
+    if named is not None:
+        return named
+    first = [name for word in ("baseline", "nadamw") for name in submissions if word in name.lower()]
+    return first[0] if first else None
+
+
+def verdict(ratio: Interval) -> str:
+    """``sooner``, ``later`` (shown), ``undecided``, ``both miss``."""
+    if np.isnan(ratio.value):
+        return "both miss"
+    if np.isnan(ratio.low) or ratio.low <= 1 <= ratio.high:
+        return words.UNDECIDED
+    return "sooner" if ratio.high < 1 else "later"
+
+
+def ratio_text(row: Any) -> str:
+    """'0.90 [0.88, 0.92]'; ∞ where the submission misses in most studies."""
+    return "both miss" if np.isnan(row["ratio"]) else with_interval(Interval(row["ratio"], row["low"], row["high"]))
+
+
+def chart(against_baseline: pd.DataFrame) -> alt.ConcatChart | None:
+    """A panel a workload, a row a submission, on one logarithmic axis; a switch between seconds and steps."""
+    table = against_baseline[against_baseline["ratio"].notna()]
+    if table.empty:
+        return None
+    finite = table[["ratio", "low", "high"]].to_numpy(dtype=float)
+    inside = finite[(finite > 0) & np.isfinite(finite)]
+    edges = [max(0.2, float(inside.min(initial=1.0)) / 1.1), min(5.0, float(inside.max(initial=1.0)) * 1.1)]
+    place = {name: table[name].astype(float).clip(*edges) for name in ("ratio", "low", "high")}
+    missed = ~np.isfinite(table["ratio"]) | (table["ratio"] == 0)
+    said = [ratio_text(row) for row in table.to_dict("records")]
+    table = table.assign(**place, kind=np.where(missed, "missed", "met"), said=said)
+    names = sorted(set(table["submission"]))
+    colour = alt.Color("submission:N", scale=charts.scale(colours_of(names)), legend=None)
+    measures = list(dict.fromkeys(table["measure"]))
+    radio = alt.binding_radio(options=measures, name="time in ")
+    pick = alt.param(name="submissions_measure", value=measures[0], bind=radio if len(measures) > 1 else alt.Undefined)
+    scale = alt.Scale(type="log", domain=edges, nice=False, clamp=True)
+    x = alt.X("ratio:Q", title=f"time to the target ÷ {table['baseline'].iloc[0]}'s (log)", scale=scale)
+    hover = charts.tooltips(
+        *("submission:N:submission", "workload:N:workload", "said:N:ratio", "verdict:N:it is"),
+        *("num_missed:Q:studies that miss:d", "num_studies:Q:of:d", "baseline_missed:Q:baseline's that miss:d"),
+    )
+    shape = alt.Shape("kind:N", legend=None, scale=alt.Scale(domain=["met", "missed"], range=["circle", "cross"]))
+    parts = []
+    for workload, mine in table.groupby("workload", sort=True):
+        y = alt.Y("submission:N", title=None, sort=names, axis=alt.Axis(ticks=False, domain=False, labelLimit=220))
+        base = alt.Chart(mine).transform_filter("datum.measure == submissions_measure").encode(y=y, color=colour)
+        rule = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="", scale=scale), x2="high:Q")
+        dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=shape, tooltip=hover)
+        layers = alt.layer(charts.vertical_rule(1.0), rule, dots)
+        parts.append(charts.titled(layers, str(workload), height=18 * mine["submission"].nunique() + 14, width=300))
+    made = charts.grid(parts)
+    return None if made is None else made.add_params(pick)
+
+
+def sentences(against_baseline: pd.DataFrame) -> list[str]:
+    """Each submission: on how many workloads it is sooner and later, and how often that many come by luck."""
+    table = against_baseline[against_baseline["measure"] == "seconds"]
+    told = []
+    for name, part in table.groupby("submission", sort=True):
+        sooner, later = (int((part["verdict"] == word).sum()) for word in ("sooner", "later"))
+        told.append((sooner - later, f"{name} {sooner} and {later} of {len(part)}"))
+    if not told:
+        return []
+    told.sort(key=lambda one: -one[0])
+    of = int(table.groupby("submission").size().max())
+    luck = words.by_luck(2, of)
+    more = f" and {len(told) - 6} more in the table" if len(told) > 6 else ""
+    return [
+        f"Shown to be sooner and later than {table['baseline'].iloc[0]}, in seconds: "
+        f"{'; '.join(text for _, text in told[:6])}{more}.",
+        f"Two of {of} come by luck {100 * luck:.1f} times in 100 where nothing differs; intervals are over studies, on "
+        "these workloads.",
+    ]
+
+
+def answer(against_baseline: pd.DataFrame, score_scores: pd.DataFrame, score_leads: pd.DataFrame) -> list[str]:
+    """Who has the highest score, whether its lead is shown, and how it does against the baseline."""
+    if score_scores.empty:
+        return ["These logs hold no base workload of AlgoPerf, so there is no score."]
+    scores, leads = (
+        table[table["measure"] == score_scores["measure"].iloc[0]] for table in (score_scores, score_leads)
+    )
+    first, workloads = scores.iloc[0], counted(int(scores["num_workloads"].iloc[0]), "workload")
+    if len(scores) == 1:
+        met = f"meets the target on {first['num_fastest']} of {workloads}"
+        return [f"One submission, {first['submission']}: it {met}. A score compares submissions; there is no other."]
+    if not scores["num_fastest"].any():
+        return [f"No submission of {len(scores)} meets a target on any of {workloads}."]
+    open_ = list(leads.loc[~(leads["low"] > 0), "versus"])
+    lead = f"its lead over {listed(open_[:4])} is undecided" if open_ else "its lead over every other is shown"
+    said = [
+        f"Of {len(scores)} submissions {first['submission']} has the highest score, {number(first, 'score')}, and is "
+        f"fastest on {first['num_fastest']} of {workloads}; {lead}."
+    ]
+    mine = against_baseline[(against_baseline["measure"] == "seconds")]
+    mine = mine[mine["submission"] == first["submission"]]
+    if len(mine):
+        sooner, later = (list(mine.loc[mine["verdict"] == word, "workload"]) for word in ("sooner", "later"))
+        said.append(
+            f"Against {mine['baseline'].iloc[0]} it is shown to be sooner on {len(sooner)} of {len(mine)} workloads "
+            f"and later on {len(later)}; the others are undecided."
+        )
+    return said

@@ -1,0 +1,75 @@
+"""Verdicts and numbers in words: the same in the report, on the terminal and on W&B.
+
+Three verdicts. **shown**: the interval leaves out the value that means no effect. **excluded**: it lies inside a margin
+about that value, so an effect beyond the margin is ruled out. **undecided**: neither, with the number of seeds (or
+workloads) at which an interval about the same value would decide.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from scipy.stats import binom, t
+
+from analysis.intervals import Interval, with_interval
+from analysis.savings import sign
+
+SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
+MARGIN = 0.01  # of steps: a change by less than 1 % is no effect worth having
+MOST = 1000  # seeds, beyond which no number is given
+
+
+class Verdict(NamedTuple):
+    """needed: how many seeds would decide; None where it is decided, cannot be told, or is above MOST."""
+
+    word: str
+    needed: int | None = None
+
+    def __str__(self) -> str:
+        return self.word
+
+
+def verdict(interval: Interval, n: int, *, none: float = 1.0, margin: float = MARGIN, logs: bool = True) -> Verdict:
+    """Whether an effect is shown, excluded beyond a margin, or undecided, and how many more would decide.
+
+    Args: n: seeds (or workloads) behind the interval. none: the value that means no effect. margin: a share of it where
+    `logs`, else in its units.
+    """
+    value, low, high = (math.log(max(one, 1e-300) / none) if logs else one - none for one in interval)
+    if math.isnan(low) or math.isnan(high):
+        return Verdict(UNDECIDED)
+    if not low <= 0 <= high:
+        return Verdict(SHOWN)
+    inside = math.log1p(margin) if logs else margin
+    if max(abs(low), abs(high)) <= inside:
+        return Verdict(EXCLUDED)
+    half = max(high - value, value - low)
+    for more in range(max(n, 2) + 1, MOST + 1):
+        width = half * _shrinks(n, more)
+        if width < abs(value) or abs(value) + width <= inside:
+            return Verdict(UNDECIDED, more)
+    return Verdict(UNDECIDED)
+
+
+def _shrinks(n: int, more: int) -> float:
+    """By what an interval over n values narrows with more of them: t(m)/√m ÷ t(n)/√n."""
+    return float(t.ppf(0.975, more - 1) / math.sqrt(more) / (t.ppf(0.975, max(n, 2) - 1) / math.sqrt(max(n, 2))))
+
+
+def needed(found: Verdict, what: str = "seeds") -> str:
+    """'about 12 seeds would decide'; empty where it is decided."""
+    if found.word != UNDECIDED:
+        return ""
+    return f"about {found.needed} {what} would decide" if found.needed else f"more than {MOST:,} {what} would decide"
+
+
+def by_luck(number: int, of: int, side: float = 0.025) -> float:
+    """The chance that `number` or more of `of` independent intervals miss the truth on one side: a binomial tail."""
+    return float(binom.sf(number - 1, of, side))
+
+
+def ratio(row: Any, name: str = "ratio", form: str = ".2f") -> str:
+    """'≥ 0.90 [0.88, 0.92]', from a row's columns name, name_low, name_high and bound."""
+    interval = Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+    return sign(row.get("bound")) + with_interval(interval, form)
