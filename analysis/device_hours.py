@@ -7,16 +7,13 @@ import pandas as pd
 
 from analysis.records import rows_of_cells
 
-USER_RULE = (
-    "What a user pays: wall seconds of training (data included) and of this one average, up to the interpolated "
-    "step at which the target is met, × devices ÷ 3600; evaluation is left out. Seconds between two evaluations "
-    "grow linearly. A run that misses the target pays for all it trained, a lower bound."
+MARGINAL = (
+    "wall seconds of training (data included) and of this one average up to the interpolated step at which the target "
+    "is met, × devices ÷ 3600, evaluation left out; a run that misses pays for all it trained, a lower bound."
 )
-SWEEP_RULE = (
-    "What the sweep paid: wall seconds of every attempt at every trajectory, failed and repeated ones, start-up "
-    "and evaluation included, × devices ÷ 3600. One trial a trajectory: training once, and averaging and "
-    "evaluation of each of its cells, as recorded. One trial a cell: the same, with training once a cell: an "
-    "estimate from the same records, not a measurement."
+TOTAL = (
+    "wall seconds of every attempt at every trajectory, start-up and evaluation included, × devices ÷ 3600. One trial "
+    "a cell is an estimate from the same records: training once a cell."
 )
 
 
@@ -55,7 +52,7 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
     once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum()
     averaging, evaluation = hours["average_seconds"].sum(), hours["eval_seconds"].sum()
     rows = [
-        ("paid", "all", float((trials["seconds"] * trials["num_devices"]).sum() / 3600)),
+        ("paid", "all", paid(trials)),
         ("one trial a trajectory", "training", float(once)),
         ("one trial a trajectory", "averaging", float(averaging)),
         ("one trial a trajectory", "evaluation", float(evaluation)),
@@ -67,6 +64,11 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
 
 
 _SECONDS = ["train_seconds", "average_seconds", "eval_seconds"]
+
+
+def paid(trials: pd.DataFrame) -> float:
+    """Device-hours of all attempts: Σ seconds × devices / 3600."""
+    return float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
 
 
 def unit(cells: pd.DataFrame) -> str:

@@ -44,11 +44,6 @@ def links(studies: Sequence[Study], place: int) -> list[Link]:
     return found
 
 
-def paid(trials: pd.DataFrame) -> float:
-    """Device-hours of all attempts: Σ seconds × devices / 3600."""
-    return float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
-
-
 def write(run: Path, studies: Sequence[Study], answers: Sequence[list[str]]) -> Path:
     """Writes the page; every string from the run folder is escaped. The same folder gives the same bytes."""
     cells = pd.concat([study.cells for study in studies]).drop_duplicates("cell_id")
@@ -67,14 +62,14 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[list[str]]) -> 
             "cells": f"{len(study.cells):,}",
             "trajectories": f"{_trajectories(study.cells):,}",
             "shared": f"{len(study.shared):,}",
-            "hours": f"{paid(study.trials):.3g}",
+            "hours": f"{device_hours.paid(study.trials):.3g}",
         }
         for study, answer in zip(studies, answers, strict=True)
     ]
     total = {
         "cells": f"{len(cells):,}",
         "trajectories": f"{_trajectories(cells):,}",
-        "hours": f"{paid(load_trials(run)):.3g}",
+        "hours": f"{device_hours.paid(load_trials(run)):.3g}",
     }
     path = run / "report.html"
     page = environment.from_string(text).render(studies=rows, total=total, unit=unit)

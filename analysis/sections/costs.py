@@ -2,15 +2,117 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import altair as alt
+import numpy as np
 import pandas as pd
 
-from analysis import device_hours
+from analysis import chart as charts
+from analysis.baselines import in_front
+from analysis.chart import Look
 from analysis.core import Core
+from analysis.device_hours import MARGINAL, TOTAL, paid, sweep_hours
+from analysis.intervals import with_interval
+from analysis.paired import over_workloads
+from analysis.savings import overall_bound, sign
+from analysis.study import SCHEME_NAMES, Study, counted
+from analysis.style import REFERENCE_LINE
 
-TITLE = "Device-hours"
-CAPTION = ""
-RULE = device_hours.USER_RULE
+TITLE = "Device-hours, marginal and total"
+CAPTION = (
+    "A bar is the mean over seeds of what training and this one average cost up to the target; the number at it is the "
+    "ratio to the baseline. Last panel: what the whole sweep paid, beside one trial a trajectory and one a cell."
+)
+RULE = f"Marginal: {MARGINAL} Total: {TOTAL}"
+PARTS = {"all": "#808080", "training": "#5f7fe0", "averaging": "#d1477a", "evaluation": "#b08a00"}
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
-    return {"sweep_device_hours": device_hours.sweep_hours(core.cells, core.records, core.study.trials)}
+    """sweep_device_hours: what the sweep paid, by part."""
+    return {"sweep_device_hours": sweep_hours(core.cells, core.records, core.study.trials)}
+
+
+def sentences(
+    ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, sweep_device_hours: pd.DataFrame, study: Study, unit: str
+) -> list[str]:
+    """What a user pays at the pre-specified settings, then what the sweep paid; the two are never mixed."""
+    found = []
+    same = ratios_by_seed[ratios_by_seed["versus"] == "same schedule"]
+    for scheme, picked in in_front(chosen).groupby("scheme", sort=True):
+        mine = same[same["setting"].isin(picked["setting"]) & same["hours_ratio"].notna()]
+        if len(mine) and not found:
+            ratio = over_workloads(mine.assign(value=np.log(mine["hours_ratio"].astype(float))))
+            found.append(
+                f"A user of {SCHEME_NAMES.get(str(scheme), str(scheme))} at the pre-specified horizon pays "
+                f"{sign(overall_bound(mine['bound']))}{with_interval(ratio)} of the baseline's {unit} to the target."
+            )
+    hours = sweep_device_hours.groupby("way")["device_hours"].sum()
+    fused, unfused = hours["one trial a trajectory"], hours["one trial a cell"]
+    text = f"The sweep of {counted(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}"
+    if fused > 0 and unfused > 1.05 * fused:
+        text += f"; by the records one trial a cell would have cost {unfused / fused:.2g} times one a trajectory"
+    found.append(f"{text}.")
+    if study.shared:
+        shared = paid(study.trials[study.trials["name"].isin(study.shared)])
+        found.append(
+            f"{shared:.3g} of it trained {counted(len(study.shared), 'trajectory')} that serve other studies of this "
+            "folder too: paid once, counted in full in each."
+        )
+    return found
+
+
+def chart(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look, unit: str) -> alt.ConcatChart | None:
+    """A bar a setting: hours to the target; last, what the sweep paid by part."""
+    table = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(look.shown["setting"])]
+    table = table[table["device_hours"].notna() & table["baseline_device_hours"].notna()]
+    parts = [_marginal(mine, str(workload), look, unit) for workload, mine in table.groupby("workload", sort=True)]
+    if (sweep_device_hours["device_hours"] > 0).any():
+        parts.append(_total(sweep_device_hours[sweep_device_hours["device_hours"] > 0], unit))
+    made = charts.grid(parts)
+    return None if made is None else made.resolve_scale(color="independent")
+
+
+def _marginal(mine: pd.DataFrame, workload: str, look: Look, unit: str) -> Any:
+    own: dict[str, Any] = {"scheme_label": SCHEME_NAMES["none"], "scheme": "none", "bound": "exact"}
+    own |= {"device_hours": mine["baseline_device_hours"].iloc[0], "hours_ratio": 1.0}
+    mine = pd.concat([pd.DataFrame([own]), mine[[*own, "hours_ratio_low", "hours_ratio_high"]]])
+    name = mine["scheme"].map(SCHEME_NAMES).fillna(mine["scheme"])
+    mine = mine.assign(said=[_said(row) for row in mine.to_dict("records")], scheme_name=name)
+    hover = charts.tooltips(
+        *("scheme_label:N:setting", f"device_hours:Q:{unit}:.4g", "hours_ratio:Q:÷ baseline's:.3f"),
+        *("hours_ratio_low:Q:from:.3f", "hours_ratio_high:Q:to:.3f", "bound:N:the ratio is"),
+    )
+    axis = alt.Axis(format="~g", tickCount=5)
+    bars = alt.Chart(mine).encode(
+        y=look.rows(mine, workload), x=alt.X("device_hours:Q", title=f"{unit} to the target", axis=axis)
+    )
+    text = bars.mark_text(align="left", dx=4, fontSize=11, color=REFERENCE_LINE)
+    colour = charts.scheme_colour(look.schemes).legend(None)  # the rows say it
+    layered = alt.layer(
+        bars.mark_bar(height={"band": 0.7}).encode(color=colour, tooltip=hover), text.encode(text="said:N")
+    )
+    return charts.titled(layered, workload, **charts.row_size(mine))
+
+
+def _said(row: dict[Any, Any]) -> str:
+    """What stands at a bar: the ratio, or why there is none."""
+    ratio = row["hours_ratio"]
+    return f"{sign(row['bound'], mixed='~ ')}{ratio:.2f}" if ratio == ratio else "no ratio: both miss"
+
+
+def _total(table: pd.DataFrame, unit: str) -> Any:
+    order = list(dict.fromkeys(table["way"]))
+    axis = alt.Axis(ticks=False, domain=False, labelLimit=300)
+    made = (
+        alt.Chart(table.assign(rank=table["part"].map({part: place for place, part in enumerate(PARTS)})))
+        .mark_bar(height={"band": 0.6})
+        .encode(
+            y=alt.Y("way:N", title=None, sort=order, axis=axis),
+            x=alt.X("device_hours:Q", title=f"{unit}, whole sweep", axis=alt.Axis(format="~g")),
+            color=alt.Color("part:N", title=None, sort=list(PARTS), scale=charts.scale(PARTS)),
+            order="rank:Q",
+            tooltip=charts.tooltips("way:N:way", "part:N:part", f"device_hours:Q:{unit}:.4g"),
+        )
+    )
+    return charts.titled(made, "the sweep", height=36 * len(order) + 10, width=300)
