@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import baselines, device_hours, generalization, robustness, savings
-from analysis.steps_to_target import steps_to_target
+from analysis.steps_to_target import median_curves, steps_to_target
 from analysis.study import Study
 
 
@@ -68,6 +68,11 @@ class Core:
         return generalization.generalization(self.by_cell, self.pairs)
 
     @cached_property
+    def medians(self) -> pd.DataFrame:
+        """The median learning curve of each setting."""
+        return median_curves(self.cells, self.records)
+
+    @cached_property
     def settings(self) -> pd.DataFrame:
         return settings(self.cells, self.steps, self.ratios, self.general)
 
@@ -82,6 +87,10 @@ class Core:
             "horizon_map": self.labelled(self.horizons),
             "baselines": self.baselines,
             "chosen": self.chosen,
+            "median_curves": self.labelled(self.medians),
+            "generalization_by_cell": self.named(
+                self.by_cell.drop(columns=["workload", "training", "setting", "seed"])
+            ),
         }
 
     def labelled(self, table: pd.DataFrame) -> pd.DataFrame:

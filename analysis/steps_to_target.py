@@ -168,3 +168,40 @@ def least_steps(cell: Mapping[Any, Any]) -> float:
     end = min(cell["length_steps"], cell["step_budget"])
     stopped = cell["state"] == "finished" and cell["last_step"] < end
     return float(cell["last_step"] if stopped else cell["step_budget"])
+
+
+def median_curves(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """Per setting and step: the median of the metric over seeds; a diverged record takes no part.
+
+    Returns: workload, training, setting, step, share (of the step budget), median, num_seeds; steps at which
+    every seed of the setting that is not unfinished has a record.
+    """
+    steps, metric = records["step"].to_numpy(), records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
+    alive, rows = ~records["diverged"].to_numpy(dtype=bool), rows_of_cells(records)
+    keys = ["workload", "training", "setting"]
+    settings = cells.groupby([*keys, "step_budget"], sort=True)["cell_id"].agg(list).reset_index()
+    parts = []
+    for cell_ids in settings.pop("cell_id"):
+        seeds = [rows[cell_id] for cell_id in cell_ids if cell_id in rows]
+        curves_of = [(steps[seed][alive[seed]], metric[seed][alive[seed]]) for seed in seeds]
+        parts.append(_median_curve(curves_of))
+    result = settings.loc[np.repeat(settings.index, [len(at) for at, *_ in parts])].reset_index(drop=True)
+    empty = (np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int64))
+    result["step"], median, num = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    result["share"] = result["step"] / result.pop("step_budget")
+    return result.assign(median=median, num_seeds=num)
+
+
+def _median_curve(seeds: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    """(steps, median, num_seeds) where as many seeds as anywhere have a value. Args: (steps, metric) a seed."""
+    if not seeds:
+        return np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int64)
+    at = seeds[0][0]
+    same = all(np.array_equal(one, at) and np.isfinite(values).all() for one, values in seeds)
+    if same:  # one evaluation grid, as a rule
+        return at, np.median([values for _, values in seeds], axis=0), np.full(len(at), len(seeds))
+    table = pd.DataFrame({"step": np.concatenate([s for s, _ in seeds])})
+    table["metric"] = np.concatenate([values for _, values in seeds])
+    found = table.groupby("step", sort=True)["metric"].agg(["median", "count"])
+    found = found[found["count"] == found["count"].max()]
+    return found.index.to_numpy(), found["median"].to_numpy(), found["count"].to_numpy()

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis import families, savings, survival
+from analysis import families, savings, survival, words
+from analysis.baselines import in_front
 from analysis.chart import Look
 from analysis.core import Core
+from analysis.intervals import of_row, with_interval
+from analysis.paired import over_workloads
+from analysis.steps_to_target import HELD
 from analysis.study import SCHEME_NAMES
 from analysis.table_format import Column, Shown
 
@@ -98,6 +103,40 @@ def in_order(settings: pd.DataFrame) -> pd.DataFrame:
     return settings.loc[order.sort_values(axes, kind="stable").index]
 
 
-def sentences(ratios: pd.DataFrame) -> list[str]:
-    """What the figure says, at most three."""
-    return []
+def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+    """On how many workloads the pre-specified average saves, how often that comes by luck, and sustained crossings."""
+    picked = in_front(chosen)
+    front = picked["scheme"].value_counts()
+    if front.empty:
+        return []
+    scheme = "ema" if "ema" in front else str(front.index[0])
+    mine = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(picked["setting"])]
+    mine = mine[(mine["scheme"] == scheme) & mine["geometric_mean"].notna()]
+    if mine.empty:
+        return []
+    rows = mine.to_dict("records")
+    found = [(row, words.verdict(of_row(row, "geometric_mean"), row["num_pairs"])) for row in rows]
+    fewer = [row["workload"] for row, one in found if one.word == words.SHOWN and row["geometric_mean"] < 1]
+    more = [row["workload"] for row, one in found if one.word == words.SHOWN and row["geometric_mean"] > 1]
+    excluded = [row["workload"] for row, one in found if one.word == words.EXCLUDED]
+    open_ = [f"{row['workload']} ({one.needed or '> 1,000'})" for row, one in found if one.word == words.UNDECIDED]
+    luck = words.by_luck(max(len(fewer), 1), len(rows))
+    parts = [f"a saving is shown on {len(fewer)}{_listed(fewer)}"]
+    parts += [f"a loss on {len(more)}{_listed(more)}"] if more else []
+    parts += [f"a change of over 1 % is excluded on {len(excluded)}{_listed(excluded)}"] if excluded else []
+    parts += [f"{len(open_)} undecided, with the seeds that would decide: {', '.join(open_)}"] if open_ else []
+    said = [
+        f"{rows[0]['scheme_label']}, pre-specified, workload by workload: of {len(rows)}, {'; '.join(parts)}. Where "
+        f"nothing is saved {max(len(fewer), 1)} or more would come by luck {100 * luck:.2g} times in 100."
+    ]
+    seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
+    seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
+    if len(seeds):
+        held = over_workloads(seeds.assign(value=np.log(seeds["held_ratio"].astype(float))))
+        bound = savings.sign(savings.overall_bound(seeds["held_bound"]))
+        said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
+    return said
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""

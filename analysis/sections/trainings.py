@@ -1,0 +1,312 @@
+"""Does an average help at every learning rate, optimizer, schedule, length or batch size?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis import basin, survival, words
+from analysis import chart as charts
+from analysis.baselines import fixed_settings, in_front
+from analysis.chart import Look
+from analysis.core import Core
+from analysis.intervals import of_row, with_interval
+from analysis.paired import over_workloads
+from analysis.savings import overall_bound, ratios, ratios_by_seed, sign
+from analysis.study import counted
+from analysis.style import REFERENCE_LINE
+from analysis.training_axis import TITLES, training_axes
+
+TITLE = "Across trainings"
+CAPTION = (
+    "Baseline and averages at every training of a workload. Dots: RMST (mean steps up to T) or the final metric, with "
+    "the 95 % interval; hollow where a seed missed the target. Ticks: seeds. Values far off lie off the axis."
+)
+RULE = basin.RULE
+FEW = 6  # settings up to which all are shown at first
+SIDE = 0.04  # how far apart the settings of one place stand, as a share of the axis
+FAR = 3.0  # the final metric's axis ends this many interquartile ranges beyond the middle half of its values
+REFERENCE_OPTIMIZER = "nadamw"  # the paper's; a study without it is measured against its first one
+
+
+def tables(core: Core) -> dict[str, pd.DataFrame]:
+    """across_trainings: one row a setting · optimizers: baselines of one against another · basin: of peak LRs."""
+    cells, axes = core.cells, training_axes(core.cells)
+    means = survival.restricted_means(cells, core.steps)
+    return {
+        "across_trainings": across_trainings(core, axes, means),
+        "optimizers": optimizers_compared(cells, axes, core.steps, core.hours),
+        "basin": basin.basins(basin.widths(cells, axes, core.steps, core.by_cell)),
+    }
+
+
+def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting of a workload that has several trainings, in the order of its axis, baselines first.
+
+    axis, place, name: of `training_axis.training_axes` · fixed: pre-specified, or a baseline · num_seeds, num_missed,
+    num_unfinished · median_steps (missed counted at T) · restricted_mean, best_metric, final_metric: means over seeds
+    with _low and _high · ratio: of steps to the baseline of the same training, best_ratio: to the best training's of
+    the workload, which was selected post hoc; geometric means with _low and _high, bound and best_bound.
+    """
+    columns = ["setting", "training", "training_label", "scheme", "scheme_label", "horizon_fraction", "step_budget"]
+    columns += ["num_seeds", "num_unfinished", "num_censored", "steps_to_target", "metric_name", "higher_is_better"]
+    names = {"num_censored": "num_missed", "steps_to_target": "median_steps"}
+    table = axes.merge(core.settings[columns].rename(columns=names), on="training", how="inner")
+    fixed = set(fixed_settings(core.cells, core.primary[1]).loc[lambda rows: rows["near"], "setting"])
+    table["fixed"] = table["setting"].isin(fixed) | (table["scheme"] == "none")
+    for source, wanted in ((means, ["restricted_mean"]), (core.general, ["best_metric", "final_metric"])):
+        keep = [f"{name}{end}" for name in wanted for end in ("", "_low", "_high")]
+        table = table.merge(source.reindex(columns=["setting", *keep]), on="setting", how="left")
+    for versus, name in (("same schedule", ""), ("best baseline", "best_")):
+        mine = core.ratios[core.ratios["versus"] == versus]
+        ends = {f"geometric_mean{end}": f"{name}ratio{end}" for end in ("", "_low", "_high")}
+        mine = mine.rename(columns=ends | {"bound": f"{name}bound"})
+        table = table.merge(mine[["setting", *ends.values(), f"{name}bound"]], on="setting", how="left")
+    order = {int(training): place for place, training in enumerate(axes["training"])}
+    table = table.assign(order=table["training"].map(order), averaged=table["scheme"] != "none")
+    table = table.sort_values(["workload", "order", "averaged", "scheme", "horizon_fraction", "setting"], kind="stable")
+    return table.drop(columns=["order", "averaged"]).reset_index(drop=True)
+
+
+def optimizers_compared(
+    cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame
+) -> pd.DataFrame:
+    """Baselines of each optimizer against those of REFERENCE_OPTIMIZER with the same seed, to the target.
+
+    Returns what `savings.ratios` does (ratios of steps and of device-hours, with intervals), a row a
+    (workload, optimizer), and reference: the optimizer it is measured against.
+    """
+    axes = axes[axes["axis"] == "optimizer"]
+    own = cells[(cells["scheme"] == "none") & cells["training"].isin(axes["training"])]
+    pairs = []
+    for workload, part in own.groupby("workload", sort=True):
+        known = sorted(set(part["optimizer"]))
+        reference = REFERENCE_OPTIMIZER if REFERENCE_OPTIMIZER in known else known[0]
+        base = part[part["optimizer"] == reference].set_index("seed")["cell_id"]
+        other = part[part["optimizer"] != reference]
+        table = other[["training", "setting", "seed", "cell_id"]].assign(workload=workload, versus=reference)
+        pairs.append(table.assign(baseline_cell_id=other["seed"].map(base)).dropna(subset="baseline_cell_id"))
+    columns = ["versus", "workload", "training", "setting", "seed", "cell_id", "baseline_cell_id"]
+    every = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
+    table = ratios(ratios_by_seed(every, steps, hours) if len(every) else every)
+    names = cells.drop_duplicates("training").set_index("training")["optimizer"]
+    return table.assign(optimizer=table["training"].map(names)).rename(columns={"versus": "reference"})
+
+
+def sentences(
+    across_trainings: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, basin: pd.DataFrame,
+    optimizers: pd.DataFrame,
+) -> list[str]:  # fmt: skip
+    """What the pre-specified average saves at each training; how wide the basin of LRs is; the best optimizer."""
+    if across_trainings.empty:
+        return []
+    rows = across_trainings[across_trainings["fixed"] & (across_trainings["scheme"] != "none")]
+    front = in_front(chosen)["scheme"].value_counts()
+    scheme = "ema" if "ema" in front else str(front.index[0]) if len(front) else ""
+    rows = rows[rows["scheme"] == scheme]
+    found = []
+    same = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule") & ratios_by_seed["ratio"].notna()]
+    said = []
+    for name, part in rows.groupby("name", sort=False):
+        mine = same[same["setting"].isin(part["setting"])]
+        if len(mine):
+            ratio = over_workloads(mine.assign(value=np.log(mine["ratio"].astype(float))))
+            said.append(f"{name} {sign(overall_bound(mine['bound']))}{with_interval(ratio)}")
+    if said:
+        axis = TITLES[str(rows["axis"].iloc[0])].split(",")[0]
+        more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+        found.append(
+            f"Steps of {rows['scheme_label'].iloc[0]} ÷ those of the same training's last iterate, by {axis}: "
+            f"{', '.join(said[:8])}{more}."
+        )
+    return found + _basin_sentence(basin, rows) + _optimizer_sentence(optimizers)
+
+
+def _basin_sentence(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    mine = table[(table["rule"] == basin.REACHES) & table["scheme_label"].isin(rows["scheme_label"])]
+    mine = mine[mine["difference_low"].notna()] if len(mine) else mine
+    if mine.empty:
+        return []
+    wider = int((mine["difference_low"] > 0).sum())
+    luck = 100 * words.by_luck(max(wider, 1), len(mine))
+    each = [f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')}" for r in mine.to_dict("records")[:4]]
+    return [
+        f"It is shown to widen the range of peak LRs that reach the target on {wider} of "
+        f"{counted(len(mine), 'workload')} ({max(wider, 1)} or more come by luck {luck:.1f} times in 100); in octaves: "
+        f"{', '.join(each)}{' …' if len(mine) > 4 else ''}."
+    ]
+
+
+def _optimizer_sentence(table: pd.DataFrame) -> list[str]:
+    known = table[table["geometric_mean"].notna()] if len(table) else table
+    said = [
+        f"{row['workload']}, {row['optimizer']} {sign(row['bound'])}{with_interval(of_row(row, 'geometric_mean'))}"
+        for row in known.to_dict("records")[:6]
+    ]
+    more = " …" if len(known) > 6 else ""
+    return [f"Baselines against {known['reference'].iloc[0]}'s, in steps: {'; '.join(said)}{more}."] if said else []
+
+
+def chart(
+    across_trainings: pd.DataFrame, steps_to_target: pd.DataFrame, generalization_by_cell: pd.DataFrame, look: Look
+) -> alt.ConcatChart | None:
+    """Two panels a workload: steps to target, and the final metric, against the axis of its trainings."""
+    table = across_trainings[across_trainings["scheme_label"].isin(look.colours)]
+    if table.empty:
+        return None
+    labels = [label for label in look.colours if label in set(table["scheme_label"])]
+    first = labels if len(labels) <= FEW else look.chosen
+    pick = charts.legend_pick(first, "trainings_pick")
+    colour = charts.setting_colour({label: look.colours[label] for label in labels})
+    parts: list[Any] = []
+    for workload, mine in table.groupby("workload", sort=True):
+        for panel in (_steps(mine, steps_to_target), _final(mine, generalization_by_cell)):
+            if panel is not None:
+                rows, seeds, rules, y = panel
+                chart = _panel(mine, rows, seeds, rules, y, labels, colour, pick, first=not parts)
+                parts.append(charts.titled(chart, str(workload)))
+    return charts.grid(parts)
+
+
+Panel = tuple[pd.DataFrame, pd.DataFrame, list[Any], alt.Y]
+
+
+def _steps(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
+    rows = mine[mine["restricted_mean"].notna()]
+    if rows.empty:
+        return None
+    rows = _summary(rows, "restricted_mean").assign(missed=rows["num_missed"] > 0)
+    seeds = seeds[seeds["setting"].isin(rows["setting"]) & seeds["counted_steps"].notna()]
+    seeds = seeds[["setting", "seed", "counted_steps", "status"]].rename(columns={"counted_steps": "value"})
+    seeds = seeds.assign(missed=seeds["status"] != "met")
+    budget = float(rows["step_budget"].max())
+    low, high = _most(rows, seeds["value"])
+    high = min(high, budget + 0.06 * (budget - low))  # no mean lies beyond it
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False)
+    y = alt.Y("value:Q", title="steps to target", scale=scale, axis=alt.Axis(format=",d", tickCount=6))
+    rule = alt.Chart(pd.DataFrame({"at": [budget], "label": ["step budget"]}))
+    line = rule.mark_rule(color=REFERENCE_LINE, strokeDash=[6, 4], clip=True).encode(y="at:Q")
+    return rows, seeds, [line] if high > 0.98 * budget else [], y
+
+
+def _final(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
+    rows = mine[mine["final_metric"].notna()]
+    if rows.empty:
+        return None
+    rows = _summary(rows, "final_metric").assign(missed=False)
+    seeds = seeds[seeds["setting"].isin(rows["setting"]) & seeds["final_metric"].notna()]
+    seeds = seeds[["setting", "seed", "final_metric"]].rename(columns={"final_metric": "value"})
+    seeds = seeds.assign(missed=False, status="final")
+    title = charts.metric_title(rows["metric_name"].iloc[0], bool(rows["higher_is_better"].iloc[0]))
+    scale = alt.Scale(domain=_most(rows, seeds["value"]), nice=False, zero=False)
+    return (
+        rows,
+        seeds,
+        [],
+        alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")),
+    )
+
+
+def _summary(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    return rows.assign(value=rows[name], low=rows[f"{name}_low"], high=rows[f"{name}_high"])
+
+
+def _most(rows: pd.DataFrame, values: pd.Series) -> list[float]:
+    """An axis for all values but those far off the others: a run that went astray must not hide the rest.
+
+    Intervals may stretch it by half of what the values need; longer ones run off it.
+    """
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    room = FAR * (upper - lower)
+    low, high = max(float(values.min()), lower - room), min(float(values.max()), upper + room)
+    spare = (high - low) or 0.1 * abs(high) or 0.1
+    ends = rows[["low", "high"]].to_numpy(dtype=float).ravel()
+    ends = ends[np.isfinite(ends)]
+    low = max(low - spare / 2, min([low, *ends]))
+    high = min(high + spare / 2, max([high, *ends]))
+    return [low - 0.06 * spare, high + 0.06 * spare]
+
+
+def _panel(
+    mine: pd.DataFrame,
+    rows: pd.DataFrame,
+    seeds: pd.DataFrame,
+    rules: list[Any],
+    y: alt.Y,
+    labels: list[str],
+    colour: alt.Color,
+    pick: alt.Parameter,
+    first: bool,
+) -> Any:
+    keep = ["setting", "scheme", "scheme_label", "name", "place"]
+    seeds = seeds.merge(rows[keep], on="setting")
+    axis, x = str(mine["axis"].iloc[0]), _axis(mine)
+    rows, seeds = (_beside(table, mine, labels, axis) for table in (rows, seeds))
+    seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
+    base, ticks = (alt.Chart(table).transform_filter(pick).encode(x=x, color=colour) for table in (rows, seeds))
+    hover = charts.tooltips(f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "seed:Q:seed:d", "value:Q:value:.5~g")
+    mark = alt.when(alt.datum.missed).then(alt.value("circle")).otherwise(alt.value("stroke"))
+    ticks = ticks.mark_point(filled=False, size=50, strokeWidth=1.5, clip=True)
+    ticks = ticks.encode(y=y, shape=mark, opacity=alt.value(0.6), tooltip=[*hover, alt.Tooltip("status:N", title="it")])
+    lines = base.mark_line(strokeWidth=1.5, clip=True)
+    lines = lines.encode(y=y, opacity=seen, strokeDash=charts.dashes(), detail="scheme_label:N")
+    whiskers = base.mark_rule(strokeWidth=1.5, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
+    spec: Any = colour.to_dict()
+    fill = alt.when(alt.datum.missed).then(alt.value("transparent"))
+    hover = charts.tooltips(
+        *(f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "value:Q:mean:.5~g", "low:Q:from:.5~g"),
+        *("high:Q:to:.5~g", "num_missed:Q:seeds that missed:d", "num_seeds:Q:seeds:d"),
+        *("ratio:Q:steps ÷ raw run's:.3f", "best_ratio:Q:steps ÷ best raw training's:.3f"),
+    )
+    dots = base.mark_point(size=45, strokeWidth=2, opacity=1, clip=True)
+    dots = dots.encode(
+        y=y, tooltip=hover, fill=fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
+    )
+    dots = dots.add_params(pick) if first else dots
+    between = [lines] if rows["place"].notna().all() else []  # between names there is nothing to join
+    return alt.layer(*rules, ticks, *between, whiskers, dots)
+
+
+def _axis(mine: pd.DataFrame) -> alt.X:
+    axis = str(mine["axis"].iloc[0])
+    if mine["place"].isna().any():  # a place of its own for each name, in order
+        names = list(dict.fromkeys(mine["name"]))
+        label = f"split({json.dumps(names)}[datum.value], /_|, /)"
+        ticks = alt.Axis(values=list(range(len(names))), labelExpr=label, grid=False, labelLimit=110, labelAngle=0)
+        domain = [-0.5, len(names) - 0.5]
+        return alt.X("at:Q", title=None, axis=ticks, scale=alt.Scale(domain=domain, nice=False, zero=False))
+    places = sorted(set(mine["place"].astype(float)))
+    share = axis == "length"
+    domain = _ends(places, log=not share)
+    ticks = alt.Axis(values=places, grid=False, format=".0%" if share else "~g", labelOverlap=False)
+    kind = (
+        alt.Scale(domain=domain, nice=False, zero=False) if share else alt.Scale(type="log", domain=domain, nice=False)
+    )
+    return alt.X("at:Q", title=TITLES[axis] + ("" if share else " (log)"), axis=ticks, scale=kind)
+
+
+def _ends(places: list[float], log: bool) -> list[float]:
+    if log:
+        room = (places[-1] / places[0]) ** 0.12
+        return [places[0] / room, places[-1] * room]
+    room = 0.12 * (places[-1] - places[0])
+    return [places[0] - room, places[-1] + room]
+
+
+def _beside(table: pd.DataFrame, mine: pd.DataFrame, labels: list[str], axis: str) -> pd.DataFrame:
+    """Adds at: the place of a row, moved aside a little, so that the settings of one place do not hide each other."""
+    number = table["scheme_label"].map({label: i for i, label in enumerate(labels)}).astype(float)
+    aside = SIDE * (number - (len(labels) - 1) / 2)
+    if mine["place"].isna().any():
+        names = list(dict.fromkeys(mine["name"]))
+        at = table["name"].map({name: i for i, name in enumerate(names)}) + aside * min(4.0, 20 / len(labels))
+        return table.assign(at=at.astype(float))
+    places = sorted(set(mine["place"].astype(float)))
+    low, high = _ends(places, log=axis != "length")
+    if axis == "length":
+        return table.assign(at=table["place"] + aside * (high - low) / 3)
+    return table.assign(at=table["place"] * (high / low) ** (aside / 3))
