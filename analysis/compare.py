@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import device_hours, generalization, records, savings
-from analysis.intervals import of_row, with_interval
-from analysis.savings import sign
+from analysis.intervals import of_row
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, counted, read
+from analysis.table_format import Column, Shown, aligned, table
 
 RULE = (
     "Cells are the same where workload, preset, seed and every axis of training and averaging are equal, whatever "
@@ -35,7 +35,7 @@ class Comparison:
     settings: one row a shared setting: workload, schedule, scheme, num_pairs, num_exact, num_missed (of B),
     num_missed_a, bound (of the ratio, see
     `savings.ratios`), steps_ratio, hours_ratio, final_difference: each with _low and _high · steps, metric:
-    ``fewer``, ``more``, ``undecided`` (a bound on the wrong side), ``better``, ``worse`` or ``none``, null without an
+    ``fewer``, ``more``, ``undecided`` (a bound on the wrong side), ``better``, ``worse`` or ``none``, None without an
     interval ·
     only_a, only_b: workload, schedule, scheme, seeds · num_identical: shared cells whose records have the same
     steps and metrics to the last bit.
@@ -51,23 +51,30 @@ class Comparison:
     num_identical: int
 
     def text(self) -> str:
-        """Differences first, then how much is shared, then the settings, then what only one of them has."""
+        """The answer first, then what differs around them, the shared settings, and what only one of them has."""
+        num_a, num_b = (int(side["num_cells"].sum()) for side in (self.only_a, self.only_b))
         parts = [f"A: {self.a}", f"B: {self.b}", ""]
+        both = f"{counted(self.num_shared, 'cell')} {'is' if self.num_shared == 1 else 'are'} in both"
+        identical = f", {self.num_identical:,} the same to the last bit" if self.num_shared else ""
+        parts.append(f"{both}{identical}; {num_a:,} only in A, {num_b:,} only in B.")
+        parts += [_verdict(self.settings)] if self.num_shared else []
         if len(self.differences):
-            parts += ["What differs around them", _aligned(self.differences)]
+            parts += ["", "What differs around them", _aligned(self.differences)]
         else:
             parts.append("Targets, versions and devices are the same.")
-        num_a, num_b = (int(side["num_cells"].sum()) for side in (self.only_a, self.only_b))
-        both = f"{counted(self.num_shared, 'cell')} {'is' if self.num_shared == 1 else 'are'} in both"
-        parts += ["", f"{both}; {num_a:,} only in A, {num_b:,} only in B."]
         if self.num_shared:
-            have = "has" if self.num_identical == 1 else "have"
-            parts.append(f"Of these {self.num_identical:,} {have} the same records to the last bit.")
-            parts += ["", _verdict(self.settings), _aligned(_words(self.settings))]
+            shown = Shown("", "", tuple(_COLUMNS))
+            parts += ["", aligned(table(self.settings, shown, _COLUMNS, _SHOWN))]
         for name, side in (("A", self.only_a), ("B", self.only_b)):
             if len(side):
                 parts += ["", f"Only in {name}", _aligned(_by_schedule(side))]
         return "\n".join([*parts, "", RULE])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        frames = {name: getattr(self, name) for name in ("differences", "settings", "only_a", "only_b")}
+        made = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        return {"a": self.a, "b": self.b, "shared": self.num_shared, "identical": self.num_identical, **made}
 
 
 def compare(a: str | Path, b: str | Path) -> Comparison:
@@ -273,66 +280,46 @@ def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _verdict(settings: pd.DataFrame) -> str:
-    """How many settings are on which side, and why others are on none."""
+    """How many settings are on which side."""
     said = []
-    for column, what, verb, words in (
-        ("steps", "steps-to-target", "B needs fewer", ("fewer", "more")),
-        ("metric", "final metric", "B is better", ("better", "worse")),
-    ):
+    for column, what, kinds in (("steps", "steps-to-target", ("fewer", "more")), ("metric", "final metric", _SIDES)):
         count = Counter(settings[column].dropna())
-        if not count:
-            said.append(f"{what}: no interval (one pair a setting, or none)")
-            continue
-        first, second = (count[word] for word in words)
-        text = f"{what}: {verb} in {first}, {words[1]} in {second}, no effect in {count['none']}"
-        text += f", undecided in {count['undecided']}" if count["undecided"] else ""
-        unknown = len(settings) - count.total()
-        said.append(f"{text}, without an interval {unknown}" if unknown else text)
-    return f"{counted(len(settings), 'setting')} in both. {'; '.join(said)}."
+        sides = ", ".join(f"{kind} in {count[kind]}" for kind in kinds)
+        rest = count.total() - sum(count[kind] for kind in kinds)
+        without = len(settings) - count.total()
+        tail = f", without an interval {without}" if without else ""
+        said.append(f"{what} of B shown {sides}, not told apart in {rest}{tail}" if count else f"{what}: no interval")
+    return f"{counted(len(settings), 'setting')} in both: {'; '.join(said)}."
 
 
-def _words(settings: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for row in settings.to_dict("records"):
-        ratio, metric = (of_row(row, name) for name in ("steps_ratio", "final_difference"))
-        rows.append(
-            {
-                "workload": row["workload"],
-                "schedule": row["schedule"],
-                "scheme": row["scheme"],
-                "seeds": str(row["num_pairs"]),
-                "steps B/A": sign(row["bound"]) + with_interval(ratio, ".3f") if ratio.value > 0 else "–",
-                "missed B (A)": "–"
-                if pd.isna(row["num_missed"])
-                else f"{row['num_missed']:.0f} ({row['num_missed_a']:.0f})",
-                "steps": _word(row["steps"]),
-                "final metric B−A": with_interval(metric, "+.3g") if not np.isnan(metric.value) else "–",
-                "metric": _word(row["metric"]),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else "–"  # a column of words and nulls holds NaN for a null
+_SIDES = ("better", "worse")
+_COLUMNS = {
+    "workload": Column("workload"),
+    "schedule": Column("schedule"),
+    "scheme": Column("scheme"),
+    "num_pairs": Column("seeds"),
+    "steps_ratio": Column("steps B/A", ".3f"),
+    "num_missed": Column(
+        "missed B (A)",
+        lambda row: "–" if pd.isna(row["num_missed"]) else f"{row['num_missed']:.0f} ({row['num_missed_a']:.0f})",
+    ),
+    "steps": Column("steps"),
+    "final_difference": Column("final metric B−A", "+.3g", ""),
+    "metric": Column("metric"),
+}
 
 
 def _by_schedule(only: pd.DataFrame) -> pd.DataFrame:
     """A row a (workload, schedule, seeds): its schemes in a line."""
-    keys = ["workload", "schedule", "seeds"]
-    rows = []
+    keys, rows = ["workload", "schedule", "seeds"], []
     for key, part in only.groupby(keys, sort=True):
         schemes = list(dict.fromkeys(part["scheme"]))
-        said = ", ".join(schemes[:8]) + (f" and {len(schemes) - 8} more" if len(schemes) > 8 else "")
-        rows.append((*key, said))
+        more = f" and {len(schemes) - 8} more" if len(schemes) > 8 else ""
+        rows.append((*key, ", ".join(schemes[:8]) + more))
     return pd.DataFrame(rows, columns=[*keys, "schemes"])
 
 
-def _aligned(table: pd.DataFrame) -> str:
-    """Rows as columns, each as wide as its longest word; of many the first, and how many more there are."""
-    lines = [[str(name) for name in table.columns], *table.head(_SHOWN).astype(str).to_numpy().tolist()]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    text = "\n".join(
-        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-    return text + (f"\n  … and {len(table) - _SHOWN:,} more" if len(table) > _SHOWN else "")
+def _aligned(frame: pd.DataFrame) -> str:
+    """The first rows as columns, and how many more there are."""
+    made = table(frame, Shown("", "", tuple(frame.columns)), {name: Column(name) for name in frame.columns}, _SHOWN)
+    return aligned(made) + (f"\n  … and {made.left_out:,} more" if made.left_out else "")

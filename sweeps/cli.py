@@ -156,11 +156,16 @@ def recommend(run: Path, every: float | None, study: str | None, as_json: bool) 
 @main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-def compare(a: Path, b: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for a program.")
+def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
     from analysis import compare as comparison
 
-    terminal.console().print(comparison.compare(a, b).text())
+    found = comparison.compare(a, b)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        terminal.console().print(found.text())
 
 
 @main.command()

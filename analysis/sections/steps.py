@@ -16,7 +16,7 @@ from analysis.core import Core
 from analysis.intervals import of_row, with_interval
 from analysis.paired import over_workloads
 from analysis.steps_to_target import HELD
-from analysis.study import SCHEME_NAMES
+from analysis.study import SCHEME_NAMES, counted
 from analysis.table_format import Column, Shown
 
 TITLE = "Steps to target"
@@ -120,15 +120,13 @@ def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.Dat
     more = [row["workload"] for row, one in found if one.word == words.SHOWN and row["geometric_mean"] > 1]
     excluded = [row["workload"] for row, one in found if one.word == words.EXCLUDED]
     open_ = [f"{row['workload']} ({one.needed or '> 1,000'})" for row, one in found if one.word == words.UNDECIDED]
-    luck = words.by_luck(max(len(fewer), 1), len(rows))
     parts = [f"a saving is shown on {len(fewer)}{_listed(fewer)}"]
     parts += [f"a loss on {len(more)}{_listed(more)}"] if more else []
     parts += [f"a change of over 1 % is excluded on {len(excluded)}{_listed(excluded)}"] if excluded else []
     parts += [f"{len(open_)} undecided, with the seeds that would decide: {', '.join(open_)}"] if open_ else []
-    said = [
-        f"{rows[0]['scheme_label']}, pre-specified, workload by workload: of {len(rows)}, {'; '.join(parts)}. Where "
-        f"nothing is saved {max(len(fewer), 1)} or more would come by luck {100 * luck:.2g} times in 100."
-    ]
+    luck = 100 * words.by_luck(len(fewer), len(rows))
+    tail = f" Where nothing is saved, {len(fewer)} or more come by luck {luck:.2g} times in 100." if fewer else ""
+    said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {'; '.join(parts)}.{tail}"]
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):

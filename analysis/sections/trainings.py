@@ -116,7 +116,7 @@ def sentences(
         if len(mine):
             ratio = over_workloads(mine.assign(value=np.log(mine["ratio"].astype(float))))
             said.append(f"{name} {sign(overall_bound(mine['bound']))}{with_interval(ratio)}")
-    if said:
+    if len(said) > 1:
         axis = TITLES[str(rows["axis"].iloc[0])].split(",")[0]
         more = f" and {len(said) - 8} more" if len(said) > 8 else ""
         found.append(
