@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from analysis.decay_length import median_curves
+
 from analysis.generalization import metrics_by_cell
 from analysis.steps_to_target import first_crossing, first_crossings
 
