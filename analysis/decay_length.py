@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.generalization import effect
-from analysis.intervals import bootstrap
 from analysis.records import rows_of_cells
+from analysis.resampling import bootstrap
 from analysis.steps_to_target import curves, running_best
 from analysis.study import TRAINING
 

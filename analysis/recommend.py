@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import baselines, robustness, tables
-from analysis.baselines import CHOSEN_HORIZON
+from analysis import robustness, tables
 from analysis.horizon_fit import FIXED, horizon_fit
-from analysis.intervals import Interval, bootstrap, stratified_geometric_mean, with_interval
-from analysis.savings import overall_bound, sign
+from analysis.pairs import CHOSEN_HORIZON, chosen_settings, overall_bound, reference_training, sign
+from analysis.resampling import Interval, bootstrap, stratified_geometric_mean, with_interval
 from analysis.study import SCHEME_NAMES, Study, counted, percent, read, read_each
 
 EVERYWHERE = "all workloads"
@@ -68,7 +67,7 @@ class Choice:
     scheme: str = ""
     horizon: float = np.nan
     ratio: Interval = UNKNOWN
-    bound: str = "exact"  # of the ratio, where runs miss the target: see `analysis.savings.ratios`
+    bound: str = "exact"  # of the ratio, where runs miss the target: see `analysis.pairs.ratios`
     expected: Interval = UNKNOWN
     run: tuple[float, float] | None = None
     flat: tuple[float, float] | None = None
@@ -150,7 +149,7 @@ def of_study(study: Study, every: float | None = None) -> Recommendation:
     if every is not None and not every > 0:
         raise ValueError(f"every is steps (1 or more) or a share of the step budget (below 1), not {every!r}")
     found = tables.core(study)
-    chosen = baselines.chosen_settings(study.cells, baselines.reference_training(study.cells, found.scores))
+    chosen = chosen_settings(study.cells, reference_training(study.cells, found.scores))
     pairs = _pairs(study.cells, found.by_seed, chosen[chosen["near"]])
     fits, _ = horizon_fit(found.by_seed, study.cells)
     workloads = sorted(set(study.cells["workload"]))

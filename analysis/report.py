@@ -18,7 +18,7 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import baselines, device_hours, output, paper_rows, profiles, tightness
+from analysis import device_hours, output, paper_rows, profiles, tightness
 from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
 from analysis.figures import (
     average_figures,
@@ -45,6 +45,7 @@ from analysis.findings import (
     training_findings,
 )
 from analysis.pages import latex, methods, page_tables, report_index
+from analysis.pairs import reference_training
 from analysis.profiles import Profiles
 from analysis.study import Study, read, read_each
 from analysis.tables import Tables, compute, core, settings
@@ -160,7 +161,7 @@ def _summary(study: Study, most: int | None) -> pd.DataFrame:
     found = core(study)
     table = settings(study.cells, found.steps, found.ratios, found.general)
     if most is not None and len(table) > most:
-        reference = baselines.reference_training(study.cells, found.scores)
+        reference = reference_training(study.cells, found.scores)
         table = table[table["training"].isin(list(reference.values()))].reset_index(drop=True)
     return page_tables.summary(table)
 
@@ -173,7 +174,7 @@ def make_sections(
 ) -> list[Section]:
     """The report's figures in order, each with what the tables say about it."""
     unit = device_hours.unit(study.cells)
-    d = drawing(study, tables, baselines.reference_training(study.cells, tables.baselines))
+    d = drawing(study, tables, reference_training(study.cells, tables.baselines))
     c = conclusions
     score = (score_findings.findings(scored), score_figures.profiles(scored))
     learning: Drawn = ("learning_curves", "Learning curves", [], curve_figures.learning_curves(d))

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.figures import panels
 from analysis.figures.drawing import Drawing
 from analysis.figures.palette import REFERENCE_LINE
-from analysis.savings import sign
+from analysis.pairs import sign
 from analysis.study import SCHEME_NAMES
 
 

@@ -8,8 +8,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.baselines import in_front
 from analysis.figures.palette import scheme_colours, setting_colours
+from analysis.pairs import in_front
 from analysis.study import SCHEME_NAMES, Study
 from analysis.tables import Tables
 

@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.figures import panels
 from analysis.figures.drawing import Drawing
 from analysis.figures.palette import REFERENCE_LINE
-from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
+from analysis.pooled import BEST, FIXED, SHOWN
+from analysis.resampling import FEWEST
 from analysis.study import SCHEME_NAMES
 
 STATISTIC = "geometric mean"  # of the rows of single workloads

@@ -20,13 +20,13 @@ from analysis import (
     profiles,
     robustness,
     saving_curve,
-    savings,
     snapshot_grid,
     survival,
     tightness,
 )
-from analysis.intervals import RULE as INTERVALS
-from analysis.intervals import small_sample_factor
+from analysis.pairs import RULE as RATIOS
+from analysis.resampling import RULE as INTERVALS
+from analysis.resampling import small_sample_factor
 from analysis.steps_to_target import HELD
 from analysis.study import Study, counted, percent
 from analysis.tables import Tables
@@ -166,7 +166,7 @@ def methods(study: Study) -> list[tuple[str, list[str]]]:
             ],
         ),
         ("Restricted mean", [survival.RULE]),
-        ("Ratios", [savings.RULE, INTERVALS, families.RULE]),
+        ("Ratios", [RATIOS, INTERVALS, families.RULE]),
         ("Over workloads", [pooled.RULE]),
         ("Saving curve", [saving_curve.RULE, pooled_curve.RULE]),
         (

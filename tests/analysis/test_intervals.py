@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.intervals import (
+from analysis.resampling import (
     bootstrap,
     bootstrap_columns,
     bootstrap_each,
@@ -241,7 +241,7 @@ def test_many_matrices_have_the_intervals_that_each_has_alone(monkeypatch):
     matrices = [rng.normal(size=size) for size in [(3, 5), (5, 2), (3, 37), (1, 4), (4, 0)]]
     matrices[0][1, 2] = matrices[2][0, :9] = np.nan
     alone = [bootstrap_columns(matrix) for matrix in matrices]
-    monkeypatch.setattr("analysis.intervals.AT_ONCE", 100)  # several blocks
+    monkeypatch.setattr("analysis.resampling.AT_ONCE", 100)  # several blocks
     for found, one in zip(bootstrap_each(matrices), alone, strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-13)
     assert bootstrap_each([]) == []

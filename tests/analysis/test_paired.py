@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import paired, pooled
+from analysis import pooled
 from analysis.findings import log_findings
 from analysis.findings.log_findings import AVERAGING, BASELINE, ratios_of_medians
-from analysis.intervals import small_sample_factor
+from analysis.pairs import by_workload, metric_changes, over_workloads, sides, steps_ratios
+from analysis.resampling import small_sample_factor
 from analysis.study import read
 from analysis.tables import compute
 
@@ -21,14 +22,14 @@ def pairs(**values):
 
 def test_a_change_is_below_one_where_the_first_is_better_whatever_the_metric():
     top, bottom = pairs(lm=[2.0, 3.0]), pairs(lm=[4.0, 3.0])
-    lower = paired.metric_changes(top, bottom, higher_is_better={"lm": False})["value"]
-    higher = paired.metric_changes(top, bottom, higher_is_better={"lm": True})["value"]
+    lower = metric_changes(top, bottom, higher_is_better={"lm": False})["value"]
+    higher = metric_changes(top, bottom, higher_is_better={"lm": True})["value"]
     assert list(np.exp(lower)) == pytest.approx([0.5, 1.0])
     assert list(np.exp(higher)) == pytest.approx([2.0, 1.0])
 
 
 def test_seeds_that_only_one_side_has_make_no_pair():
-    assert len(paired.metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
+    assert len(metric_changes(pairs(lm=[1.0, 1.0, 1.0]), pairs(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
 
 
 def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, average):
@@ -39,7 +40,7 @@ def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, av
     fast, slow = (cells[np.isclose(cells["horizon_fraction"].astype(float), h)] for h in (0.01, 0.04))
     steps = tables.steps_to_target
     hours = steps[["cell_id", "device_hours"]]
-    table = paired.steps_ratios(slow, fast, steps, hours)
+    table = steps_ratios(slow, fast, steps, hours)
     assert set(table["bound"]) == {"at least"}
     assert list(np.exp(table["value"])) == pytest.approx([1000 / 600] * 3, rel=0.01)
 
@@ -51,7 +52,7 @@ def test_over_workloads_is_the_pooled_geometric_mean(make_run, task, average):
     tables = compute(study)
     of = dict(list(study.cells.groupby("scheme")))
     hours = tables.steps_to_target[["cell_id", "device_hours"]]
-    found = paired.over_workloads(paired.steps_ratios(of["ema"], of["none"], tables.steps_to_target, hours))
+    found = over_workloads(steps_ratios(of["ema"], of["none"], tables.steps_to_target, hours))
     row = tables.pooled[tables.pooled["statistic"] == "geometric mean"].iloc[0]
     assert list(found) == pytest.approx([row["value"], row["low"], row["high"]], rel=1e-9)
     assert found.low < found.value < found.high
@@ -60,7 +61,7 @@ def test_over_workloads_is_the_pooled_geometric_mean(make_run, task, average):
 def test_over_workloads_against_a_loop():
     rng = np.random.default_rng(3)
     data = {f"w{i}": list(rng.normal(-0.1 + 0.1 * rng.normal(), 0.05, size=3)) for i in range(5)}
-    found = paired.over_workloads(pairs(**data))
+    found = over_workloads(pairs(**data))
     draws = []
     for _ in range(8_000):
         names = rng.choice(list(data), size=5)
@@ -72,16 +73,16 @@ def test_over_workloads_against_a_loop():
 
 
 def test_two_workloads_resample_seeds_alone_and_one_seed_gives_no_interval():
-    two = paired.over_workloads(pairs(a=[-0.1, -0.12, -0.11], b=[-0.5, -0.52, -0.51]))
+    two = over_workloads(pairs(a=[-0.1, -0.12, -0.11], b=[-0.5, -0.52, -0.51]))
     assert two.high < 0.8  # an interval over workloads would reach from a's ratio to b's
     assert pooled.FEWEST == 3
-    assert np.isnan(paired.over_workloads(pairs(a=[-0.1])).low)
-    assert np.isnan(paired.over_workloads(pairs(a=[])).value)
+    assert np.isnan(over_workloads(pairs(a=[-0.1])).low)
+    assert np.isnan(over_workloads(pairs(a=[])).value)
 
 
 def test_sides():
-    table = paired.by_workload(pairs(a=[-0.2, -0.21, -0.19], b=[-0.1, 0.1, 0.0], c=[0.3, 0.31, 0.29]))
-    assert paired.sides(table) == (["a"], ["b"], ["c"])
+    table = by_workload(pairs(a=[-0.2, -0.21, -0.19], b=[-0.1, 0.1, 0.0], c=[0.3, 0.31, 0.29]))
+    assert sides(table) == (["a"], ["b"], ["c"])
     assert list(table["num_pairs"]) == [3, 3, 3]
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from analysis import recommend as module
 from analysis import robustness, tables
-from analysis.intervals import bootstrap, stratified_geometric_mean
 from analysis.recommend import of_study
+from analysis.resampling import bootstrap, stratified_geometric_mean
 from analysis.study import read
 
 

@@ -2,19 +2,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, device_hours, savings, study
-from analysis.intervals import small_sample_factor
+from analysis import device_hours, study
+from analysis.pairs import count_bounds, overall_bound, pair, ratios, ratios_by_seed, score
+from analysis.resampling import small_sample_factor
 from analysis.steps_to_target import steps_to_target
 
 
 def measured(run):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
-    scores = baselines.score(read.cells, read.records, steps)
-    pairs = baselines.pair(read.cells, scores)
+    scores = score(read.cells, read.records, steps)
+    pairs = pair(read.cells, scores)
     hours = device_hours.hours_to_target(read.cells, read.records, steps)
-    by_seed = savings.ratios_by_seed(pairs, steps, hours)
-    return read, by_seed, savings.ratios(by_seed)
+    by_seed = ratios_by_seed(pairs, steps, hours)
+    return read, by_seed, ratios(by_seed)
 
 
 def at(read, table, scheme, horizon, workload="lm", versus="same schedule", length=1.0):
@@ -104,7 +105,7 @@ def test_a_run_against_itself_is_one():
         }
     )
     hours = pd.DataFrame({"cell_id": ["a"], "device_hours": [0.5]})
-    row = savings.ratios_by_seed(pairs, steps, hours).iloc[0]
+    row = ratios_by_seed(pairs, steps, hours).iloc[0]
     assert row["ratio"] == row["held_ratio"] == row["hours_ratio"] == 1
     assert (row["ratio_low"], row["ratio_high"]) == (0.5, 2.0)
 
@@ -136,11 +137,11 @@ def test_both_miss_no_ratio_and_counted(make_run, task, average):
 
 def test_bounds_from_hand_made_pairs():
     kinds = pd.Series(["exact", "at most", "exact"])
-    assert savings.overall_bound(kinds) == "at most"
-    assert savings.overall_bound(pd.Series(["at least", "at most"])) == "mixed"
-    assert savings.overall_bound(pd.Series(["both missed", "pending"])) == "none"
-    assert savings.overall_bound(pd.Series(["exact", "pending"])) == "exact"
-    assert savings.count_bounds(kinds) == {
+    assert overall_bound(kinds) == "at most"
+    assert overall_bound(pd.Series(["at least", "at most"])) == "mixed"
+    assert overall_bound(pd.Series(["both missed", "pending"])) == "none"
+    assert overall_bound(pd.Series(["exact", "pending"])) == "exact"
+    assert count_bounds(kinds) == {
         "num_pairs": 3,
         "num_exact": 2,
         "num_at_least": 0,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis import baselines, device_hours, savings, study
-from analysis.intervals import bootstrap, small_sample_factor
+from analysis.resampling import bootstrap, small_sample_factor
 from analysis.steps_to_target import steps_to_target
 from analysis.survival import (
     areas,
