@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import savings
-from analysis.baselines import fixed_settings
+from analysis.pairs import fixed_settings, ratios, ratios_by_seed
 
 REFERENCE_OPTIMIZER = "nadamw"  # the paper's; a study without it is measured against its first one
 
@@ -24,7 +23,7 @@ def across_trainings(
     num_seeds, num_missed, num_unfinished · median_steps (missed counted at the step budget) · restricted_mean,
     best_metric, final_metric: means over seeds with _low and _high · ratio: of steps to the raw run of the same
     training, best_ratio: to the best raw training of the workload, which was picked after the fact; geometric means
-    with _low and _high, bound and best_bound (see `savings.ratios`).
+    with _low and _high, bound and best_bound (see `pairs.ratios`).
     """
     columns = [
         "setting",
@@ -65,7 +64,7 @@ def optimizers_compared(
 ) -> pd.DataFrame:
     """Raw runs of each optimizer against those of REFERENCE_OPTIMIZER with the same seed, to the target.
 
-    Returns what `savings.ratios` does (ratios of steps and of device-hours, with intervals), a row a
+    Returns what `pairs.ratios` does (ratios of steps and of device-hours, with intervals), a row a
     (workload, optimizer), and reference: the optimizer it is measured against.
     """
     axes = axes[axes["axis"] == "optimizer"]
@@ -80,7 +79,7 @@ def optimizers_compared(
         pairs.append(table.assign(baseline_cell_id=other["seed"].map(base)).dropna(subset="baseline_cell_id"))
     columns = ["versus", "workload", "training", "setting", "seed", "cell_id", "baseline_cell_id"]
     every = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
-    table = savings.ratios(savings.ratios_by_seed(every, steps, hours) if len(every) else every)
+    table = ratios(ratios_by_seed(every, steps, hours) if len(every) else every)
     names = cells.drop_duplicates("training").set_index("training")["optimizer"]
     return table.assign(optimizer=table["training"].map(names)).rename(columns={"versus": "reference"})
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import bootstrap
+from analysis.resampling import bootstrap
 
 NEAR_BEST = 1.1  # times a scheme's own smallest steps-to-target
 REACHES, NEAR = "reaches the target", "lies within 10 % of its own best"

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.baselines import in_front
+from analysis.pairs import in_front
 from analysis.study import SCHEME_NAMES
 from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 

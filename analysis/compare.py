@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization, records, savings
-from analysis.intervals import of_row
+from analysis import device_hours, generalization, records
+from analysis.pairs import direction, ratios, ratios_by_seed
+from analysis.resampling import of_row
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, counted, read
 from analysis.table_format import Column, Shown, aligned, table
@@ -162,16 +163,16 @@ def _settings(
     names = names.sort_values("setting", kind="stable")
     steps = steps_to_target(cells, rows)
     hours = device_hours.hours_to_target(cells, rows, steps)
-    ratios = savings.ratios(savings.ratios_by_seed(pairs, steps, hours))
-    ratios = ratios.rename(columns=lambda name: name.replace("geometric_mean", "steps_ratio"))
+    over_seeds = ratios(ratios_by_seed(pairs, steps, hours))
+    over_seeds = over_seeds.rename(columns=lambda name: name.replace("geometric_mean", "steps_ratio"))
     ends = ("", "_low", "_high")
     keep = [f"{name}{end}" for name in ("steps_ratio", "hours_ratio") for end in ends]
-    ratios = ratios.assign(
-        num_missed=ratios["num_at_least"] + ratios["num_both_missed"],
-        num_missed_a=ratios["num_at_most"] + ratios["num_both_missed"],
+    over_seeds = over_seeds.assign(
+        num_missed=over_seeds["num_at_least"] + over_seeds["num_both_missed"],
+        num_missed_a=over_seeds["num_at_most"] + over_seeds["num_both_missed"],
     )
     counts = ["num_pairs", "num_exact", "num_missed", "num_missed_a", "bound"]
-    found = names.merge(ratios[["setting", *counts, *keep]], "left", on="setting")
+    found = names.merge(over_seeds[["setting", *counts, *keep]], "left", on="setting")
     general = generalization.generalization(generalization.metrics_by_cell(cells, rows), pairs)
     keep = [f"final_difference{end}" for end in ends]
     if "final_difference" in general:  # a row a setting, of B's cells: A's are the baselines
@@ -181,7 +182,7 @@ def _settings(
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
     every = pairs.groupby("setting").size()
     found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(every)).astype("int64")
-    found["steps"] = [savings.direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")]
+    found["steps"] = [direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
     several = found["num_pairs"] > 1  # which have no interval where all are equal, but no effect either
     found["steps"] = found["steps"].mask(several & (found["steps_ratio"] == 1), "none")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import baselines, device_hours, generalization, robustness, savings
+from analysis import device_hours, generalization, robustness
+from analysis.pairs import CHOSEN_HORIZON, chosen_settings, pair, ratios, ratios_by_seed, reference_training, score
 from analysis.steps_to_target import median_curves, steps_to_target
 from analysis.study import Study
 
@@ -45,17 +46,17 @@ class Core:
     def primary(self) -> tuple[str, float]:
         """The pre-specified scheme and horizon, as a share of the step budget."""
         named = self.study.plan.get("primary") or {}
-        return str(named.get("scheme", "ema")), float(named.get("horizon", baselines.CHOSEN_HORIZON))
+        return str(named.get("scheme", "ema")), float(named.get("horizon", CHOSEN_HORIZON))
 
     @cached_property
     def reference(self) -> dict[str, int]:
         """workload -> the training that the headline figures show."""
-        return baselines.reference_training(self.cells, self.baselines)
+        return reference_training(self.cells, self.baselines)
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
         """The pre-specified setting of each workload and scheme, on the reference training."""
-        return baselines.chosen_settings(self.cells, self.reference, self.primary[1])
+        return chosen_settings(self.cells, self.reference, self.primary[1])
 
     @cached_property
     def horizons(self) -> pd.DataFrame:
@@ -109,12 +110,12 @@ def core(study: Study, run: Path | None = None) -> Core:
     """Steps-to-target, pairs, ratios and metrics."""
     cells, records = study.cells, study.records
     steps = steps_to_target(cells, records)
-    scores = baselines.score(cells, records, steps)
-    pairs = baselines.pair(cells, scores)
+    scores = score(cells, records, steps)
+    pairs = pair(cells, scores)
     hours = device_hours.hours_to_target(cells, records, steps)
-    by_seed = savings.ratios_by_seed(pairs, steps, hours)
+    by_seed = ratios_by_seed(pairs, steps, hours)
     by_cell = generalization.metrics_by_cell(cells, records)
-    return Core(study, steps, hours, scores, pairs, by_seed, savings.ratios(by_seed), by_cell, run)
+    return Core(study, steps, hours, scores, pairs, by_seed, ratios(by_seed), by_cell, run)
 
 
 def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame) -> pd.DataFrame:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.baselines import fixed_settings
 from analysis.generalization import effect
-from analysis.intervals import bootstrap
+from analysis.pairs import fixed_settings
+from analysis.resampling import bootstrap
 
 RULE = (
     "Averaging against decay: the final validation metric of a run minus that of the raw run with the same seed "
@@ -24,7 +24,7 @@ def against_decayed(
 ) -> pd.DataFrame:
     """One row a setting of a workload whose schedules end at different LRs, but for the decayed raw one itself.
 
-    Args: by_cell: of `generalization.metrics_by_cell`. scores: of `baselines.score`; it says which raw schedule
+    Args: by_cell: of `generalization.metrics_by_cell`. scores: of `pairs.score`; it says which raw schedule
     stands for decay where several decay as far. Returns: workload, training, name, end_lr, setting, scheme,
     scheme_label · decayed: it is on the decayed schedule · versus: that schedule's name · fixed: its horizon was fixed
     beforehand · best: the best-looking average of its training · num_pairs · difference, with _low and _high, in units

@@ -23,7 +23,7 @@ def families(ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """One row a (versus, scheme): of num_families workloads, how many are of each of KINDS.
 
     num_with_missed: those where some seed misses the target, on either side. Pairs that wait are no family's yet.
-    Args: ratios: of `analysis.savings.ratios`. chosen: of `analysis.baselines.chosen_settings`, near ones only.
+    Args: ratios: of `analysis.pairs.ratios`. chosen: of `analysis.pairs.chosen_settings`, near ones only.
     """
     near = chosen[chosen["near"].astype(bool)][["setting", "scheme"]]
     table = ratios.drop(columns="scheme", errors="ignore").merge(near, on="setting")

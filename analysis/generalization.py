@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval, bootstrap_groups
 from analysis.records import BESIDE, rows_of_cells
+from analysis.resampling import Interval, bootstrap_groups
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

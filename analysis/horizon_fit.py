@@ -8,15 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import robustness, savings
-from analysis.intervals import (
-    LEVEL,
-    RESAMPLES,
-    ROUNDING,
-    counted_quantiles,
-    multisets,
-    small_sample_factor,
-)
+from analysis import robustness
+from analysis.pairs import overall_bound
+from analysis.resampling import interval, multisets, widening
 from analysis.study import SCHEME_NAMES, percent
 
 Floats = NDArray[np.float64]
@@ -33,28 +27,8 @@ RULE = (
 
 CURVE = ["workload", "training", "scheme", "horizon_fraction", "ratio", "low", "high", "best", "flat"]
 FIT = [
-    *(
-        "workload",
-        "training",
-        "scheme",
-        "optimum",
-        "optimum_low",
-        "optimum_high",
-        "edge",
-        "ratio",
-        "ratio_low",
-    ),
-    *(
-        "ratio_high",
-        "slope",
-        "curvature",
-        "r2",
-        "flat_from",
-        "flat_to",
-        "num_horizons",
-        "num_seeds",
-        "num_pairs",
-    ),
+    *("workload", "training", "scheme", "optimum", "optimum_low", "optimum_high", "edge", "ratio", "ratio_low"),
+    *("ratio_high", "slope", "curvature", "r2", "flat_from", "flat_to", "num_horizons", "num_seeds", "num_pairs"),
     *("num_left_out", "bound"),
 ]
 
@@ -62,13 +36,13 @@ FIT = [
 def horizon_fit(by_seed: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One fit a (workload, training, scheme), and one of LAWA and EMA together (scheme ``ema + lawa``).
 
-    Args: by_seed: of `analysis.savings.ratios_by_seed`. cells: of `analysis.study.describe`.
+    Args: by_seed: of `analysis.pairs.ratios_by_seed`. cells: of `analysis.study.describe`.
     Returns fits and curves; three horizons and a ratio at each are the least for a fit.
       fits: optimum (horizon fraction with the smallest fitted ratio, within the horizons run), optimum_low,
       optimum_high · edge: it is the shortest or the longest horizon run · ratio at the optimum, ratio_low,
       ratio_high · slope (at the optimum), curvature: of log ratio in ln horizon · r2: share of the variance within
       seeds that the parabola explains · flat_from, flat_to (null for one seed) · num_horizons, num_seeds,
-      num_pairs, num_left_out (pairs without a ratio) · bound (see `savings.ratios`).
+      num_pairs, num_left_out (pairs without a ratio) · bound (see `analysis.pairs.ratios`).
       curves: the fitted ratio at GRID horizons and the optimum, low, high, best (the optimum), flat (covers it).
     """
     columns = cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction"]]
@@ -170,37 +144,29 @@ def _one(part: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame] | None:
     fitted = parabolas(x, y, seed, np.full((1, num), 1 / num))
     if np.isnan(fitted).any():
         return None
-    weights, counts = multisets(num, RESAMPLES, 0)
-    draws = parabolas(x, y, seed, weights)
-    factor = small_sample_factor(num, num - 1) if num > 1 else np.nan
+    weights, counts = multisets(num)
+    draws, factor = parabolas(x, y, seed, weights), widening(num)
     ends = float(x.min()), float(x.max())
     best = float(lowest(fitted, *ends)[0])
     at = np.unique(np.append(np.linspace(*ends, GRID), best))
-    log_ratio = _value(fitted, at)[0]
-    low_high = log_ratio + factor * (_tails(_value(draws, at), counts) - log_ratio)
-    low_high[:, ~(low_high[1] - low_high[0] > ROUNDING)] = np.nan  # one seed, or equal ones
+    log_ratio, low, high = interval(_value(fitted, at)[0], _value(draws, at), factor, counts, scale=1.0)
     place = int(np.flatnonzero(at == best)[0])
-    covers = (low_high[0] <= log_ratio[place]) & (log_ratio[place] <= low_high[1])
-    flat = pd.array(covers, dtype="boolean")
-    flat[np.isnan(low_high[0])] = pd.NA
-    optima = _tails(lowest(draws, *ends)[:, None], counts)[:, 0]
-    if not optima[1] - optima[0] > ROUNDING:
-        optima[:] = np.nan
-    optima = np.clip(best + factor * (optima - best), *ends)
+    flat = pd.array((low <= log_ratio[place]) & (log_ratio[place] <= high), dtype="boolean")
+    flat[np.isnan(low)] = pd.NA
+    optimum = interval(best, lowest(draws, *ends)[:, None], factor, counts, scale=1.0)[:, 0]
+    optimum = np.exp(np.clip(optimum, *ends) + middle)
     curve = pd.DataFrame(
         {
             "horizon_fraction": np.exp(at + middle),
             "ratio": np.exp(log_ratio),
-            "low": np.exp(low_high[0]),
-            "high": np.exp(low_high[1]),
+            "low": np.exp(low),
+            "high": np.exp(high),
             "best": at == best,
             "flat": flat,
         }
     )
     fit = {
-        "optimum": float(np.exp(best + middle)),
-        "optimum_low": float(np.exp(optima[0] + middle)),
-        "optimum_high": float(np.exp(optima[1] + middle)),
+        **dict(zip(["optimum", "optimum_low", "optimum_high"], optimum.tolist(), strict=True)),
         "edge": best in ends,
         **{name: float(curve[column].iloc[place]) for name, column in _RATIO.items()},
         "slope": float(fitted[0, 1] + 2 * fitted[0, 2] * best),
@@ -210,7 +176,7 @@ def _one(part: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame] | None:
         "num_seeds": num,
         "num_pairs": len(known),
         "num_left_out": len(part) - len(known),
-        "bound": savings.overall_bound(known["bound"]),
+        "bound": overall_bound(known["bound"]),
     }
     return fit, curve
 
@@ -220,11 +186,6 @@ _RATIO = {"ratio": "ratio", "ratio_low": "low", "ratio_high": "high"}
 
 def _value(coefficients: Floats, at: Floats) -> Floats:
     return coefficients @ np.stack([np.ones_like(at), at, at**2])
-
-
-def _tails(draws: Floats, counts: NDArray[np.int64]) -> Floats:
-    """The (1 ± LEVEL)/2 quantiles of each column, a draw counted as often as it came up; NaN left out."""
-    return counted_quantiles(draws, counts, np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
 
 
 def _explained(x: Floats, y: Floats, seed: NDArray[np.int64], fitted: Floats) -> float:

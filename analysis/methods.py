@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from analysis.core import Core
-from analysis.intervals import RULE as INTERVALS
-from analysis.intervals import small_sample_factor
+from analysis.resampling import RULE as INTERVALS
+from analysis.resampling import small_sample_factor
 from analysis.steps_to_target import HELD
 from analysis.study import Study, counted
 

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.baselines import chosen_settings
 from analysis.generalization import effect
-from analysis.intervals import Interval, bootstrap
-from analysis.pooled import FEWEST, FIXED
+from analysis.pairs import chosen_settings
+from analysis.pooled import FIXED
+from analysis.resampling import FEWEST, Interval, bootstrap
 from analysis.study import SCHEME_NAMES
 from analysis.tightness import paper_points
 
@@ -61,7 +61,7 @@ def paper_rows(
 ) -> pd.DataFrame:
     """One row a (quantity, workload, scheme) that the paper and this study both have; verdict: where ours stands.
 
-    Args: scores, chosen: of `analysis.baselines`. ratios: of `analysis.savings`. general: of
+    Args: scores, chosen: of `analysis.pairs`. ratios: of `analysis.pairs`. general: of
     `analysis.generalization`. pooled: of `analysis.pooled.overall`.
     """
     trainings = _trainings(cells, scores)

@@ -11,22 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import (
-    RESAMPLES,
-    ROUNDING,
-    Interval,
-    ends_of_draws,
-    resample,
-    small_sample_factor,
-    stretched,
-)
-from analysis.savings import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
+from analysis.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
+from analysis.resampling import FEWEST, RESAMPLES, draws_of, interval, resample_workloads, widening
 from analysis.survival import restricted_pairs
 
 Floats = NDArray[np.float64]
 
 FIXED, BEST = "fixed beforehand", "best-looking"
-FEWEST = 3  # workloads, for an interval that resamples workloads
 LEFT_OUT_RESAMPLES = 2_000
 
 RULES = {
@@ -70,7 +61,7 @@ RULE = (
 def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
     """Which setting stands for a scheme on a workload: the one fixed beforehand, and the best-looking one.
 
-    Args: chosen: of `analysis.baselines.chosen_settings`. horizons: of `analysis.robustness.horizon_map`.
+    Args: chosen: of `analysis.pairs.chosen_settings`. horizons: of `analysis.robustness.horizon_map`.
     Returns: horizon (FIXED or BEST), scheme, workload, setting; BEST on the trainings of `chosen` only. Where every
     setting of a scheme misses the target, the smallest lower bound stands for it: no workload drops out by missing.
     """
@@ -86,7 +77,7 @@ def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
 def pool(by_seed: pd.DataFrame, steps: pd.DataFrame, picked: pd.DataFrame) -> pd.DataFrame:
     """Every statistic of RULES: over all workloads, without each workload, and on each workload alone.
 
-    Args: by_seed: of `analysis.savings.ratios_by_seed`. steps: of `analysis.steps_to_target`. picked: of `picks`.
+    Args: by_seed: of `analysis.pairs.ratios_by_seed`. steps: of `analysis.steps_to_target`. picked: of `picks`.
     Returns: versus, horizon, scheme · scope (``all``, ``without``, ``alone``), workload (the one left out or alone) ·
     statistic · value, low, high (workloads and seeds resampled; null for fewer than FEWEST workloads) · seeds_low,
     seeds_high (seeds resampled within these workloads; null where a workload has one seed, and for ``without``) ·
@@ -194,18 +185,19 @@ def _columns(part: pd.DataFrame) -> dict[str, Floats]:
     return {name: column.to_numpy(dtype=np.float64) for name, column in found.items()}
 
 
-def _means(part: pd.DataFrame, seed: int | None) -> Floats:
-    """The means of the resamples of this seed, or of the pairs themselves. Returns: shape (len(_INDEX), resamples).
+def _means(part: pd.DataFrame, stream: int | None) -> Floats:
+    """The means of the resamples of this stream, or of the pairs themselves. Returns: shape (len(_INDEX), resamples).
 
-    A pair without a value takes no part in that column, as in `analysis.intervals.bootstrap`.
+    A pair without a value takes no part in that column, as in `analysis.resampling.bootstrap`.
     """
-    found = np.full((len(_INDEX), 1 if seed is None else RESAMPLES), np.nan)
-    for name, values in _columns(part).items():
-        known = values[~np.isnan(values)]
-        if len(known):
-            drawn = known[None, :] if seed is None else known[resample(len(known), RESAMPLES, seed)]
-            found[_INDEX[name]] = np.median(drawn, axis=1) if name.endswith("median") else drawn.mean(axis=1)
-    return found
+    found, columns = [], _columns(part)
+    for name in _INDEX:
+        of, known = np.median if name.endswith("median") else np.mean, columns[name][~np.isnan(columns[name])]
+        if len(known) == 0:
+            found.append(np.full(1 if stream is None else RESAMPLES, np.nan))
+        else:
+            found.append(of(known, keepdims=True) if stream is None else draws_of(known, stream, of))
+    return np.stack(found)
 
 
 def _sizes(part: pd.DataFrame) -> NDArray[np.int64]:
@@ -273,35 +265,30 @@ def _rows(
     workloads), how many pairs each statistic rests on in each workload.
     """
     found = _statistics(values)[:, 0]
-    known = sizes > 0
-    both_levels = _statistics(resample_workloads(draws)) if known.sum(axis=1).max() >= FEWEST else None
-    seeds_only = _statistics(draws) if scope != "without" else None
+    rests_on = [of[of > 0].tolist() for of in sizes]
+    logs = np.array([statistic not in ("mean ratio", "survivors only") for statistic in RULES])
+    wide = narrow = np.stack([found, found * np.nan, found * np.nan])
+    if max(len(mine) for mine in rests_on) >= FEWEST:
+        factors = np.array([widening(len(mine)) if len(mine) >= FEWEST else np.nan for mine in rests_on])
+        wide = interval(found, _statistics(resample_workloads(draws)).T, factors, logs=logs)
+    if scope != "without":
+        narrow = interval(found, _statistics(draws).T, np.array([widening(*mine) for mine in rests_on]), logs=logs)
     missed = pairs["bound"].isin([*_MISSED])
     done = pairs[pairs["bound"] != PENDING]
     rows = []
     for place, statistic in enumerate(RULES):
-        mine = sizes[place][known[place]]
-        linear = statistic in ("mean ratio", "survivors only")
-        value = float(found[place])
-        wide = narrow = Interval(value, np.nan, np.nan)
-        if both_levels is not None and len(mine) >= FEWEST:
-            factor = small_sample_factor(len(mine), len(mine) - 1)
-            wide = _expanded(value, both_levels[place], factor, linear)
-        if seeds_only is not None and len(mine) and mine.min() > 1:
-            factor = small_sample_factor(float(mine.min()), float((mine - 1).sum()))
-            narrow = _expanded(value, seeds_only[place], factor, linear)
         rows.append(
             {
                 "scope": scope,
                 "workload": workload,
                 "statistic": statistic,
-                "value": value,
-                "low": wide.low,
-                "high": wide.high,
-                "seeds_low": narrow.low,
-                "seeds_high": narrow.high,
-                "bound": _bound(statistic, done) if not np.isnan(value) else "none",
-                "num_workloads": len(mine),
+                "value": float(found[place]),
+                "low": float(wide[1, place]),
+                "high": float(wide[2, place]),
+                "seeds_low": float(narrow[1, place]),
+                "seeds_high": float(narrow[2, place]),
+                "bound": _bound(statistic, done) if not np.isnan(found[place]) else "none",
+                "num_workloads": len(rests_on[place]),
                 "num_pairs": len(pairs),
                 "num_missed": int(missed.sum()),
                 "num_pending": len(pairs) - len(done),
@@ -311,27 +298,6 @@ def _rows(
 
 
 _MISSED = (AT_LEAST, AT_MOST, BOTH_MISSED)
-
-
-def resample_workloads(draws: Floats) -> Floats:
-    """Workloads drawn with replacement, and for each drawn one a resample of its seeds of its own.
-
-    Args: draws: shape (p, resamples, workloads), the resamples of the seeds. Returns: the same shape.
-    """
-    _, num_resamples, num_workloads = draws.shape
-    rng = np.random.default_rng([0, num_workloads])
-    size = (num_resamples, num_workloads)
-    drawn: Floats = draws[:, rng.integers(num_resamples, size=size), rng.integers(num_workloads, size=size)]
-    return drawn
-
-
-def _expanded(value: float, draws: Floats, factor: float, linear: bool) -> Interval:
-    known = draws[~np.isnan(draws)]
-    ends = ends_of_draws(known) if len(known) else np.full(2, np.nan)
-    if not ends[1] - ends[0] > ROUNDING * value:  # no two draws differ
-        return Interval(value, np.nan, np.nan)
-    low, high = stretched(value, ends, factor, logs=not linear)
-    return Interval(value, float(low), float(high))
 
 
 def _bound(statistic: str, done: pd.DataFrame) -> str:

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import RESAMPLES, ROUNDING, ends_of_draws, multisets, small_sample_factor
-from analysis.pooled import FEWEST
+from analysis.pairs import AT_LEAST, AT_MOST, EXACT
+from analysis.resampling import FEWEST, RESAMPLES, interval, multisets, weighted_means, widening
 from analysis.saving_curve import Curve, counts
-from analysis.savings import AT_LEAST, AT_MOST, EXACT
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +60,7 @@ def pooled_curve(measured: list[Curve], chosen: pd.DataFrame) -> pd.DataFrame:
     these workloads, null where one has a single seed · hours_…: the same of device-hours · bound: ``exact``,
     ``at least`` (some average misses the level), ``at most`` (some baseline does), ``mixed`` · num_workloads: that have
     a ratio · num_pairs, … : as in `analysis.saving_curve`, summed.
-    Args: chosen: of `analysis.baselines.chosen_settings`; near ones take part. Empty for fewer than two workloads.
+    Args: chosen: of `analysis.pairs.chosen_settings`; near ones take part. Empty for fewer than two workloads.
     """
     near = chosen[chosen["near"].astype(bool)]
     scheme = dict(zip(near["setting"], near["scheme"], strict=True))
@@ -116,24 +115,21 @@ def _on(shares: Floats, curve: Curve, matrix: Floats) -> Floats:
 
 def _pooled(logs: list[Floats]) -> Floats:
     """Args: logs: (seeds, levels) a workload. Returns: (5, levels): the mean, and its ends over both and over seeds."""
-    centres = np.stack([_mean(np.ones((1, len(part))), part)[0] for part in logs])
+    centres = np.stack([weighted_means(np.full((1, len(part)), 1 / len(part)), part)[0] for part in logs])
     known = ~np.isnan(centres)
     value = _divided(np.where(known, centres, 0.0).sum(axis=0), known.sum(axis=0))
-    wide = [small_sample_factor(n, n - 1) if n >= FEWEST else np.nan for n in known.sum(axis=0)]
-    narrow = []
-    for column in np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1):
-        sizes = column[column > 0]
-        few = len(sizes) == 0 or sizes.min() < 2
-        narrow.append(np.nan if few else small_sample_factor(float(sizes.min()), float((sizes - 1).sum())))
+    sizes = np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1).tolist()
+    narrow = [widening(*(size for size in column if size)) for column in sizes]
+    wide = [widening(num) if num >= FEWEST else np.nan for num in known.sum(axis=0).tolist()]
     resampled = [_resampled(part) for part in logs]
-    both = _ends_of(value, _draws(resampled, stay=False), np.array(wide))
-    return np.vstack([value, both, _ends_of(value, _draws(resampled, stay=True), np.array(narrow))])
+    both = interval(value, _draws(resampled, stay=False), np.array(wide), scale=1.0)
+    return np.vstack([both, interval(value, _draws(resampled, stay=True), np.array(narrow), scale=1.0)[1:]])
 
 
 def _resampled(logs: Floats) -> tuple[Floats, Floats]:
     """The means of the different resamples of the seeds, (u, levels), and how likely each is, (u,)."""
-    weights, times = multisets(len(logs), RESAMPLES, 0)
-    return _mean(weights, logs), times / times.sum()
+    weights, times = multisets(len(logs))
+    return weighted_means(weights, logs), times / times.sum()
 
 
 def _draws(resampled: list[tuple[Floats, Floats]], stay: bool) -> Floats:
@@ -150,21 +146,6 @@ def _draws(resampled: list[tuple[Floats, Floats]], stay: bool) -> Floats:
             total[rows] += np.where(there, drawn, 0.0)
             known[rows] += there
     return _divided(total, known)
-
-
-def _ends_of(value: Floats, draws: Floats, factor: Floats) -> Floats:
-    """The quantiles of the draws, their distance from the value stretched; (2, levels), NaN without a factor."""
-    ends = np.full((2, len(value)), np.nan)
-    known = ~np.isnan(factor) & ~np.isnan(value)
-    ends[:, known] = ends_of_draws(draws[:, known])
-    ends[:, ~(ends[1] - ends[0] > ROUNDING)] = np.nan  # of logarithms: no two draws differ
-    return np.asarray(value + factor * (ends - value))
-
-
-def _mean(weights: Floats, logs: Floats) -> Floats:
-    """Weighted means over the seeds, those without a ratio left out: (u, seeds), (seeds, levels) -> (u, levels)."""
-    there = ~np.isnan(logs)
-    return _divided(weights @ np.where(there, logs, 0.0), weights @ there.astype(np.float64))
 
 
 def _divided(total: Floats, by: NDArray[Any]) -> Floats:

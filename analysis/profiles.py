@@ -31,7 +31,7 @@ from analysis.algoperf_score import (
     trials_to_target,
 )
 from analysis.core import Core
-from analysis.intervals import RESAMPLES, ROUNDING, ends_of_draws, resample, small_sample_factor
+from analysis.resampling import RESAMPLES, draws_of, interval, widening
 from analysis.study import SCHEME_NAMES
 
 Floats = NDArray[np.float64]
@@ -165,7 +165,7 @@ def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Ma
             if (submission, workload) in groups:
                 values = groups[submission, workload].to_numpy(dtype=float)
                 seed = 1 + column if paired else 1 + row + column * len(times)
-                medians[:, row, column] = np.median(values[resample(len(values), RESAMPLES, seed)], axis=1)
+                medians[:, row, column] = draws_of(values, seed, np.median)
     with np.errstate(invalid="ignore"):
         ratio = medians / medians.min(axis=1, keepdims=True)
     weights = np.full(len(TAU), 1.0 / (len(TAU) - 1))  # of the trapezoid
@@ -178,16 +178,13 @@ def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Ma
 
 def _factor(times: pd.DataFrame, studies: pd.DataFrame) -> float:
     """What widens the interval; NaN where some submission has one study of a workload."""
-    sizes = studies[studies["workload"].isin(times.columns)].groupby(["submission", "workload"]).size()
-    few = float(sizes.min()) if len(sizes) else 1.0
-    return np.nan if few < 2 else small_sample_factor(few, float((sizes - 1).sum()))
+    return widening(*studies[studies["workload"].isin(times.columns)].groupby(["submission", "workload"]).size())
 
 
 def _with_bounds(table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float) -> pd.DataFrame:
-    value = table[name].to_numpy(dtype=float)
-    ends = np.array([ends_of_draws(one) for one in draws]).reshape(len(table), 2).T
-    ends[:, ends[1] - ends[0] <= ROUNDING] = np.nan  # the same in every resample
-    low, high = np.clip(value + factor * (ends - value), least, 1.0)
+    columns = np.stack(draws, axis=1) if draws else np.empty((RESAMPLES, 0))
+    value, low, high = interval(table[name].to_numpy(dtype=float), columns, factor, scale=1.0)
+    low, high = np.clip([low, high], least, 1.0)
     return table.assign(low=np.minimum(low, value), high=np.maximum(high, value))
 
 

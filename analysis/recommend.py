@@ -12,10 +12,8 @@ import pandas as pd
 
 from analysis import selection, words
 from analysis.core import Core, core
-from analysis.intervals import Interval, with_interval
-from analysis.paired import metric_changes, over_workloads
-from analysis.pooled import FEWEST
-from analysis.savings import sign
+from analysis.pairs import metric_changes, over_workloads, sign
+from analysis.resampling import FEWEST, Interval, with_interval
 from analysis.selection import Choice, Snapshots
 from analysis.study import SCHEME_NAMES, counted, percent, read, read_each
 from analysis.table_format import Table, aligned

@@ -18,7 +18,7 @@ def horizon_map(ratios: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row a (workload, training, scheme, setting) against the baseline of the same schedule.
 
     LAWA and EMA on one axis, horizon_fraction. ratio, low, high: geometric mean over seeds · median ·
-    num_pairs · bound (see `analysis.savings.ratios`) · best: the smallest ratio of its scheme here (the
+    num_pairs · bound (see `analysis.pairs.ratios`) · best: the smallest ratio of its scheme here (the
     first among equals), lower bounds apart · flat: its interval covers that best ratio; null where it has none.
     """
     columns = ["setting", "scheme", "scheme_label", "horizon_fraction", "horizon_steps", "every_steps"]

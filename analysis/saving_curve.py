@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import bootstrap_each
 from analysis.records import rows_of_cells
+from analysis.resampling import bootstrap_each
 from analysis.steps_to_target import curves, first_crossings, least_steps, running_best
 
 Floats = NDArray[np.float64]
@@ -74,7 +74,7 @@ def levels(series: list[tuple[Floats, Floats]], length: float, higher: bool, sha
 def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, shares: Floats = SHARES) -> list[Curve]:
     """Both sides of every pair at every level of its baseline, one Curve a (versus, setting); unknown levels left out.
 
-    Args: cells: of `analysis.study.progress`; unfinished ones take no part. pairs: of `analysis.baselines.pair`.
+    Args: cells: of `analysis.study.progress`; unfinished ones take no part. pairs: of `analysis.pairs.pair`.
     """
     series, clocks = curves(records), _clocks(records)
     trained = cells.loc[cells["state"] != "unfinished", _OF_CELL]

@@ -12,10 +12,8 @@ from scipy.stats import t
 
 from analysis import words
 from analysis.core import Core
-from analysis.intervals import Interval
-from analysis.paired import over_workloads
-from analysis.pooled import FEWEST
-from analysis.savings import overall_bound
+from analysis.pairs import over_workloads, overall_bound
+from analysis.resampling import FEWEST, Interval
 from analysis.study import SCHEME_NAMES, percent
 
 EVERYWHERE = "all workloads"

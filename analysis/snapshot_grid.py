@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import bootstrap
+from analysis.resampling import bootstrap
 
 EQUAL = 1.3  # horizons within this factor of one another count as equal
 

@@ -1,4 +1,4 @@
-"""Steps-to-target as survival times: the Kaplan–Meier curve over seeds and the restricted mean steps to target.
+"""Steps-to-target as survival times: the restricted mean steps to target (RMST), by Kaplan–Meier over seeds.
 
 The event is meeting the target. A seed that has not met it stays at risk until it is censored, so no seed is dropped
 and none is given a number of steps it did not take.
@@ -6,23 +6,13 @@ and none is given a number of steps it did not take.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import (
-    LEVEL,
-    RESAMPLES,
-    ROUNDING,
-    bootstrap_columns,
-    counted_quantiles,
-    multisets,
-    small_sample_factor,
-)
-from analysis.savings import PENDING
+from analysis.resampling import bootstrap_groups
 
 Floats = NDArray[np.float64]
 
@@ -36,200 +26,88 @@ RULE = (
     "of an average and its baseline over the same seeds, both up to the smaller T; a pair that both miss counts T/T."
 )
 
-TIMES = {
-    "point": "",
-    "lower": "_left",
-    "upper": "_right",
-}  # where in its evaluation interval a crossing is placed
+# Where in its evaluation interval a crossing is placed.
+TIMES = {"point": "", "lower": "_left", "upper": "_right"}
+MEANS = [
+    *("workload", "training", "setting", "step_budget", "num_seeds", "num_met", "num_missed", "num_unfinished"),
+    *("median", "restricted_mean", "restricted_mean_low", "restricted_mean_high", "restricted_mean_left"),
+    *("restricted_mean_right", "budget_share"),
+]
 
 
-def observations(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell that has a target: when it met it, or where it is censored.
+def kaplan_meier(times: Floats, met: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """S(t) = Π_{tᵢ ≤ t} (1 − dᵢ/nᵢ): dᵢ of the nᵢ at risk meet the target at tᵢ (Kaplan–Meier 1958).
 
-    Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`.
-    Returns: cell_id, workload, training, setting, seed, step_budget, met, waiting (still training: censored at its
-    last step, not at the budget), and point, lower, upper: the crossing; all three the censoring step where not met.
+    At equal steps, crossings come before censorings. Args: times, met: shape (n,). Returns: the sorted times, and S
+    from each of them on, shape (n,) both; of equal times the last one counts.
     """
-    names = ["cell_id", "workload", "training", "setting", "seed"]
-    table = steps[["cell_id", "status", "step_budget", "last_step", *TIMES]].merge(cells[names], on="cell_id")
-    met = (table["status"] == "met").to_numpy(dtype=bool)
-    waiting = (table["status"] == "unfinished").to_numpy(dtype=bool)
-    end = np.where(waiting, table["last_step"], table["step_budget"]).astype(np.float64)
-    for time in TIMES:
-        table[time] = np.where(met, table[time].to_numpy(dtype=np.float64), end)
-    table = table.assign(met=met, waiting=waiting).drop(columns=["status", "last_step"])
-    return table.sort_values(["setting", "seed", "cell_id"], kind="stable").reset_index(drop=True)
-
-
-def kaplan_meier(observed: pd.DataFrame, time: str = "point") -> pd.DataFrame:
-    """S(t) = Π_{tᵢ ≤ t} (1 − dᵢ/nᵢ) of every setting: dᵢ of the nᵢ at risk meet the target at tᵢ (Kaplan–Meier 1958).
-
-    At equal steps, crossings come before censorings. Args: observed: of `observations`; time: one of TIMES.
-    Returns one row a (setting, step at which a seed meets the target or is censored), in that order: at_risk, met,
-    censored (counts), survival (S from this step on).
-    """
-    table = pd.DataFrame({"setting": observed["setting"], "step": observed[time], "met": observed["met"]})
-    table = table.sort_values(["setting", "step", "met"], ascending=[True, True, False], kind="stable")
-    size = table.groupby("setting")["met"].transform("size")
-    table["at_risk"] = size - table.groupby("setting").cumcount()
+    order = np.lexsort((~met, times))
+    at_risk = np.arange(len(times), 0, -1, dtype=np.float64)
     # One seed at a time: (1 − 1/n)(1 − 1/(n−1)) = 1 − 2/n, so ties need no care.
-    table["survival"] = (1 - table["met"] / table["at_risk"]).groupby(table["setting"]).cumprod()
-    curve = table.groupby(["setting", "step"], as_index=False, sort=True).agg(
-        at_risk=("at_risk", "first"), met=("met", "sum"), size=("met", "size"), survival=("survival", "last")
-    )
-    curve["censored"] = curve["size"] - curve["met"]
-    return curve[["setting", "step", "at_risk", "met", "censored", "survival"]]
+    return times[order], np.asarray(np.cumprod(1 - met[order] / at_risk), dtype=np.float64)
 
 
-def areas(curve: pd.DataFrame, until: pd.Series) -> pd.Series:
-    """RMST = ∫₀ᵀ S(t) dt of each setting; NaN where S is not known up to T.
+def restricted_mean(times: Floats, survival: Floats, until: float) -> float:
+    """RMST = ∫₀ᵀ S(t) dt with T = until; NaN where S is not known up to T.
 
-    S is unknown after the last step on file, unless it is 0 there (Royston and Parmar 2013 restrict T likewise).
-    Args: curve: of `kaplan_meier`. until: T by setting. Returns: steps, indexed by setting.
+    S is unknown after the last time, unless it is 0 there (Royston and Parmar 2013 restrict T likewise).
     """
-    groups = curve.groupby("setting")
-    end = curve["setting"].map(until).astype(np.float64)
-    stop = curve["step"].clip(upper=end)
-    start = stop.groupby(curve["setting"]).shift(fill_value=0.0)
-    before = groups["survival"].shift(fill_value=1.0)
-    last = groups[["step", "survival"]].last()
-    area: pd.Series = ((stop - start) * before).groupby(curve["setting"]).sum()
-    return area.where((last["step"] >= until.reindex(last.index)) | (last["survival"] == 0))
-
-
-def medians(curve: pd.DataFrame) -> pd.Series:
-    """The first step with S ≤ ½, by setting; settings whose curve stays above are left out."""
-    halved = curve[curve["survival"] <= 0.5 + 1e-12]
-    return halved.groupby("setting")["step"].first()
+    if times[-1] < until and survival[-1] > 0:
+        return float("nan")
+    widths = np.diff(np.minimum(times, until), prepend=0.0)
+    return float((widths * np.append(1.0, survival[:-1])).sum())
 
 
 def restricted_means(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """The restricted mean steps to target of every setting that has a target, and what it rests on.
 
+    Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`.
     Returns: workload, training, setting, step_budget · num_seeds, num_met, num_missed (diverged ones too),
     num_unfinished · median (Kaplan–Meier, null where fewer than half met) · restricted_mean in steps, with bootstrap
     _low and _high over seeds (null for one seed, or while one is training) and _left and _right, the bounds of the
     evaluation grid · budget_share: restricted_mean / step_budget.
     """
-    observed = observations(cells, steps)
-    table = observed.groupby(["workload", "training", "setting"], as_index=False, sort=True).agg(
-        step_budget=("step_budget", "first"),
-        num_seeds=("seed", "size"),
-        num_met=("met", "sum"),
-        num_unfinished=("waiting", "sum"),
-    )
-    table.insert(6, "num_missed", table["num_seeds"] - table["num_met"] - table["num_unfinished"])
-    budgets = table.set_index("setting")["step_budget"].astype(np.float64)
-    curves = {time: kaplan_meier(observed, time) for time in TIMES}
-    table["median"] = table["setting"].map(medians(curves["point"])).astype(np.float64)
-    for time, end in TIMES.items():
-        table[f"restricted_mean{end}"] = table["setting"].map(areas(curves[time], budgets)).astype(np.float64)
-    done = observed[~observed["setting"].isin(observed.loc[observed["waiting"], "setting"])]
-    bands = _bands(done["setting"], [done["point"]], bootstrap_columns)
-    for end in ("low", "high"):
-        table[f"restricted_mean_{end}"] = table["setting"].map(bands[end]).astype(np.float64)
+    names = ["cell_id", "workload", "training", "setting", "seed"]
+    observed = steps[["cell_id", "status", "step_budget", "last_step", *TIMES]].merge(cells[names], on="cell_id")
+    observed = observed.sort_values(["setting", "seed", "cell_id"], kind="stable")
+    rows: list[dict[str, Any]] = []
+    for key, part in observed.groupby(["workload", "training", "setting"], sort=True):
+        met = (part["status"] == "met").to_numpy(dtype=bool)
+        waiting = (part["status"] == "unfinished").to_numpy(dtype=bool)  # censored where it stands
+        budget = part["step_budget"].iloc[0]
+        end = np.where(waiting, part["last_step"], part["step_budget"]).astype(np.float64)
+        row = dict(zip(["workload", "training", "setting"], key, strict=True))
+        row |= {"step_budget": budget, "num_seeds": len(part), "num_met": int(met.sum())}
+        row |= {"num_unfinished": int(waiting.sum()), "num_missed": int((~met & ~waiting).sum())}
+        for time, name in TIMES.items():
+            times, survival = kaplan_meier(np.where(met, part[time].to_numpy(dtype=np.float64), end), met)
+            row[f"restricted_mean{name}"] = restricted_mean(times, survival, float(budget))
+            if time == "point":
+                halved = times[survival <= 0.5 + 1e-12]
+                row["median"] = halved[0] if len(halved) else np.nan
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=[name for name in MEANS if name not in _ADDED])
+    done = observed[~observed["setting"].isin(table.loc[table["num_unfinished"] > 0, "setting"])]
+    place = done["setting"].map(pd.Series(table.index, index=table["setting"])).to_numpy(dtype=np.int64)
+    counted = done["point"].where(done["status"] == "met", done["step_budget"]).to_numpy(dtype=np.float64)
+    ends = bootstrap_groups(counted, place, len(table))
+    table["restricted_mean_low"], table["restricted_mean_high"] = ends[1], ends[2]
     table["budget_share"] = table["restricted_mean"] / table["step_budget"]
-    return table[[*MEANS]]
+    return table[MEANS]
 
 
-MEANS = [
-    *("workload", "training", "setting", "step_budget", "num_seeds", "num_met", "num_missed"),
-    *(
-        "num_unfinished",
-        "median",
-        "restricted_mean",
-        "restricted_mean_low",
-        "restricted_mean_high",
-        "restricted_mean_left",
-    ),
-    *("restricted_mean_right", "budget_share"),
-]
-
-
-def restricted_mean_ratios(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """RMST of a setting ÷ RMST of its baseline, paired by seed: Σₛ min(aₛ, T) / Σₛ min(bₛ, T).
-
-    Over pairs that are trained to their end nothing is censored before T, so that RMST is the mean of the steps
-    counted up to T. Args: by_seed: of `analysis.savings.ratios_by_seed`. steps: of `analysis.steps_to_target`.
-    Returns one row a (versus, setting): num_pairs, num_pending (left out) · restricted_mean,
-    baseline_restricted_mean · ratio with bootstrap _low and _high, pairs resampled together · ratio_left, ratio_right:
-    what the evaluation grid leaves open (all of one side at one end, all of the other at the other).
-    """
-    pairs = restricted_pairs(by_seed, steps)
-    keys = ["versus", "workload", "training", "setting"]
-    pending = pairs["bound"] == PENDING
-    groups = pairs.assign(pending=pending).groupby(keys, sort=True)
-    counts = groups.agg(num_pairs=("pending", "size"), num_pending=("pending", "sum"))
-    done = pairs[~pending]
-    means = done.groupby(keys, sort=True)[[*_ENDS]].mean()
-    means["group"] = np.arange(len(means))
-    table = counts.join(means, how="left").reset_index()
-    with np.errstate(divide="ignore"):
-        table["ratio"] = table["counted"] / table["baseline_counted"]
-        table["ratio_left"] = table["lower"] / table["baseline_upper"]
-        table["ratio_right"] = table["upper"] / table["baseline_lower"]
-    group = done.groupby(keys, sort=True).ngroup()
-    bands = _bands(group, [done["counted"], done["baseline_counted"]], ratio_of_means)
-    for end in ("low", "high"):
-        table[f"ratio_{end}"] = table["group"].map(bands[end]).astype(np.float64)
-    table = table.rename(columns={"counted": "restricted_mean", "baseline_counted": "baseline_restricted_mean"})
-    result: pd.DataFrame = table[[*keys, *RATIOS]]
-    return result
-
-
-RATIOS = [
-    *("num_pairs", "num_pending", "restricted_mean", "baseline_restricted_mean", "ratio", "ratio_low"),
-    *("ratio_high", "ratio_left", "ratio_right"),
-]
-_ENDS = ("counted", "lower", "upper", "baseline_counted", "baseline_lower", "baseline_upper")
+_ADDED = ("restricted_mean_low", "restricted_mean_high", "budget_share")
 
 
 def restricted_pairs(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of `by_seed` with both sides' steps up to their smaller step budget T.
+    """The pairs of `analysis.pairs.ratios_by_seed` with both sides' steps up to their smaller step budget T.
 
-    Adds until (T) · counted, baseline_counted: the crossing by interpolation, or T · lower, upper, baseline_lower,
-    baseline_upper: the ends of its evaluation interval, or T. Nothing of it means much while a pair is pending.
+    Adds counted, baseline_counted: the crossing by interpolation, or T. Nothing of it means much while a
+    pair is pending. Over pairs that are trained to their end the mean of these steps is the RMST.
     """
-    known = steps.set_index("cell_id")[["step_budget", "point", "lower", "upper"]].astype(np.float64)
-    sides = {"": by_seed["cell_id"], "baseline_": by_seed["baseline_cell_id"]}
-    budgets = [cell_id.map(known["step_budget"]) for cell_id in sides.values()]
-    until = budgets[0].clip(upper=budgets[1])
-    added: dict[str, Any] = {"until": until}
-    for side, cell_id in sides.items():
-        added[f"{side}counted"] = np.minimum(cell_id.map(known["point"]).fillna(until), until)
-        for end in ("lower", "upper"):
-            added[f"{side}{end}"] = np.minimum(cell_id.map(known[end]).fillna(until), until)
-    return by_seed.assign(**added)
-
-
-def ratio_of_means(top: Floats, bottom: Floats, *, level: float = LEVEL, num_resamples: int = RESAMPLES) -> Floats:
-    """mean(top) / mean(bottom) of each column with an expanded interval, rows resampled in pairs.
-
-    Expanded on the log scale, as `analysis.intervals.bootstrap` does for a geometric mean. Args: top, bottom: shape
-    (n, m). Returns: shape (3, m): ratio, low, high; the last two NaN for n = 1 and for equal ratios.
-    """
-    n, m = top.shape
-    ratio = top.mean(axis=0) / bottom.mean(axis=0)
-    if n < 2:
-        return np.stack([ratio, np.full(m, np.nan), np.full(m, np.nan)])
-    weights, counts = multisets(n, num_resamples, 0)
-    draws = (weights @ top) / (weights @ bottom)
-    tails = counted_quantiles(draws, counts, np.array([(1 - level) / 2, (1 + level) / 2]))
-    ends = ratio * (tails / ratio) ** small_sample_factor(n, n - 1, level)
-    ends[:, tails[1] - tails[0] <= ROUNDING * ratio] = np.nan  # equal in every row
-    return np.vstack([ratio[None, :], ends])
-
-
-def _bands(group: pd.Series, columns: list[pd.Series], function: Callable[..., Floats]) -> pd.DataFrame:
-    """low and high of each group: groups of one size n lie side by side as columns of (n, m), one call a size.
-
-    Args: function: one matrix a column of values -> shape (3, m), its last two rows low and high.
-    """
-    table = pd.DataFrame({"group": group, **{str(place): column for place, column in enumerate(columns)}})
-    table = table.sort_values("group", kind="stable")
-    parts = [pd.DataFrame({"low": [], "high": []}, dtype=np.float64)]
-    for n, part in table.groupby(table.groupby("group")["group"].transform("size"), sort=True):
-        matrices = part.drop(columns="group").to_numpy(dtype=np.float64).T.reshape(len(columns), -1, int(n))
-        low, high = function(*matrices.transpose(0, 2, 1))[1:]
-        parts.append(pd.DataFrame({"low": low, "high": high}, index=part["group"].to_numpy()[:: int(n)]))
-    return pd.concat(parts[1:] or parts)
+    known = steps.set_index("cell_id")[["step_budget", "point"]].astype(np.float64)
+    sides = {"counted": by_seed["cell_id"], "baseline_counted": by_seed["baseline_cell_id"]}
+    budget, baseline_budget = (cell_id.map(known["step_budget"]) for cell_id in sides.values())
+    until = budget.clip(upper=baseline_budget)
+    counted = {name: np.minimum(cell_id.map(known["point"]).fillna(until), until) for name, cell_id in sides.items()}
+    return by_seed.assign(**counted)

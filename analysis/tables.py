@@ -10,7 +10,6 @@ import pandas as pd
 
 from analysis import (
     across_trainings,
-    baselines,
     basin,
     decay_length,
     decay_replaced,
@@ -23,13 +22,13 @@ from analysis import (
     pooled_curve,
     robustness,
     saving_curve,
-    savings,
     snapshot_grid,
     survival,
     tightness,
     training_axis,
 )
 from analysis.output import write_csv
+from analysis.pairs import chosen_settings, pair, ratios, ratios_by_seed, reference_training, score
 from analysis.steps_to_target import steps_to_target
 from analysis.study import Study
 
@@ -43,9 +42,7 @@ class Tables:
     ratios: pd.DataFrame  # one row a (versus, setting)
     ratios_by_seed: pd.DataFrame
     families: pd.DataFrame  # one row a (versus, scheme): on how many the ratio's interval lies below 1
-    survival: pd.DataFrame  # the Kaplan–Meier curve of each setting
     restricted_means: pd.DataFrame  # one row a setting
-    restricted_mean_ratios: pd.DataFrame  # one row a (versus, setting)
     pooled: pd.DataFrame  # one row a (versus, horizon, scheme, statistic), over workloads
     pooled_by_workload: pd.DataFrame
     leave_one_out: pd.DataFrame
@@ -103,13 +100,13 @@ def core(study: Study) -> Core:
     """Steps-to-target, pairs, ratios and metrics: enough for the result table in a terminal."""
     cells, records = study.cells, study.records
     steps = steps_to_target(cells, records)
-    scores = baselines.score(cells, records, steps)
-    pairs = baselines.pair(cells, scores)
+    scores = score(cells, records, steps)
+    pairs = pair(cells, scores)
     hours = device_hours.hours_to_target(cells, records, steps)
-    by_seed = savings.ratios_by_seed(pairs, steps, hours)
+    by_seed = ratios_by_seed(pairs, steps, hours)
     by_cell = generalization.metrics_by_cell(cells, records)
     general = generalization.generalization(by_cell, pairs)
-    return Core(steps, scores, pairs, hours, by_seed, savings.ratios(by_seed), by_cell, general)
+    return Core(steps, scores, pairs, hours, by_seed, ratios(by_seed), by_cell, general)
 
 
 def compute(study: Study) -> Tables:
@@ -118,8 +115,8 @@ def compute(study: Study) -> Tables:
     c = core(study)
     steps, scores, by_cell, general = c.steps, c.scores, c.by_cell, c.general
     horizons = robustness.horizon_map(c.ratios, cells)
-    reference = baselines.reference_training(cells, scores)
-    chosen = baselines.chosen_settings(cells, reference)
+    reference = reference_training(cells, scores)
+    chosen = chosen_settings(cells, reference)
     axes = training_axis.training_axes(cells)
     summary, means = settings(cells, steps, c.ratios, general), survival.restricted_means(cells, steps)
     octaves = basin.widths(cells, axes, steps, by_cell)
@@ -137,9 +134,7 @@ def compute(study: Study) -> Tables:
         ratios=_labelled(cells, c.ratios),
         ratios_by_seed=_labelled(cells, c.by_seed),
         families=families.families(c.ratios, chosen),
-        survival=_labelled(cells, survival.kaplan_meier(survival.observations(cells, steps))),
         restricted_means=_labelled(cells, means),
-        restricted_mean_ratios=_labelled(cells, survival.restricted_mean_ratios(c.by_seed, steps)),
         pooled=overall,
         pooled_by_workload=pooled.by_workload(over_workloads),
         leave_one_out=pooled.leave_one_out(over_workloads),
@@ -180,7 +175,7 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
     of it; null while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
     them that have not met the target · num_censored: seeds that missed ·
-    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
+    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`pairs.ratios`).
     """
     names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
     merged = cells.merge(steps[names], on="cell_id", how="left")

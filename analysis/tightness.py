@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from analysis.intervals import (
+from analysis.resampling import (
     LEVEL,
     RESAMPLES,
     ROUNDING,
@@ -81,7 +81,7 @@ def target_points(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame
     One point a workload and scheme, at the horizon fixed beforehand, so that no result picks it. A raw run that
     misses is counted at the step budget.
     Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`. ratios: of
-      `analysis.savings.ratios`. chosen: of `analysis.baselines.chosen_settings`.
+      `analysis.pairs.ratios`. chosen: of `analysis.pairs.chosen_settings`.
     """
     raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "ranked_steps"]], on="cell_id")
     taken = raw.assign(share=raw["ranked_steps"] / raw["step_budget"])
@@ -123,7 +123,7 @@ def regressions(points: pd.DataFrame) -> pd.DataFrame:
     r2 = 1 − Σ(ratio − line)² / Σ(ratio − mean)² · r2_by_chance: its mean without any relation, 1/(n−1), where each
     workload has one point · r2_with_workload: of the model with an intercept a workload, where each has several
     points: what it adds to r2 is the workloads' own · _low, _high: bootstrap over workloads, expanded as in
-    `analysis.intervals` with two degrees of freedom less; for r2 the ends of artanh(correlation), squared back, from
+    `analysis.resampling` with two degrees of freedom less; for r2 the ends of artanh(correlation), squared back, from
     0 where they have two signs.
     Args: points: columns source, scheme, workload, share, ratio.
     """

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binom, t
 
-from analysis.intervals import Interval, with_interval
-from analysis.savings import sign
+from analysis.pairs import sign
+from analysis.resampling import Interval, with_interval
 
 SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
 MARGIN = 0.01  # of steps: a change by less than 1 % is no effect worth having

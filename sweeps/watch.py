@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.baselines import fixed_settings
 from analysis.finished import finished
-from analysis.intervals import Interval, stratified_geometric_mean
 from analysis.live_records import LiveRows, again
+from analysis.pairs import fixed_settings
 from analysis.records import load_cells, load_plan
+from analysis.resampling import Interval, stratified_geometric_mean
 from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from analysis.intervals import with_interval
+from analysis.resampling import with_interval
 from analysis.steps_to_target import Floats
 from sweeps.progress import LINE_SECONDS, duration
 from sweeps.run_folder import may_become_a_run

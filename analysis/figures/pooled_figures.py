@@ -10,7 +10,8 @@ import pandas as pd
 
 from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
+from analysis.pooled import BEST, FIXED, SHOWN
+from analysis.resampling import FEWEST
 from analysis.study import SCHEME_NAMES
 from analysis.style import REFERENCE_LINE
 

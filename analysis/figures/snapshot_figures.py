@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import chart as panels
 from analysis.figures.drawing import Drawing
-from analysis.savings import sign
+from analysis.pairs import sign
 from analysis.study import SCHEME_NAMES, percent
 
 INK = "#1f2328"  # on the light colours of a cell, in both themes

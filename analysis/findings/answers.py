@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis import paired
-from analysis.baselines import CHOSEN_HORIZON
 from analysis.findings import conclusions, training_answers
 from analysis.findings.finding import counted
 from analysis.findings.predictions import Prediction
-from analysis.intervals import with_interval
+from analysis.pairs import CHOSEN_HORIZON, metric_changes, over_workloads
+from analysis.resampling import with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
@@ -52,9 +51,9 @@ def final_metric(study: Study, tables: Tables) -> str | None:
     # Of a metric that may be 0 or below no factor can be told: its workload stays out, and is named.
     below = study.records.loc[study.records["metric"] <= 0, "cell_id"]
     signed = sorted(set(study.cells.loc[study.cells["cell_id"].isin(below), "workload"]))
-    pairs = paired.metric_changes(top, raw, higher.to_dict())
+    pairs = metric_changes(top, raw, higher.to_dict())
     pairs = pairs[~pairs["workload"].isin(signed)]
-    found = paired.over_workloads(pairs)
+    found = over_workloads(pairs)
     if np.isnan(found.value):
         return None
     covers = np.isnan(found.low) or found.low <= 1 <= found.high

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis import paired
-from analysis.baselines import CHOSEN_HORIZON
 from analysis.findings.evidence import Evidence
 from analysis.findings.finding import (
     IN_PART,
@@ -17,8 +15,9 @@ from analysis.findings.finding import (
     counted,
     over,
 )
-from analysis.intervals import Interval, with_interval
+from analysis.pairs import CHOSEN_HORIZON, over_workloads
 from analysis.pooled import FIXED
+from analysis.resampling import Interval, with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables
@@ -100,7 +99,7 @@ def best_horizon(of: Evidence, horizon: Tables) -> Finding:
     fixed = of.pick("horizon", "ema", CHOSEN_HORIZON)
     told, better = [], []
     for share in (0.005, 0.02, 0.04, 0.16, 0.3):
-        interval = paired.over_workloads(of.ratios(of.pick("horizon", "ema", share), fixed))
+        interval = over_workloads(of.ratios(of.pick("horizon", "ema", share), fixed))
         told.append(f"at {percent(share)} {with_interval(interval)}")
         if interval.high < 1:
             better.append(share)
@@ -143,7 +142,7 @@ def short_horizons(of: Evidence) -> Finding:
     return Finding(
         "short_horizons",
         "An EMA with a short memory is poor: ν = 1 with γ ≤ .99, a horizon of 0.2 % of the budget or less (Fig. 11).",
-        below_one(paired.over_workloads(longer)),
+        below_one(over_workloads(longer)),
         (
             f"EMA at 1 % takes {over(longer)} of the steps of EMA at 0.1 %: {counted(longer, 'fewer', 'more')}.",
             f"EMA at 0.1 % takes {over(against_raw)} of the raw weights': {counted(against_raw, 'fewer', 'more')}.",
@@ -159,7 +158,7 @@ def generalization(of: Evidence) -> Finding:
     for scheme in SCHEMES:
         for horizon in (CHOSEN_HORIZON, 0.04):
             pairs = of.changes(of.pick("generalization", scheme, horizon), of.pick("generalization"))
-            interval = paired.over_workloads(pairs)
+            interval = over_workloads(pairs)
             verdicts.append(below_one(interval))
             told.append(
                 f"{SCHEME_NAMES[scheme]} at {percent(horizon)} changes the final loss by a factor of "

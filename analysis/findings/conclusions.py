@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import families, horizon_fit
-from analysis.baselines import CHOSEN_HORIZON, in_front
-from analysis.intervals import Interval, of_row, stratified_geometric_mean, with_interval
-from analysis.pooled import BEST, FEWEST, FIXED, SHOWN
+from analysis.pairs import BOTH_MISSED, CHOSEN_HORIZON, PENDING, direction, in_front, misses, overall_bound, sign
+from analysis.pooled import BEST, FIXED, SHOWN
+from analysis.resampling import FEWEST, Interval, of_row, stratified_geometric_mean, with_interval
 from analysis.robustness import reaches
-from analysis.savings import BOTH_MISSED, PENDING, direction, misses, overall_bound, sign
 from analysis.study import SCHEME_NAMES, Study, counted, percent
 from analysis.tables import Tables
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.baselines import in_front
-from analysis.intervals import Interval, with_interval
+from analysis.pairs import in_front
 from analysis.pooled_curve import SAME
+from analysis.resampling import Interval, with_interval
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import paired
 from analysis.device_hours import hours_to_target
-from analysis.paired import KEYS
+from analysis.pairs import KEYS, metric_changes, steps_ratios
 from analysis.steps_to_target import steps_to_target
 from analysis.study import Study
 
@@ -45,7 +44,7 @@ class Evidence:
 
     def ratios(self, top: pd.DataFrame, bottom: pd.DataFrame) -> pd.DataFrame:
         """Steps-to-target of `top` ÷ `bottom`, paired by seed."""
-        return paired.steps_ratios(top, bottom, self.steps, self.hours)
+        return steps_ratios(top, bottom, self.steps, self.hours)
 
     def changes(
         self, top: pd.DataFrame, bottom: pd.DataFrame, at: float | None = None, *, both: bool = False
@@ -56,7 +55,7 @@ class Evidence:
         """
         higher = top.groupby("workload")["higher_is_better"].first().astype(bool)
         below = self.metric(bottom, at if both else None)
-        return paired.metric_changes(self.metric(top, at), below, higher.to_dict())
+        return metric_changes(self.metric(top, at), below, higher.to_dict())
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis import paired
-from analysis.intervals import Interval, with_interval
+from analysis.pairs import by_workload, over_workloads, sides
+from analysis.resampling import Interval, with_interval
 
 REPRODUCED, IN_PART, REFUTED, UNDECIDED = "reproduced", "reproduced in part", "refuted", "undecided"
 
@@ -41,7 +41,7 @@ def below_one(interval: Interval) -> str:
 
 def counted(pairs: pd.DataFrame, below: str, above: str) -> str:
     """'below on 2 of 9 (a, b), no effect on 6, above on 1 (c)', from the intervals of the workloads."""
-    low, covers, high = paired.sides(paired.by_workload(pairs))
+    low, covers, high = sides(by_workload(pairs))
     total = pairs["workload"].nunique()
     parts = []
     for names, word in ((low, below), (high, above)):
@@ -54,4 +54,4 @@ def counted(pairs: pd.DataFrame, below: str, above: str) -> str:
 
 def over(pairs: pd.DataFrame, form: str = ".2f") -> str:
     """The ratio over workloads, with its interval, as text."""
-    return with_interval(paired.over_workloads(pairs), form)
+    return with_interval(over_workloads(pairs), form)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analysis import records as schema
 from analysis import tightness
 from analysis.algoperf_score import ALL_BASE, read_evaluations, score
-from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor, with_interval
+from analysis.resampling import TAILS, Interval, draws_of, widening, with_interval
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
 
@@ -36,15 +36,12 @@ def ratios_of_medians(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> 
     n = min(len(top), len(bottom))
     if n < 2:
         return Interval(value, np.nan, np.nan)
-    draws = _ratio(
-        np.median(top[resample(len(top), RESAMPLES, 1)], axis=1),
-        np.median(bottom[resample(len(bottom), RESAMPLES, 2)], axis=1),
-    )
+    draws = _ratio(draws_of(top, 1, np.median), draws_of(bottom, 2, np.median))
     open_ = np.isnan(draws)
-    low = float(np.quantile(np.where(open_, 0.0, draws), (1 - LEVEL) / 2, method="nearest"))
-    high = float(np.quantile(np.where(open_, np.inf, draws), (1 + LEVEL) / 2, method="nearest"))
+    low = float(np.quantile(np.where(open_, 0.0, draws), TAILS[0], method="nearest"))
+    high = float(np.quantile(np.where(open_, np.inf, draws), TAILS[1], method="nearest"))
     if 0 < value < np.inf:
-        factor = small_sample_factor(n, 2 * (n - 1))
+        factor = widening(n, n)
         low, high = value * (low / value) ** factor, value * (high / value) ** factor
     return Interval(value, low, high)
 

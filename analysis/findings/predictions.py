@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import paired
 from analysis.findings.evidence import Evidence, evidence
 from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED, Finding, counted, over
-from analysis.intervals import (
+from analysis.output import write_csv
+from analysis.pairs import KEYS, by_workload, over_workloads
+from analysis.resampling import (
     LEVEL,
     RESAMPLES,
     ROUNDING,
@@ -28,8 +29,6 @@ from analysis.intervals import (
     small_sample_factor,
     with_interval,
 )
-from analysis.output import write_csv
-from analysis.paired import KEYS
 from analysis.steps_to_target import steps_to_target
 from analysis.study import SCHEME_NAMES, Study, percent
 
@@ -219,8 +218,8 @@ def batch_norm(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
         for one in drawn
         if one["series"] == "live"
     )
-    live = [paired.over_workloads(pairs["live"]) for pairs in (end, halfway)]
-    good = [_as_good(paired.over_workloads(pairs["average"]), ALIKE_METRIC) == REPRODUCED for pairs in (end, halfway)]
+    live = [over_workloads(pairs["live"]) for pairs in (end, halfway)]
+    good = [_as_good(over_workloads(pairs["average"]), ALIKE_METRIC) == REPRODUCED for pairs in (end, halfway)]
     worse = any(interval.low > 1 for interval in live)
     finding = Finding(
         "batch_norm",
@@ -288,7 +287,7 @@ def equal_centre(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     if not parts:
         return None
     pairs = _mean(parts)
-    interval = paired.over_workloads(pairs)
+    interval = over_workloads(pairs)
     finding = Finding(
         "equal_centre",
         f"At equal centre of mass LAWA and EMA are alike, within {percent(ALIKE_STEPS)} of the steps.",
@@ -340,7 +339,7 @@ def merged_decay(of: Evidence, cells: pd.DataFrame) -> Prediction | None:
     if not linear:
         return None
     whole = _mean(linear)
-    interval = paired.over_workloads(whole)
+    interval = over_workloads(whole)
     finding = Finding(
         "merged_decay",
         "Merging the snapshots of a constant LR with the weights of a decay is as good as that decay, within "
@@ -390,7 +389,7 @@ def _mean(pairs: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _point(question: str, pairs: pd.DataFrame, series: str, scheme: str, x: float) -> dict[str, Any]:
     """Of log ratios of one workload by seed, the row of POINTS to draw."""
-    row: dict[Any, Any] = paired.by_workload(pairs).iloc[0].to_dict()
+    row: dict[Any, Any] = by_workload(pairs).iloc[0].to_dict()
     return row | {"question": question, "series": series, "scheme": scheme, "x": x}
 
 

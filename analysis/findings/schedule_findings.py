@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis import paired
-from analysis.baselines import CHOSEN_HORIZON
 from analysis.findings.evidence import Evidence
 from analysis.findings.finding import (
     IN_PART,
@@ -18,8 +16,8 @@ from analysis.findings.finding import (
     counted,
     over,
 )
-from analysis.intervals import Interval, with_interval
-from analysis.paired import KEYS
+from analysis.pairs import CHOSEN_HORIZON, KEYS, by_workload, over_workloads, sides
+from analysis.resampling import Interval, with_interval
 from analysis.study import percent
 
 SHORTER = (0.25, 0.5, 0.75)
@@ -39,9 +37,9 @@ def shorter_decay(of: Evidence) -> Finding:
     for share in SHORTER:
         short = of.pick("decay_length", length_fraction=share)
         raw, averaged = of.changes(long, short, at=share), of.changes(average, short, at=share)
-        interval = paired.over_workloads(averaged)
+        interval = over_workloads(averaged)
         verdicts.append(below_one(interval))
-        behind += len(paired.sides(paired.by_workload(averaged))[2])
+        behind += len(sides(by_workload(averaged))[2])
         told.append(
             f"At {percent(share)} of the budget the long run's loss ÷ that of a run annealed to there is "
             f"{over(raw, '.3f')} for raw weights and {with_interval(interval, '.3f')} for EMA of 4 %: "
@@ -82,7 +80,7 @@ def replaces_decay(of: Evidence) -> Finding:
             label = "raw weights" if horizon is None else f"EMA of {percent(horizon)}"
             told.append(f"{label} on {name}: {over(pairs, '.3f')}; {counted(pairs, 'better', 'worse')}.")
             if horizon is not None and final_lr == 1.0:
-                for row in paired.by_workload(pairs).to_dict("records"):
+                for row in by_workload(pairs).to_dict("records"):
                     level[row["workload"]] = level.get(row["workload"], False) or not row["low"] > 1
     replaced = sorted(workload for workload, is_level in level.items() if is_level)
     total = decayed["workload"].nunique()
@@ -119,7 +117,7 @@ def both_best(of: Evidence) -> Finding:
         ("Its final loss ÷ that of the decay alone is", of.changes(both, decayed), ".4f"),
         ("Its final loss ÷ that of EMA of 4 % at a constant LR is", of.changes(both, constant), ".3f"),
     ]
-    verdicts = [below_one(paired.over_workloads(pairs)) for _, pairs, _ in claims]
+    verdicts = [below_one(over_workloads(pairs)) for _, pairs, _ in claims]
     words = [("fewer", "more"), ("fewer", "more"), ("better", "worse"), ("better", "worse")]
     return Finding(
         "both_best",
@@ -143,10 +141,10 @@ def other_optimizers(of: Evidence) -> Finding:
         said = []
         for horizon in (CHOSEN_HORIZON, 0.04):
             pairs = of.ratios(of.pick("optimizers", "ema", horizon, optimizer=optimizer), raw)
-            interval = paired.over_workloads(pairs)
+            interval = over_workloads(pairs)
             each = ", ".join(
                 f"{row['workload']} {with_interval(Interval(row['value'], row['low'], row['high']))}"
-                for row in paired.by_workload(pairs).to_dict("records")
+                for row in by_workload(pairs).to_dict("records")
             )
             said.append(f"at {percent(horizon)} {with_interval(interval)} ({each})")
             if optimizer == "shampoo" and horizon == CHOSEN_HORIZON:
@@ -172,7 +170,7 @@ def learning_rates(of: Evidence) -> Finding:
         average = of.pick("learning_rate", "ema", 0.04)
         average = average[np.isclose(average["lr"] / average["workload"].map(own), factor)]
         pairs = of.ratios(average, at)
-        interval = paired.over_workloads(pairs)
+        interval = over_workloads(pairs)
         verdicts.append(below_one(interval))
         both = int((pairs["bound"] == "both missed").sum())
         text = "no pair meets the target" if np.isnan(interval.value) else with_interval(interval)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval, with_interval
 from analysis.profiles import EXACT, Profiles
+from analysis.resampling import Interval, with_interval
 
 
 def answer(found: Profiles) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis import basin
 from analysis.findings import conclusions
 from analysis.findings.training_findings import ratio, verdict, word
-from analysis.intervals import of_row, with_interval
+from analysis.resampling import of_row, with_interval
 from analysis.study import Study
 from analysis.tables import Tables
 

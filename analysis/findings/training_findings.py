@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis import basin
-from analysis.baselines import in_front
 from analysis.findings import conclusions
-from analysis.intervals import Interval, of_row, with_interval
-from analysis.savings import direction, sign
+from analysis.pairs import direction, in_front, sign
+from analysis.resampling import Interval, of_row, with_interval
 from analysis.study import SCHEME_NAMES, percent
 from analysis.tables import Tables
 from analysis.training_axis import TITLES

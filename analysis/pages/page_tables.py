@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import paper_rows
+from analysis.pairs import sign
 from analysis.profiles import Profiles
-from analysis.savings import sign
 from analysis.study import SCHEME_NAMES
 from analysis.tables import Tables
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import output, paired
+from analysis import output
 from analysis.findings.evidence import Evidence
-from analysis.intervals import Interval, with_interval
+from analysis.pairs import by_workload, overall_bound, sign
 from analysis.records import BESIDE
-from analysis.savings import overall_bound, sign
+from analysis.resampling import Interval, with_interval
 from analysis.study import SCHEME_NAMES, percent
 
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
@@ -72,7 +72,7 @@ def _ratio(of: Evidence, average: pd.DataFrame, raw: pd.DataFrame) -> str:
     pairs = of.ratios(average, raw)
     if not pairs["value"].notna().any():
         return "–"
-    (row,) = paired.by_workload(pairs).to_dict("records")
+    (row,) = by_workload(pairs).to_dict("records")
     return sign(overall_bound(pairs["bound"])) + with_interval(Interval(row["value"], row["low"], row["high"]))
 
 

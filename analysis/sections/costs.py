@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis.baselines import in_front
 from analysis.chart import Look
 from analysis.core import Core
 from analysis.device_hours import MARGINAL, TOTAL, paid, sweep_hours
-from analysis.intervals import with_interval
-from analysis.paired import over_workloads
-from analysis.savings import overall_bound, sign
+from analysis.pairs import in_front, over_workloads, overall_bound, sign
+from analysis.resampling import with_interval
 from analysis.study import SCHEME_NAMES, Study, counted
 from analysis.style import REFERENCE_LINE
 
@@ -37,7 +35,7 @@ def sentences(
     ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, sweep_device_hours: pd.DataFrame, study: Study, unit: str
 ) -> list[str]:
     """What a user pays at the pre-specified settings, then what the sweep paid; the two are never mixed."""
-    found = []
+    found: list[str] = []
     same = ratios_by_seed[ratios_by_seed["versus"] == "same schedule"]
     for scheme, picked in in_front(chosen).groupby("scheme", sort=True):
         mine = same[same["setting"].isin(picked["setting"]) & same["hours_ratio"].notna()]

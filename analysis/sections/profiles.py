@@ -12,7 +12,7 @@ from analysis import chart as charts
 from analysis import profiles
 from analysis.algoperf_score import EVALUATIONS_FILE, TAU, read_evaluations
 from analysis.core import Core
-from analysis.intervals import Interval, with_interval
+from analysis.resampling import Interval, with_interval
 from analysis.study import SCHEME_NAMES
 from analysis.style import scheme_colours, submission_colours
 

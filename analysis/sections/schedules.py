@@ -10,11 +10,11 @@ import pandas as pd
 
 from analysis import chart as charts
 from analysis import words
-from analysis.baselines import fixed_settings, in_front
 from analysis.chart import Look
 from analysis.core import Core
 from analysis.generalization import effect
-from analysis.intervals import bootstrap, of_row
+from analysis.pairs import fixed_settings, in_front
+from analysis.resampling import bootstrap, of_row
 from analysis.steps_to_target import curves, running_best
 from analysis.study import SCHEME_NAMES, TRAINING, percent
 from analysis.style import REFERENCE_LINE

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis import families, savings, survival, words
-from analysis.baselines import in_front
+from analysis import families, survival, words
 from analysis.chart import Look
 from analysis.core import Core
-from analysis.intervals import of_row, with_interval
-from analysis.paired import over_workloads
+from analysis.pairs import RULE as PAIRED
+from analysis.pairs import in_front, over_workloads, overall_bound, sign
+from analysis.resampling import of_row, with_interval
 from analysis.steps_to_target import HELD
 from analysis.study import SCHEME_NAMES, counted
 from analysis.table_format import Column, Shown
@@ -24,7 +24,7 @@ CAPTION = (
     "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed. Left of 1 the average needs "
     "fewer steps. A hollow dot is a bound: some run missed the target."
 )
-RULE = savings.RULE
+RULE = PAIRED
 SHOWN = (
     Shown(
         "settings",
@@ -131,7 +131,7 @@ def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.Dat
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
         held = over_workloads(seeds.assign(value=np.log(seeds["held_ratio"].astype(float))))
-        bound = savings.sign(savings.overall_bound(seeds["held_bound"]))
+        bound = sign(overall_bound(seeds["held_bound"]))
         said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
     return said
 

@@ -13,7 +13,7 @@ from analysis import words
 from analysis.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
 from analysis.core import Core
 from analysis.findings.log_findings import RULE, ratios_of_medians
-from analysis.intervals import Interval, with_interval
+from analysis.resampling import Interval, with_interval
 from analysis.sections.profiles import colours_of, listed, number
 from analysis.study import counted
 from analysis.table_format import Column, Shown

@@ -11,12 +11,10 @@ import pandas as pd
 
 from analysis import basin, survival, words
 from analysis import chart as charts
-from analysis.baselines import fixed_settings, in_front
 from analysis.chart import Look
 from analysis.core import Core
-from analysis.intervals import of_row, with_interval
-from analysis.paired import over_workloads
-from analysis.savings import overall_bound, ratios, ratios_by_seed, sign
+from analysis.pairs import fixed_settings, in_front, over_workloads, overall_bound, ratios, ratios_by_seed, sign
+from analysis.resampling import of_row, with_interval
 from analysis.study import counted
 from analysis.style import REFERENCE_LINE
 from analysis.training_axis import TITLES, training_axes

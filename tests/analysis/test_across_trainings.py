@@ -5,10 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import baselines, figure_files, study, tables, training_axis
+from analysis import figure_files, study, tables, training_axis
 from analysis.figures import curve_figures, drawing, training_figures
 from analysis.findings import conclusions, training_answers, training_findings
 from analysis.pages import page_tables
+from analysis.pairs import reference_training
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_every_setting_of_every_training_beside_its_raw_run_and_the_best_one(joi
 
 
 def _figure_and_page(read, found):
-    d = drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines))
+    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
     spec = figure_files.spec(training_figures.training_panels(d), "trainings")
     rows = [row for data in spec["datasets"].values() for row in data]
     seeds = [row for row in rows if "seed" in row and row.get("status") in ("met", "missed")]

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.compare import compare
-from analysis.intervals import bootstrap
 from analysis.records import CELLS, TRIALS, BadRun
+from analysis.resampling import bootstrap
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import pytest
 
 from analysis import study, tables
 from analysis.findings import conclusions, curve_conclusions
-from analysis.intervals import Interval, with_interval
 from analysis.pages import methods
+from analysis.resampling import Interval, with_interval
 
 
 def said(run):

@@ -1,14 +1,15 @@
 import pytest
 
-from analysis import baselines, study, style, tables
 from analysis import chart as panels
+from analysis import study, style, tables
 from analysis.figures import average_figures, curve_figures, drawing
+from analysis.pairs import reference_training
 
 
 def drawn(run):
     read = study.read(run)
     found = tables.compute(read)
-    return drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines)), found
+    return drawing.drawing(read, found, reference_training(read.cells, found.baselines)), found
 
 
 def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run, average):

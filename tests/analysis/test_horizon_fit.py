@@ -6,7 +6,7 @@ import pytest
 
 from analysis import tables
 from analysis.horizon_fit import findings, horizon_fit, lowest, parabolas
-from analysis.intervals import bootstrap_columns, multisets, small_sample_factor
+from analysis.resampling import bootstrap_columns, multisets, small_sample_factor
 from analysis.study import read
 
 HORIZONS = np.array([0.0025, 0.005, 0.01, 0.02, 0.04, 0.08])

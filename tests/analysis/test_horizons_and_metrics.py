@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, generalization, robustness, study, tables
-from analysis.intervals import Interval
+from analysis import generalization, robustness, study, tables
+from analysis.pairs import best_training, pair, reference_training, score
+from analysis.resampling import Interval
 
 
 def computed(run):
@@ -170,8 +171,8 @@ def test_median_over_seeds(make_run):
 
 def test_reference_is_the_longest_and_best_baseline_the_fastest(make_run):
     read, found = computed(make_run())
-    reference = baselines.reference_training(read.cells, found.baselines)
-    best = baselines.best_training(found.baselines)
+    reference = reference_training(read.cells, found.baselines)
+    best = best_training(found.baselines)
     lengths = read.cells.drop_duplicates("training").set_index("training")["length_fraction"]
     assert {lengths[t] for t in reference.values()} == {1.0}
     assert {lengths[t] for t in best.values()} == {0.5}
@@ -179,7 +180,7 @@ def test_reference_is_the_longest_and_best_baseline_the_fastest(make_run):
 
 def test_without_a_target_the_best_metric_decides(make_run, task):
     read, found = computed(make_run(tasks=[task("lm", "loss", False, 5.0, 1.0, None)]))
-    best = baselines.best_training(found.baselines)
+    best = best_training(found.baselines)
     lengths = read.cells.drop_duplicates("training").set_index("training")["length_fraction"]
     assert lengths[best["lm"]] == 1.0
 
@@ -224,8 +225,8 @@ def test_test_metrics_by_hand(make_run, average):
     seed, averaged = of["seed"].to_numpy(), (of["scheme"] == "ema").to_numpy()
     metric = 0.5 + 0.1 * seed + (0.1 + 1e-8 * seed) * averaged  # equal gains would have no interval
     test = last.assign(split="test", metric=metric)
-    scores = baselines.score(read.cells, read.records, tables.core(read).steps)
-    table = generalization.test_metrics(read.cells, test, baselines.pair(read.cells, scores))
+    scores = score(read.cells, read.records, tables.core(read).steps)
+    table = generalization.test_metrics(read.cells, test, pair(read.cells, scores))
     labels = read.cells.drop_duplicates("setting").set_index("setting")["scheme_label"]
     rows = table.assign(label=table["setting"].map(labels)).set_index(["workload", "label"])
     vit = rows.loc[("imagenet_vit", "EMA 1 %")]
@@ -242,7 +243,7 @@ def test_test_metrics_by_hand(make_run, average):
     assert raw["test_metric"] == pytest.approx(0.55)
     assert np.isnan(raw["test_difference"])
     assert not [name for name in table.columns if name.startswith(("best_", "final_"))]
-    assert generalization.test_metrics(read.cells, read.test, baselines.pair(read.cells, scores)).empty
+    assert generalization.test_metrics(read.cells, read.test, pair(read.cells, scores)).empty
 
 
 def test_without_metrics_beside_there_is_no_table(make_run):

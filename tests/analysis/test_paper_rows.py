@@ -3,11 +3,11 @@ import pyarrow.parquet as pq
 import pytest
 import vl_convert
 
-from analysis import baselines, pooled, robustness, study, tables
 from analysis import chart as panels
+from analysis import pooled, robustness, study, tables
 from analysis.figures.paper_figures import ratios_beside
-from analysis.intervals import Interval
 from analysis.pages import page_tables
+from analysis.pairs import chosen_settings, reference_training
 from analysis.paper_rows import (
     AGREE,
     EQUAL,
@@ -25,6 +25,7 @@ from analysis.paper_rows import (
     paper_rows,
     where,
 )
+from analysis.resampling import Interval
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def rows_of(run):
     """The rows without the other tables of a study, which take longer."""
     read = study.read(run)
     c = tables.core(read)
-    chosen = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, c.scores))
+    chosen = chosen_settings(read.cells, reference_training(read.cells, c.scores))
     over = pooled.pool(c.by_seed, c.steps, pooled.picks(chosen, robustness.horizon_map(c.ratios, read.cells)))
     return paper_rows(read.cells, c.steps, c.scores, c.ratios, c.general, pooled.overall(over), chosen)
 

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 
 from analysis import pooled, study, tables
-from analysis.baselines import reference_training
 from analysis.figures import drawing, pooled_figures
 from analysis.findings import conclusions
-from analysis.intervals import small_sample_factor, stratified_geometric_mean
 from analysis.pages import page_tables
+from analysis.pairs import reference_training
+from analysis.resampling import small_sample_factor, stratified_geometric_mean
 
 T = 1000.0
 MISS = None

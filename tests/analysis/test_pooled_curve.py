@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, pooled, robustness, study, tables
+from analysis import pooled, robustness, study, tables
 from analysis.findings import curve_conclusions
+from analysis.pairs import chosen_settings, pair, reference_training
 from analysis.pooled_curve import COLUMNS, pooled_curve
 from analysis.saving_curve import Curve, measure
 
@@ -100,7 +101,7 @@ def test_at_the_level_of_the_target_it_is_the_pooled_ratio(make_run, average, ta
     averages = [average("ema", 0.01, 0.9), average("lawa", 0.01, 0.8)]
     read = study.read(make_run(tasks=three, lengths=[1.0], averages=averages, spread=0.05))
     c = tables.core(read)
-    near = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, c.scores))
+    near = chosen_settings(read.cells, reference_training(read.cells, c.scores))
     curve = pooled_curve(measure(read.cells, read.records, c.pairs, np.array([0.75])), near)
     at = curve[curve["versus"] == "same schedule"].set_index("scheme")
     over = pooled.pool(c.by_seed, c.steps, pooled.picks(near, robustness.horizon_map(c.ratios, read.cells)))
@@ -116,7 +117,7 @@ def test_at_the_level_of_the_target_it_is_the_pooled_ratio(make_run, average, ta
 def test_measured_curves_hold_the_levels_that_are_known(make_run, average, tasks):
     read = study.read(make_run(tasks=[tasks["lm"]], lengths=[1.0], averages=[average("ema", 0.01, 0.9)]))
     found = tables.core(read)
-    pairs = baselines.pair(read.cells, found.scores)
+    pairs = pair(read.cells, found.scores)
     early = measure(read.cells, read.records, pairs, np.array([0.01, 0.5]))[0]  # 1 %: before the first evaluation
     assert early.share.tolist() == [0.5]
     assert early.log_ratio.shape == (3, 1)

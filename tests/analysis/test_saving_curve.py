@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis import baselines, study
+from analysis import study
+from analysis.pairs import pair, score
 from analysis.saving_curve import SHARES, levels, measure, saving_curve
 from analysis.steps_to_target import steps_to_target
 
@@ -9,7 +10,7 @@ from analysis.steps_to_target import steps_to_target
 def curve(run, **options):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
-    pairs = baselines.pair(read.cells, baselines.score(read.cells, read.records, steps))
+    pairs = pair(read.cells, score(read.cells, read.records, steps))
     table = saving_curve(measure(read.cells, read.records, pairs, **options))
     return table.merge(
         read.cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction", "length_fraction"]],

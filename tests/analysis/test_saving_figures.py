@@ -3,10 +3,11 @@ from types import SimpleNamespace
 import pytest
 import vl_convert
 
-from analysis import baselines, pooled_curve, robustness, saving_curve, study, tables
 from analysis import chart as panels
+from analysis import pooled_curve, robustness, saving_curve, study, tables
 from analysis.figures import drawing
 from analysis.figures.saving_figures import over_workloads, papers_targets, saving_curves, target_shares
+from analysis.pairs import chosen_settings, reference_training
 
 VERSION = ".".join(panels.alt.SCHEMA_VERSION.split(".")[:2])
 
@@ -22,8 +23,8 @@ def drawn(task, average, make_run):
         plan = {"tasks": of, "averages": averages, "lengths": list(lengths), "spread": 0.02} | fields
         read = study.read(make_run(**plan))
         c = tables.core(read)
-        reference = baselines.reference_training(read.cells, c.scores)
-        chosen = baselines.chosen_settings(read.cells, reference)
+        reference = reference_training(read.cells, c.scores)
+        chosen = chosen_settings(read.cells, reference)
         measured = saving_curve.measure(read.cells, read.records, c.pairs)
         names_of = read.cells.drop_duplicates("setting")[["setting", "scheme", "scheme_label"]]
         found = SimpleNamespace(  # what the figure uses of a study's tables

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, figure_files, snapshot_grid, study, tables
+from analysis import figure_files, snapshot_grid, study, tables
 from analysis.figures import drawing, snapshot_figures
 from analysis.findings import training_findings
+from analysis.pairs import reference_training
 
 BUDGET = 1000
 
@@ -47,7 +48,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
     read, found = computed(make_run(lengths=[1.0], averages=averages))  # 1.4 · 750 steps > 1,000: never met
     lm = found.snapshot_grid[found.snapshot_grid["workload"] == "lm"].set_index(["every_steps", "memory"])
     assert lm["num_missed"].to_dict() == {(2, 3): 0, (2, 10): 0, (8, 3): 3, (8, 10): 3}
-    d = drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines))
+    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
     spec = figure_files.spec(snapshot_figures.snapshot_maps(d), "grid")
     rows = [row for data in spec["datasets"].values() for row in data]
     texts = {row["missed"] for row in rows if "missed" in row and row.get("every_steps") == 8}
@@ -98,6 +99,6 @@ def test_a_miss_counts_at_the_budget_and_no_pair_is_dropped(make_run, average):
 
 def test_without_a_grid_there_is_no_map(make_run, average):
     read, found = computed(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)]))
-    d = drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines))
+    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
     assert snapshot_figures.snapshot_maps(d) is None
     assert training_findings.snapshot_findings(found) == []

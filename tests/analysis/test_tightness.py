@@ -6,10 +6,11 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from analysis import baselines, saving_curve, study, tables, tightness
 from analysis import chart as panels
+from analysis import saving_curve, study, tables, tightness
 from analysis.figures.tightness_figures import tightness as figure
-from analysis.intervals import resample, small_sample_factor
+from analysis.pairs import chosen_settings, reference_training
+from analysis.resampling import resample, small_sample_factor
 from analysis.tightness import CURVES, PAPER, TARGETS, curve_points, findings, paper_points, regressions
 from analysis.tightness import target_points as at_targets
 
@@ -17,7 +18,7 @@ from analysis.tightness import target_points as at_targets
 def measured(run):
     read = study.read(run)
     found = tables.core(read)
-    chosen = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, found.scores))
+    chosen = chosen_settings(read.cells, reference_training(read.cells, found.scores))
     curve = saving_curve.saving_curve(saving_curve.measure(read.cells, read.records, found.pairs))
     return at_targets(read.cells, found.steps, found.ratios, chosen), curve_points(read.cells, curve, chosen)
 
@@ -26,7 +27,7 @@ def test_the_papers_points_stand_beside_those_of_the_same_schemes(make_run, aver
     three = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "wmt", "ogbg")]
     read = study.read(make_run(tasks=three, averages=[average("ema", 0.01, 0.9)], lengths=[1.0]))
     found = tables.core(read)
-    chosen = baselines.chosen_settings(read.cells, baselines.reference_training(read.cells, found.scores))
+    chosen = chosen_settings(read.cells, reference_training(read.cells, found.scores))
     curve = saving_curve.saving_curve(saving_curve.measure(read.cells, read.records, found.pairs))
     every = tightness.points(read.cells, found.steps, found.ratios, curve, chosen)
     assert every.groupby("source").size().to_dict() == {PAPER: 8, TARGETS: 3, CURVES: 75}

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import baselines, generalization, study
+from analysis import generalization, study
+from analysis.pairs import pair, score
 from analysis.records import KEY, read_live, rows_to_table
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
@@ -156,8 +157,8 @@ def test_a_run_folder_keeps_the_splits_apart(tmp_path: Path) -> None:
     assert set(read.test["split"]) == {"test"}
     assert len(read.test) == len(read.cells) == 6
     assert read.cells["evaluate_test"].all()
-    scores = baselines.score(read.cells, read.records, read.cells.assign(ranked_steps=0.0))
-    table = generalization.test_metrics(read.cells, read.test, baselines.pair(read.cells, scores))
+    scores = score(read.cells, read.records, read.cells.assign(ranked_steps=0.0))
+    table = generalization.test_metrics(read.cells, read.test, pair(read.cells, scores))
     metric = read.test.set_index("cell_id")["metric"]
     for row in table.to_dict("records"):
         mine = read.cells.loc[read.cells["setting"] == row["setting"], "cell_id"]

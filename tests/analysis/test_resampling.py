@@ -4,55 +4,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.intervals import (
+from analysis.resampling import (
+    RESAMPLES,
+    Interval,
     bootstrap,
     bootstrap_columns,
     bootstrap_each,
     bootstrap_groups,
     counted_quantiles,
-    ends_of_draws,
+    draws_of,
+    interval,
     multisets,
     resample,
+    resampled,
     small_sample_factor,
     stratified_geometric_mean,
+    widening,
     with_interval,
 )
-from analysis.survival import ratio_of_means
 
 SAMPLE = np.random.default_rng(3).lognormal(sigma=0.4, size=20)
 
 
-@pytest.mark.parametrize("method", ["percentile", "bca"])
-@pytest.mark.parametrize(
-    ("statistic", "function"),
-    [("mean", np.mean), ("geometric_mean", stats.gmean), ("median", np.median)],
-)
-def test_agrees_with_scipy(method, statistic, function):
-    ours = bootstrap(SAMPLE, statistic, method=method, num_resamples=20_000)
-    theirs = stats.bootstrap(
-        (SAMPLE,), function, method=method.replace("bca", "BCa"), n_resamples=20_000, rng=1
-    ).confidence_interval
+def percentile(sample, of=np.mean):
+    """The interval of one sample, not widened."""
+    sample = np.asarray(sample)
+    return interval(of(sample), draws_of(sample, 0, of)[:, None], 1.0)[:, 0]
+
+
+@pytest.mark.parametrize(("near", "function"), [(0.04, np.mean), (0.04, stats.gmean), (0.15, np.median)])
+def test_agrees_with_scipy(near, function):
+    value, low, high = percentile(SAMPLE, function)
+    theirs = stats.bootstrap((SAMPLE,), function, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     width = theirs.high - theirs.low
-    near = (0.15 if statistic == "median" else 0.04) * width  # resampled medians take few values
-    assert ours.value == pytest.approx(function(SAMPLE))
-    assert ours.low == pytest.approx(theirs.low, abs=near)
-    assert ours.high == pytest.approx(theirs.high, abs=near)
+    assert value == pytest.approx(function(SAMPLE))
+    assert [low, high] == pytest.approx([theirs.low, theirs.high], abs=near * width)
 
 
-def test_same_seed_same_interval_another_seed_another():
-    assert bootstrap(SAMPLE) == bootstrap(SAMPLE)
-    assert bootstrap(SAMPLE).low != bootstrap(SAMPLE, seed=1).low
-
-
-def test_every_option_changes_the_result():
-    plain = bootstrap(SAMPLE)
-    assert bootstrap(SAMPLE, method="bca").low != plain.low
-    assert bootstrap(SAMPLE, method="percentile").low > plain.low
-    assert bootstrap(SAMPLE, level=0.5).low > plain.low
-    assert bootstrap(SAMPLE, num_resamples=50).low != plain.low
-    assert bootstrap(SAMPLE, "median").value != plain.value
-    with pytest.raises(ValueError, match="geometric_mean"):
-        bootstrap(SAMPLE, "mode")  # type: ignore[arg-type]
+@pytest.mark.parametrize(("statistic", "of"), [("mean", np.mean), ("geometric_mean", stats.gmean)])
+def test_a_sample_has_the_interval_of_its_draws_widened(statistic, of):
+    value, factor, logs = of(SAMPLE), widening(20), statistic == "geometric_mean"
+    expected = interval(value, draws_of(SAMPLE, 0, of)[:, None], factor, logs=logs)[:, 0]
+    assert bootstrap(SAMPLE, statistic) == pytest.approx(tuple(expected))
+    assert bootstrap(SAMPLE, statistic) == bootstrap(SAMPLE, statistic)
 
 
 def test_one_value_has_no_interval_and_none_has_no_value():
@@ -65,29 +59,24 @@ def test_one_value_has_no_interval_and_none_has_no_value():
 
 
 @pytest.mark.parametrize("values", [[0.98, 0.98], [0.1, 0.3 - 0.2, 0.1], [0.0] * 5, [np.inf, np.inf]])
-@pytest.mark.parametrize("statistic", ["mean", "geometric_mean", "median"])
+@pytest.mark.parametrize("statistic", ["mean", "geometric_mean"])
 def test_equal_values_have_no_interval(values, statistic):
     """Certainty from 2 seeds: how far others would lie is not known. Rounding is no spread either."""
     sample = np.array(values)
     found = bootstrap(sample, statistic)
     assert found.value == pytest.approx(values[0])
     assert np.isnan(found[1:]).all()
+    assert np.isnan(percentile(sample, np.median)[1:]).all()
     if np.isfinite(sample).all():
         apart = np.append(sample[:-1], sample[-1] + 0.1)
         columns = bootstrap_columns(np.stack([sample, apart], axis=1))
         assert np.isnan(columns[1:]).all(axis=0).tolist() == [True, False]
-    if statistic != "median":
-        group = np.zeros(len(sample), dtype=np.int64)
-        assert np.isnan(bootstrap_groups(sample, group, 1, statistic)[1:]).all()
 
 
 def test_equal_values_in_every_stratum_have_no_interval_and_in_one_they_have():
     assert np.isnan(stratified_geometric_mean([np.array([0.9, 0.9]), np.array([0.5, 0.5])])[1:]).all()
     some = stratified_geometric_mean([np.array([0.9, 0.9]), np.array([0.5, 0.6])])
     assert some.low < some.value < some.high
-    ratios = ratio_of_means(np.array([[1.0, 1], [2, 2], [3, 4]]), np.array([[2.0, 2], [4, 4], [6, 6]]))
-    assert np.isnan(ratios[1:, 0]).all()
-    assert ratios[1, 1] < ratios[0, 1] < ratios[2, 1]
 
 
 def naive_median_interval(values):
@@ -99,20 +88,16 @@ def naive_median_interval(values):
 
 def test_an_infinite_end_is_an_end():
     values = np.array([1.0, 1.1, 0.9, np.inf, 1.05, 1.2, np.inf])
-    found = bootstrap(values, "median", method="percentile")
-    low, high = naive_median_interval(values)
-    assert (low, high) == (pytest.approx(found.low, rel=0.02), np.inf)
-    assert found.high == np.inf
-    wide = bootstrap(values, "median")
-    assert wide.high == np.inf
-    assert wide.low < found.low  # moved away from the value, as ever
+    value, low, high = percentile(values, np.median)
+    assert naive_median_interval(values) == (pytest.approx(low, rel=0.02), np.inf)
+    assert high == np.inf
+    wide = interval(value, draws_of(values, 0, np.median)[:, None], 2.0)[:, 0]
+    assert wide.tolist() == [value, pytest.approx(value - 2 * (value - low)), np.inf]
     for statistic in ("mean", "geometric_mean"):  # of the resamples without ∞ the least is a bound still
         mean = bootstrap(values, statistic)
         assert mean.value == mean.high == np.inf
         assert 0.9 <= mean.low < np.inf
-        group = np.zeros(len(values), dtype=np.int64)
-        assert bootstrap_groups(values, group, 1, statistic)[:, 0] == pytest.approx(tuple(mean))
-    assert with_interval(wide) == f"1.10 [{wide.low:.2f}, ∞]"
+    assert with_interval(Interval(1.1, 0.9, np.inf)) == "1.10 [0.90, ∞]"
 
 
 def test_quantiles_of_draws_of_which_some_are_infinite():
@@ -120,12 +105,12 @@ def test_quantiles_of_draws_of_which_some_are_infinite():
     found = counted_quantiles(draws, np.ones(5, dtype=np.int64), np.array([0.0, 1 / 3, 0.5, 1.0]))
     assert found[:, 0].tolist() == [1.0, 2.0, np.inf, np.inf]
     np.testing.assert_allclose(found[:, 1], np.quantile(draws[:, 1], [0.0, 1 / 3, 0.5, 1.0]))
-    assert ends_of_draws(draws[:4])[:, 0] == pytest.approx([1.075, np.inf])
+    assert interval(1.0, draws[:4], 1.0)[1:, 0] == pytest.approx([1.075, np.inf])
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6))
 def test_the_interval_lies_within_the_values_and_around_the_mean(values):
-    found = bootstrap(np.array(values), method="percentile", num_resamples=400)
+    found = Interval(*percentile(values))
     if max(values) - min(values) <= 1e-9 * max(values):
         assert np.isnan(found.low)
         return
@@ -133,16 +118,13 @@ def test_the_interval_lies_within_the_values_and_around_the_mean(values):
     assert found.value - 1e-9 <= found.high <= max(values) + 1e-9
 
 
-@pytest.mark.parametrize(("n", "percentile"), [(3, 75), (6, 85), (40, 94)])
-def test_coverage(n, percentile):
-    samples = np.random.default_rng(0).normal(size=(1500, n))
-
-    def covered(method):
-        found = [bootstrap(sample, method=method, num_resamples=1_000) for sample in samples]
-        return 100 * np.mean([interval.low <= 0 <= interval.high for interval in found])
-
-    assert covered("percentile") == pytest.approx(percentile, abs=3)
-    assert covered("expanded") == pytest.approx(95, abs=3)
+@pytest.mark.parametrize(("n", "plain"), [(3, 75), (6, 85), (40, 94)])
+def test_coverage_of_the_percentiles_and_of_the_widened_interval(n, plain):
+    samples = np.random.default_rng(0).normal(size=(n, 1500))
+    mean, *ends = bootstrap_columns(samples)
+    for factor, expected in ((1.0, plain), (widening(n), 95)):
+        low, high = (mean + factor / widening(n) * (end - mean) for end in ends)
+        assert 100 * ((low <= 0) & (high >= 0)).mean() == pytest.approx(expected, abs=3)
 
 
 def test_coverage_over_strata():
@@ -154,20 +136,22 @@ def test_coverage_over_strata():
 def test_expanded_is_the_students_interval_in_the_limit_of_a_normal_sample():
     sample = stats.norm.ppf((np.arange(200) + 0.5) / 200)
     student = stats.t.interval(0.95, 199, loc=sample.mean(), scale=stats.sem(sample))
-    found = bootstrap(sample, num_resamples=100_000)
-    assert found[1:] == pytest.approx(student, abs=0.004)
+    assert bootstrap(sample)[1:] == pytest.approx(student, abs=0.006)
 
 
 def test_the_factor_by_hand():
     # √(3/2) · t.975(2 degrees) / z.975
     assert small_sample_factor(3, 2) == pytest.approx(np.sqrt(1.5) * 4.302653 / 1.959964, rel=1e-6)
     assert small_sample_factor(1e6, 1e6) == pytest.approx(1, abs=1e-5)
+    assert widening(3) == small_sample_factor(3, 2)
+    assert widening(5, 3, 4) == small_sample_factor(3, 9)  # the smallest sample, all degrees of freedom
+    assert np.isnan([widening(), widening(1), widening(5, 1)]).all()
 
 
 def test_columns_are_the_means_and_intervals_of_each_column():
     matrix = np.random.default_rng(1).normal(size=(5, 3))
     matrix[0, 1] = np.nan
-    mean, low, high = bootstrap_columns(matrix, num_resamples=10_000)
+    mean, low, high = bootstrap_columns(matrix)
     for column in range(3):
         single = bootstrap(matrix[:, column])
         assert mean[column] == pytest.approx(single.value)
@@ -211,17 +195,30 @@ def test_each_different_resample_is_weighed_by_how_often_it_was_drawn():
     assert counts.sum() == 10_000
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     values = np.array([1.0, 2.0, 5.0])
-    direct = np.quantile(values[resample(3, 10_000, 0)].mean(axis=1), [0.025, 0.975])
-    np.testing.assert_allclose(bootstrap(values, method="percentile")[1:], direct)
+    direct = np.quantile(values[resample(3, RESAMPLES, 0)].mean(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose(interval(0.0, (weights @ values)[:, None], 1.0, counts)[1:, 0], direct)
 
 
 @pytest.mark.parametrize("num_resamples", [1, 2, 20, 41, 81, 999])
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 1.0, 2.0], [0.1, 0.1, 0.5, 0.9]])
 def test_counted_resamples_have_the_quantiles_of_listed_ones(values, num_resamples):
-    sample = np.array(values)
+    sample, tails = np.array(values), np.array([0.025, 0.975])
     draws = sample[resample(len(sample), num_resamples, 0)].mean(axis=1)
-    found = bootstrap(sample, method="percentile", num_resamples=num_resamples)
-    np.testing.assert_allclose(found[1:], np.quantile(draws, [0.025, 0.975]))
+    weights, counts = multisets(len(sample), num_resamples, 0)
+    found = counted_quantiles((weights @ sample)[:, None], counts, tails)
+    np.testing.assert_allclose(found[:, 0], np.quantile(draws, tails))
+
+
+def test_levels_are_resampled_or_kept():
+    """Seeds alone: each stratum's draws stay its own. Workloads too: every draw is one of any stratum's."""
+    strata = [np.array([1.0, 1.1]), np.array([5.0, 5.1, 5.2]), np.array([9.0, 9.1])]
+    kept, both = resampled(strata), resampled(strata, ("workload", "seed"))
+    assert kept.shape == both.shape == (RESAMPLES, 3)
+    for place, values in enumerate(strata):
+        assert values.min() <= kept[:, place].min() < kept[:, place].max() <= values.max()
+    which = both // 4  # 0, 1, 2: the stratum a mean is of
+    assert [100 * (which == place).mean() for place in range(3)] == pytest.approx([100 / 3] * 3, abs=1.5)
+    assert len(np.unique(both[which == 1])) > 3  # seeds within the drawn ones differ too
 
 
 @pytest.mark.parametrize("statistic", ["mean", "geometric_mean"])
@@ -241,7 +238,7 @@ def test_many_matrices_have_the_intervals_that_each_has_alone(monkeypatch):
     matrices = [rng.normal(size=size) for size in [(3, 5), (5, 2), (3, 37), (1, 4), (4, 0)]]
     matrices[0][1, 2] = matrices[2][0, :9] = np.nan
     alone = [bootstrap_columns(matrix) for matrix in matrices]
-    monkeypatch.setattr("analysis.intervals.AT_ONCE", 100)  # several blocks
+    monkeypatch.setattr("analysis.resampling.AT_ONCE", 100)  # several blocks
     for found, one in zip(bootstrap_each(matrices), alone, strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-13)
     assert bootstrap_each([]) == []

@@ -2,19 +2,32 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import baselines, device_hours, savings, study
-from analysis.intervals import small_sample_factor
+from analysis import device_hours, study
+from analysis.pairs import (
+    by_workload,
+    metric_changes,
+    over_workloads,
+    overall_bound,
+    pair,
+    ratios,
+    ratios_by_seed,
+    score,
+    sides,
+    steps_ratios,
+)
+from analysis.resampling import FEWEST, small_sample_factor
 from analysis.steps_to_target import steps_to_target
+from analysis.tables import compute
 
 
 def measured(run):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
-    scores = baselines.score(read.cells, read.records, steps)
-    pairs = baselines.pair(read.cells, scores)
+    scores = score(read.cells, read.records, steps)
+    pairs = pair(read.cells, scores)
     hours = device_hours.hours_to_target(read.cells, read.records, steps)
-    by_seed = savings.ratios_by_seed(pairs, steps, hours)
-    return read, by_seed, savings.ratios(by_seed)
+    by_seed = ratios_by_seed(pairs, steps, hours)
+    return read, by_seed, ratios(by_seed)
 
 
 def at(read, table, scheme, horizon, workload="lm", versus="same schedule", length=1.0):
@@ -80,31 +93,12 @@ def test_best_baseline_is_the_raw_setting_with_fewest_median_steps(make_run):
 
 
 def test_a_run_against_itself_is_one():
-    steps = pd.DataFrame(
-        {
-            "cell_id": ["a"],
-            "status": ["met"],
-            "censored": [False],
-            "held_censored": [False],
-            "lower": [10.0],
-            "upper": [20.0],
-            "counted_steps": [15.0],
-            "held_counted_steps": [15.0],
-        }
-    )
-    pairs = pd.DataFrame(
-        {
-            "versus": ["best baseline"],
-            "workload": ["lm"],
-            "training": [0],
-            "setting": [0],
-            "seed": [0],
-            "cell_id": ["a"],
-            "baseline_cell_id": ["a"],
-        }
-    )
+    run = {"cell_id": "a", "status": "met", "censored": False, "held_censored": False, "lower": 10.0, "upper": 20.0}
+    steps = pd.DataFrame([run | {"counted_steps": 15.0, "held_counted_steps": 15.0}])
+    names = {"versus": "best baseline", "workload": "lm", "training": 0, "setting": 0, "seed": 0}
+    pairs = pd.DataFrame([names | {"cell_id": "a", "baseline_cell_id": "a"}])
     hours = pd.DataFrame({"cell_id": ["a"], "device_hours": [0.5]})
-    row = savings.ratios_by_seed(pairs, steps, hours).iloc[0]
+    row = ratios_by_seed(pairs, steps, hours).iloc[0]
     assert row["ratio"] == row["held_ratio"] == row["hours_ratio"] == 1
     assert (row["ratio_low"], row["ratio_high"]) == (0.5, 2.0)
 
@@ -136,18 +130,10 @@ def test_both_miss_no_ratio_and_counted(make_run, task, average):
 
 def test_bounds_from_hand_made_pairs():
     kinds = pd.Series(["exact", "at most", "exact"])
-    assert savings.overall_bound(kinds) == "at most"
-    assert savings.overall_bound(pd.Series(["at least", "at most"])) == "mixed"
-    assert savings.overall_bound(pd.Series(["both missed", "pending"])) == "none"
-    assert savings.overall_bound(pd.Series(["exact", "pending"])) == "exact"
-    assert savings.count_bounds(kinds) == {
-        "num_pairs": 3,
-        "num_exact": 2,
-        "num_at_least": 0,
-        "num_at_most": 1,
-        "num_both_missed": 0,
-        "num_pending": 0,
-    }
+    assert overall_bound(kinds) == "at most"
+    assert overall_bound(pd.Series(["at least", "at most"])) == "mixed"
+    assert overall_bound(pd.Series(["both missed", "pending"])) == "none"
+    assert overall_bound(pd.Series(["exact", "pending"])) == "exact"
 
 
 def test_diverged_baseline_is_counted_at_the_budget(make_run):
@@ -199,3 +185,76 @@ def test_unit_is_gpu_hours_only_on_gpus():
     assert device_hours.unit(cells) == "GPU-hours"
     assert device_hours.unit(pd.DataFrame({"device": ["cpu"]})) == "CPU-core-hours"
     assert device_hours.unit(pd.DataFrame({"device": ["cpu", "gpu"]})) == "device-hours"
+
+
+def hand_made(**values):
+    return pd.DataFrame(
+        [(name, seed, value) for name, mine in values.items() for seed, value in enumerate(mine)],
+        columns=["workload", "seed", "value"],
+    )
+
+
+def test_a_change_is_below_one_where_the_first_is_better_whatever_the_metric():
+    top, bottom = hand_made(lm=[2.0, 3.0]), hand_made(lm=[4.0, 3.0])
+    lower = metric_changes(top, bottom, higher_is_better={"lm": False})["value"]
+    higher = metric_changes(top, bottom, higher_is_better={"lm": True})["value"]
+    assert list(np.exp(lower)) == pytest.approx([0.5, 1.0])
+    assert list(np.exp(higher)) == pytest.approx([2.0, 1.0])
+
+
+def test_seeds_that_only_one_side_has_make_no_pair():
+    assert len(metric_changes(hand_made(lm=[1.0, 1.0, 1.0]), hand_made(lm=[1.0], wmt=[1.0]), {"lm": False})) == 1
+
+
+def test_steps_count_misses_at_the_budget_and_name_the_bound(make_run, tasks, average):
+    slow = average("ema", 0.04, 2.0)  # meets at step 1,500 of 1,000: missed
+    read = study.read(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.8), slow]))
+    tables = compute(read)
+    cells = read.cells[read.cells["workload"] == "lm"]
+    fast, slow = (cells[np.isclose(cells["horizon_fraction"].astype(float), h)] for h in (0.01, 0.04))
+    steps = tables.steps_to_target
+    hours = steps[["cell_id", "device_hours"]]
+    table = steps_ratios(slow, fast, steps, hours)
+    assert set(table["bound"]) == {"at least"}
+    assert list(np.exp(table["value"])) == pytest.approx([1000 / 600] * 3, rel=0.01)
+
+
+def test_over_workloads_is_the_pooled_geometric_mean(make_run, task, average):
+    tasks = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("a", "b", "c", "d")]
+    run = make_run(tasks=tasks, lengths=[1.0], averages=[average("ema", 0.01, 0.8)], spread=0.1, seed_shift=0.05)
+    read = study.read(run)
+    tables = compute(read)
+    of = dict(list(read.cells.groupby("scheme")))
+    hours = tables.steps_to_target[["cell_id", "device_hours"]]
+    found = over_workloads(steps_ratios(of["ema"], of["none"], tables.steps_to_target, hours))
+    row = tables.pooled[tables.pooled["statistic"] == "geometric mean"].iloc[0]
+    assert list(found) == pytest.approx([row["value"], row["low"], row["high"]], rel=1e-9)
+    assert found.low < found.value < found.high
+
+
+def test_over_workloads_against_a_loop():
+    rng = np.random.default_rng(3)
+    data = {f"w{i}": list(rng.normal(-0.1 + 0.1 * rng.normal(), 0.05, size=3)) for i in range(5)}
+    found = over_workloads(hand_made(**data))
+    draws = []
+    for _ in range(8_000):
+        names = rng.choice(list(data), size=5)
+        draws.append(np.mean([np.mean(rng.choice(data[name], size=3)) for name in names]))
+    value = np.mean([np.mean(mine) for mine in data.values()])
+    low, high = value + small_sample_factor(5, 4) * (np.quantile(draws, [0.025, 0.975]) - value)
+    assert np.log(found.value) == pytest.approx(value)
+    assert np.log([found.low, found.high]) == pytest.approx([low, high], abs=0.06 * (high - low))
+
+
+def test_two_workloads_resample_seeds_alone_and_one_seed_gives_no_interval():
+    two = over_workloads(hand_made(a=[-0.1, -0.12, -0.11], b=[-0.5, -0.52, -0.51]))
+    assert two.high < 0.8  # an interval over workloads would reach from a's ratio to b's
+    assert FEWEST == 3
+    assert np.isnan(over_workloads(hand_made(a=[-0.1])).low)
+    assert np.isnan(over_workloads(hand_made(a=[])).value)
+
+
+def test_sides():
+    table = by_workload(hand_made(a=[-0.2, -0.21, -0.19], b=[-0.1, 0.1, 0.0], c=[0.3, 0.31, 0.29]))
+    assert sides(table) == (["a"], ["b"], ["c"])
+    assert list(table["num_pairs"]) == [3, 3, 3]

@@ -1,0 +1,339 @@
+"""Any setting against any other, by seed: which raw run an average is measured against, the ratio of steps-to-target
+and what bounds it where a run misses, and means over seeds and workloads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.resampling import (
+    FEWEST,
+    Counts,
+    Interval,
+    Statistic,
+    bootstrap,
+    bootstrap_groups,
+    stratified_geometric_mean,
+)
+
+EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
+BOTH_MISSED, PENDING = "both missed", "pending"
+
+RULE = (
+    "Ratios are paired by seed: steps-to-target of the average over steps-to-target of the baseline with the same "
+    "seed. A run that misses the target is counted at its step budget, or at its last step where it stopped before "
+    "that: where only the average misses, the ratio is a lower bound (≥); where only the baseline misses, an upper "
+    "bound (≤); where both miss there is no ratio, and the pair is counted and shown as such. No seed is dropped."
+)
+
+
+CHOSEN_HORIZON = 0.01  # of the step budget: fixed beforehand, the paper's finding
+NEAR = 1.5  # a horizon within this factor of it stands for it
+
+
+def score(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """One row a raw (scheme ``none``) setting, best first within each workload.
+
+    The order: the smallest median steps-to-target over seeds, missed ones counted at the step budget; where the
+    workload has no target, or medians tie, the best median of the best validation metric.
+    Returns: workload, training, length_fraction, num_seeds, median_steps, median_best (metric), rank (1 = best).
+    """
+    raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "ranked_steps"]], on="cell_id", how="left")
+    sign = np.where(raw["higher_is_better"].astype(bool), 1.0, -1.0)
+    records = records[records["cell_id"].isin(raw["cell_id"])]
+    finite = records[~records["diverged"].astype(bool) & np.isfinite(records["metric"])]
+    extremes = finite.groupby("cell_id")["metric"].agg(["min", "max"])
+    best = np.where(sign > 0, raw["cell_id"].map(extremes["max"]), raw["cell_id"].map(extremes["min"]))
+    raw = raw.assign(best=best, quality=-sign * best)
+    table = raw.groupby(["workload", "training"], as_index=False, sort=True).agg(
+        length_fraction=("length_fraction", "first"),
+        num_seeds=("seed", "nunique"),
+        median_steps=("ranked_steps", "median"),
+        median_best=("best", "median"),
+        badness=("quality", "median"),
+    )
+    table = table.sort_values(["workload", "median_steps", "badness", "training"], kind="stable")
+    table["rank"] = table.groupby("workload").cumcount() + 1
+    return table.drop(columns="badness").reset_index(drop=True)
+
+
+def reference_training(cells: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
+    """workload -> the training that headline figures show: the best raw one of the longest schedules.
+
+    Chosen by raw runs alone, so the choice favours no average; without raw runs, the first of the longest.
+    """
+    rank = scores.set_index("training")["rank"] if len(scores) else pd.Series(dtype="float64")
+    rows = cells.drop_duplicates("training")[["workload", "training", "length_fraction"]]
+    rows = rows.assign(rank=rows["training"].map(rank).fillna(len(cells)), length=-rows["length_fraction"])
+    rows = rows.sort_values(["workload", "length", "rank", "training"], kind="stable")
+    first = rows.groupby("workload", sort=True)["training"].first()
+    return {str(workload): int(training) for workload, training in first.items()}
+
+
+def best_training(scores: pd.DataFrame) -> dict[str, int]:
+    """workload -> the training of its best baseline."""
+    best = scores[scores["rank"] == 1]
+    return {str(w): int(t) for w, t in zip(best["workload"], best["training"], strict=True)}
+
+
+def pair(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Each cell with its baselines, by seed.
+
+    versus ``same schedule``: same workload, step budget, optimizer settings and schedule, averages only.
+    versus ``best baseline``: the raw setting of rank 1 in `score`; raw runs of other schedules take part too.
+    Returns: versus, workload, training, setting, seed, cell_id, baseline_cell_id.
+    """
+    keep = ["workload", "training", "setting", "seed", "cell_id"]
+    raw = cells[cells["scheme"] == "none"].drop_duplicates(["training", "seed"])
+    averages = cells.loc[cells["scheme"] != "none", keep]
+    partner = raw[["training", "seed", "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"})
+    same = averages.merge(partner, on=["training", "seed"], how="inner")
+    best = best_training(scores)
+    partner = raw[raw["training"].isin(list(best.values()))]
+    partner = partner[["workload", "seed", "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"})
+    against_best = cells[keep].merge(partner, on=["workload", "seed"], how="inner")
+    tables = [same.assign(versus="same schedule"), against_best.assign(versus="best baseline")]
+    return pd.concat(tables, ignore_index=True)[["versus", *keep, "baseline_cell_id"]]
+
+
+def fixed_settings(cells: pd.DataFrame, horizon: float = CHOSEN_HORIZON) -> pd.DataFrame:
+    """Per training and scheme the setting whose horizon is nearest to this share of T: the pre-specified one.
+
+    Nearest in the logarithm; among equals the most frequent snapshots. No result of a run enters the choice.
+    Returns: workload, training, scheme, setting, scheme_label, horizon_fraction, near (within a factor NEAR).
+    """
+    rows = cells[(cells["scheme"] != "none") & cells["horizon_fraction"].notna()].drop_duplicates("setting")
+    distance = np.abs(np.log(rows["horizon_fraction"].astype(float) / horizon)).round(9)
+    rows = rows.assign(distance=distance, near=distance <= np.log(NEAR))
+    order = ["workload", "training", "scheme", "distance", "every_steps", "setting"]
+    columns = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "near"]
+    first = rows.sort_values(order, kind="stable").groupby(["workload", "training", "scheme"], sort=True).head(1)
+    return first[columns].reset_index(drop=True)
+
+
+def chosen_settings(cells: pd.DataFrame, reference: dict[str, int], horizon: float = CHOSEN_HORIZON) -> pd.DataFrame:
+    """Of `fixed_settings` those of the reference trainings, one row a workload and scheme."""
+    rows = fixed_settings(cells, horizon)
+    mine = rows[rows["training"] == rows["workload"].map(reference)]
+    return mine.drop(columns="training").reset_index(drop=True)
+
+
+def in_front(chosen: pd.DataFrame) -> pd.DataFrame:
+    """Of `chosen_settings`, what figures and sentences show first: the near ones; all where none is near."""
+    return chosen[chosen["near"]] if chosen["near"].any() else chosen
+
+
+def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
+    """ratio = steps-to-target of the cell / of its baseline, one row a pair.
+
+    Args: pairs: of `pair`. steps: of `analysis.steps_to_target`. hours: of
+      `analysis.device_hours.hours_to_target`.
+    Returns the pairs that have a target, with
+      steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
+      ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid
+      leaves it, exact pairs only · held_ratio, held_bound: of 3 evaluations in a row · device_hours,
+      baseline_device_hours, hours_ratio (with the same bound).
+    """
+    table = pairs.merge(_side(steps, hours, ""), on="cell_id", how="inner")
+    table = table.merge(_side(steps, hours, "baseline_"), on="baseline_cell_id", how="inner")
+    table["bound"] = _bound(table, "status", "censored")
+    table["held_bound"] = _bound(table, "status", "held_censored")
+    table["ratio"] = _ratio(table["steps"], table["baseline_steps"], table["bound"])
+    table["held_ratio"] = _ratio(table["held_steps"], table["baseline_held_steps"], table["held_bound"])
+    table["hours_ratio"] = _ratio(table["device_hours"], table["baseline_device_hours"], table["bound"])
+    exact = table["bound"] == EXACT
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table["ratio_low"] = (table["lower"] / table["baseline_upper"]).where(exact)
+        table["ratio_high"] = (table["upper"] / table["baseline_lower"]).where(exact)
+    drop = ["lower", "upper", "baseline_lower", "baseline_upper", "status", "baseline_status", "censored"]
+    drop += ["baseline_censored", "held_censored", "baseline_held_censored"]
+    order = ["versus", "setting", "seed", "cell_id"]
+    return table.drop(columns=drop).sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Over seeds: the arithmetic and the geometric mean of the ratio, with bootstrap 95 % intervals.
+
+    One row a (versus, workload, training, setting). num_pairs counts every pair, also those without a ratio.
+    mean, geometric_mean, held_geometric_mean, hours_ratio (geometric): each with _low and _high, null for one
+    ratio alone · median · bound: ``exact``, ``at least`` (some average missed), ``at most`` (some baseline
+    missed), ``mixed``, ``none`` (no ratio) · device_hours, baseline_device_hours: means over the pairs.
+    """
+    if by_seed.empty:
+        return pd.DataFrame(columns=_RATIO_COLUMNS)
+    groups = by_seed.groupby(["versus", "workload", "training", "setting"], sort=True)
+    table = groups.agg(
+        num_pairs=("bound", "size"),
+        median=("ratio", "median"),
+        device_hours=("device_hours", "mean"),
+        baseline_device_hours=("baseline_device_hours", "mean"),
+    ).reset_index()
+    group = np.asarray(groups.ngroup(), dtype=np.int64)
+    for kind in _KINDS:
+        table[f"num_{kind.replace(' ', '_')}"] = _count(by_seed["bound"], kind, group, len(table))
+    for bound in ("bound", "held_bound"):
+        found = [_count(by_seed[bound], kind, group, len(table)) > 0 for kind in (EXACT, AT_LEAST, AT_MOST)]
+        some = np.select([found[1] & found[2], found[1], found[2], found[0]], _OVERALL, "none")
+        table[bound] = pd.Series(some, dtype="str")
+    for name, (column, statistic) in _MEANS.items():
+        values = by_seed[column].to_numpy(dtype=np.float64)
+        ends = bootstrap_groups(values, group, len(table), statistic)
+        table[[name, f"{name}_low", f"{name}_high"]] = ends.T
+    return table[_RATIO_COLUMNS]
+
+
+_KINDS = [EXACT, AT_LEAST, AT_MOST, BOTH_MISSED, PENDING]
+_OVERALL = ["mixed", AT_LEAST, AT_MOST, EXACT]
+_MEANS: dict[str, tuple[str, Statistic]] = {
+    "mean": ("ratio", "mean"),
+    "geometric_mean": ("ratio", "geometric_mean"),
+    "held_geometric_mean": ("held_ratio", "geometric_mean"),
+    "hours_ratio": ("hours_ratio", "geometric_mean"),
+}
+
+
+def _count(bounds: pd.Series, kind: str, group: Counts, num_groups: int) -> Counts:
+    return np.bincount(group[(bounds == kind).to_numpy()], minlength=num_groups)
+
+
+_RATIO_COLUMNS = [
+    *("versus", "workload", "training", "setting", "num_pairs", "num_exact", "num_at_least", "num_at_most"),
+    *("num_both_missed", "num_pending", "mean", "mean_low", "mean_high", "geometric_mean"),
+    *("geometric_mean_low", "geometric_mean_high", "median", "bound", "held_geometric_mean"),
+    *("held_geometric_mean_low", "held_geometric_mean_high", "held_bound", "hours_ratio", "hours_ratio_low"),
+    *("hours_ratio_high", "device_hours", "baseline_device_hours"),
+]
+
+
+def overall_bound(bounds: pd.Series) -> str:
+    """What a mean over these pairs is: exact, a lower or an upper bound, mixed, or none."""
+    kinds = set(bounds) & {EXACT, AT_LEAST, AT_MOST}
+    if not kinds:
+        return "none"
+    if kinds >= {AT_LEAST, AT_MOST}:
+        return "mixed"
+    return str((kinds - {EXACT} or {EXACT}).pop())
+
+
+def direction(ratio: Interval, bound: object) -> str | None:
+    """Which side of 1 a ratio lies on: ``fewer`` steps, ``more``, ``none`` where its interval covers 1.
+
+    ``undecided`` where it is a bound on the wrong side of what it would show; null without an interval.
+    """
+    if np.isnan(ratio.low):
+        return None
+    if ratio.low <= 1 <= ratio.high:
+        return "none"
+    if ratio.high < 1:
+        return "fewer" if bound in (EXACT, AT_MOST) else "undecided"
+    return "more" if bound in (EXACT, AT_LEAST) else "undecided"
+
+
+def misses(bounds: pd.Series) -> str:
+    """'the average misses the target in 2 of 3 pairs, the baseline in 0'; empty where neither does."""
+    count = Counter(bounds)
+    average, baseline = (count[kind] + count[BOTH_MISSED] for kind in (AT_LEAST, AT_MOST))
+    if not average + baseline:
+        return ""
+    return f"the average misses the target in {average} of {len(bounds)} pairs, the baseline in {baseline}"
+
+
+def sign(bound: object, mixed: str = "about ") -> str:
+    """What stands before a ratio that is a bound: ≥, ≤, or `mixed` where its pairs bound it from both sides."""
+    return {AT_LEAST: "≥ ", AT_MOST: "≤ ", "mixed": mixed}.get(str(bound), "")
+
+
+def _side(steps: pd.DataFrame, hours: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    names = {"counted_steps": "steps", "held_counted_steps": "held_steps"}
+    keep = [*("cell_id", "status", "censored", "held_censored", "lower", "upper"), *names]
+    side = steps[keep].merge(hours[["cell_id", "device_hours"]], on="cell_id", how="left")
+    return side.rename(columns={name: prefix + names.get(name, name) for name in side.columns})
+
+
+def _bound(table: pd.DataFrame, status: str, censored: str) -> pd.Series:
+    misses = table[censored].astype(bool)
+    baseline_misses = table[f"baseline_{censored}"].astype(bool)
+    pending = (misses & (table[status] == "unfinished")) | (
+        baseline_misses & (table[f"baseline_{status}"] == "unfinished")
+    )
+    # A run that met the target once and is not trained to its end may yet hold it: its steps are not counted.
+    if censored == "held_censored":
+        unknown = table["held_steps"].isna() | table["baseline_held_steps"].isna()
+        pending = pending | unknown
+    kinds = np.select(
+        [pending, misses & baseline_misses, misses, baseline_misses],
+        [PENDING, BOTH_MISSED, AT_LEAST, AT_MOST],
+        EXACT,
+    )
+    return pd.Series(kinds, index=table.index, dtype="str")
+
+
+def _ratio(top: pd.Series, bottom: pd.Series, bound: pd.Series) -> pd.Series:
+    known = bound.isin([EXACT, AT_LEAST, AT_MOST]) & (bottom > 0) & (top > 0)
+    return (top / bottom).where(known).astype(float)
+
+
+KEYS = ["workload", "seed"]
+
+
+def steps_ratios(top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
+    """steps-to-target of `top` ÷ that of `bottom`, paired by workload and seed; misses count as in RULE.
+
+    Args: top, bottom: rows of `analysis.study.describe`, at most one a (workload, seed). steps: of
+    `analysis.steps_to_target`. hours: of `analysis.device_hours.hours_to_target`.
+    Returns: workload, seed, value (the log of the ratio; NaN where both miss or one is not finished), bound.
+    """
+    pairs = top[[*KEYS, "training", "setting", "cell_id"]].merge(
+        bottom[[*KEYS, "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"}), on=KEYS
+    )
+    table = ratios_by_seed(pairs.assign(versus="pair"), steps, hours)
+    return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound"]]
+
+
+def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Mapping[Any, bool]) -> pd.DataFrame:
+    """log(metric of `top` ÷ metric of `bottom`) by workload and seed, negative where `top` is better.
+
+    Args: top, bottom: workload, seed, value (a metric). higher_is_better: by workload. Returns: workload, seed, value;
+    NaN where either metric is not above 0, of which a factor says nothing.
+    """
+    pairs = top[[*KEYS, "value"]].merge(bottom[[*KEYS, "value"]], on=KEYS, suffixes=("", "_other"))
+    sign = np.where(pairs["workload"].map(dict(higher_is_better)).astype(bool), -1.0, 1.0)
+    mine, other = pairs["value"].astype(float), pairs["value_other"].astype(float)
+    change = sign * np.log((mine / other).where((mine > 0) & (other > 0)))
+    return pairs[KEYS].assign(value=change)
+
+
+def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
+    """exp(mean over seeds of value) of each workload with its interval.
+
+    Returns: workload, value, low, high, num_pairs.
+    """
+    rows = []
+    for workload, part in pairs.groupby("workload", sort=True):
+        found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean")
+        rows.append((workload, *found, int(part["value"].notna().sum())))
+    return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
+
+
+def over_workloads(pairs: pd.DataFrame) -> Interval:
+    """exp of the mean over workloads of the mean over seeds of value; workloads and the seeds within are resampled.
+
+    With fewer than FEWEST workloads only the seeds are, and the interval speaks of these workloads.
+    Args: pairs: workload, seed, value. Returns: Interval; low and high NaN where a workload has one seed, or all
+    seeds are equal.
+    """
+    known = pairs[pairs["value"].notna()]
+    ratios = [np.exp(part["value"].to_numpy(dtype=float)) for _, part in known.groupby("workload", sort=True)]
+    return stratified_geometric_mean(ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",))
+
+
+def sides(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Workloads whose interval lies below 1, covers it, lies above it. Args: table: of `by_workload`."""
+    below = table.loc[table["high"] < 1, "workload"]
+    above = table.loc[table["low"] > 1, "workload"]
+    covers = table.loc[(table["low"] <= 1) & (table["high"] >= 1), "workload"]
+    return list(below), list(covers), list(above)
