@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 
 from analysis import figure_files
 from analysis.records import CELLS, RECORDS, TRIALS
+from analysis.report import Report
+from analysis.study import Study
 
 BUDGET = 1000
 GRID = 20  # evaluated every 2 %
@@ -281,6 +284,12 @@ def frame_of() -> Callable[..., pd.DataFrame]:
         return pd.DataFrame(columns)
 
     return make
+
+
+@pytest.fixture
+def frames_of() -> Callable[[Study], SimpleNamespace]:
+    """frames_of(study) -> every table of its report, as attributes."""
+    return lambda study: SimpleNamespace(**Report(study).frames)
 
 
 @pytest.fixture

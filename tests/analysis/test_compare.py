@@ -48,8 +48,8 @@ def test_a_run_against_itself_is_the_same_to_the_last_bit(lm, average):
     assert set(found.settings["steps"]) == set(found.settings["metric"]) == {"none"}
     text = found.text()
     assert "Targets, versions and devices are the same." in text
-    assert "6 cells are in both; 0 only in A, 0 only in B." in text
-    assert "B needs fewer in 0, more in 0, no effect in 2" in text
+    assert "6 cells are in both, 6 the same to the last bit; 0 only in A, 0 only in B." in text
+    assert "steps-to-target of B shown fewer in 0, more in 0, not told apart in 2" in text
     diverged = lm(averages=[], diverge={"lm-1.0-0": 300})
     assert compare(diverged, diverged).num_identical == 3
 
@@ -74,7 +74,7 @@ def test_known_ratios_whatever_the_ids(lm, average):
     assert found.num_identical == 3  # the raw runs
     assert table.loc["EMA 1 %", "hours_ratio"] == pytest.approx(0.9)
     text = found.text()
-    assert "B needs fewer in 1, more in 1, no effect in 1" in text
+    assert "steps-to-target of B shown fewer in 1, more in 1, not told apart in 1" in text
     assert "0.900 [0.900, 0.900]" in text
 
 
@@ -120,7 +120,7 @@ def test_what_only_one_run_has(make_run, lm, average, tasks):
         ("cosine, length 50 %", "no averaging"): "1, 2, 3",
         ("cosine, length 50 %", "EMA 2 %"): "1, 2, 3",
     }
-    assert "2 cells are in both; 10 only in A, 10 only in B." in found.text()
+    assert "; 10 only in A, 10 only in B." in found.text()
 
 
 def test_nothing_shared(lm, make_run, tasks):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis import latex
+from analysis.table_format import Table
 
 HOSTILE = [
     "a_b & c % d # e $ f {g} ~h ^i",
@@ -17,6 +18,10 @@ HOSTILE = [
     "naïve 中 \U0001f600",
     "<b>|x|</b>",
 ]
+
+
+def table(title, columns, rows, left_out, name):
+    return latex.table(Table(title, name, columns, rows, left_out))
 
 
 def read(text):
@@ -52,7 +57,7 @@ SYMBOLS = {r"\geq": "≥", "-": "−", r"\div": "÷", r"\gamma": "γ", r"\nu": "
 
 
 def test_every_text_reads_as_it_was():
-    text = latex.table(HOSTILE[0], HOSTILE[:3], [HOSTILE[3:6], HOSTILE[:3]], 0, "x.csv")
+    text = table(HOSTILE[0], HOSTILE[:3], [HOSTILE[3:6], HOSTILE[:3]], 0, "x")
     environment, columns, (head, first, second) = read(text)
     assert (environment, columns) == ("tabular", 3)
     assert [plain(cell) for cell in head] == HOSTILE[:3]
@@ -61,7 +66,7 @@ def test_every_text_reads_as_it_was():
 
 
 def test_ascii_alone_and_no_command_of_a_name():
-    text = latex.table(" ".join(HOSTILE), ["a"], [[name] for name in HOSTILE], 0, "x.csv")
+    text = table(" ".join(HOSTILE), ["a"], [[name] for name in HOSTILE], 0, "x")
     assert text.isascii()
     assert set(re.findall(r"\\([a-z]+)", text)) <= {
         *("begin", "end", "toprule", "midrule", "bottomrule", "ensuremath", "linewidth"),
@@ -75,7 +80,7 @@ def test_ascii_alone_and_no_command_of_a_name():
 
 @pytest.mark.parametrize("rows", [1, latex.LONG, latex.LONG + 1])
 def test_long_tables_repeat_their_head(rows):
-    text = latex.table("t", ["a", "b"], [["x", "1.5"]] * rows, 0, "t.csv")
+    text = table("t", ["a", "b"], [["x", "1.5"]] * rows, 0, "t")
     environment, columns, found = read(text)
     assert environment == ("longtable" if rows > latex.LONG else "tabular")
     assert (r"\endhead" in text) == (rows > latex.LONG)
@@ -84,18 +89,18 @@ def test_long_tables_repeat_their_head(rows):
 
 
 def test_rows_left_out_are_named():
-    _, _, rows = read(latex.table("t", ["a", "b"], [["x", "y"]], 1234, "big_table.csv"))
+    _, _, rows = read(table("t", ["a", "b"], [["x", "y"]], 1234, "big_table"))
     assert rows[-1] == [r"\multicolumn{2}{l}{1,234 more rows in big\_table.csv}"]
 
 
 def test_numbers_to_the_right_and_long_text_in_lines():
     rows = [["wmt", "0.93 [0.90, 0.96]", "≥ 1,000", "x " * 40], ["lm", "–", "∞", "y"]]
-    assert r"\begin{tabular}{lrrp{0.33\linewidth}}" in latex.table("t", list("abcd"), rows, 0, "t.csv")
+    assert r"\begin{tabular}{lrrp{0.33\linewidth}}" in table("t", list("abcd"), rows, 0, "t")
 
 
 def test_like_pandas():
     frame = pd.DataFrame({"work_load": ["a & b", "50 %"], "ratio": ["0.9", "1.1"]})
     theirs = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     theirs = theirs.to_latex(hrules=True, column_format="lr")
-    ours = latex.table("t", list(frame), frame.to_numpy().tolist(), 0, "t.csv")
+    ours = table("t", list(frame), frame.to_numpy().tolist(), 0, "t")
     assert ours.splitlines()[2:] == theirs.splitlines()

@@ -7,8 +7,8 @@ from time import process_time
 import pandas as pd
 
 from analysis import load
+from analysis.report import Report
 from analysis.study import read
-from analysis.tables import compute
 from benchmarks import analysis as benchmark
 from benchmarks.synthetic_run import Size, write
 
@@ -22,11 +22,11 @@ def test_the_synthetic_study_is_valid_seeded_and_says_something(tmp_path: Path) 
     assert not frames[0]["metric"].equals(frames[2]["metric"])
     study = read(tmp_path / "a")
     assert (study.cells["state"] == "finished").all()
-    tables = compute(study)
-    assert tables.steps_to_target["status"].isin(["met", "missed"]).all()
-    assert (tables.steps_to_target["status"] == "met").mean() > 0.5
-    assert tables.ratios["mean"].between(0.5, 1.5).all()
-    assert tables.pooled["value"].notna().any()
+    frames = Report(study).frames
+    assert frames["steps_to_target"]["status"].isin(["met", "missed"]).all()
+    assert (frames["steps_to_target"]["status"] == "met").mean() > 0.5
+    assert frames["ratios"]["mean"].between(0.5, 1.5).all()
+    assert frames["pooled"]["value"].notna().any()
 
 
 def test_300_000_records_in_seconds() -> None:
@@ -43,6 +43,6 @@ def test_four_times_the_cells_take_little_more_than_four_times_as_long(tmp_path:
     for name, size in [("few", few), ("warm", few), ("many", replace(few, trainings=4))]:
         run = write(tmp_path / name, size)
         start = process_time()
-        compute(read(run))
+        _ = Report(read(run)).frames
         seconds.append(process_time() - start)
     assert seconds[2] < 6 * seconds[1]
