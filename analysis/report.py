@@ -20,6 +20,7 @@ import pandas as pd
 from analysis import figure_files, latex, methods, output, recommend, report_index, sections, style, table_format
 from analysis.chart import look
 from analysis.core import Core, core
+from analysis.run_files import BadRun
 from analysis.study import Study, read_each
 
 
@@ -89,9 +90,20 @@ class Report:
         return table_format.table(steps.in_order(table), steps.SHOWN[0], steps.COLUMNS, len(table))
 
 
-def of_run(run: str | Path) -> list[Report]:
-    """The studies of a run folder, finished or not. Raises: analysis.records.BadRun where it breaks the schema."""
-    return [Report(study, Path(run)) for study in read_each(run)]
+def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
+    """The studies of a run folder, finished or not.
+
+    Args: baseline: of imported logs, the submission that others are measured against.
+    Raises: analysis.records.BadRun where the folder breaks the schema, or has no such submission.
+    """
+    made = [Report(study, Path(run)) for study in read_each(run)]
+    for one in made if baseline is not None else []:
+        known = sorted(set(one.core.cells["optimizer"])) if "imported" in one.core.study.plan else []
+        if baseline not in known:
+            allowed = ", ".join(known) or "none: only imported logs have submissions"
+            raise BadRun(f"{run}: no submission {baseline!r} to be the baseline; allowed: {allowed}")
+        one.core.study.plan["baseline"] = baseline
+    return made
 
 
 def write(run: str | Path, reports: Sequence[Report] | None = None) -> Path:

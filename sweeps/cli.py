@@ -108,10 +108,10 @@ def run(
         sys.exit(EXIT_INCOMPLETE)
 
 
-def _conclude(run: Path, console: Any) -> None:
+def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
     from analysis import report as reports
 
-    made = reports.of_run(run)
+    made = reports.of_run(run, baseline)
     for one in made:
         if (table := one.summary(most=SHOWN_ROWS)).rows:
             console.print(terminal.table(table.columns, table.rows, title=one.name if len(made) > 1 else None))
@@ -124,12 +124,13 @@ def _conclude(run: Path, console: Any) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
+@click.option("--baseline", help="Of imported logs: the submission that the others are measured against.")
+def report(run: Path, baseline: str | None) -> None:
     """Write tables, figures and report.html of a run folder again, from its records alone.
 
     Of several studies in it each has a report of its own in reports/<study>/, and report.html is their index.
     """
-    _conclude(run, terminal.console())
+    _conclude(run, terminal.console(), baseline)
 
 
 @main.command()

@@ -44,15 +44,24 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     ratio, low, high: of medians over studies, ∞ where the submission misses, 0 where the baseline does · verdict ·
     num_missed of num_studies, baseline_missed of baseline_studies.
     """
-    columns = ["measure", "baseline", "submission", "workload", "ratio", "low", "high", "verdict"]
-    columns += ["num_missed", "num_studies", "baseline_missed", "baseline_studies"]
     if core.run is None:
-        return {"against_baseline": pd.DataFrame(columns=columns)}
-    studies = best_trials(trials_to_target(read_evaluations(core.run)))
+        return {"against_baseline": pd.DataFrame(columns=COLUMNS_OF_TABLE)}
+    return {"against_baseline": against(read_evaluations(core.run), core.study.plan.get("baseline"))}
+
+
+COLUMNS_OF_TABLE = [
+    *("measure", "baseline", "submission", "workload", "ratio", "low", "high", "verdict"),
+    *("num_missed", "num_studies", "baseline_missed", "baseline_studies"),
+]
+
+
+def against(evaluations: pd.DataFrame, named: str | None = None) -> pd.DataFrame:
+    """See `tables`. Args: evaluations: of `read_evaluations`. named: the baseline, if one is asked for."""
+    studies = best_trials(trials_to_target(evaluations))
     studies = studies[studies["workload"].map(base_workload).isna()]
     met = studies["met"].astype(bool)
     studies = studies.assign(steps=studies["step"].where(met, np.inf), missed=~met)
-    baseline = baseline_of(core.study.plan.get("baseline"), sorted(set(studies["submission"])))
+    baseline = baseline_of(named, sorted(set(studies["submission"])))
     rows: list[dict[str, Any]] = []
     for (submission, workload), mine in studies.groupby(["submission", "workload"], sort=True):
         other = studies[(studies["submission"] == baseline) & (studies["workload"] == workload)]
@@ -67,7 +76,7 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
                 names = {"measure": measure, "baseline": baseline, "submission": submission, "workload": workload}
                 ends = dict(zip(("ratio", "low", "high"), found, strict=True))
                 rows.append({**names, **ends, "verdict": verdict(found), **missed})
-    return {"against_baseline": pd.DataFrame(rows, columns=columns)}
+    return pd.DataFrame(rows, columns=COLUMNS_OF_TABLE)
 
 
 def baseline_of(named: str | None, submissions: list[str]) -> str | None:

@@ -2,18 +2,17 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
 
-from analysis import algoperf_score, profiles, report, study
-from analysis.figures import score_figures
-from analysis.findings import score_findings
-from analysis.pages import methods, page_tables
-from analysis.tables import compute
+from analysis import algoperf_score, methods, profiles, study
+from analysis.core import core
+from analysis.report import Report
+from analysis.sections import profiles as section
+from analysis.sections import submissions
 
 INF = math.inf
 
@@ -47,20 +46,20 @@ def two():
 
 
 def test_score_and_lead_by_hand(two):
-    clean = two.scores[two.scores["measure"] == profiles.CLEAN].set_index("submission")
+    clean = two["score_scores"][two["score_scores"]["measure"] == profiles.CLEAN].set_index("submission")
     # fast: r = 1, 2, 1; slow: r = 2, 1, ∞. On the 100 points ρ counts a workload from the first τ ≥ r on.
     tau = np.linspace(1, 4, 100)
     from_two = np.trapezoid((tau >= 2).astype(float), tau) / 3
     assert clean["score"].to_dict() == pytest.approx({"fast": (2 + from_two) / 3, "slow": (1 + from_two) / 3})
     assert clean["integral"].to_dict() == pytest.approx({"fast": (2 + 2 / 3) / 3, "slow": (1 + 2 / 3) / 3})
     assert clean["num_fastest"].to_dict() == {"fast": 2, "slow": 1}
-    (lead,) = two.leads[two.leads["measure"] == profiles.CLEAN].to_dict("records")
+    (lead,) = two["score_leads"][two["score_leads"]["measure"] == profiles.CLEAN].to_dict("records")
     assert (lead["submission"], lead["versus"]) == ("fast", "slow")
     assert lead["difference"] == pytest.approx(1 / 3)
 
 
 def test_profile_changes_where_a_ratio_is(two):
-    mine = two.profile[(two.profile["measure"] == profiles.CLEAN)]
+    mine = two["score_profile"][(two["score_profile"]["measure"] == profiles.CLEAN)]
     points = {name: list(zip(part["tau"], part["share"], strict=True)) for name, part in mine.groupby("submission")}
     assert points["fast"] == [(1.0, pytest.approx(2 / 3)), (2.0, 1.0), (4.0, 1.0)]
     assert points["slow"] == [
@@ -72,7 +71,7 @@ def test_profile_changes_where_a_ratio_is(two):
 
 def test_intervals_are_of_resampled_studies(two):
     """Against every resample of the one study that varies, counted out: 27 medians of (10, 10, ∞) a side."""
-    clean = two.scores[two.scores["measure"] == profiles.CLEAN].set_index("submission")
+    clean = two["score_scores"][two["score_scores"]["measure"] == profiles.CLEAN].set_index("submission")
     assert (clean["low"] < clean["score"]).all()
     assert (clean["high"] >= clean["score"]).all()
     assert clean["high"].max() <= 1
@@ -86,7 +85,7 @@ def test_intervals_are_of_resampled_studies(two):
     assert set(np.round(draws["a"], 9)) == {0.0, 1.0}
     assert set(draws["b"]) == {0.0}  # never ran
     one = profiles.of_submissions(logs({key: values[:1] for key, values in TWO.items()}))
-    assert one.scores["low"].isna().all()
+    assert one["score_scores"]["low"].isna().all()
 
 
 def test_pairs_are_resampled_together():
@@ -100,38 +99,33 @@ def test_pairs_are_resampled_together():
     assert (apart["a"] < apart["b"]).any()
 
 
-def test_the_answer_names_the_fastest_and_the_lead(two):
-    said = score_findings.answer(two)
-    assert said.startswith("fast reaches most targets soonest, on 2 of 3 workloads, and has the highest score, 0.891")
-    assert "0.333 [" in said
-    assert "ahead of slow: no lead is shown, the interval covers 0." in said
+def against(times, baseline="slow"):
+    """The table of `submissions.tables` of such logs."""
+    return submissions.against(logs(times), baseline)
 
 
-def test_a_clear_lead_is_said_without_a_doubt():
+def answer(times, baseline="slow"):
+    found = profiles.of_submissions(logs(times))
+    return submissions.answer(against(times, baseline), found["score_scores"], found["score_leads"])
+
+
+def test_the_answer_names_the_highest_score_and_whether_its_lead_is_shown():
+    said = answer(TWO)
+    assert said[0].startswith("Of 2 submissions fast has the highest score, 0.891 [")
+    assert said[0].endswith("and is fastest on 2 of 3 workloads; its lead over slow is undecided.")
     sure = {
         (name, w): [t, 1.01 * t, 0.99 * t] for name, t in (("a", 1.0), ("b", 3.0)) for w in ("wmt", "ogbg", "fastmri")
     }
-    found = profiles.of_submissions(logs(sure))
-    assert "no lead" not in score_findings.answer(found)
-    assert "may be none" not in " ".join(score_findings.findings(found))
-    assert found.leads["low"].iloc[0] > 0
+    said = answer(sure, "b")
+    assert said[0].endswith("its lead over every other is shown.")
+    assert said[1].startswith("Against b it is shown to be sooner on 3 of 3 workloads and later on 0")
 
 
 @pytest.mark.parametrize(
     ("times", "says"),
     [
-        (
-            {("a", "wmt"): [1.0], ("a", "ogbg"): [INF]},
-            "One submission, a: it meets the target on 1 of 2 workloads and",
-        ),
-        (
-            {("a", "wmt"): [INF], ("b", "wmt"): [INF]},
-            "No submission of 2 meets a target on the one workload.",
-        ),
-        (
-            {("a", "wmt"): [1.0], ("b", "wmt"): [1.0]},
-            "a and b reach most targets soonest, on 1 of 1 workload; a has",
-        ),
+        ({("a", "wmt"): [1.0], ("a", "ogbg"): [INF]}, "One submission, a: it meets the target on 1 of 2 workloads."),
+        ({("a", "wmt"): [INF], ("b", "wmt"): [INF]}, "No submission of 2 meets a target on any of 1 workload."),
         (  # fastest more often, and yet the lower score: it misses what the other meets
             {
                 **{("a", w): [1.0] for w in ("wmt", "ogbg")},
@@ -140,45 +134,48 @@ def test_a_clear_lead_is_said_without_a_doubt():
                 ("b", "fastmri"): [1.0],
                 ("b", "criteo1tb"): [INF],
             },
-            "a reaches most targets soonest, on 2 of 4 workloads; b has the highest score",
+            "b has the highest score",
         ),
     ],
 )
 def test_answers_of_odd_folders(times, says):
-    assert says in score_findings.answer(profiles.of_submissions(logs(times)))
+    assert says in answer(times, None)[0]
 
 
-def test_nobody_and_misses_are_said():
-    found = profiles.of_submissions(logs(TWO | {("fast", "lm"): [INF] * 3, ("slow", "lm"): [INF] * 3}))
-    said = " ".join(score_findings.findings(found))
-    assert "nobody meets the target on lm" in said
-    assert "fast 4 of 12, slow 6 of 12" in said
-    assert "Fastest of 4 workloads: fast on 2 (fastmri, wmt), slow on 1 (ogbg)" in said
+def test_who_against_whom_with_misses():
+    table = against(TWO).set_index(["measure", "workload"])
+    wmt, ogbg, fastmri = (table.loc[("seconds", name)] for name in ("wmt", "ogbg", "fastmri"))
+    assert (wmt["ratio"], wmt["verdict"], wmt["baseline"]) == (0.5, "sooner", "slow")
+    assert ogbg["ratio"] == 2.0
+    assert (ogbg["baseline_missed"], ogbg["baseline_studies"], ogbg["verdict"]) == (1, 3, "undecided")
+    assert fastmri["ratio"] == 0  # the baseline's median misses
+    assert (fastmri["num_missed"], fastmri["num_studies"]) == (1, 3)
+    both = against({("slow", "lm"): [INF] * 3, ("fast", "lm"): [INF] * 3})
+    assert both["verdict"].tolist() == ["both miss", "both miss"]
+    assert submissions.chart(both) is None
+    spec = json.dumps(submissions.chart(against(TWO)).to_dict())
+    assert "submissions_measure" in spec
+    assert '"cross"' in spec
+
+
+def test_the_baseline_is_the_one_named_else_one_called_so():
+    names = ["adam", "nadamw_v2", "the_baseline"]
+    assert submissions.baseline_of("adam", names) == "adam"
+    assert submissions.baseline_of(None, names) == "the_baseline"
+    assert submissions.baseline_of(None, names[:2]) == "nadamw_v2"
+    assert submissions.baseline_of(None, ["a", "b"]) is None
 
 
 def test_only_variants_give_no_score():
-    assert profiles.of_submissions(logs({("a", "wmt_glu_tanh"): [1.0]})) is None
-
-
-def test_tables_show_misses_and_infinity(two):
-    shown = {table.file: table for table in page_tables._scores(two, 200)}
-    times = shown["tables/score_times.csv"]
-    assert times.columns == ["rule", "workload", "fast", "slow"]
-    assert times.rows[0] == ["clean", "fastmri", "10 (1/3)", "∞ (2/3)"]
-    assert shown["tables/score_scores.csv"].rows[0][:3] == ["clean", "fast", two_score(two)]
-
-
-def two_score(found):
-    row = found.scores.iloc[0]
-    return f"{row['score']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    assert profiles.of_submissions(logs({("a", "wmt_glu_tanh"): [1.0]})) == {}
 
 
 def test_the_figure_switches_between_the_rules(two):
-    spec = score_figures.profiles(two).to_dict()
-    (param,) = [one for one in spec["params"] if one["name"] == "score_measure"]
+    chart = section.chart(two["score_scores"], two["score_profile"], two["score_times"])
+    (param,) = [one for one in chart.to_dict()["params"] if one["name"] == "score_measure"]
     assert param["bind"]["options"] == ["clean", "algoperf-exact"]
-    assert json.dumps(spec).count("datum.measure == score_measure") >= 2
-    assert "step-after" in json.dumps(spec)
+    assert json.dumps(chart.to_dict()).count("datum.measure == score_measure") >= 2
+    assert "step-after" in json.dumps(chart.to_dict())
 
 
 # --- our own studies -----------------------------------------------------------------------------------------------
@@ -189,59 +186,51 @@ def ours(make_run, average, task):
     def make(names=("lm", "wmt", "ogbg"), **more):
         made = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in names]
         averages = [average("ema", 0.01, 0.9), average("lawa", 0.01, 0.95), average("ema", 0.08, 0.5)]
-        read = study.read(make_run(tasks=made, lengths=[0.5, 1.0], averages=averages, **more))
-        return read, compute(read)
+        return core(study.read(make_run(tasks=made, lengths=[0.5, 1.0], averages=averages, **more)))
 
     return make
 
 
-def test_schemes_submit_at_the_horizon_fixed_beforehand(ours):
-    found = profiles.of_schemes(*ours())
-    assert found.measures == ["steps", "CPU-core-hours"]
-    steps = found.times[found.times["measure"] == "steps"].set_index(["submission", "workload"])["time"]
+def test_schemes_submit_at_the_pre_specified_horizon(ours):
+    found = profiles.of_schemes(ours())
+    assert list(dict.fromkeys(found["score_scores"]["measure"])) == ["steps", "CPU-core-hours"]
+    steps = found["score_times"][found["score_times"]["measure"] == "steps"].set_index(["submission", "workload"])[
+        "time"
+    ]
     assert steps["no averaging", "wmt"] == pytest.approx(750)
     assert steps["EMA", "wmt"] == pytest.approx(675)  # not the 375 of the other horizon
     assert steps["LAWA", "wmt"] == pytest.approx(712.5)
-    scores = found.scores[found.scores["measure"] == "steps"].set_index("submission")
+    scores = found["score_scores"][found["score_scores"]["measure"] == "steps"].set_index("submission")
     assert scores["integral"].to_dict() == pytest.approx(
         {"EMA": 1.0, "LAWA": (4 - 0.95 / 0.9) / 3, "no averaging": (4 - 1 / 0.9) / 3}
     )
     assert scores["num_fastest"].to_dict() == {"EMA": 3, "LAWA": 0, "no averaging": 0}
-    hours = found.times[found.times["measure"] != "steps"].set_index(["submission", "workload"])["time"]
+    hours = found["score_times"][found["score_times"]["measure"] != "steps"].set_index(["submission", "workload"])[
+        "time"
+    ]
     assert hours["EMA", "wmt"] == pytest.approx(675 * 0.011 * 2 / 3600)
-    said = score_findings.findings(found)
-    assert said[1] == "EMA leads LAWA by 0.018 and no averaging by 0.037, in steps." or said[1].startswith("EMA leads")
 
 
 def test_a_miss_is_infinite_and_an_unfinished_workload_waits(ours):
-    found = profiles.of_schemes(*ours(names=("lm", "wmt", "ogbg", "fastmri"), stop={"fastmri-1.0-0": 60}))
-    assert set(found.times["workload"]) == {"lm", "wmt", "ogbg"}
-    found = profiles.of_schemes(*ours(diverge={"wmt-1.0-0": 60, "wmt-1.0-1": 60}))
-    row = found.times.set_index(["measure", "submission", "workload"]).loc["steps", "EMA", "wmt"]
+    found = profiles.of_schemes(ours(names=("lm", "wmt", "ogbg", "fastmri"), stop={"fastmri-1.0-0": 60}))
+    assert set(found["score_times"]["workload"]) == {"lm", "wmt", "ogbg"}
+    found = profiles.of_schemes(ours(diverge={"wmt-1.0-0": 60, "wmt-1.0-1": 60}))
+    row = found["score_times"].set_index(["measure", "submission", "workload"]).loc["steps", "EMA", "wmt"]
     assert (row["time"], row["num_missed"], row["num_studies"]) == (INF, 2, 3)
 
 
 @pytest.mark.parametrize("names", [("lm",), ("lm", "wmt")])
 def test_few_workloads_have_no_profile(ours, names):
-    assert profiles.of_schemes(*ours(names=names)) is None
+    assert profiles.of_schemes(ours(names=names)) == {}
 
 
-def test_the_report_has_the_section_and_its_files(make_run, average, task, tmp_path):
+def test_the_report_has_the_section(make_run, average, task):
     made = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "wmt", "ogbg")]
     read = study.read(make_run(tasks=made, lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
-    tables = compute(read)
-    found = profiles.of_schemes(read, tables)
-    drawn = {one.name: one for one in report.make_sections(read, tables, found) if one.chart or one.sentences}
-    assert drawn["profiles"].chart is not None
-    assert drawn["profiles"].sentences == score_findings.findings(found)
-    assert "score" not in drawn
-    old = tmp_path / "score_differences.tex"  # of an earlier report, with imported runs
-    old.write_text("x")
-    report._write_tables(tables, found, tmp_path)
-    assert not old.exists()
-    assert {path.stem for path in tmp_path.glob("score_*.csv")} == {f"score_{name}" for name in profiles.FILES}
-    assert (tmp_path / "score_scores.tex").is_file()
-    assert dict(methods.methods(read))["Performance profiles"] == [profiles.RULE]
+    found = Report(read)
+    assert "profiles" in found.charts
+    assert found.words(section)[0].startswith("Score: EMA 1.000")
+    assert dict(methods.methods(found.core, [section]))["Performance profiles"] == profiles.RULE
 
 
 def test_published_targets_are_written_plainly(make_run):
@@ -249,19 +238,18 @@ def test_published_targets_are_written_plainly(make_run):
     published = {"value": 0.5, "metric": "loss", "higher_is_better": False, "preset": "full", "seeds": []}
     published |= {"rule": "published: by others", "values": [], "versions": {}, "date": ""}
     read.plan["targets"] = {"wmt": published}
-    assert dict(methods.methods(read))["Targets"] == ["wmt (full): loss at most 0.5. Published: by others."]
+    assert dict(methods.methods(core(read), []))["Targets"] == "wmt: loss at most 0.5; published: by others."
 
 
 def test_the_areas_are_those_of_the_score(two):
     times = algoperf_score.scored_times(algoperf_score.score(logs(TWO)).seconds)
     found = algoperf_score.areas(times, algoperf_score.performance_profile(times)).set_index("submission")["score"]
-    clean = two.scores[two.scores["measure"] == profiles.CLEAN].set_index("submission")["score"]
+    clean = two["score_scores"][two["score_scores"]["measure"] == profiles.CLEAN].set_index("submission")["score"]
     assert clean.to_dict() == pytest.approx(found.to_dict())
 
 
 def test_a_profile_is_drawn_where_one_rule_alone_has_scores(two):
     """As of logs without an evaluation: by AlgoPerf's own code there is no score then."""
-    tables = {name: getattr(two, name) for name in ("times", "scores", "leads", "profile")}
-    clean = {name: table[table["measure"] == profiles.CLEAN] for name, table in tables.items()}
-    chart = score_figures.profiles(replace(two, measures=[profiles.CLEAN], **clean))
+    clean = {name: table[table["measure"] == profiles.CLEAN] for name, table in two.items() if "measure" in table}
+    chart = section.chart(clean["score_scores"], clean["score_profile"], clean["score_times"])
     assert "<svg" in vl_convert.vegalite_to_svg(chart.to_dict())
