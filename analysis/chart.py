@@ -16,6 +16,9 @@ from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
 FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
 ALONE = 640  # the width of a single panel
+ZOOM = "wheel![event.ctrlKey || event.metaKey || event.altKey]"
+PAN = "[pointerdown[event.pointerType !== 'touch'], window:pointerup] > window:pointermove!"
+HOVER = "hover"  # in the names of layers that files leave out
 MAX_SETTINGS = 8  # a workload and scheme, in all figures but the horizon axis
 
 
@@ -90,9 +93,35 @@ def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, wid
     return chart.properties(title=text, width=width, height=height)
 
 
-def zoomable(chart: alt.Chart, name: str) -> Any:
-    """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow."""
-    return chart.add_params(alt.selection_interval(name=name, bind="scales"))
+def zoomable(line: alt.Chart, name: str) -> Any:
+    """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow.
+
+    The wheel zooms with a modifier only, and a finger does not pan: both scroll the page. Where the mark has tooltips,
+    the nearest point shows them. Args: name: one in a figure.
+    """
+    zoom = alt.selection_interval(name=name, bind="scales", zoom=ZOOM, translate=PAN)
+    line = line.add_params(zoom)
+    return line if alt.Undefined is line.encoding.tooltip else alt.layer(line, *hovering(line, name))
+
+
+def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
+    """Layers that follow the pointer: the tooltip of the nearest point, a rule there, and the points of all curves.
+
+    Only the page has them; files leave out what is called HOVER. Args: name: one in a figure.
+    """
+    near = alt.selection_point(
+        name=f"{name}_near", nearest=True, on="pointermove", clear="pointerout", encodings=["x"], empty=False
+    )
+    shown: Any = line.encoding
+    bare = alt.Chart(line.data).encode(x=shown.x)
+    bare.transform = line.transform
+    dots = bare.encode(y=shown.y, color=shown.color)
+    layers = {
+        "rule": bare.mark_rule(color=REFERENCE_LINE, clip=True).transform_filter(near),
+        "seen": dots.mark_point(filled=True, size=55, opacity=1, clip=True).transform_filter(near),
+        "near": dots.mark_point(opacity=0, size=1, clip=True).encode(tooltip=shown.tooltip).add_params(near),
+    }
+    return [layer.properties(name=f"{name}_{HOVER}_{part}") for part, layer in layers.items()]
 
 
 def row_size(table: pd.DataFrame) -> dict[str, Any]:
@@ -105,11 +134,9 @@ def row_size(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def legend_pick(shown: list[str], name: str) -> alt.Parameter:
-    """Settings shown; a click on the legend adds one or takes it away."""
+    """Settings shown at first; on the page a button each adds one or takes it away."""
     start = [{"scheme_label": label} for label in shown]
-    return alt.selection_point(
-        fields=["scheme_label"], bind="legend", name=name, toggle="true", value=start, empty=True
-    )
+    return alt.selection_point(fields=["scheme_label"], bind="legend", name=name, value=start, empty=False)
 
 
 def scale(colours: dict[str, str]) -> alt.Scale:
@@ -117,8 +144,8 @@ def scale(colours: dict[str, str]) -> alt.Scale:
 
 
 def setting_colour(colours: dict[str, str]) -> alt.Color:
-    """Colour by setting, its legend the switch of `legend_pick`."""
-    legend = alt.Legend(title="click to show or hide", symbolType="stroke", symbolOpacity=1)
+    """Colour by setting; on the page the buttons of `legend_pick` stand for the legend."""
+    legend = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1)
     return alt.Color("scheme_label:N", scale=scale(colours), sort=list(colours), legend=legend)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import vl_convert
 
 from analysis import output, style
+from analysis.chart import HOVER
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5
@@ -33,18 +36,101 @@ def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] = chart.to_dict()
     for key in ("config", "$schema"):
         found.pop(key, None)
+    for param in found.get("params", []):  # Altair gives those of a layer to all layers of it
+        if "views" in param:
+            param["views"] = [view for view in param["views"] if (f"_{HOVER}_near" in view) == _follows(param)][:1]
     return _renamed(_slim(found), name)
 
 
 def write(chart: dict[str, Any], folder: Path, name: str) -> int:
-    """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
-    config = style.theme(style.LIGHT) | IN_FILES
-    svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
+    """Writes a spec as folder/name.{svg,png,pdf}; returns its height in pixels."""
+    config = style.theme() | IN_FILES
+    svg = _numbered(str(vl_convert.vegalite_to_svg(_still(chart), vl_version=_VEGALITE, config=config)))
     output.write(folder / f"{name}.svg", svg)
     output.write(folder / f"{name}.png", vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
     output.write(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
     height = re.search(r'<svg[^>]*\sheight="([0-9.]+)"', svg)
     return round(float(height[1])) if height else 0
+
+
+class Setting(NamedTuple):
+    """A curve that a reader may show or hide."""
+
+    label: str
+    colour: str
+    shown: bool
+
+
+class Choice(NamedTuple):
+    """A parameter of which a reader takes one of a few values."""
+
+    param: str
+    title: str
+    options: list[str]
+    value: str
+
+
+class OnPage(NamedTuple):
+    """A chart without the controls that Vega would draw, and what the page draws in their place."""
+
+    chart: dict[str, Any]
+    pick: str  # the parameter that says which settings are shown; empty for none
+    settings: list[Setting]
+    choices: list[Choice]
+    zoomable: bool
+
+
+def on_page(chart: dict[str, Any]) -> OnPage:
+    """A spec of `spec` as the page embeds it: buttons of the page stand for legends that pick, and for radios."""
+    chart = deepcopy(chart)
+    params = chart.get("params", [])
+    binds = {param["name"]: param.pop("bind") for param in params if isinstance(param.get("bind"), dict)}
+    choices = [
+        Choice(param["name"], binds[param["name"]].get("name", ""), binds[param["name"]]["options"], param["value"])
+        for param in params
+        if param["name"] in binds
+    ]
+    settings: list[Setting] = []
+    pick: dict[str, Any] = next((param for param in params if param.get("bind") == "legend"), {"name": ""})
+    if pick["name"]:
+        (field,) = pick["select"]["fields"]
+        first = {row[field] for row in pick["value"]}
+        colours: dict[str, str] = {}
+        for coded in _coloured(chart, field):
+            coded["legend"] = None
+            colours |= dict(zip(coded["scale"]["domain"], coded["scale"]["range"], strict=True))
+        settings = [Setting(label, colour, label in first) for label, colour in colours.items()]
+    return OnPage(chart, pick["name"], settings, choices, any(param.get("bind") == "scales" for param in params))
+
+
+def _coloured(part: Any, field: str) -> Iterator[dict[str, Any]]:
+    """The colour encodings by a field, anywhere in a spec."""
+    if isinstance(part, list):
+        for one in part:
+            yield from _coloured(one, field)
+    elif isinstance(part, dict):
+        for key, one in part.items():
+            if key == "color" and isinstance(one, dict) and one.get("field") == field and "scale" in one:
+                yield one
+            elif key != "datasets":
+                yield from _coloured(one, field)
+
+
+def _still(part: Any) -> Any:
+    """A chart, or a part of it, without the layers that follow a pointer."""
+    if isinstance(part, list):
+        return [_still(one) for one in part if not (isinstance(one, dict) and _follows(one))]
+    if not isinstance(part, dict):
+        return part
+    part = {key: one if key == "datasets" else _still(one) for key, one in part.items()}
+    if len(part.get("layer", [])) == 1 and set(part) <= {"layer", "data"}:
+        (alone,) = part.pop("layer")
+        part |= alone
+    return part
+
+
+def _follows(part: dict[str, Any]) -> bool:
+    return f"_{HOVER}_" in part.get("name", "") or "nearest" in part.get("select", {})
 
 
 @lru_cache(maxsize=1)

@@ -5,17 +5,13 @@ The same run folder gives the same bytes: nothing here reads a clock, and names 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import altair as alt
-import jinja2
-import markupsafe
 import pandas as pd
 
 from analysis import (
@@ -24,9 +20,9 @@ from analysis import (
     figure_files,
     latex,
     output,
+    page,
     paper_rows,
     profiles,
-    style,
     tightness,
 )
 from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
@@ -66,9 +62,10 @@ class Section:
 
     name: str
     title: str
-    how_to_read: str
+    caption: str
     sentences: list[str]
     chart: dict[str, Any] | None
+    tables: Sequence[page_tables.Table] = ()
 
 
 def write(run: str | Path) -> Path:
@@ -102,8 +99,7 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
     sections = [section for section in sections if section.chart or section.sentences]
     heights = _write_figures(sections, folder / "figures") or {}
     answer = _answer(study, tables, scored, predicted)
-    page = render(study, tables, sections, answer, scored, heights, links)
-    output.write(folder / "report.html", page)
+    output.write(folder / "report.html", render(study, tables, sections, answer, scored, heights, links))
     return answer
 
 
@@ -288,37 +284,22 @@ def render(
 
     heights: pixels that a chart will take, by its section's name. links: to the other reports of the folder.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.finalize = _unbroken
-    template = environment.from_string(files("analysis").joinpath("report_template.html").read_text(encoding="utf-8"))
-    charts = {section.name: _json(section.chart) for section in sections if section.chart}
-    themes = {"light": style.theme(style.LIGHT), "dark": style.theme(style.DARK)}
-    return template.render(
+    all_tables = Section("tables", "Tables", "", [], None, list(page_tables.shown_tables(tables, scored)))
+    said = [(heading, " ".join(paragraphs)) for heading, paragraphs in methods.methods(study)]
+    few = methods.few_seeds(study)
+    return page.report(
+        {section.name: section.chart for section in sections if section.chart},
         study=str(study.plan.get("study", "study")),
         question=study.plan.get("question"),
-        answer=answer,
-        few_seeds=methods.few_seeds(study),
-        notices=list(methods.notices(study)),
+        answer=[answer],
+        notices=[*methods.notices(study), *([few] if few else [])],
         facts=methods.facts(study),
-        sections=sections,
-        tables=list(page_tables.shown_tables(tables, scored)),
-        methods=methods.methods(study),
-        caveats=methods.caveats(study, tables),
-        charts=charts,
+        sections=[*sections, all_tables],
+        methods=[*said, ("Caveats", " ".join(methods.caveats(study, tables)))],
         heights=heights,
         links=links,
-        endings=figure_files.ENDINGS,
-        themes=_json(themes),
-        vega=markupsafe.Markup(figure_files.bundle()) if charts else "",
+        wandb=None,
     )
-
-
-def _unbroken(value: object) -> object:
-    """A number and its percent sign stay on one line."""
-    plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
-    return str(value).replace(" %", "\u00a0%") if plain else value
 
 
 def _write_figures(sections: list[Section], folder: Path) -> dict[str, int]:
@@ -328,9 +309,3 @@ def _write_figures(sections: list[Section], folder: Path) -> dict[str, int]:
         (folder / name).unlink(missing_ok=True)
     drawn = [section for section in sections if section.chart]
     return {section.name: figure_files.write(section.chart or {}, folder, section.name) for section in drawn}
-
-
-def _json(value: object) -> markupsafe.Markup:
-    """JSON that cannot end the script element it lies in."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return markupsafe.Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import pandas as pd
 
-from analysis import device_hours, output
+from analysis import device_hours, output, page
 from analysis.plan_file import NAME
 from analysis.records import BadRun, load_trials
 from analysis.study import Study
@@ -62,16 +60,12 @@ def paid(trials: pd.DataFrame) -> float:
 def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
     """Writes the page; every string from the run folder is escaped. The same folder gives the same bytes."""
     cells = pd.concat([study.cells for study in studies]).drop_duplicates("cell_id")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = files("analysis").joinpath("index_template.html").read_text(encoding="utf-8")
     unit = device_hours.unit(cells)
     rows = [
         {
             "study": study.plan["study"],
             "question": study.plan.get("question"),
-            "answer": answer,
+            "answer": [answer],
             "link": f"reports/{study.plan['study']}/report.html",
             "unfinished": int((study.cells["state"] == "unfinished").sum()),
             "cells": f"{len(study.cells):,}",
@@ -87,8 +81,7 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[str]) -> Path:
         "hours": f"{paid(load_trials(run)):.3g}",
     }
     path = run / "report.html"
-    page = environment.from_string(text).render(studies=rows, total=total, unit=unit)
-    output.write(path, page)
+    output.write(path, page.render("index_template.html", studies=rows, total=total, unit=unit))
     return path
 
 

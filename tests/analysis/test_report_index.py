@@ -76,7 +76,7 @@ def test_each_study_has_the_report_of_a_folder_of_its_own(two, tmp_path):
     for path in (alone / "tables").iterdir():
         assert path.read_bytes() == (reports / path.relative_to(alone)).read_bytes(), path.name
     text, own = (folder.joinpath("report.html").read_text() for folder in (reports, alone))
-    note = re.search(r"<li>[^<]*serve other studies of this folder too[^<]*</li>\n", text)
+    note = re.search(r"<p>[^<]*serve other studies of this folder too[^<]*</p>\n", text)
     links = re.search(r'<nav aria-label="studies of this folder">.*?</nav>\n', text, re.DOTALL)
     assert text.replace(note[0], "").replace(links[0], "") == own
     assert len(pd.read_csv(two / "reports" / "horizon" / "tables" / "steps_to_target.csv")) == 2 * 2 * 3
@@ -103,11 +103,11 @@ def test_the_index_leads_to_each_study_and_each_back_and_the_cost_is_added_once(
         assert f'<a href="reports/{name}/report.html">{name}</a>' in text
         assert question in text
         own = (two / "reports" / name / "report.html").read_text()
-        answer = re.search(r'class="answer">([^<]*)<', own)[1]
+        answer = re.search(r'class="answer">\s*<p>([^<]*)<', own)[1]
         assert "interval" in answer or "[" in answer
         assert answer.replace("\u00a0", " ") in text.replace("\u00a0", " ")
-    rows = re.findall(r"<tr>(<td>.*?)</tr>", text)
-    found = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    rows = re.findall(r'<tr>(<th scope="row">.*?)</tr>', text)
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     each = 36 * 2 / 3600  # device-hours of every trial
     assert found == [
         ["horizon", "12", "4", "2", f"{4 * each:.3g}"],
