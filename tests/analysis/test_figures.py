@@ -1,6 +1,7 @@
+import pandas as pd
 import pytest
 
-from analysis import baselines, study, style, tables
+from analysis import baselines, study, tables
 from analysis import chart as panels
 from analysis.figures import average_figures, curve_figures, drawing
 
@@ -40,29 +41,7 @@ def test_a_figure_without_data_is_left_out(make_run, average):
     assert panels.grid([]) is None
 
 
-def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
-    d, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
-    light = [sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")]
-    assert light == sorted(light, reverse=True)
-    assert d.colours["EMA 1 %"] == style.SCHEME_COLOURS["ema"]
-    assert len(set(d.colours.values())) == len(d.colours)
-
-
-@pytest.mark.parametrize("colours", [style.LIGHT, style.DARK])
-@pytest.mark.parametrize("scheme", [*style.SCHEME_COLOURS.values(), style.REFERENCE_LINE])
-def test_colours_stand_out_from_both_backgrounds(colours, scheme):
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-    one, other = sorted([luminance(colours["background"]), luminance(scheme)])
-    assert (other + 0.05) / (one + 0.05) >= 3  # WCAG 2.1, 1.4.11 for graphics
-
-
 def test_an_axis_holds_its_values_and_what_must_be_seen():
-    import pandas as pd
-
     table = pd.DataFrame({"low": [0.8, float("nan")], "high": [0.9, 1.3]})
     low, high = panels.span(table, ["low", "high"], include=1.0)
     assert low < 0.8
