@@ -265,7 +265,7 @@ def _sections(drawn: list[Drawn], said: Mapping[str, list[str]], num_left_out: i
             title,
             methods.how_to_read(name, num_left_out),
             said.get(name, sentences),
-            figure_files.spec(chart, name),
+            figure_files.spec(chart),
         )
         for name, title, sentences, chart in drawn
     ]

@@ -106,7 +106,7 @@ def test_every_setting_of_every_training_beside_its_raw_run_and_the_best_one(joi
 
 def _figure_and_page(read, found):
     d = drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines))
-    spec = figure_files.spec(training_figures.training_panels(d), "trainings")
+    spec = figure_files.spec(training_figures.training_panels(d))
     rows = [row for data in spec["datasets"].values() for row in data]
     seeds = [row for row in rows if "seed" in row and row.get("status") in ("met", "missed")]
     assert len(seeds) == 2 * 9 * 3  # every seed of every setting

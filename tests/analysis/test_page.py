@@ -89,7 +89,7 @@ def text():
     }
     other = {"name": "pooled", "title": "Over workloads", "sentences": ["Third words."], "caption": ""}
     return page.report(
-        {"steps": figure_files.spec(curves(), "steps")},
+        {"steps": figure_files.spec(curves())},
         study="horizon",
         question="Does it save?",
         answer=["EMA 1 % saves 7 %.", "Pre-specified: the same."],

@@ -48,7 +48,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
     lm = found.snapshot_grid[found.snapshot_grid["workload"] == "lm"].set_index(["every_steps", "memory"])
     assert lm["num_missed"].to_dict() == {(2, 3): 0, (2, 10): 0, (8, 3): 3, (8, 10): 3}
     d = drawing.drawing(read, found, baselines.reference_training(read.cells, found.baselines))
-    spec = figure_files.spec(snapshot_figures.snapshot_maps(d), "grid")
+    spec = figure_files.spec(snapshot_figures.snapshot_maps(d))
     rows = [row for data in spec["datasets"].values() for row in data]
     texts = {row["missed"] for row in rows if "missed" in row and row.get("every_steps") == 8}
     assert texts == {"✕ 3/3"}
