@@ -16,6 +16,10 @@ from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
 FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
 ALONE = 640  # the width of a single panel
+ZOOM = "wheel![event.ctrlKey || event.metaKey || event.altKey]"
+PAN = "[pointerdown[event.pointerType !== 'touch'], window:pointerup] > window:pointermove!"
+HOVER = "hover"  # in the names of layers that files leave out
+NAME: dict[str, Any] = {"align": "left", "dx": 4, "color": REFERENCE_LINE, "fontSize": 11}  # of a line
 MAX_SETTINGS = 8  # a workload and scheme, in all figures but the horizon axis
 
 
@@ -90,9 +94,35 @@ def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, wid
     return chart.properties(title=text, width=width, height=height)
 
 
-def zoomable(chart: alt.Chart, name: str) -> Any:
-    """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow."""
-    return chart.add_params(alt.selection_interval(name=name, bind="scales"))
+def zoomable(line: alt.Chart, name: str) -> Any:
+    """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow.
+
+    The wheel zooms with a modifier only, and a finger does not pan: both scroll the page. Where the mark has tooltips,
+    the nearest point shows them. Args: name: one in a figure.
+    """
+    zoom = alt.selection_interval(name=name, bind="scales", zoom=ZOOM, translate=PAN)
+    line = line.add_params(zoom)
+    return line if alt.Undefined is line.encoding.tooltip else alt.layer(line, *hovering(line, name))
+
+
+def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
+    """Layers that follow the pointer: the tooltip of the nearest point, a rule there, and the points of all curves.
+
+    Only the page has them; files leave out what is called HOVER. Args: name: one in a figure.
+    """
+    near = alt.selection_point(
+        name=f"{name}_near", nearest=True, on="pointermove", clear="pointerout", encodings=["x"], empty=False
+    )
+    shown: Any = line.encoding
+    bare = alt.Chart(line.data).encode(x=shown.x)
+    bare.transform = line.transform
+    dots = bare.encode(y=shown.y, color=shown.color)
+    layers = {
+        "rule": bare.mark_rule(color=REFERENCE_LINE, clip=True).transform_filter(near),
+        "seen": dots.mark_point(filled=True, size=55, opacity=1, clip=True).transform_filter(near),
+        "near": dots.mark_point(opacity=0, size=1, clip=True).encode(tooltip=shown.tooltip).add_params(near),
+    }
+    return [layer.properties(name=f"{name}_{HOVER}_{part}") for part, layer in layers.items()]
 
 
 def row_size(table: pd.DataFrame) -> dict[str, Any]:
@@ -105,11 +135,9 @@ def row_size(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def legend_pick(shown: list[str], name: str) -> alt.Parameter:
-    """Settings shown; a click on the legend adds one or takes it away."""
+    """Settings shown at first; on the page a button each adds one or takes it away."""
     start = [{"scheme_label": label} for label in shown]
-    return alt.selection_point(
-        fields=["scheme_label"], bind="legend", name=name, toggle="true", value=start, empty=True
-    )
+    return alt.selection_point(fields=["scheme_label"], bind="legend", name=name, value=start, empty=False)
 
 
 def scale(colours: dict[str, str]) -> alt.Scale:
@@ -117,8 +145,8 @@ def scale(colours: dict[str, str]) -> alt.Scale:
 
 
 def setting_colour(colours: dict[str, str]) -> alt.Color:
-    """Colour by setting, its legend the switch of `legend_pick`."""
-    legend = alt.Legend(title="click to show or hide", symbolType="stroke", symbolOpacity=1)
+    """Colour by setting; on the page the buttons of `legend_pick` stand for the legend."""
+    legend = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1)
     return alt.Color("scheme_label:N", scale=scale(colours), sort=list(colours), legend=legend)
 
 
@@ -168,14 +196,16 @@ def step_axis() -> alt.Axis:
 
 def level_rule(at: float) -> Any:
     """A horizontal line at a ratio that means no change."""
-    data = pd.DataFrame({"at": [at]})
-    return alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeWidth=1.2).encode(y=alt.Y("at:Q"))
+    return _rule(at, strokeWidth=1.2).encode(y="at:Q")
 
 
 def vertical_rule(at: float, title: str | None = None, width: float = 1.5) -> Any:
     """A vertical line at a value that means no change."""
-    x = alt.X("at:Q") if title is None else alt.X("at:Q", title=title)
-    return alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, strokeWidth=width).encode(x=x)
+    return _rule(at, strokeWidth=width).encode(x=alt.X("at:Q") if title is None else alt.X("at:Q", title=title))
+
+
+def _rule(at: float, **look: Any) -> alt.Chart:
+    return alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, **look)
 
 
 def horizon_scale(ends: list[float]) -> alt.Scale:
@@ -194,21 +224,19 @@ def horizon_x(field: str, ends: list[float]) -> alt.X:
 
 def target_line(target: float) -> list[alt.Chart]:
     """A dashed horizontal line with its value."""
-    data = pd.DataFrame({"target": [target], "label": [f"target {target:.4g}"]})
-    rule = alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeDash=[6, 4], strokeWidth=1.5, clip=True)
-    text = alt.Chart(data).mark_text(align="left", dx=4, dy=-7, color=REFERENCE_LINE, fontSize=11)
-    return [
-        rule.encode(y=alt.Y("target:Q")),
-        text.encode(y=alt.Y("target:Q"), x=alt.value(0), text="label:N"),
-    ]
+    rule, text = _named_rule(target, f"target {target:.4g}", strokeDash=[6, 4], strokeWidth=1.5, clip=True)
+    return [rule.encode(y="at:Q"), text.encode(y="at:Q", x=alt.value(0))]
 
 
 def marked_at(x: float, label: str) -> list[alt.Chart]:
     """A dashed vertical line with a word at the top."""
-    data = pd.DataFrame({"x": [x], "label": [label]})
-    rule = alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeDash=[4, 4]).encode(x=alt.X("x:Q"))
-    text = alt.Chart(data).mark_text(align="left", dx=4, dy=8, color=REFERENCE_LINE, fontSize=11)
-    return [rule, text.encode(x=alt.X("x:Q"), y=alt.value(0), text="label:N")]
+    rule, text = _named_rule(x, label, strokeDash=[4, 4])
+    return [rule.encode(x="at:Q"), text.mark_text(dy=8, **NAME).encode(x="at:Q", y=alt.value(0))]
+
+
+def _named_rule(at: float, label: str, **look: Any) -> tuple[alt.Chart, alt.Chart]:
+    base = alt.Chart(pd.DataFrame({"at": [at], "label": [label]}))
+    return base.mark_rule(color=REFERENCE_LINE, **look), base.mark_text(dy=-7, **NAME).encode(text="label:N")
 
 
 def flat_strips(
@@ -245,19 +273,17 @@ def dots_and_whiskers(
     by_bound: a hollow dot where the value is a bound (a seed missed the target).
     """
     table = table.rename(columns={f"{value}_low": "low", f"{value}_high": "high", value: "value"})
-    low, high = span(table, ["low", "high", "value"], include=at)
+    ends = [table[["low", "high", "value"]]]
     if seeds is not None:
-        low, high = span(
-            pd.concat([table[["low", "high", "value"]], seeds.rename(columns={seed_value: "value"})]),
-            ["low", "high", "value"],
-            include=at,
-        )
+        seeds = seeds.rename(columns={seed_value: "value"})
+        ends.append(seeds[["value"]])
+    low, high = span(pd.concat(ends), ["low", "high", "value"], include=at)
     axis = alt.Axis(grid=True, tickCount=6, format=".2f" if by_bound else "~g")
     x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
     layers: list[alt.Chart] = [vertical_rule(at, title)]
     base = alt.Chart(table).encode(y=y, color=colour)
     if seeds is not None:
-        ticks = alt.Chart(seeds.rename(columns={seed_value: "value"})).mark_tick(thickness=1.5, size=9)
+        ticks = alt.Chart(seeds).mark_tick(thickness=1.5, size=9)
         hover = tooltips("scheme_label:N:setting", "seed:Q:seed:d", "value:Q:ratio:.3f", "bound:N:it is")
         layers.append(ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover))
     layers.append(base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import vl_convert
 
 from analysis import output, style
+from analysis.chart import HOVER
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5
@@ -25,7 +28,7 @@ IN_FILES = {
 _VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 
 
-def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
+def spec(chart: alt.ConcatChart | None) -> dict[str, Any] | None:
     """A chart as Vega-Lite without its theme, with the columns that its marks use; None for no chart."""
     if chart is None:
         return None
@@ -33,18 +36,77 @@ def spec(chart: alt.ConcatChart | None, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] = chart.to_dict()
     for key in ("config", "$schema"):
         found.pop(key, None)
-    return _renamed(_slim(found), name)
+    for param in found.get("params", []):  # Altair gives those of a layer to all layers of it
+        if "views" in param:
+            param["views"] = [view for view in param["views"] if (f"_{HOVER}_near" in view) == _nearest(param)][:1]
+    return _slim(found)
 
 
 def write(chart: dict[str, Any], folder: Path, name: str) -> int:
-    """Writes a spec as folder/name.{svg,png,pdf} in the light theme; returns its height in pixels."""
-    config = style.theme(style.LIGHT) | IN_FILES
-    svg = _numbered(str(vl_convert.vegalite_to_svg(chart, vl_version=_VEGALITE, config=config)))
+    """Writes a spec as folder/name.{svg,png,pdf}; returns its height in pixels."""
+    config = style.theme() | IN_FILES
+    svg = _numbered(str(vl_convert.vegalite_to_svg(_still(chart), vl_version=_VEGALITE, config=config)))
     output.write(folder / f"{name}.svg", svg)
     output.write(folder / f"{name}.png", vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))
     output.write(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
     height = re.search(r'<svg[^>]*\sheight="([0-9.]+)"', svg)
     return round(float(height[1])) if height else 0
+
+
+class OnPage(NamedTuple):
+    """A chart without the controls that Vega would draw, and what the page draws in their place."""
+
+    chart: dict[str, Any]
+    pick: str  # the parameter that says which settings are shown; empty for none
+    settings: list[tuple[str, str, bool]]  # label, colour, and whether it is shown at first
+    choices: list[dict[str, Any]]  # name, title, options and value of a parameter that takes one of a few values
+    zoomable: bool
+
+
+def on_page(chart: dict[str, Any]) -> OnPage:
+    """A spec of `spec` as the page embeds it: buttons of the page stand for legends that pick, and for radios."""
+    chart = deepcopy(chart)
+    params = chart.get("params", [])
+    choices = []
+    for param in params:
+        if isinstance(param.get("bind"), dict):
+            bind = param.pop("bind")
+            choices.append(param | {"title": bind.get("name", ""), "options": bind["options"]})
+    pick: dict[str, Any] = next((param for param in params if param.get("bind") == "legend"), {"name": ""})
+    colours: dict[str, str] = {}
+    for part in _parts(chart) if pick["name"] else ():
+        coded = part.get("color")
+        if isinstance(coded, dict) and coded.get("field") == pick["select"]["fields"][0] and "scale" in coded:
+            coded["legend"] = None
+            colours |= dict(zip(coded["scale"]["domain"], coded["scale"]["range"], strict=True))
+    first = {value for row in pick.get("value", []) for value in row.values()}
+    settings = [(label, colour, label in first) for label, colour in colours.items()]
+    return OnPage(chart, pick["name"], settings, choices, any(param.get("bind") == "scales" for param in params))
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a spec, but for its data."""
+    if isinstance(part, dict):
+        yield part
+        part = [one for key, one in part.items() if key != "datasets"]
+    for one in part if isinstance(part, list) else ():
+        yield from _parts(one)
+
+
+def _still(chart: dict[str, Any]) -> dict[str, Any]:
+    """A chart without the layers that follow a pointer."""
+    chart = deepcopy(chart)
+    chart["params"] = [param for param in chart.get("params", []) if not _nearest(param)]
+    for part in list(_parts(chart)):
+        if "layer" in part:
+            part["layer"] = [layer for layer in part["layer"] if f"_{HOVER}_" not in layer.get("name", "")]
+            if len(part["layer"]) == 1 and set(part) <= {"layer", "data"}:
+                part |= part.pop("layer")[0]
+    return chart
+
+
+def _nearest(param: dict[str, Any]) -> bool:
+    return "nearest" in param.get("select", {})
 
 
 @lru_cache(maxsize=1)
@@ -67,16 +129,6 @@ def _short(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.7g}") if math.isfinite(value) else None  # JSON has no NaN; a tooltip shows nothing
-
-
-def _renamed(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """Altair numbers views and parameters by a counter of the process; number them by place instead."""
-    text = json.dumps(found)
-    old = list(dict.fromkeys(re.findall(r'"((?:view|param)_\d+)(?:_[a-z_]*)?"', text)))
-    for place, one in enumerate(sorted(old, key=lambda one: text.index(f'"{one}'))):
-        text = re.sub(rf'"{one}(?=["_])', f'"{name}_v{place}', text)
-    renamed: dict[str, Any] = json.loads(text)
-    return renamed
 
 
 def _clipped_once(svg: str) -> str:

@@ -5,19 +5,15 @@ The same run folder gives the same bytes, but for PDFs: nothing here reads a clo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jinja2
-import markupsafe
 import pandas as pd
 
-from analysis import figure_files, latex, methods, output, recommend, report_index, sections, style, table_format
+from analysis import figure_files, latex, methods, output, page, recommend, report_index, sections, table_format
 from analysis.chart import look
 from analysis.core import Core, core
 from analysis.run_files import BadRun
@@ -164,16 +160,12 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
 
     Args: heights: pixels that a chart will take, by its section's name. links: to other reports of the folder.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.finalize = _unbroken
-    text = files("analysis").joinpath("report_template.html").read_text(encoding="utf-8")
     shown = [_shown(report, section) for section in report.sections]
-    shown = [section for section in shown if section["has_chart"] or section["sentences"] or section["tables"]]
+    shown = [one for one in shown if one["name"] in report.charts or one["sentences"] or one["tables"]]
     names = {section["name"] for section in shown}
     plan = report.core.study.plan
-    return environment.from_string(text).render(
+    return page.report(
+        report.charts,
         study=report.name,
         question=plan.get("question"),
         answer=report.answer,
@@ -181,12 +173,9 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
         facts=methods.facts(report.core.study),
         sections=shown,
         methods=methods.methods(report.core, [one for one in report.sections if sections.name(one) in names]),
-        charts={name: _json(chart) for name, chart in report.charts.items()},
         heights=heights,
         links=links,
-        endings=figure_files.ENDINGS,
-        themes=_json({"light": style.theme(style.LIGHT), "dark": style.theme(style.DARK)}),
-        vega=markupsafe.Markup(figure_files.bundle()) if report.charts else "",
+        wandb=None,
     )
 
 
@@ -197,18 +186,5 @@ def _shown(report: Report, section: ModuleType) -> dict[str, Any]:
         "title": section.TITLE,
         "sentences": report.words(section),
         "caption": section.CAPTION,
-        "has_chart": name in report.charts,
         "tables": report.tables(section),
     }
-
-
-def _unbroken(value: object) -> object:
-    """A number and its percent sign stay on one line."""
-    plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
-    return str(value).replace(" %", "\u00a0%") if plain else value
-
-
-def _json(value: object) -> markupsafe.Markup:
-    """JSON that cannot end the script element it lies in."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return markupsafe.Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import pandas as pd
 
-from analysis import device_hours, output
+from analysis import device_hours, output, page
 from analysis.plan_file import NAME
 from analysis.records import BadRun, load_trials
 from analysis.study import Study
@@ -47,16 +45,12 @@ def links(studies: Sequence[Study], place: int) -> list[Link]:
 def write(run: Path, studies: Sequence[Study], answers: Sequence[list[str]]) -> Path:
     """Writes the page; every string from the run folder is escaped. The same folder gives the same bytes."""
     cells = pd.concat([study.cells for study in studies]).drop_duplicates("cell_id")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = files("analysis").joinpath("index_template.html").read_text(encoding="utf-8")
     unit = device_hours.unit(cells)
     rows = [
         {
             "study": study.plan["study"],
             "question": study.plan.get("question"),
-            "answer": " ".join(answer),
+            "answer": answer,
             "link": f"reports/{study.plan['study']}/report.html",
             "unfinished": int((study.cells["state"] == "unfinished").sum()),
             "cells": f"{len(study.cells):,}",
@@ -72,8 +66,7 @@ def write(run: Path, studies: Sequence[Study], answers: Sequence[list[str]]) -> 
         "hours": f"{device_hours.paid(load_trials(run)):.3g}",
     }
     path = run / "report.html"
-    page = environment.from_string(text).render(studies=rows, total=total, unit=unit)
-    output.write(path, page)
+    output.write(path, page.render("index_template.html", studies=rows, total=total, unit=unit))
     return path
 
 

@@ -24,6 +24,10 @@ class Table(NamedTuple):
     left_out: int
 
     @property
+    def name(self) -> str:
+        return PurePosixPath(self.file).stem
+
+    @property
     def tex(self) -> str:
         """The name of the same table as LaTeX, beside the CSV."""
         return f"{PurePosixPath(self.file).stem}.tex"

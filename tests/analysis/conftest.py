@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import figure_files
+from analysis import figure_files, report
 from analysis.records import CELLS, RECORDS, TRIALS
 from analysis.report import Report
 from analysis.study import Study
@@ -245,6 +245,16 @@ def _target(task: Task) -> dict[str, Any]:
         "versions": {"torch": "2.13.0"},
         "date": "2026-01-01",
     }
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One report of a small run with two schedules, written once for the tests that only read it."""
+    made = [Average(s, h, r) for s in ("ema", "lawa") for h, r in ((0.01, 0.9), (0.04, 0.95))]
+    plan = Plan(lengths=[0.75, 1.0], averages=made, spread=0.02, seeds=[0, 1])
+    run = write_run(tmp_path_factory.mktemp("report") / "run", plan)
+    report.write(run)
+    return run
 
 
 MakeRun = Callable[..., Path]

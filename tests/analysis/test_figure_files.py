@@ -6,6 +6,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
+from analysis import chart as panels
 from analysis import figure_files
 
 CHART = {
@@ -53,7 +54,19 @@ def test_a_file_names_a_font_of_known_widths_and_leaves_long_labels_a_margin(tmp
 
 def test_the_page_holds_the_columns_that_marks_use():
     table = pd.DataFrame({"x": [1.123456789, 2.0], "y": [1, 2], "unused": [3, 4]})
-    found = figure_files.spec(alt.concat(alt.Chart(table).mark_point().encode(x="x:Q", y="y:Q")), "x")
+    found = figure_files.spec(alt.concat(alt.Chart(table).mark_point().encode(x="x:Q", y="y:Q")))
     (rows,) = found["datasets"].values()
     assert rows == [{"x": 1.123457, "y": 1}, {"x": 2.0, "y": 2}]
-    assert figure_files.spec(None, "x") is None
+    assert figure_files.spec(None) is None
+
+
+def test_a_file_holds_nothing_that_waits_for_a_pointer(tmp_path):
+    table = pd.DataFrame({"x": [1, 2, 3], "y": [1, 3, 2], "name": "a"})
+    line = alt.Chart(table).mark_line().encode(x="x:Q", y="y:Q", color="name:N", tooltip=panels.tooltips("x:Q:x"))
+    zoom = alt.selection_interval(name="zoom", bind="scales")
+    still = alt.concat(alt.layer(panels.level_rule(1.0), line.add_params(zoom)))
+    live = alt.concat(alt.layer(panels.level_rule(1.0), panels.zoomable(line, "zoom")))
+    for chart, name in ((still, "still"), (live, "live")):
+        figure_files.write(figure_files.spec(chart), tmp_path, name)
+    assert (tmp_path / "live.svg").read_bytes() == (tmp_path / "still.svg").read_bytes()
+    assert "zoom_hover_near" in str(figure_files.spec(live))

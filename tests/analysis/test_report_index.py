@@ -98,11 +98,11 @@ def test_the_index_leads_to_each_study_and_each_back_and_the_cost_is_added_once(
         assert f'<a href="reports/{name}/report.html">{name}</a>' in text
         assert question in text
         own = (two / "reports" / name / "report.html").read_text()
-        answer = re.search(r'class="answer">([^<]*)<', own)[1]
+        answer = re.search(r'class="answer">\s*<p>([^<]*)<', own)[1]
         assert "[" in answer
         assert answer.replace("\u00a0", " ") in text.replace("\u00a0", " ")
-    rows = re.findall(r"<tr>(<td>.*?)</tr>", text)
-    found = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    rows = re.findall(r'<tr>(<th scope="row">.*?)</tr>', text)
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     each = 36 * 2 / 3600  # device-hours of every trial
     assert found == [
         ["horizon", "12", "4", "2", f"{4 * each:.3g}"],
