@@ -54,7 +54,7 @@ class Report:
         found: dict[str, dict[str, Any]] = {}
         for section in self.sections:
             if hasattr(section, "chart"):
-                spec = figure_files.spec(sections.call(section.chart, self.known), sections.name(section))
+                spec = figure_files.spec(sections.call(section.chart, self.known))
                 found |= {sections.name(section): spec} if spec else {}
         return found
 

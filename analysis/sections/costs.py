@@ -90,7 +90,8 @@ def _marginal(mine: pd.DataFrame, workload: str, look: Look, unit: str) -> Any:
     layered = alt.layer(
         bars.mark_bar(height={"band": 0.7}).encode(color=colour, tooltip=hover), text.encode(text="said:N")
     )
-    return charts.titled(layered, workload, **charts.row_size(mine))
+    size = charts.row_size(mine)
+    return charts.titled(layered, workload, **size | {"width": size["width"] - 60})  # room for the last number
 
 
 def _said(row: dict[Any, Any]) -> str:
