@@ -14,7 +14,6 @@ from analysis.study import SCHEME_NAMES
 from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
-FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
 ALONE = 640  # the width of a single panel
 MAX_SETTINGS = 8  # a workload and scheme, in all figures but the horizon axis
 
@@ -209,24 +208,6 @@ def marked_at(x: float, label: str) -> list[alt.Chart]:
     rule = alt.Chart(data).mark_rule(color=REFERENCE_LINE, strokeDash=[4, 4]).encode(x=alt.X("x:Q"))
     text = alt.Chart(data).mark_text(align="left", dx=4, dy=8, color=REFERENCE_LINE, fontSize=11)
     return [rule, text.encode(x=alt.X("x:Q"), y=alt.value(0), text="label:N")]
-
-
-def flat_strips(
-    regions: pd.DataFrame, names: dict[str, str], order: list[str], colour: alt.Color, log: alt.Scale
-) -> list[alt.Chart]:
-    """The flat region of each scheme: a thick strip along the bottom."""
-    strips = []
-    for place, name in enumerate(order):
-        mine = regions.assign(scheme_name=regions["scheme"].map(names).fillna(regions["scheme"]))
-        mine = mine[mine["scheme_name"] == name]
-        mine = mine.assign(start=mine["flat_from"] / 1.08, end=mine["flat_to"] * 1.08)
-        if mine.empty:
-            continue
-        hover = tooltips("scheme_name:N:flat region of", "flat_from:Q:from:.2~p", "flat_to:Q:to:.2~p")
-        strip = alt.Chart(mine).mark_rule(strokeWidth=7, opacity=0.55)
-        strip = strip.encode(x=alt.X("start:Q", scale=log), x2="end:Q", color=colour, tooltip=hover)
-        strips.append(strip.encode(y=alt.value(FLAT_HEIGHT - 6 - 10 * place)))
-    return strips
 
 
 def dots_and_whiskers(

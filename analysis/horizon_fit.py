@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import robustness
 from analysis.pairs import overall_bound
 from analysis.resampling import interval, multisets, widening
-from analysis.study import SCHEME_NAMES, percent
 
 Floats = NDArray[np.float64]
 
@@ -65,29 +63,35 @@ def horizon_fit(by_seed: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFram
     found = pd.DataFrame(fits, columns=[name for name in FIT if not name.startswith("flat_")])
     whole = pd.concat(curves, ignore_index=True)[CURVE] if curves else pd.DataFrame(columns=CURVE)
     keys = ["workload", "training", "scheme"]
-    regions = robustness.flat_region(whole)[[*keys, "flat_from", "flat_to"]]
+    regions = flat_region(whole)[[*keys, "flat_from", "flat_to"]]
     return found.merge(regions, on=keys, how="left")[FIT], whole
 
 
-def findings(fits: pd.DataFrame) -> list[str]:
-    """One sentence a workload and training, of the fit with the most schemes: its optimum and how flat it is."""
-    widest = fits.assign(num=fits["scheme"].str.count(r"\+")).sort_values("num", kind="stable")
-    found = []
-    for _, part in widest.groupby(["workload", "training"], sort=True):
-        row = part.iloc[-1].to_dict()
-        names = " and ".join(SCHEME_NAMES.get(name, name) for name in row["scheme"].split(" + "))
-        text = f"On {row['workload']} the smooth fit of {names} "
-        if row["edge"]:
-            text += f"has no optimum within the horizons run: it is best at the end, {percent(row['optimum'])}"
-        else:
-            text += f"is best at {percent(row['optimum'])}"
-            if row["optimum_low"] == row["optimum_low"]:
-                text += f" [{percent(row['optimum_low'])}, {percent(row['optimum_high'])}]"
-        if row["flat_from"] == row["flat_from"]:
-            text += f"; flat from {percent(row['flat_from'])} to {percent(row['flat_to'])}"
-        share = f"{100 * row['r2']:.0f} %" if row["r2"] == row["r2"] else "none"
-        found.append(f"{text}; it explains {share} of the variance within seeds.")
-    return found
+def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
+    """The widest run of neighbouring flat horizons around the best one, per scheme.
+
+    Returns: workload, training, scheme, flat_from, flat_to (horizon fractions), best_horizon, best_ratio; a row
+    only where intervals exist and the scheme was run at several horizons.
+    """
+    rows = []
+    known = horizons[horizons["flat"].notna()]
+    for key, part in known.groupby(["workload", "training", "scheme"], sort=True):
+        if not part["best"].any():
+            continue
+        by_horizon = part.groupby("horizon_fraction", sort=True)["flat"].any()
+        best = part[part["best"]].iloc[0]
+        axis = by_horizon.index.to_numpy(dtype=float)
+        if len(axis) < 2:
+            continue  # one horizon has no neighbours to be flat with
+        flat = by_horizon.to_numpy(dtype=bool)
+        low = high = int(np.flatnonzero(axis == best["horizon_fraction"])[0])
+        while low > 0 and flat[low - 1]:
+            low -= 1
+        while high < len(axis) - 1 and flat[high + 1]:
+            high += 1
+        rows.append((*key, axis[low], axis[high], best["horizon_fraction"], best["ratio"]))
+    names = ["workload", "training", "scheme", "flat_from", "flat_to", "best_horizon", "best_ratio"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def parabolas(x: Floats, y: Floats, seed: NDArray[np.int64], weights: Floats) -> Floats:
