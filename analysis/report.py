@@ -45,7 +45,8 @@ class Report:
         """What a section's functions may name."""
         core = self.core
         shown = look(core.settings, core.chosen, core.horizons, core.reference)
-        return self.frames | {"study": core.study, "look": shown, "unit": core.unit}
+        more = {"study": core.study, "look": shown, "unit": core.unit, "primary": core.primary}
+        return self.frames | more
 
     def words(self, section: ModuleType) -> list[str]:
         """What a section says."""
@@ -196,7 +197,7 @@ def _shown(report: Report, section: ModuleType) -> dict[str, Any]:
         "name": name,
         "title": section.TITLE,
         "sentences": report.words(section),
-        "caption": section.CAPTION,
+        "caption": sections.call(section.caption, report.known) if hasattr(section, "caption") else section.CAPTION,
         "has_chart": name in report.charts,
         "tables": report.tables(section),
     }

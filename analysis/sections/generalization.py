@@ -10,15 +10,25 @@ import pandas as pd
 
 from analysis import chart as charts
 from analysis import generalization as metrics
+from analysis import words
 from analysis.chart import Look
 from analysis.core import Core
+from analysis.pairs import leading, metric_changes, over_workloads
 from analysis.records import BESIDE
+from analysis.resampling import FEWEST, of_row, with_interval
 from analysis.study import SCHEME_NAMES
 from analysis.table_format import Column, Shown
 
 TITLE = "Final metric"
-CAPTION = ""
-RULE = ""
+CAPTION = (
+    "A dot is the mean over seeds of an average's final metric minus the last iterate's of the same run, its bar the "
+    "95 % interval; the line at 0 is no change."
+)
+RULE = (
+    "The final metric is that of the last step trained; runs that diverged or are unfinished have none. Differences "
+    "are paired by seed with the last iterate of the same schedule. An effect is excluded where the whole interval "
+    "lies within 1 % of the baseline's metric."
+)
 SHOWN = (
     Shown(
         "test_metrics",
@@ -102,3 +112,66 @@ def chart(generalization: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
         )
         parts.append(charts.titled(dots, workload, **charts.row_size(mine)))
     return charts.grid(parts)
+
+
+def sentences(
+    generalization: pd.DataFrame,
+    test_metrics: pd.DataFrame,
+    generalization_by_cell: pd.DataFrame,
+    settings: pd.DataFrame,
+    chosen: pd.DataFrame,
+    primary: tuple[str, float],
+) -> list[str]:
+    """What the pre-specified average changes at the end of training: by workload, over all, on the test split."""
+    picked = leading(chosen, primary[0])
+    higher = settings.groupby("workload")["higher_is_better"].first().astype(bool).to_dict()
+    found = _by_workload(generalization, "final", picked, higher)
+    if found is None:
+        return []
+    label = picked["scheme_label"].mode()[0]
+    return [
+        f"{label}, pre-specified, against the last iterate at the end of training: {found}.",
+        *_over_workloads(generalization_by_cell, settings, picked, higher),
+        *(f"On the test split: {one}." for one in [_by_workload(test_metrics, "test", picked, higher)] if one),
+    ]
+
+
+def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: dict[str, bool]) -> str | None:
+    """In words: where better and worse are shown, a change is excluded, or seeds lack."""
+    name = f"{split}_difference"
+    mine = table[table["setting"].isin(picked["setting"])] if name in table else table.iloc[:0]
+    rows = [row for row in mine.to_dict("records") if row[name] == row[name]]
+    if not rows:
+        return None
+    found = []
+    for row in rows:
+        margin = words.MARGIN * abs(row[f"{split}_metric"] - row[name])
+        verdict = words.verdict(of_row(row, name), row["num_pairs"], none=0.0, margin=margin, logs=False)
+        worse = -row[name] if higher[row["workload"]] else row[name]
+        found.append((row["workload"], worse, verdict))
+    if len(found) == 1:
+        text = f"{with_interval(of_row(rows[0], name), '+.3g')} on {rows[0]['workload']}; "
+        return text + words.tally(found, "better", "worse")
+    return words.tally(found, "better", "worse")
+
+
+def _over_workloads(
+    by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher: dict[str, bool]
+) -> list[str]:
+    """The factor over several workloads; one whose metric is 0 or below at a time has none."""
+    rows = by_cell.rename(columns={"final_metric": "value"})
+    top = rows[rows["setting"].isin(picked["setting"])]
+    none = settings.loc[settings["scheme"] == "none", "setting"]
+    below = rows[rows["setting"].isin(none) & rows["training"].isin(top["training"])]
+    pairs = metric_changes(top, below, higher)
+    pairs = pairs[pairs["value"].notna()]
+    total, number = over_workloads(pairs), pairs["workload"].nunique()
+    if number < 2:
+        return []
+    enough = number >= FEWEST
+    units = number if enough else int(pairs.groupby("workload")["seed"].nunique().min())
+    told = words.phrase(words.verdict(total, units), "workloads" if enough else "seeds")
+    return [
+        f"Over {number} workloads it changes the metric by a factor of {with_interval(total, '.4f')} (below 1 is "
+        f"better): {told}."
+    ]

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis import horizon_fit
+from analysis import horizon_fit as smooth
+from analysis import words
 from analysis.chart import Look
 from analysis.core import Core
-from analysis.study import SCHEME_NAMES
+from analysis.horizon_fit import CUBIC, NEITHER
+from analysis.pairs import leading, over_workloads, overall_bound, sign
+from analysis.resampling import with_interval
+from analysis.study import SCHEME_NAMES, counted, percent
 
 TITLE = "Averaging horizon"
-CAPTION = ""
-RULE = ""
+RULE = (
+    "Flat region: the neighbouring horizons around a scheme's best one whose 95 % interval covers the best ratio. The "
+    "curve is a parabola in the log horizon with a level a seed, least squares; a cubic where the cubic term's "
+    "interval leaves out 0. Where a fourth power's does, neither fits: no curve is drawn, and the optimum lies between "
+    "the neighbours of the horizons not told from the best."
+)
 HEIGHT = 240  # of a panel, whose strips lie along the bottom
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """flat_region, horizon_fit: one row a training and scheme · horizon_curve: the fits with their bands."""
-    fits, curves = horizon_fit.horizon_fit(core.by_seed, core.cells)
-    return {"flat_region": horizon_fit.flat_region(core.horizons), "horizon_fit": fits, "horizon_curve": curves}
+    fits, curves = smooth.horizon_fit(core.by_seed, core.cells)
+    return {"flat_region": smooth.flat_region(core.horizons), "horizon_fit": fits, "horizon_curve": curves}
 
 
 def chart(
@@ -44,6 +54,97 @@ def chart(
     return charts.grid(parts)
 
 
+def caption(horizon_map: pd.DataFrame, flat_region: pd.DataFrame, horizon_curve: pd.DataFrame, look: Look) -> str:
+    """Of the marks that are there."""
+    mine = set(horizon_map.loc[horizon_map["training"].isin(look.shown["training"]), "training"])
+    text = "A dot is a horizon's ratio of steps, below 1: fewer than the baseline's; its bar is the 95 % interval."
+    if len(horizon_curve[horizon_curve["training"].isin(mine)]):
+        text += " The curve is the smooth fit with its band."
+    if len(flat_region[flat_region["training"].isin(mine)]):
+        text += " A strip at the bottom spans the horizons that are not told from the best."
+    return text
+
+
+def sentences(
+    horizon_map: pd.DataFrame,
+    horizon_fit: pd.DataFrame,
+    ratios_by_seed: pd.DataFrame,
+    chosen: pd.DataFrame,
+    look: Look,
+    primary: tuple[str, float],
+) -> list[str]:
+    """What the pre-specified horizon costs against the best one run, where the optimum lies, and what does not fit."""
+    mine = horizon_map[horizon_map["training"].isin(look.shown["training"])]
+    fits = horizon_fit[horizon_fit["training"].isin(look.shown["training"])]
+    return [*_cost(mine, ratios_by_seed, leading(chosen, primary[0])), *_optima(fits)]
+
+
+def _cost(horizons: pd.DataFrame, ratios_by_seed: pd.DataFrame, picked: pd.DataFrame) -> Iterator[str]:
+    """The pre-specified horizon against the best of its scheme, seed by seed: what the choice costs."""
+    best = horizons[horizons["best"] & horizons["scheme"].isin(picked["scheme"])].drop_duplicates("workload")
+    several = horizons.groupby(["workload", "scheme"])["horizon_fraction"].transform("nunique") > 1
+    picked = picked[picked["setting"].isin(horizons.loc[several, "setting"])]
+    rows = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule") & ratios_by_seed["ratio"].notna()]
+    rows = rows[["workload", "seed", "setting", "ratio", "bound"]]
+    pairs = rows[rows["setting"].isin(picked["setting"])].merge(
+        rows[rows["setting"].isin(best["setting"])], on=["workload", "seed"], suffixes=("", "_best")
+    )
+    if pairs.empty:
+        return
+    pairs["value"] = np.log(pairs["ratio"].astype(float) / pairs["ratio_best"].astype(float))
+    told, same = [], []
+    for workload, part in pairs.groupby("workload", sort=True):
+        if (part["setting"] == part["setting_best"]).all():
+            same.append(str(workload))
+            continue
+        ratio = over_workloads(part)
+        told.append((str(workload), ratio.value - 1, words.verdict(ratio, len(part))))
+    number, name = len(told) + len(same), picked["scheme_label"].mode()[0]
+    if not told:
+        each = "each of " if number > 1 else ""
+        yield f"{name}, pre-specified, is itself the best horizon run on {each}{counted(number, 'workload')}."
+        return
+    bound = sign(overall_bound(pairs.loc[pairs["bound"] == "at least", "bound"]))
+    itself = f"; it is itself the best on {len(same)} ({', '.join(same)})" if same else ""
+    yield (
+        f"{name}, pre-specified, takes {bound}{with_interval(over_workloads(pairs))} of the steps of the best horizon "
+        f"run, selected post hoc, over {counted(number, 'workload')}: {words.tally(told, 'a saving', 'a loss')}{itself}."
+    )
+
+
+def _optima(fits: pd.DataFrame) -> Iterator[str]:
+    """Of the fit with the most schemes of each workload."""
+    order = fits.assign(num=fits["scheme"].str.count(r"\+")).sort_values(["workload", "num"], kind="stable")
+    widest = order.groupby("workload", sort=True).tail(1)
+    if widest.empty:
+        return
+    inside, edge = widest[~widest["edge"].astype(bool)], widest[widest["edge"].astype(bool)]
+    bound = (
+        f"on {_listed(edge, widest)} the shortest or longest horizon run is the best, so a bound" if len(edge) else ""
+    )
+    if len(inside) == 1:
+        row = inside.iloc[0].map(lambda value: percent(value) if isinstance(value, float) else value)
+        ends = "" if inside["optimum_low"].isna().all() else f" [{row['optimum_low']}, {row['optimum_high']}]"
+        yield f"The optimum on {row['workload']} is {row['optimum']}{ends} of the step budget{bound and '; ' + bound}."
+    elif len(inside):
+        low, middle, high = (percent(float(value)) for value in inside["optimum"].quantile([0, 0.5, 1]))
+        where = f"are all {middle}" if low == high else f"lie from {low} to {high}, in the middle at {middle},"
+        of = " and ".join(SCHEME_NAMES.get(one, one) for one in str(widest["scheme"].mode()[0]).split(" + "))
+        yield f"The optima of {of} {where} of the step budget on {_listed(inside, widest)}{bound and '; ' + bound}."
+    else:
+        yield f"{bound[0].upper()}{bound[1:]}."
+    cubic, neither = (widest[widest["shape"] == shape] for shape in (CUBIC, NEITHER))
+    parts = [f"a cubic is drawn on {_listed(cubic, widest)}"] if len(cubic) else []
+    parts += [f"no smooth curve fits on {_listed(neither, widest)}, so read the dots"] if len(neither) else []
+    if parts:
+        yield f"A parabola, the same on both sides, does not fit everywhere: {'; '.join(parts)}."
+
+
+def _listed(fits: pd.DataFrame, every: pd.DataFrame) -> str:
+    names = sorted(set(fits["workload"]))
+    return f"all {len(names)} workloads" if len(names) == len(every) > 1 else ", ".join(names)
+
+
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
 
@@ -55,9 +156,9 @@ def _panel(mine: pd.DataFrame, curve: pd.DataFrame, flat: pd.DataFrame, look: Lo
     y = alt.Y("ratio:Q", title="steps-to-target ÷ baseline's").scale(domain=[low, high], zero=False)
     base = alt.Chart(mine).encode(x=x, color=colour)
     line = base.mark_line(strokeWidth=1, opacity=0.35).encode(y=y, detail="every_steps:N")
-    smooth = alt.Chart(curve).encode(x=x, color=colour)
-    band = smooth.mark_area(opacity=0.1, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
-    fit = smooth.mark_line(strokeWidth=2, clip=True).encode(y=y)
+    drawn = alt.Chart(curve).encode(x=x, color=colour)
+    band = drawn.mark_area(opacity=0.1, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
+    fit = drawn.mark_line(strokeWidth=2, clip=True).encode(y=y)
     whisker = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
     hover = charts.tooltips(
         *("scheme_label:N:setting", "ratio:Q:ratio:.3f", "low:Q:from:.3f", "high:Q:to:.3f"),

@@ -11,14 +11,14 @@ import pandas as pd
 from analysis import chart as charts
 from analysis.chart import Look
 from analysis.core import Core
-from analysis.study import Study
+from analysis.study import Study, counted
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else those of the pre-specified settings alone
 
 TITLE = "Learning curves"
 CAPTION = (
-    "A thick line is the median over seeds of one setting, thin lines its seeds, the dashed line the target. LAWA's "
+    "A thick line is the median over seeds of one setting, a thin one a seed; the level line is the target. LAWA's "
     "lines are dashed. A click on the legend shows or hides a setting."
 )
 RULE = ""
@@ -77,3 +77,9 @@ def _seed_curves(study: Study, look: Look, workload: str) -> pd.DataFrame:
     rows = rows.assign(cell=rows.groupby("cell_id", sort=True).ngroup(), median=rows["metric"])
     most = max(2, SEED_CURVES * 2 // max(1, rows["cell"].nunique()))
     return charts.thin(rows[["cell", "scheme_label", "step", "median"]], "cell", min(most, MAX_POINTS))
+
+
+def sentences(look: Look) -> list[str]:
+    """What the figure leaves out."""
+    few = f"{counted(look.num_left_out, 'further setting')} of these schedules: in the tables alone."
+    return [few] if look.num_left_out else []

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
+from analysis import words
 from analysis.chart import Look
 from analysis.core import Core
 from analysis.pairs import sign
-from analysis.resampling import bootstrap
-from analysis.study import SCHEME_NAMES, percent
+from analysis.resampling import bootstrap, of_row
+from analysis.study import SCHEME_NAMES, counted, percent
 
 EQUAL = 1.3  # horizons within this factor of one another count as equal
 MEMORY = {"lawa": "k", "ema": "ema_decay"}
@@ -22,8 +23,15 @@ INK = "#1f2328"  # on the light colours of a cell, in both themes
 RANGE = ["#4f9be0", "#eceff2", "#e8854a"]  # fewer steps than the baseline, as many, more
 
 TITLE = "Snapshot interval"
-CAPTION = ""
-RULE = ""
+CAPTION = (
+    "A cell is one setting: its ratio of steps to the baseline's (blue: fewer) and its horizon; diagonals have equal "
+    "horizons. Marks along its bottom are seeds, a cross one that missed the target."
+)
+RULE = (
+    "Equal horizon: the settings of a scheme whose horizons lie within a factor 1.3 of the shortest of their group. In "
+    "each group the rarest snapshots are set against the most frequent ones, steps-to-target paired by seed; a pair "
+    "that both miss is left out."
+)
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
@@ -114,6 +122,40 @@ def _groups(part: pd.DataFrame) -> list[pd.DataFrame]:
             number, start = number + 1, horizon
         labels.append(number)
     return [group for _, group in part.groupby(np.array(labels, dtype=int), sort=True)]
+
+
+def sentences(snapshot_interval: pd.DataFrame, look: Look) -> list[str]:
+    """At equal horizon: the rarest snapshots against the most frequent ones, how far apart, and how often by luck."""
+    table = snapshot_interval[snapshot_interval["training"].isin(look.shown["training"])]
+    table = table[table["ratio"].notna()]
+    if table.empty:
+        return []
+    found = [
+        (_group(row), row["ratio"] - 1, words.verdict(of_row(row, "ratio"), row["num_pairs"]))
+        for row in table.to_dict("records")
+    ]
+    shown = [one for one in found if one[2].word == words.SHOWN]
+    excluded = sum(one.word == words.EXCLUDED for *_, one in found)
+    slower = sum(side > 0 for _, side, _ in shown)
+    said = [
+        f"Rarer snapshots at the same horizon: of {counted(len(found), 'group')}, slower is shown in {slower}, faster "
+        f"in {len(shown) - slower}, a change of over {percent(words.MARGIN)} is excluded in {excluded}, "
+        f"{len(found) - len(shown) - excluded} undecided."
+    ]
+    if shown:
+        luck = 100 * words.by_luck(len(shown), len(found), 0.05)
+        row = table.iloc[int(np.abs(np.log(table["ratio"])).argmax())].to_dict()
+        said.append(
+            f"Furthest apart: {_group(row)}, every {row['coarsest']} against {row['finest']} steps, "
+            f"{words.ratio(row, form='.3f')} of the steps. Where nothing differs, {len(shown)} or more come by luck "
+            f"{luck:.2g} times in 100."
+        )
+    return said
+
+
+def _group(row: Any) -> str:
+    name = SCHEME_NAMES.get(row["scheme"], row["scheme"])
+    return f"{row['workload']} {name} {percent(row['horizon_from'])}"
 
 
 def chart(snapshot_grid: pd.DataFrame, ratios_by_seed: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
