@@ -98,7 +98,9 @@ def _cost(horizons: pd.DataFrame, ratios_by_seed: pd.DataFrame, picked: pd.DataF
             same.append(str(workload))
             continue
         ratio = over_workloads(part)
-        told.append((str(workload), ratio.value - 1, words.verdict(ratio, len(part))))
+        open_ = ratio.value < 1 and (part["bound"] == "at least").any()  # a lower bound shows no saving
+        verdict = words.Verdict(words.UNDECIDED) if open_ else words.verdict(ratio, len(part))
+        told.append((str(workload), ratio.value - 1, verdict))
     number, name = len(told) + len(same), picked["scheme_label"].mode()[0]
     if not told:
         each = "each of " if number > 1 else ""
@@ -108,7 +110,8 @@ def _cost(horizons: pd.DataFrame, ratios_by_seed: pd.DataFrame, picked: pd.DataF
     itself = f"; it is itself the best on {len(same)} ({', '.join(same)})" if same else ""
     yield (
         f"{name}, pre-specified, takes {bound}{with_interval(over_workloads(pairs))} of the steps of the best horizon "
-        f"run, selected post hoc, over {counted(number, 'workload')}: {words.tally(told, 'a saving', 'a loss')}{itself}."
+        f"run, selected post hoc, over {counted(number, 'workload')}: "
+        f"{words.tally(told, 'a saving', 'a loss')}{itself}."
     )
 
 
