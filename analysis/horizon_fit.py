@@ -157,7 +157,7 @@ def _one(part: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame] | None:
 
     cubic = last_term(3)
     bent, lacks = (low > 0 or high < 0 for _, low, high in (cubic, last_term(4)))
-    counted = {"num_horizons": num_horizons, "num_seeds": num, "num_pairs": len(known)}
+    counted: dict[str, Any] = {"num_horizons": num_horizons, "num_seeds": num, "num_pairs": len(known)}
     counted |= {"num_left_out": len(part) - len(known), "bound": overall_bound(known["bound"])}
     counted |= {f"cubic{end}": value for end, value in zip(_ENDS, cubic, strict=True)}
     if lacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -136,7 +137,7 @@ def sentences(
     ]
 
 
-def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: dict[str, bool]) -> str | None:
+def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: Mapping[Any, bool]) -> str | None:
     """In words: where better and worse are shown, a change is excluded, or seeds lack."""
     name = f"{split}_difference"
     mine = table[table["setting"].isin(picked["setting"])] if name in table else table.iloc[:0]
@@ -156,7 +157,7 @@ def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: 
 
 
 def _over_workloads(
-    by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher: dict[str, bool]
+    by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher: Mapping[Any, bool]
 ) -> list[str]:
     """The factor over several workloads; one whose metric is 0 or below at a time has none."""
     rows = by_cell.rename(columns={"final_metric": "value"})

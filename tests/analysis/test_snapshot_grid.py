@@ -80,7 +80,7 @@ def test_the_rarest_snapshots_against_the_most_frequent_at_one_horizon(make_run,
     assert said(made) == [
         "Rarer snapshots at the same horizon: of 4 groups, slower is shown in 2, faster in 0, a change of over 1 % is "
         "excluded in 0, 2 undecided.",
-        "Furthest apart: imagenet_vit LAWA 2.4 %, every 8 against 2 steps, 1.100 [1.100, 1.100] of the steps. Where "
+        "Furthest apart: lm LAWA 2.4 %, every 8 against 2 steps, 1.100 [1.100, 1.100] of the steps. Where "
         "nothing differs, 2 or more come by luck 1.4 times in 100.",
     ]
 
