@@ -14,7 +14,6 @@ from analysis.study import SCHEME_NAMES
 from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
-FLAT_HEIGHT = 240  # of the horizon panels, whose strips lie along the bottom
 ALONE = 640  # the width of a single panel
 ZOOM = "wheel![event.ctrlKey || event.metaKey || event.altKey]"
 PAN = "[pointerdown[event.pointerType !== 'touch'], window:pointerup] > window:pointermove!"
@@ -237,24 +236,6 @@ def marked_at(x: float, label: str) -> list[alt.Chart]:
 def _named_rule(at: float, label: str, **look: Any) -> tuple[alt.Chart, alt.Chart]:
     base = alt.Chart(pd.DataFrame({"at": [at], "label": [label]}))
     return base.mark_rule(color=REFERENCE_LINE, **look), base.mark_text(dy=-7, **NAME).encode(text="label:N")
-
-
-def flat_strips(
-    regions: pd.DataFrame, names: dict[str, str], order: list[str], colour: alt.Color, log: alt.Scale
-) -> list[alt.Chart]:
-    """The flat region of each scheme: a thick strip along the bottom."""
-    strips = []
-    for place, name in enumerate(order):
-        mine = regions.assign(scheme_name=regions["scheme"].map(names).fillna(regions["scheme"]))
-        mine = mine[mine["scheme_name"] == name]
-        mine = mine.assign(start=mine["flat_from"] / 1.08, end=mine["flat_to"] * 1.08)
-        if mine.empty:
-            continue
-        hover = tooltips("scheme_name:N:flat region of", "flat_from:Q:from:.2~p", "flat_to:Q:to:.2~p")
-        strip = alt.Chart(mine).mark_rule(strokeWidth=7, opacity=0.55)
-        strip = strip.encode(x=alt.X("start:Q", scale=log), x2="end:Q", color=colour, tooltip=hover)
-        strips.append(strip.encode(y=alt.value(FLAT_HEIGHT - 6 - 10 * place)))
-    return strips
 
 
 def dots_and_whiskers(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization, robustness
+from analysis import device_hours, generalization
 from analysis.pairs import CHOSEN_HORIZON, chosen_settings, pair, ratios, ratios_by_seed, reference_training, score
 from analysis.steps_to_target import median_curves, steps_to_target
 from analysis.study import Study
@@ -61,7 +61,7 @@ class Core:
     @cached_property
     def horizons(self) -> pd.DataFrame:
         """Ratio against horizon, one row a setting."""
-        return robustness.horizon_map(self.ratios, self.cells)
+        return horizon_map(self.ratios, self.cells)
 
     @cached_property
     def general(self) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
     of it; null while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
     them that have not met the target · num_censored: seeds that missed ·
-    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`savings.ratios`).
+    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`pairs.ratios`).
     """
     names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
     merged = cells.merge(steps[names], on="cell_id", how="left")
@@ -163,3 +163,29 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
         keep = ["setting", "best_metric", "final_metric", "effect"]
         return table.merge(general[keep], on="setting", how="left")
     return table.assign(best_metric=np.nan, final_metric=np.nan, effect=None)
+
+
+def horizon_map(ratios: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """One row a (workload, training, scheme, setting) against the baseline of the same schedule.
+
+    LAWA and EMA on one axis, horizon_fraction. ratio, low, high: geometric mean over seeds · median ·
+    num_pairs · bound (see `pairs.ratios`) · best: the smallest ratio of its scheme here (the
+    first among equals), lower bounds apart · flat: its interval covers that best ratio; NaN where it has none.
+    """
+    columns = ["setting", "scheme", "scheme_label", "horizon_fraction", "horizon_steps", "every_steps"]
+    same = ratios[ratios["versus"] == "same schedule"]
+    table = same.merge(cells.drop_duplicates("setting")[columns], on="setting", how="left")
+    table = table[table["horizon_fraction"].notna()].rename(
+        columns={"geometric_mean": "ratio", "geometric_mean_low": "low", "geometric_mean_high": "high"}
+    )
+    candidate = table["ratio"].where(~table["bound"].isin(["at least", "mixed", "none"]))
+    group = [table[name] for name in ("workload", "training", "scheme")]
+    smallest = candidate.groupby(group).transform("min")
+    flat = ((table["low"] <= smallest) & (smallest <= table["high"])).astype("boolean")
+    table["best"] = candidate.notna() & (candidate == smallest)
+    table["best"] &= table.groupby(["workload", "training", "scheme", "best"]).cumcount() == 0
+    table["flat"] = flat.where(table["low"].notna() & smallest.notna())
+    keep = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "horizon_steps"]
+    keep += ["every_steps", "ratio", "low", "high", "median", "num_pairs", "bound", "best", "flat"]
+    order = ["workload", "training", "scheme", "horizon_fraction", "setting"]
+    return table.sort_values(order, kind="stable")[keep].reset_index(drop=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.records import BESIDE, rows_of_cells
+from analysis.records import rows_of_cells
 from analysis.resampling import Interval, bootstrap_groups
+
+SETTING = ["workload", "training", "setting"]
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -55,55 +57,13 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["workload", "training", "setting", "effect"])
     done["best_difference"] = done["best_metric"] - done["raw_best"]
     done["final_difference"] = done["final_metric"] - done["raw_final"]
-    table = _over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
-    groups = done.groupby(_SETTING, sort=True)
+    table = over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
+    groups = done.groupby(SETTING, sort=True)
     table.insert(4, "num_pairs", groups["raw_final"].count().to_numpy())
     ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(index=False)
     higher = groups["higher_is_better"].first().astype(bool)
     table["effect"] = [effect(Interval(*one), up) for one, up in zip(ends, higher, strict=True)]
     return table
-
-
-def test_metrics(cells: pd.DataFrame, test: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The metric on the test split at the end of training: one row a setting that was evaluated there.
-
-    Args: test: records of the test split, of `analysis.study.Study`.
-    workload, training, setting · num_seeds, of finished cells with a finite value · test_metric, and test_difference:
-    cell − baseline of the same schedule and seed: means with bootstrap _low and _high, null for one seed alone (a raw
-    setting has no difference) · num_pairs · effect, of test_difference, as in `generalization`.
-    """
-    if test.empty:
-        return pd.DataFrame(columns=[*_SETTING, "effect"])
-    by_cell = metrics_by_cell(cells, test)
-    table = generalization(by_cell[by_cell["final_metric"].notna()], pairs)
-    names = {name: name.replace("final_", "test_") for name in table.columns if name.startswith("final_")}
-    return table.drop(columns=[name for name in table.columns if name.startswith("best_")]).rename(columns=names)
-
-
-def metrics_beside(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """What stands beside the target metric, at the end of training: one row a (setting, metric).
-
-    workload, training, setting, metric · num_seeds, of finished cells with a finite value at their last step ·
-    final, and difference: cell − baseline of the same schedule and seed: means with bootstrap _low and _high, null
-    for one seed alone (a raw setting has no difference).
-    """
-    names = [name for name in records.columns if name.startswith(BESIDE)]
-    columns = ["cell_id", "workload", "training", "setting", "seed", "last_step"]
-    finished = cells[cells["state"] == "finished"][columns]
-    last = records[["cell_id", "step", *names]].drop_duplicates("cell_id", keep="last")
-    last = last.merge(finished, on="cell_id")
-    last = last[last["step"] == last["last_step"]]
-    same = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
-    tables = []
-    for name in names:
-        values = last.set_index("cell_id")[name].astype(float)
-        table = last.assign(final=last[name].astype(float))
-        table["difference"] = table["final"] - table["cell_id"].map(same).map(values)
-        found = _over_seeds(table[np.isfinite(table["final"])], ["final", "difference"])
-        found.insert(3, "metric", name.removeprefix(BESIDE))
-        tables += [found] if len(found) else []
-    empty = pd.DataFrame(columns=[*_SETTING, "metric"])
-    return pd.concat(tables).sort_values(["workload", "setting", "metric"]) if tables else empty
 
 
 def effect(difference: Interval, higher_is_better: bool) -> str | None:
@@ -115,12 +75,9 @@ def effect(difference: Interval, higher_is_better: bool) -> str | None:
     return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
-_SETTING = ["workload", "training", "setting"]
-
-
-def _over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """One row a setting: num_seeds, and the mean of each column over its seeds with bootstrap _low and _high."""
-    groups = table.groupby(_SETTING, sort=True)
+    groups = table.groupby(SETTING, sort=True)
     number = np.asarray(groups.ngroup(), dtype=np.int64)
     found = groups.agg(num_seeds=("seed", "nunique")).reset_index()
     for name in columns:

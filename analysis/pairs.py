@@ -127,6 +127,13 @@ def in_front(chosen: pd.DataFrame) -> pd.DataFrame:
     return chosen[chosen["near"]] if chosen["near"].any() else chosen
 
 
+def leading(chosen: pd.DataFrame, scheme: str) -> pd.DataFrame:
+    """Of `in_front` the rows of one scheme, the pre-specified one if it was run, else that of most workloads."""
+    front = in_front(chosen)
+    names = front["scheme"].value_counts()
+    return front[front["scheme"] == (scheme if scheme in names or names.empty else names.index[0])]
+
+
 def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
     """ratio = steps-to-target of the cell / of its baseline, one row a pair.
 

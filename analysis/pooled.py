@@ -61,7 +61,7 @@ RULE = (
 def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
     """Which setting stands for a scheme on a workload: the one fixed beforehand, and the best-looking one.
 
-    Args: chosen: of `analysis.pairs.chosen_settings`. horizons: of `analysis.robustness.horizon_map`.
+    Args: chosen: of `analysis.pairs.chosen_settings`. horizons: of `analysis.core.horizon_map`.
     Returns: horizon (FIXED or BEST), scheme, workload, setting; BEST on the trainings of `chosen` only. Where every
     setting of a scheme misses the target, the smallest lower bound stands for it: no workload drops out by missing.
     """

@@ -41,7 +41,8 @@ class Report:
         """What a section's functions may name."""
         core = self.core
         shown = look(core.settings, core.chosen, core.horizons, core.reference)
-        return self.frames | {"study": core.study, "look": shown, "unit": core.unit}
+        more = {"study": core.study, "look": shown, "unit": core.unit, "primary": core.primary}
+        return self.frames | more
 
     def words(self, section: ModuleType) -> list[str]:
         """What a section says."""
@@ -185,6 +186,6 @@ def _shown(report: Report, section: ModuleType) -> dict[str, Any]:
         "name": name,
         "title": section.TITLE,
         "sentences": report.words(section),
-        "caption": section.CAPTION,
+        "caption": sections.call(section.caption, report.known) if hasattr(section, "caption") else section.CAPTION,
         "tables": report.tables(section),
     }

@@ -8,12 +8,14 @@ workloads) at which an interval about the same value would decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from scipy.stats import binom, t
 
 from analysis.pairs import sign
 from analysis.resampling import Interval, with_interval
+from analysis.study import percent
 
 SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
 MARGIN = 0.01  # of steps: a change by less than 1 % is no effect worth having
@@ -62,6 +64,35 @@ def needed(found: Verdict, what: str = "seeds") -> str:
     if found.word != UNDECIDED:
         return ""
     return f"about {found.needed} {what} would decide" if found.needed else f"more than {MOST:,} {what} would decide"
+
+
+def tally(found: Sequence[tuple[str, float, Verdict]], below: str, above: str) -> str:
+    """'a saving is shown on 2 (a, b); a change of over 1 % is excluded on 1 (c); 1 undecided, …'.
+
+    Args: found: a name, by how much it lies above no effect, its verdict. below, above: what is shown on either side.
+    """
+    fewer = [name for name, side, one in found if one.word == SHOWN and side < 0]
+    more = [name for name, side, one in found if one.word == SHOWN and side > 0]
+    excluded = [name for name, _, one in found if one.word == EXCLUDED]
+    open_ = [f"{name} ({one.needed or f'> {MOST:,}'})" for name, _, one in found if one.word == UNDECIDED]
+    parts = [f"{below} is shown on {_listed(fewer, len(found))}"] if fewer or not more else []
+    parts += [f"{above} is shown on {_listed(more, len(found))}"] if more else []
+    parts += [f"a change of over {percent(MARGIN)} is excluded on {_listed(excluded, len(found))}"] if excluded else []
+    parts += [f"{len(open_)} undecided, with the seeds that would decide: {', '.join(open_)}"] if open_ else []
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str], total: int) -> str:
+    if len(names) == total > 1:
+        return f"all {total}"
+    return f"{len(names)} ({', '.join(names)})" if names else "0"
+
+
+def phrase(found: Verdict, what: str = "seeds") -> str:
+    """'an effect is shown', 'a change of over 1 % is excluded', 'undecided; about 12 seeds would decide'."""
+    if found.word == UNDECIDED:
+        return f"{UNDECIDED}; {needed(found, what)}"
+    return "an effect is shown" if found.word == SHOWN else f"a change of over {percent(MARGIN)} is excluded"
 
 
 def by_luck(number: int, of: int, side: float = 0.025) -> float:

@@ -13,7 +13,7 @@ from analysis import families, survival, words
 from analysis.chart import Look
 from analysis.core import Core
 from analysis.pairs import RULE as PAIRED
-from analysis.pairs import in_front, over_workloads, overall_bound, sign
+from analysis.pairs import leading, over_workloads, overall_bound, sign
 from analysis.resampling import of_row, with_interval
 from analysis.steps_to_target import HELD
 from analysis.study import SCHEME_NAMES, counted
@@ -103,30 +103,24 @@ def in_order(settings: pd.DataFrame) -> pd.DataFrame:
     return settings.loc[order.sort_values(axes, kind="stable").index]
 
 
-def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+def sentences(
+    ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, primary: tuple[str, float]
+) -> list[str]:
     """On how many workloads the pre-specified average saves, how often that comes by luck, and sustained crossings."""
-    picked = in_front(chosen)
-    front = picked["scheme"].value_counts()
-    if front.empty:
-        return []
-    scheme = "ema" if "ema" in front else str(front.index[0])
-    mine = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(picked["setting"])]
-    mine = mine[(mine["scheme"] == scheme) & mine["geometric_mean"].notna()]
+    mine = ratios[(ratios["versus"] == "same schedule") & ratios["geometric_mean"].notna()]
+    mine = mine[mine["setting"].isin(leading(chosen, primary[0])["setting"])]
     if mine.empty:
         return []
     rows = mine.to_dict("records")
-    found = [(row, words.verdict(of_row(row, "geometric_mean"), row["num_pairs"])) for row in rows]
-    fewer = [row["workload"] for row, one in found if one.word == words.SHOWN and row["geometric_mean"] < 1]
-    more = [row["workload"] for row, one in found if one.word == words.SHOWN and row["geometric_mean"] > 1]
-    excluded = [row["workload"] for row, one in found if one.word == words.EXCLUDED]
-    open_ = [f"{row['workload']} ({one.needed or '> 1,000'})" for row, one in found if one.word == words.UNDECIDED]
-    parts = [f"a saving is shown on {len(fewer)}{_listed(fewer)}"]
-    parts += [f"a loss on {len(more)}{_listed(more)}"] if more else []
-    parts += [f"a change of over 1 % is excluded on {len(excluded)}{_listed(excluded)}"] if excluded else []
-    parts += [f"{len(open_)} undecided, with the seeds that would decide: {', '.join(open_)}"] if open_ else []
+    found = [
+        (row["workload"], row["geometric_mean"] - 1, words.verdict(of_row(row, "geometric_mean"), row["num_pairs"]))
+        for row in rows
+    ]
+    fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
+    told = words.tally(found, "a saving", "a loss")
     luck = 100 * words.by_luck(len(fewer), len(rows))
     tail = f" Where nothing is saved, {len(fewer)} or more come by luck {luck:.2g} times in 100." if fewer else ""
-    said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {'; '.join(parts)}.{tail}"]
+    said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {told}.{tail}"]
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
@@ -134,7 +128,3 @@ def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.Dat
         bound = sign(overall_bound(seeds["held_bound"]))
         said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
     return said
-
-
-def _listed(names: list[str]) -> str:
-    return f" ({', '.join(names)})" if names else ""

@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from analysis.decay_length import median_curves
 
 from analysis.generalization import metrics_by_cell
-from analysis.steps_to_target import first_crossing, first_crossings
+from analysis.steps_to_target import first_crossing, first_crossings, median_curves
 
 
 @pytest.fixture(scope="module")

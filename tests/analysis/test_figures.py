@@ -1,20 +1,18 @@
 import pytest
 
 from analysis import chart as panels
-from analysis import study, style, tables
-from analysis.figures import average_figures, curve_figures, drawing
-from analysis.pairs import reference_training
+from analysis import report, study, style
 
 
 def drawn(run):
-    read = study.read(run)
-    found = tables.compute(read)
-    return drawing.drawing(read, found, reference_training(read.cells, found.baselines)), found
+    """The settings that figures show, the tables, and the figures there are."""
+    (made,) = [report.Report(one, run) for one in study.read_each(run)]
+    return made.known["look"], made.core, made
 
 
 def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run, average):
     averages = [average("ema", h / 1000, 0.9 + abs(h - 23) / 1000, every=e) for h in range(4, 60, 3) for e in (1, 2)]
-    d, found = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
+    d, found, _ = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
     for workload in d.workloads:
         mine = d.shown[(d.shown["workload"] == workload) & (d.shown["scheme"] == "ema")]
         assert len(mine) <= panels.MAX_SETTINGS + 2
@@ -22,27 +20,28 @@ def test_of_many_settings_a_few_are_shown_with_the_chosen_and_the_best(make_run,
         assert horizons.min() == 0.004
         assert horizons.max() == 0.058
         chosen = found.chosen[found.chosen["workload"] == workload]["setting"]
-        best = found.horizon_map[found.horizon_map["best"] & (found.horizon_map["workload"] == workload)]
+        best = found.horizons[found.horizons["best"] & (found.horizons["workload"] == workload)]
         assert set(chosen) | set(best["setting"]) <= set(mine["setting"])
     assert d.num_left_out == 2 * len(averages) - len(d.shown[d.shown["scheme"] != "none"])
 
 
 def test_what_lies_far_from_the_chosen_horizon_is_not_shown_first(make_run, average):
     averages = [average("ema", 0.01, 0.9), average("tail", 0.5, 1.1, first=500)]
-    d, _ = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
+    d, _, _ = drawn(make_run(lengths=[1.0], averages=averages, seeds=[0, 1]))
     assert d.chosen == ["no averaging", "EMA 1 %"]
 
 
 def test_a_figure_without_data_is_left_out(make_run, average):
-    d, _ = drawn(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
-    assert average_figures.horizon_lines(d) is None  # one horizon is no axis
-    assert curve_figures.schedule_curves(d) is None  # one schedule is no comparison
-    assert average_figures.ratio_dots(d) is not None
+    _, _, made = drawn(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1]))
+    assert "horizon" not in made.charts  # one horizon is no axis
+    assert "schedules" not in made.charts  # one schedule is no comparison
+    assert "snapshots" not in made.charts
+    assert {"steps", "generalization", "learning_curves"} <= set(made.charts)
     assert panels.grid([]) is None
 
 
 def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
-    d, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
+    d, _, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
     light = [sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")]
     assert light == sorted(light, reverse=True)
     assert d.colours["EMA 1 %"] == style.SCHEME_COLOURS["ema"]

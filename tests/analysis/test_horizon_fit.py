@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import tables
-from analysis.horizon_fit import findings, horizon_fit, lowest, parabolas
+from analysis.core import core
+from analysis.horizon_fit import CUBIC, NEITHER, PARABOLA, horizon_fit, lowest, polynomials
 from analysis.resampling import bootstrap_columns, multisets, small_sample_factor
 from analysis.study import read
 
@@ -94,14 +94,14 @@ def test_incomplete_seeds_stay_and_the_fit_is_that_of_a_level_a_seed():
     x, y = rng.normal(size=10), rng.normal(size=10)
     dummies = (seed[:, None] == np.arange(4)).astype(float)
     solved = np.linalg.lstsq(np.column_stack([x, x**2, dummies]), y, rcond=None)[0]
-    found = parabolas(x, y, seed, np.full((1, 4), 0.25))[0]
+    found = polynomials(x, y, seed, np.full((1, 4), 0.25), 2)[0]
     np.testing.assert_allclose(found, [solved[2:].mean(), *solved[:2]])
     # Weights are repetitions: seed 0 twice and seed 3 left out.
     twice = np.concatenate([np.flatnonzero(seed == 0), np.arange(7)])
     again = np.concatenate([np.full(4, 3), seed[:7]])
     dummies = (again[:, None] == np.array([0, 3, 1, 2])).astype(float)
     solved = np.linalg.lstsq(np.column_stack([x[twice], x[twice] ** 2, dummies]), y[twice], rcond=None)[0]
-    found = parabolas(x, y, seed, np.array([[0.5, 0.25, 0.25, 0.0]]))[0]
+    found = polynomials(x, y, seed, np.array([[0.5, 0.25, 0.25, 0.0]]), 2)[0]
     np.testing.assert_allclose(found, [solved[2:].mean(), *solved[:2]])
 
 
@@ -132,19 +132,6 @@ def test_lawa_and_ema_share_one_fit_beside_their_own():
     assert set(curves["scheme"]) == set(fits["scheme"])
 
 
-def test_sentences():
-    fits, _ = horizon_fit(*frames(lambda h, s: true(h), schemes=("ema", "lawa")))
-    assert findings(fits) == [
-        "On lm the smooth fit of EMA and LAWA is best at 1.3 %; it explains 100 % of the variance within seeds."
-    ]
-    alone, _ = horizon_fit(*frames(lambda h, s: true(h, best=0.5), seeds=[0]))
-    assert findings(alone) == [
-        "On lm the smooth fit of EMA has no optimum within the horizons run: it is best at the end, 8 %; it explains "
-        "100 % of the variance within seeds."
-    ]
-    assert findings(alone[:0]) == []
-
-
 def test_one_seed_has_a_curve_without_band_and_two_horizons_have_none():
     fits, curves = horizon_fit(*frames(lambda h, s: true(h), seeds=[4]))
     assert fits["optimum"].iloc[0] == pytest.approx(BEST)
@@ -159,7 +146,7 @@ def test_from_a_run_folder_with_known_crossings(make_run, average):
     averages = [average("ema", h, float(true(h))) for h in HORIZONS if true(h) < 1.2]
     run = make_run(lengths=[1.0], averages=averages)
     study = read(run)
-    fits, _ = horizon_fit(tables.core(study).by_seed, study.cells)
+    fits, _ = horizon_fit(core(study).by_seed, study.cells)
     assert fits["workload"].tolist() == ["imagenet_vit", "lm"]
     np.testing.assert_allclose(fits["optimum"], BEST, rtol=1e-6)
     np.testing.assert_allclose(fits["ratio"], RATIO, rtol=1e-6)
@@ -169,7 +156,7 @@ def test_multisets_give_the_same_band_as_drawing_one_by_one():
     by_seed, cells = frames(noisy)
     _, curves = horizon_fit(by_seed, cells)
     x = np.log(by_seed["setting"].map(cells["horizon_fraction"]).to_numpy())
-    weights, counts = multisets(3, 10_000, 0)
+    weights, counts = multisets(3)
     slow = []
     for weight in np.repeat(weights, counts, axis=0)[::50]:
         rows = [np.flatnonzero(by_seed["seed"] == s) for s in np.repeat([0, 1, 2], np.round(3 * weight).astype(int))]
@@ -180,3 +167,49 @@ def test_multisets_give_the_same_band_as_drawing_one_by_one():
     value = np.log(curves["ratio"])
     np.testing.assert_allclose(np.log(curves["low"]), value + factor * (low - value), atol=2e-3)
     np.testing.assert_allclose(np.log(curves["high"]), value + factor * (high - value), atol=2e-3)
+
+
+def simulated(truth, reps, seeds=3):
+    """Shapes, and how often the optimum's interval covers BEST: levels vary by seed, neighbouring horizons together."""
+    rng = np.random.default_rng(5)
+    near = np.linalg.cholesky(0.5 ** np.abs(np.subtract.outer(range(6), range(6))))
+    shapes, covered = [], 0
+    for _ in range(reps):
+        logs = truth(np.log(HORIZONS / BEST)) + 0.02 * rng.normal(size=(seeds, 1))
+        logs = logs + 0.01 * rng.normal(size=(seeds, 6)) @ near.T
+        fit = horizon_fit(*frames(lambda h, s, y=logs: np.exp(y[s, list(HORIZONS).index(h)])))[0].iloc[0]
+        shapes.append(fit["shape"])
+        covered += fit["optimum_low"] <= BEST <= fit["optimum_high"]
+    return shapes, covered / reps
+
+
+def test_a_symmetric_truth_is_rarely_called_another_shape():
+    shapes, covered = simulated(lambda u: np.log(RATIO) + BEND * u**2, 60)
+    assert shapes.count(PARABOLA) >= 0.85 * len(shapes)
+    assert covered >= 0.85
+
+
+def test_a_truth_that_is_flat_on_the_left_and_steep_on_the_right_is_reported_and_its_optimum_covered():
+    shapes, covered = simulated(lambda u: np.log(RATIO) + 0.004 * (np.exp(2.5 * u) - 2.5 * u - 1), 40)
+    assert shapes.count(PARABOLA) <= 0.05 * len(shapes)
+    assert shapes.count(NEITHER) >= 0.9 * len(shapes)
+    assert covered >= 0.9
+
+
+def test_a_cubic_takes_the_parabolas_place_where_its_term_is_shown():
+    tilt = {0: 0.0195, 1: 0.02, 2: 0.0205}
+    fits, curves = horizon_fit(*frames(lambda h, s: true(h) * np.exp(tilt[s] * np.log(h / BEST) ** 3)))
+    fit = fits.iloc[0]
+    assert fit["shape"] == CUBIC
+    assert fit["cubic"] == pytest.approx(0.02)
+    assert fit["cubic_low"] < 0.02 < fit["cubic_high"]
+    assert fit["optimum"] == pytest.approx(BEST)
+    assert fit["slope"] == pytest.approx(0, abs=1e-9)
+    assert fit["curvature"] == pytest.approx(BEND)
+    np.testing.assert_allclose(
+        curves["ratio"], true(at := curves["horizon_fraction"]) * (at / BEST) ** (0.02 * np.log(at / BEST) ** 2)
+    )
+    cubics = np.random.default_rng(3).normal(size=(50, 4))
+    grid = np.linspace(-1.5, 2, 20_001)
+    for one, found in zip(cubics, lowest(cubics, -1.5, 2.0), strict=True):
+        assert found == pytest.approx(grid[np.polyval(one[::-1], grid).argmin()], abs=2e-4)

@@ -1,17 +1,26 @@
-"""Robustness, generalization, LR-decay comparison and the choice of baselines."""
+"""The horizon map and its flat region, final metrics, and the choice of baselines."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import generalization, robustness, study, tables
+from analysis import report, sections, study
+from analysis.core import horizon_map
+from analysis.generalization import effect
 from analysis.pairs import best_training, pair, reference_training, score
 from analysis.resampling import Interval
+from analysis.sections import generalization, horizon, schedules
+from analysis.steps_to_target import median_curves, steps_to_target
 
 
 def computed(run):
+    """The study, and its tables as attributes: the core's, and those of the sections of this file."""
     read = study.read(run)
-    return read, tables.compute(read)
+    made = report.Report(read)
+    names = sections.frames(made.core, [horizon, generalization])
+    return read, SimpleNamespace(**names, report=made)
 
 
 def test_one_axis_for_every_scheme(make_run):
@@ -70,7 +79,7 @@ def test_a_lower_bound_is_never_the_best():
             "every_steps": [2, 2],
         }
     )
-    assert robustness.horizon_map(ratios, cells)["best"].tolist() == [False, True]
+    assert horizon_map(ratios, cells)["best"].tolist() == [False, True]
 
 
 def test_best_and_final_metric_of_a_cell(make_run):
@@ -99,12 +108,12 @@ def test_differences_are_paired_by_seed(make_run, average):
 
 
 def test_no_effect_where_the_interval_covers_zero():
-    assert generalization.effect(Interval(0.1, -0.1, 0.3), True) == "none"
-    assert generalization.effect(Interval(0.2, 0.1, 0.3), True) == "better"
-    assert generalization.effect(Interval(0.2, 0.1, 0.3), False) == "worse"
-    assert generalization.effect(Interval(-0.2, -0.3, -0.1), False) == "better"
-    assert generalization.effect(Interval(0.2, np.nan, np.nan), False) is None
-    assert generalization.effect(Interval(0.0, 0.0, 0.0), False) == "none"
+    assert effect(Interval(0.1, -0.1, 0.3), True) == "none"
+    assert effect(Interval(0.2, 0.1, 0.3), True) == "better"
+    assert effect(Interval(0.2, 0.1, 0.3), False) == "worse"
+    assert effect(Interval(-0.2, -0.3, -0.1), False) == "better"
+    assert effect(Interval(0.2, np.nan, np.nan), False) is None
+    assert effect(Interval(0.0, 0.0, 0.0), False) == "none"
 
 
 def test_unfinished_and_diverged_runs_have_no_final_metric(make_run):
@@ -117,14 +126,15 @@ def test_unfinished_and_diverged_runs_have_no_final_metric(make_run):
     assert rows["effect"].isna().all()
 
 
-def test_envelope_is_the_best_raw_run_so_far(make_run):
-    read, found = computed(make_run(averages=[]))
-    bound = found.envelope[found.envelope["workload"] == "lm"].set_index("step")["envelope"]
+def test_envelope_is_the_best_baseline_so_far(make_run):
+    read = study.read(make_run(averages=[]))
+    envelope = schedules.envelope(read.cells, median_curves(read.cells, read.records))
+    bound = envelope[envelope["workload"] == "lm"].set_index("step")["envelope"]
     assert bound[500] == pytest.approx(1.3)  # the end of the half-length run
-    assert bound[600] == pytest.approx(1.3)  # no other raw run is better yet
+    assert bound[600] == pytest.approx(1.3)  # no other baseline is better yet
     assert bound[750] == pytest.approx(1.15)
     assert bound[1000] == pytest.approx(1.0)
-    vit = found.envelope[found.envelope["workload"] == "imagenet_vit"].set_index("step")["envelope"]
+    vit = envelope[envelope["workload"] == "imagenet_vit"].set_index("step")["envelope"]
     assert vit[100] == pytest.approx(0.1 + 0.37 / 5)  # the half-length run is ahead of the others
     assert vit[600] == pytest.approx(0.47)
     raw = read.records.merge(read.cells[["cell_id", "workload"]], on="cell_id")
@@ -134,30 +144,8 @@ def test_envelope_is_the_best_raw_run_so_far(make_run):
 
 
 def test_no_envelope_for_one_schedule(make_run):
-    _, found = computed(make_run(lengths=[1.0]))
-    assert found.envelope.empty
-    assert found.schedules.empty
-
-
-def test_gap_is_positive_where_the_average_is_ahead(make_run, average):
-    _, found = computed(make_run(averages=[average("ema", 0.01, 0.5)]))
-    gap = found.gap_to_envelope
-    full = gap[(gap["workload"] == "lm") & gap["training_label"].str.contains("100")].set_index("step")["gap"]
-    assert full[480] == pytest.approx((1.3 + 3.7 * 20 / 500) - (5 - 4 * 0.96))  # raw half-length minus averaged
-    assert full[480] > 0
-    vit = gap[(gap["workload"] == "imagenet_vit") & gap["training_label"].str.contains("100")]
-    assert (vit.set_index("step")["gap"][480]) > 0
-
-
-def test_schedules_side_by_side(make_run):
-    _, found = computed(make_run())
-    lm = found.schedules[found.schedules["workload"] == "lm"]
-    raw = lm[lm["scheme"] == "none"].set_index("length_fraction")["median_steps"]
-    assert raw[0.5] == pytest.approx(500 * 3 / 3.7)
-    assert raw[0.75] == pytest.approx(750 * 3 / 3.85)
-    assert raw[1.0] == pytest.approx(750)
-    assert set(lm[lm["scheme"] != "none"]["scheme_label"]) == {"EMA 1 %", "LAWA 1 %"}
-    assert set(lm[lm["scheme"] != "none"]["length_fraction"]) == {1.0}
+    read = study.read(make_run(lengths=[1.0]))
+    assert schedules.envelope(read.cells, median_curves(read.cells, read.records)).empty
 
 
 def test_median_over_seeds(make_run):
@@ -194,12 +182,13 @@ def test_the_chosen_horizon_is_the_nearest_in_the_logarithm(make_run, average):
     assert not computed(far)[1].chosen["near"].any()
 
 
-def test_metrics_beside_are_compared_at_the_end_with_the_raw_run_of_the_same_seed(make_run):
+def test_auxiliary_metrics_are_compared_at_the_end_with_the_last_iterate_of_the_same_seed(make_run):
     read = study.read(make_run(lengths=[1.0], spread=0.02, noise=0.01))
     is_lm = read.records["cell_id"].isin(read.cells.loc[read.cells["workload"] == "lm", "cell_id"])
     beside = (3 - read.records["metric"] + 0.001 * read.records["step"]).where(is_lm)
     records = read.records.assign(metric_accuracy=beside)
-    table = tables.compute(study.Study(read.plan, read.cells, records, read.trials)).metrics_beside
+    made = report.Report(study.Study(read.plan, read.cells, records, read.trials))
+    table = generalization.tables(made.core)["auxiliary_metrics"]
     assert set(table["workload"]) == {"lm"}
     assert set(table["metric"]) == {"accuracy"}
     assert table["setting"].is_unique
@@ -225,7 +214,7 @@ def test_test_metrics_by_hand(make_run, average):
     seed, averaged = of["seed"].to_numpy(), (of["scheme"] == "ema").to_numpy()
     metric = 0.5 + 0.1 * seed + (0.1 + 1e-8 * seed) * averaged  # equal gains would have no interval
     test = last.assign(split="test", metric=metric)
-    scores = score(read.cells, read.records, tables.core(read).steps)
+    scores = score(read.cells, read.records, steps_to_target(read.cells, read.records))
     table = generalization.test_metrics(read.cells, test, pair(read.cells, scores))
     labels = read.cells.drop_duplicates("setting").set_index("setting")["scheme_label"]
     rows = table.assign(label=table["setting"].map(labels)).set_index(["workload", "label"])
@@ -246,6 +235,53 @@ def test_test_metrics_by_hand(make_run, average):
     assert generalization.test_metrics(read.cells, read.test, pair(read.cells, scores)).empty
 
 
-def test_without_metrics_beside_there_is_no_table(make_run):
+def test_without_auxiliary_metrics_there_is_no_table(make_run):
     _, found = computed(make_run(lengths=[1.0]))
-    assert found.metrics_beside.empty
+    assert found.auxiliary_metrics.empty
+    assert found.test_metrics.empty
+
+
+def test_what_the_horizon_costs_is_told_with_its_verdict(make_run, average):
+    made = [average("ema", h, r) for h, r in ((0.005, 0.97), (0.01, 0.93), (0.02, 0.9), (0.04, 0.91), (0.08, 1.02))]
+    _, found = computed(make_run(lengths=[1.0], averages=made, seed_shift=0.02))
+    cost, optima, fit = found.report.words(horizon)
+    assert cost.startswith("EMA 1 %, pre-specified, takes 1.03")
+    assert "selected post hoc, over 2 workloads: a loss is shown on all 2." in cost
+    assert optima.startswith("The optima of EMA ")
+    assert fit.startswith("A parabola, the same on both sides, does not fit everywhere: ")
+    best = [average("ema", h, 0.9 + 0.1 * abs(np.log(h / 0.01))) for h in (0.005, 0.01, 0.02)]
+    _, found = computed(make_run(lengths=[1.0], averages=best))
+    assert found.report.words(horizon)[0] == (
+        "EMA 1 %, pre-specified, is itself the best horizon run on each of 2 workloads."
+    )
+    _, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)]))
+    assert found.report.words(horizon) == []
+
+
+def test_a_lower_bound_of_the_pre_specified_horizon_shows_no_saving(make_run, average):
+    averages = [average("ema", 0.01, 1.4), average("ema", 0.04, 0.9)]  # 1.4 · 750 steps > 1,000: never met
+    _, found = computed(make_run(lengths=[1.0], averages=averages, spread=0.01))
+    assert "takes ≥ 1.48" in found.report.words(horizon)[0]
+
+
+def test_the_final_metric_is_told_by_workload_and_over_all(make_run, average):
+    _, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 1.2)], spread=0.02))
+    first, over = found.report.words(generalization)
+    assert first == (
+        "EMA 1 %, pre-specified, against the last iterate at the end of training: worse is shown on all 2."
+    )
+    assert over.startswith("Over 2 workloads it changes the metric by a factor of 1.")
+    assert over.endswith("(below 1 is better): an effect is shown.")
+    _, found = computed(make_run(lengths=[1.0], averages=[]))
+    assert found.report.words(generalization) == []
+
+
+def test_a_caption_names_only_what_is_there(make_run, average):
+    run = make_run(lengths=[1.0], seeds=[0], averages=[average("ema", h, 0.9) for h in (0.01, 0.02)])
+    _, found = computed(run)
+    assert "curve" not in sections.call(horizon.caption, found.report.known)
+    assert "strip" not in sections.call(horizon.caption, found.report.known)
+    bent = [average("ema", h, 0.9 + 0.05 * np.log(h / 0.02) ** 2) for h in (0.01, 0.02, 0.04)]
+    _, found = computed(make_run(lengths=[1.0], averages=bent, seed_shift=0.02))
+    assert "The curve is the smooth fit" in sections.call(horizon.caption, found.report.known)
+    assert "strip" in sections.call(horizon.caption, found.report.known)

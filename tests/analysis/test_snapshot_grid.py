@@ -1,13 +1,13 @@
 """ν × k and ν × γ: which settings form a grid, and whether the snapshot interval matters at equal horizon."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import figure_files, snapshot_grid, study, tables
-from analysis.figures import drawing, snapshot_figures
-from analysis.findings import training_findings
-from analysis.pairs import reference_training
+from analysis import report, study
+from analysis.sections import snapshots
 
 BUDGET = 1000
 
@@ -21,8 +21,13 @@ def ema(average, decay, every, ratio=0.9):
 
 
 def computed(run):
-    read = study.read(run)
-    return read, tables.compute(read)
+    """The study's report, and its tables."""
+    made = report.Report(study.read(run))
+    return made, SimpleNamespace(**snapshots.tables(made.core))
+
+
+def said(made):
+    return made.words(snapshots)
 
 
 def test_the_grid_is_what_has_several_of_both(make_run, average):
@@ -45,11 +50,10 @@ def test_emas_form_a_grid_by_their_decay(make_run, average):
 
 def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
     averages = [lawa(average, k, every, 1.4 if every == 8 else 0.9) for k in (3, 10) for every in (2, 8)]
-    read, found = computed(make_run(lengths=[1.0], averages=averages))  # 1.4 · 750 steps > 1,000: never met
+    made, found = computed(make_run(lengths=[1.0], averages=averages))  # 1.4 · 750 steps > 1,000: never met
     lm = found.snapshot_grid[found.snapshot_grid["workload"] == "lm"].set_index(["every_steps", "memory"])
     assert lm["num_missed"].to_dict() == {(2, 3): 0, (2, 10): 0, (8, 3): 3, (8, 10): 3}
-    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
-    spec = figure_files.spec(snapshot_figures.snapshot_maps(d), "grid")
+    spec = made.charts["snapshots"]
     rows = [row for data in spec["datasets"].values() for row in data]
     texts = {row["missed"] for row in rows if "missed" in row and row.get("every_steps") == 8}
     assert texts == {"✕ 3/3"}
@@ -60,33 +64,34 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
 
 def test_groups_of_equal_horizon_lie_within_a_factor_of_their_shortest():
     part = pd.DataFrame({"horizon_fraction": [0.01, 0.0129, 0.0131, 0.017, 0.04], "setting": range(5)})
-    groups = [list(group["horizon_fraction"]) for group in snapshot_grid._groups(part)]
+    groups = [list(group["horizon_fraction"]) for group in snapshots._groups(part)]
     assert groups == [[0.01, 0.0129], [0.0131, 0.017], [0.04]]
 
 
 def test_the_rarest_snapshots_against_the_most_frequent_at_one_horizon(make_run, average):
     averages = [lawa(average, 12, 2, 0.8), lawa(average, 6, 4, 0.82), lawa(average, 3, 8, 0.88)]
     averages += [lawa(average, 24, 4, 0.9), lawa(average, 12, 8, 0.9), lawa(average, 5, 2, 0.85)]
-    _, found = computed(make_run(lengths=[1.0], averages=averages))
+    made, found = computed(make_run(lengths=[1.0], averages=averages))
     lm = found.snapshot_interval[found.snapshot_interval["workload"] == "lm"]
     assert list(zip(lm["finest"], lm["coarsest"], lm["num_settings"], strict=True)) == [(2, 8, 3), (4, 8, 2)]
     assert lm["ratio"].tolist() == pytest.approx([0.88 / 0.8, 1.0])
     assert lm["spread"].tolist() == pytest.approx([0.88 / 0.8, 1.0])
     assert lm["effect"].tolist() == ["rarer is slower", "none"]
-    said = [one for one in training_findings.snapshot_findings(found) if one.startswith("lm")]
-    assert said == [
-        "lm, LAWA, settings of equal horizon: in 2 groups they differ by up to 10.0 % in steps, while the interval of "
-        "one spans 0.0 %; the rarest snapshots differ from the most frequent ones in 1 of 2, at a horizon of 2.4 % "
-        "(every 8 against 2 steps) 1.100 [1.100, 1.100] of the steps."
+    assert said(made) == [
+        "Rarer snapshots at the same horizon: of 4 groups, slower is shown in 2, faster in 0, a change of over 1 % is "
+        "excluded in 0, 2 undecided.",
+        "Furthest apart: lm LAWA 2.4 %, every 8 against 2 steps, 1.100 [1.100, 1.100] of the steps. Where "
+        "nothing differs, 2 or more come by luck 1.4 times in 100.",
     ]
 
 
-def test_no_effect_of_the_interval_is_said_plainly(make_run, average):
+def test_equal_seeds_decide_nothing_and_an_interval_within_a_margin_excludes_an_effect(make_run, average):
     averages = [lawa(average, 12, 2), lawa(average, 3, 8)]
-    _, found = computed(make_run(lengths=[1.0], averages=averages))
-    said = training_findings.snapshot_findings(found)
-    assert len(said) == 2
-    assert all("the snapshot interval shows no effect" in one for one in said)
+    made, found = computed(make_run(lengths=[1.0], averages=averages))
+    assert "of 2 groups, slower is shown in 0, faster in 0" in said(made)[0]
+    assert said(made)[0].endswith("2 undecided.")
+    within = found.snapshot_interval.assign(ratio=1.001, ratio_low=0.997, ratio_high=1.005)
+    assert "excluded in 2, 0 undecided" in snapshots.sentences(within, made.known["look"])[0]
 
 
 def test_a_miss_counts_at_the_budget_and_no_pair_is_dropped(make_run, average):
@@ -98,7 +103,6 @@ def test_a_miss_counts_at_the_budget_and_no_pair_is_dropped(make_run, average):
 
 
 def test_without_a_grid_there_is_no_map(make_run, average):
-    read, found = computed(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)]))
-    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
-    assert snapshot_figures.snapshot_maps(d) is None
-    assert training_findings.snapshot_findings(found) == []
+    made, _ = computed(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)]))
+    assert snapshots.chart(made.frames["snapshot_grid"], made.frames["ratios_by_seed"], made.known["look"]) is None
+    assert said(made) == []

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import generalization, study
+from analysis import study
 from analysis.pairs import pair, score
 from analysis.records import KEY, read_live, rows_to_table
+from analysis.sections import generalization
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError

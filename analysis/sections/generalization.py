@@ -1,0 +1,178 @@
+"""Is the metric at the end of training better with an average?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis import chart as charts
+from analysis import generalization as metrics
+from analysis import words
+from analysis.chart import Look
+from analysis.core import Core
+from analysis.pairs import leading, metric_changes, over_workloads
+from analysis.records import BESIDE
+from analysis.resampling import FEWEST, of_row, with_interval
+from analysis.study import SCHEME_NAMES
+from analysis.table_format import Column, Shown
+
+TITLE = "Final metric"
+CAPTION = (
+    "A dot is the mean over seeds of an average's final metric minus the last iterate's of the same run, its bar the "
+    "95 % interval; the line at 0 is no change."
+)
+RULE = (
+    "The final metric is that of the last step trained; runs that diverged or are unfinished have none. Differences "
+    "are paired by seed with the last iterate of the same schedule. An effect is excluded where the whole interval "
+    "lies within 1 % of the baseline's metric."
+)
+SHOWN = (
+    Shown(
+        "test_metrics",
+        "On the test split, at the end of training",
+        ("workload", "training_label", "scheme_label", "test_metric", "test_difference", "effect"),
+    ),
+)
+COLUMNS = {"test_difference": Column("test − baseline's", "+.3g")}
+
+
+def tables(core: Core) -> dict[str, pd.DataFrame]:
+    return {
+        "generalization": core.labelled(core.general),
+        "auxiliary_metrics": core.labelled(auxiliary_metrics(core.cells, core.records, core.pairs)),
+        "test_metrics": core.labelled(test_metrics(core.cells, core.study.test, core.pairs)),
+    }
+
+
+def test_metrics(cells: pd.DataFrame, test: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The metric on the test split at the end of training: one row a setting that was evaluated there.
+
+    Args: test: records of the test split, of `analysis.study.Study`.
+    workload, training, setting · num_seeds, of finished cells with a finite value · test_metric, and test_difference:
+    cell − baseline of the same schedule and seed: means with bootstrap _low and _high, NaN for one seed alone (a
+    non-averaged setting has no difference) · num_pairs · effect, of test_difference, as in `generalization`.
+    """
+    if test.empty:
+        return pd.DataFrame(columns=[*metrics.SETTING, "effect"])
+    by_cell = metrics.metrics_by_cell(cells, test)
+    table = metrics.generalization(by_cell[by_cell["final_metric"].notna()], pairs)
+    names = {name: name.replace("final_", "test_") for name in table.columns if name.startswith("final_")}
+    return table.drop(columns=[name for name in table.columns if name.startswith("best_")]).rename(columns=names)
+
+
+def auxiliary_metrics(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Metrics other than the target's, at the end of training: one row a (setting, metric).
+
+    workload, training, setting, metric · num_seeds, of finished cells with a finite value at their last step ·
+    final, and difference: cell − baseline of the same schedule and seed: means with bootstrap _low and _high, NaN
+    for one seed alone (a non-averaged setting has no difference).
+    """
+    names = [name for name in records.columns if name.startswith(BESIDE)]
+    columns = ["cell_id", "workload", "training", "setting", "seed", "last_step"]
+    finished = cells[cells["state"] == "finished"][columns]
+    last = records[["cell_id", "step", *names]].drop_duplicates("cell_id", keep="last")
+    last = last.merge(finished, on="cell_id")
+    last = last[last["step"] == last["last_step"]]
+    same = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
+    found = []
+    for name in names:
+        values = last.set_index("cell_id")[name].astype(float)
+        table = last.assign(final=last[name].astype(float))
+        table["difference"] = table["final"] - table["cell_id"].map(same).map(values)
+        table = metrics.over_seeds(table[np.isfinite(table["final"])], ["final", "difference"])
+        table.insert(3, "metric", name.removeprefix(BESIDE))
+        found += [table] if len(table) else []
+    empty = pd.DataFrame(columns=[*metrics.SETTING, "metric"])
+    return pd.concat(found).sort_values(["workload", "setting", "metric"]) if found else empty
+
+
+def chart(generalization: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
+    """Final metric minus the baseline's, paired by seed, with intervals and a line at 0."""
+    if "final_difference" not in generalization:
+        return None
+    table = generalization[generalization["setting"].isin(look.shown["setting"])]
+    table = table[table["final_difference"].notna() & (table["scheme"] != "none")]
+    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
+    table = table.rename(columns={"num_pairs": "pairs"})
+    parts: list[Any] = []
+    for workload in look.workloads:
+        mine = table[table["workload"] == workload]
+        if mine.empty:
+            continue
+        info = look.shown[look.shown["workload"] == workload].iloc[0]
+        side = "right" if info["higher_is_better"] else "left"
+        x = f"final {info['metric_name']} − baseline's ({side} of 0 is better)"
+        dots = charts.dots_and_whiskers(
+            *(mine, None, "final_difference", "final_difference", look.rows(mine, workload), x),
+            colour=charts.scheme_colour(look.averages),
+            at=0.0,
+        )
+        parts.append(charts.titled(dots, workload, **charts.row_size(mine)))
+    return charts.grid(parts)
+
+
+def sentences(
+    generalization: pd.DataFrame,
+    test_metrics: pd.DataFrame,
+    generalization_by_cell: pd.DataFrame,
+    settings: pd.DataFrame,
+    chosen: pd.DataFrame,
+    primary: tuple[str, float],
+) -> list[str]:
+    """What the pre-specified average changes at the end of training: by workload, over all, on the test split."""
+    picked = leading(chosen, primary[0])
+    higher = settings.groupby("workload")["higher_is_better"].first().astype(bool).to_dict()
+    found = _by_workload(generalization, "final", picked, higher)
+    if found is None:
+        return []
+    label = picked["scheme_label"].mode()[0]
+    return [
+        f"{label}, pre-specified, against the last iterate at the end of training: {found}.",
+        *_over_workloads(generalization_by_cell, settings, picked, higher),
+        *(f"On the test split: {one}." for one in [_by_workload(test_metrics, "test", picked, higher)] if one),
+    ]
+
+
+def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: Mapping[Any, bool]) -> str | None:
+    """In words: where better and worse are shown, a change is excluded, or seeds lack."""
+    name = f"{split}_difference"
+    mine = table[table["setting"].isin(picked["setting"])] if name in table else table.iloc[:0]
+    rows = [row for row in mine.to_dict("records") if row[name] == row[name]]
+    if not rows:
+        return None
+    found = []
+    for row in rows:
+        margin = words.MARGIN * abs(row[f"{split}_metric"] - row[name])
+        verdict = words.verdict(of_row(row, name), row["num_pairs"], none=0.0, margin=margin, logs=False)
+        worse = -row[name] if higher[row["workload"]] else row[name]
+        found.append((row["workload"], worse, verdict))
+    if len(found) == 1:
+        text = f"{with_interval(of_row(rows[0], name), '+.3g')} on {rows[0]['workload']}; "
+        return text + words.tally(found, "better", "worse")
+    return words.tally(found, "better", "worse")
+
+
+def _over_workloads(
+    by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher: Mapping[Any, bool]
+) -> list[str]:
+    """The factor over several workloads; one whose metric is 0 or below at a time has none."""
+    rows = by_cell.rename(columns={"final_metric": "value"})
+    top = rows[rows["setting"].isin(picked["setting"])]
+    none = settings.loc[settings["scheme"] == "none", "setting"]
+    below = rows[rows["setting"].isin(none) & rows["training"].isin(top["training"])]
+    pairs = metric_changes(top, below, higher)
+    pairs = pairs[pairs["value"].notna()]
+    total, number = over_workloads(pairs), pairs["workload"].nunique()
+    if number < 2:
+        return []
+    enough = number >= FEWEST
+    units = number if enough else int(pairs.groupby("workload")["seed"].nunique().min())
+    told = words.phrase(words.verdict(total, units), "workloads" if enough else "seeds")
+    return [
+        f"Over {number} workloads it changes the metric by a factor of {with_interval(total, '.4f')} (below 1 is "
+        f"better): {told}."
+    ]
