@@ -18,7 +18,7 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import baselines, device_hours, output, paper_rows, profiles, tightness
+from analysis import baselines, device_hours, output, profiles
 from analysis.algoperf_score import EVALUATIONS_FILE, read_evaluations
 from analysis.figures import (
     average_figures,
@@ -26,13 +26,10 @@ from analysis.figures import (
     curve_figures,
     figure_files,
     palette,
-    paper_figures,
     pooled_figures,
-    prediction_figures,
     saving_figures,
     score_figures,
     snapshot_figures,
-    tightness_figures,
     training_figures,
 )
 from analysis.figures.drawing import drawing
@@ -40,7 +37,6 @@ from analysis.findings import (
     answers,
     conclusions,
     curve_conclusions,
-    predictions,
     score_findings,
     training_findings,
 )
@@ -88,12 +84,10 @@ def _write(study: Study, folder: Path, run: Path, links: Sequence[report_index.L
     tables = compute(study)
     scored = _profiles(study, tables, run)
     _write_tables(tables, scored, folder / "tables")
-    predicted = predictions.of_study(study)
-    predictions.write(predicted, folder / "tables")
-    sections = make_sections(study, tables, scored, predicted)
+    sections = make_sections(study, tables, scored)
     sections = [section for section in sections if section.chart or section.sentences]
     heights = _write_figures(sections, folder / "figures") or {}
-    answer = _answer(study, tables, scored, predicted)
+    answer = _answer(study, tables, scored)
     page = render(study, tables, sections, answer, scored, heights, links)
     output.write(folder / "report.html", page)
     return answer
@@ -105,9 +99,9 @@ def _profiles(study: Study, tables: Tables, run: Path) -> Profiles | None:
     return profiles.of_schemes(study, tables)
 
 
-def _answer(study: Study, tables: Tables, scored: Profiles | None, predicted: Sequence[predictions.Prediction]) -> str:
+def _answer(study: Study, tables: Tables, scored: Profiles | None) -> str:
     compares = scored is not None and scored.imported
-    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables, predicted)
+    return score_findings.answer(scored) if scored and compares else answers.answer(study, tables)
 
 
 def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None:
@@ -124,7 +118,6 @@ def _write_tables(tables: Tables, scored: Profiles | None, folder: Path) -> None
 
 def _table_names() -> list[str]:
     names = [field.name for field in fields(Tables)] + [f"score_{name}" for name in profiles.FILES]
-    names.append(predictions.FILE)
     return [f"{name}.{ending}" for name in names for ending in ("csv", "tex")]
 
 
@@ -169,7 +162,6 @@ def make_sections(
     study: Study,
     tables: Tables,
     scored: Profiles | None = None,
-    predicted: Sequence[predictions.Prediction] = (),
 ) -> list[Section]:
     """The report's figures in order, each with what the tables say about it."""
     unit = device_hours.unit(study.cells)
@@ -185,12 +177,6 @@ def make_sections(
         said = {"sweep_hours": [f"{len(study.cells):,} trials took {hours:,.0f} {unit}, evaluation included."]}
         return _sections([("score", "Score", *score), learning, paid], said, d.num_left_out)
     drawn = [
-        (
-            "predictions",
-            "What the field predicts",
-            predictions.findings(predicted),
-            prediction_figures.prediction_panels(predictions.points(predicted)),
-        ),
         (
             "trainings",
             training_findings.title(tables),
@@ -210,18 +196,6 @@ def make_sections(
             "The saving at every target",
             curve_conclusions.findings(tables),
             saving_figures.saving_curves(d),
-        ),
-        (
-            "tightness",
-            "Does the target's tightness explain the saving?",
-            tightness.findings(tables.tightness),
-            tightness_figures.tightness(tables.tightness_points, tables.tightness),
-        ),
-        (
-            "paper_rows",
-            "The paper's numbers beside ours",
-            paper_rows.findings(tables.paper_rows),
-            paper_figures.ratios_beside(tables.paper_rows),
         ),
         (
             "horizon",

@@ -18,7 +18,6 @@ from analysis import (
     families,
     generalization,
     horizon_fit,
-    paper_rows,
     pooled,
     pooled_curve,
     robustness,
@@ -26,7 +25,6 @@ from analysis import (
     savings,
     snapshot_grid,
     survival,
-    tightness,
     training_axis,
 )
 from analysis.output import write_csv
@@ -51,13 +49,10 @@ class Tables:
     leave_one_out: pd.DataFrame
     saving_curve: pd.DataFrame
     pooled_curve: pd.DataFrame  # one row a (versus, scheme, share), over workloads
-    paper_rows: pd.DataFrame  # the paper's numbers beside ours; empty in other studies than its own
     horizon_map: pd.DataFrame
     flat_region: pd.DataFrame
     horizon_fit: pd.DataFrame  # a parabola a (training, scheme)
     horizon_curve: pd.DataFrame
-    tightness_points: pd.DataFrame  # the paper's and this study's, and its saving curves
-    tightness: pd.DataFrame  # their regressions
     generalization: pd.DataFrame
     generalization_by_cell: pd.DataFrame
     metrics_beside: pd.DataFrame  # accuracy beside loss, …
@@ -130,7 +125,6 @@ def compute(study: Study) -> Tables:
     fits, smooth = horizon_fit.horizon_fit(c.by_seed, cells)
     measured = saving_curve.measure(cells, records, c.pairs)
     curve = saving_curve.saving_curve(measured)
-    points = tightness.points(cells, steps, c.ratios, curve, chosen)
     return Tables(
         settings=summary,
         steps_to_target=_named(cells, steps).merge(c.hours, on="cell_id", how="left"),
@@ -145,13 +139,10 @@ def compute(study: Study) -> Tables:
         leave_one_out=pooled.leave_one_out(over_workloads),
         saving_curve=_labelled(cells, curve),
         pooled_curve=pooled_curve.pooled_curve(measured, chosen),
-        paper_rows=paper_rows.paper_rows(cells, steps, scores, c.ratios, general, overall, chosen),
         horizon_map=_labelled(cells, horizons),
         flat_region=robustness.flat_region(horizons),
         horizon_fit=fits,
         horizon_curve=smooth,
-        tightness_points=points,
-        tightness=tightness.regressions(points),
         generalization=_labelled(cells, general),
         generalization_by_cell=_named(cells, by_cell.drop(columns=["workload", "training", "setting", "seed"])),
         metrics_beside=_labelled(cells, generalization.metrics_beside(cells, records, c.pairs)),

@@ -24,7 +24,7 @@ import wandb_workspaces.workspaces as ws
 from pydantic import ValidationError
 
 from analysis import report, study, tables
-from analysis.findings import answers, predictions
+from analysis.findings import answers
 from analysis.records import load_cells, load_plan
 from analysis.run_files import BadRun, broken, read_bytes, read_json
 from sweeps import tracking
@@ -199,7 +199,7 @@ def make_report(run: Path, where: Place) -> wr.Report:
 def _answer(one: study.Study) -> str:
     if not len(one.records):
         return "No records yet."
-    return answers.answer(one, tables.compute(one), predictions.of_study(one))
+    return answers.answer(one, tables.compute(one))
 
 
 def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from analysis import paired
 from analysis.baselines import CHOSEN_HORIZON
 from analysis.findings import conclusions, training_answers
-from analysis.findings.finding import counted
-from analysis.findings.predictions import Prediction
 from analysis.intervals import with_interval
 from analysis.robustness import reaches
 from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.tables import Tables
 
 
-def answer(study: Study, tables: Tables, predicted: Sequence[Prediction] = ()) -> str:
-    """What the study asks is answered: ``steps`` to target, ``final_metric``, ``horizon`` or ``predictions``.
+def answer(study: Study, tables: Tables) -> str:
+    """What the study asks is answered: ``steps`` to target, ``final_metric`` or ``horizon``.
 
-    One that does not say is answered by what its trainings vary, or by steps where they vary in nothing.
-    Args: predicted: of `analysis.findings.predictions.of_study`.
-    """
+    One that does not say is answered by what its trainings vary, or by steps where they vary in nothing."""
     if study.records.empty:
         return "Nothing has been recorded yet."
     known = {"steps": conclusions.answer, "final_metric": final_metric, "horizon": horizon}
     averaged = conclusions.answer_schemes(tables)
-    if predicted and averaged:
-        return predictions(predicted)
     asked = known.get(str(study.plan.get("asks")))
     said = asked(study, tables) if asked and averaged else None
     return said or training_answers.answer(study, tables)
-
-
-def predictions(predicted: Sequence[Prediction]) -> str:
-    """Each prediction's verdict with what was measured."""
-    said = [f"{one.short} ({one.finding.verdict})" for one in predicted]
-    return f"Of what the field predicts: {'; '.join(said)}."
 
 
 def final_metric(study: Study, tables: Tables) -> str | None:
@@ -63,7 +49,7 @@ def final_metric(study: Study, tables: Tables) -> str | None:
     return (
         f"At the end of training {SCHEME_NAMES.get(scheme, scheme)} at a horizon of {percent(CHOSEN_HORIZON)}, fixed "
         f"beforehand, changes the metric by a factor of {with_interval(found, '.4f')} over workloads (below 1 is "
-        f"better): {level}; workload by workload: {counted(pairs, 'better', 'worse')}."
+        f"better): {level}; workload by workload: {paired.counted(pairs, 'better', 'worse')}."
         f"{left_out}"
     )
 

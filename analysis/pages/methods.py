@@ -14,7 +14,6 @@ from analysis import (
     device_hours,
     families,
     horizon_fit,
-    paper_rows,
     pooled,
     pooled_curve,
     profiles,
@@ -23,7 +22,6 @@ from analysis import (
     savings,
     snapshot_grid,
     survival,
-    tightness,
 )
 from analysis.intervals import RULE as INTERVALS
 from analysis.intervals import small_sample_factor
@@ -42,8 +40,6 @@ HOW_TO_READ = {
     "budget (the restricted mean), with its 95 % interval; hollow where some seed missed the target, which counts at "
     "the step budget. Ticks: seeds. Settings of one training stand side by side. Values far off the others lie off "
     "the axis.",
-    "predictions": "A panel a prediction; below 1 (in rows: left of it) is better, bars are 95 % intervals over "
-    "seeds. Several series of one horizon stand a little apart.",
     "steps_to_target": "A dot is the geometric mean over seeds, its bar the bootstrap 95 % interval, a tick one "
     "seed. Left of 1 the average needs fewer steps. A hollow dot is a bound: some run missed the target.",
     "pooled": "A row a workload, then, shaded, the numbers over all of them. Bars: 95 %, over seeds for a workload, "
@@ -52,19 +48,14 @@ HOW_TO_READ = {
     "saving_curve": "The same ratio at every target level, easy ones left, the baseline's best right: x is the share "
     "of its training after which the baseline is at the level. A hollow point: some run does not reach the level. One "
     "ratio at one target is one point of this curve: a dashed line marks this study's target, over all workloads a "
-    "tick each. The first panel's band speaks of workloads like these, of these alone for fewer than three. Diamonds "
-    "are the paper's targets, one a workload: x is the share of the step budget after which NadamW meets them, the "
-    "same axis, as the baseline's schedule here spans its budget. The switch shows device-hours instead of steps.",
+    "tick each. The first panel's band speaks of workloads like these, of these alone for fewer than three. The "
+    "switch shows device-hours instead of steps.",
     "horizon": "Every scheme on one axis: how far back its average reaches. The strip along the bottom "
     "is the flat region of a scheme: horizons that cannot be told from its best one. The thick curve is the smooth "
     "fit, a parabola in the logarithm, with its 95 % band.",
     "snapshot_grid": "A cell: steps to target ÷ the baseline's, geometric mean over seeds; blue: fewer. A circle is a "
     "seed in the same colours, a cross one that missed the target; ✕ counts these. Along a falling diagonal, memory × "
     "interval, and with it the horizon, stays about the same.",
-    "tightness": "To the right: targets that the raw run reaches late. A dot is a workload at its target: filled this "
-    "study's, hollow the paper's; their regressions solid and dashed. Thin: its saving curves, one a workload. "
-    "Dots along a line would say that tightness explains the ratio.",
-    "paper_rows": paper_rows.RULE,
     "learning_curves": "Thick: median over seeds; thin: single seeds. Scroll to zoom, drag to pan, double-click to "
     "reset; click on the legend to show or hide a setting.",
     "lr_decay": "Grey: raw runs, each on its own schedule; the wide grey band: the best any raw run has reached by "
@@ -81,13 +72,10 @@ def how_to_read(name: str, num_left_out: int) -> str:
     text = HOW_TO_READ[name]
     if num_left_out and name not in {
         "pooled",
-        "tightness",
-        "paper_rows",
         "horizon",
         "sweep_hours",
         "lr_decay",
         "snapshot_grid",
-        "predictions",
     }:
         text += (
             " Of many settings it shows a few, spread over the horizons, with the ones fixed beforehand and the "
@@ -180,7 +168,6 @@ def methods(study: Study) -> list[tuple[str, list[str]]]:
         ),
         ("Flat region", [robustness.RULE, horizon_fit.RULE, snapshot_grid.RULE]),
         ("Across trainings", [basin.RULE, decay_replaced.RULE, decay_length.RULE]),
-        ("Tightness", [tightness.RULE]),
         *([] if imported(study) else [("Performance profiles", [profiles.RULE])]),
         ("Device-hours", [device_hours.USER_RULE, device_hours.SWEEP_RULE]),
         ("Where it ran", list(_provenance(study))),

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import paper_rows
 from analysis.profiles import Profiles
 from analysis.savings import sign
 from analysis.study import SCHEME_NAMES
@@ -75,7 +74,6 @@ def shown_tables(tables: Tables, scored: Profiles | None = None, most: int = 200
         names = {"training_label": "schedule", "scheme_label": "scheme", "geometric": "geometric mean"}
         names |= {"arithmetic": "arithmetic mean", "hours": "device-hours ratio", "pairs": "pairs both met"}
         yield _text("Ratios to the baseline", "ratios", frame.rename(columns=names), most)
-    yield from _paper(tables, most)
     yield from _pooled(tables, most)
     if scored and not scored.imported:
         yield from _scores(scored, most)
@@ -172,24 +170,6 @@ def _digits(value: float) -> str:
 
 def _with_ends(row: Mapping[Any, Any], name: str) -> str:
     return _ratio({**row, f"{name}_low": row["low"], f"{name}_high": row["high"]}, name)
-
-
-def _paper(tables: Tables, most: int) -> Iterator[Table]:
-    """The paper's numbers with ours; changes of a metric with a sign."""
-    rows = tables.paper_rows.to_dict("records")
-    if rows:
-        forms = ["+.3g" if row["quantity"] == paper_rows.METRIC else ".3f" for row in rows]
-        ours = [row | {"ours_low": row["low"], "ours_high": row["high"]} for row in rows]
-        frame = _schemes(tables.paper_rows)[["quantity", "workload", "scheme"]].assign(
-            paper=[f"{row['paper']:{form}}" for row, form in zip(rows, forms, strict=True)],
-            ours=[_ratio(row, "ours", form=form) for row, form in zip(ours, forms, strict=True)],
-            verdict=tables.paper_rows["verdict"],
-            metrics=[
-                f"{row['paper_metric']} / {row['our_metric']}" if pd.notna(row["our_metric"]) else "–" for row in rows
-            ],
-        )
-        names = {"paper": "the paper", "metrics": "metric, the paper's / ours"}
-        yield _text("The paper's numbers beside ours", "paper_rows", frame.rename(columns=names), most)
 
 
 def _across_trainings(tables: Tables, most: int) -> Iterator[Table]:

@@ -1,17 +1,17 @@
 """The open questions on run folders whose answers are known, and the exponent of the best horizon in closed form."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import report
-from analysis.findings.finding import IN_PART, REFUTED, REPRODUCED, UNDECIDED
-from analysis.findings.predictions import horizon_exponent, of_study
-from analysis.records import CELLS, RECORDS, load_plan, read_table
+from analysis.figures import figure_files
+from analysis.paper import charts, measure
+from analysis.paper.batch_size import horizon_exponent
+from analysis.paper.claims import IN_PART, REFUTED, REPRODUCED, UNDECIDED, claims
+from analysis.paper.evidence import evidence
+from analysis.records import CELLS, RECORDS, read_table
 from analysis.study import read
 
 BATCH_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
@@ -87,16 +87,14 @@ def folder(make_run, task, average):
             [(run / "cells.parquet", CELLS), (run / "records" / "part-0.parquet", RECORDS)]
         ):
             _write(path, pd.concat([part[at] for part in parts], ignore_index=True), schema)
-        plan = load_plan(run)
-        plan["studies"][0]["asks"] = "predictions"
-        (run / "plan.json").write_text(json.dumps(plan))
         return run
 
     return make
 
 
 def found(run):
-    return {one.finding.name: one.finding for one in of_study(read(run))}
+    every = measure.findings(evidence(read(run)), {}, claims("predictions.yaml"))
+    return {one.claim.name: one for one in every}
 
 
 def test_what_the_field_predicts_is_reproduced(folder):
@@ -105,62 +103,36 @@ def test_what_the_field_predicts_is_reproduced(folder):
         ("batch_size", "batch_norm", "equal_centre", "merged_decay"), REPRODUCED
     )
     assert "to the power −1.0" in told["batch_size"].here[0]
-    assert "lm 0.5 × 8 %, 1 × 4 %, 2 × 2 %" in told["batch_size"].here[1]
-    assert "live 1.1" in told["batch_norm"].here[0]
-    assert "it gains 100 % (over 10 %), 100 % (over 20 %)" in told["merged_decay"].here[0]
+    assert "best at each κ: 0.5 × 8 %, 1 × 4 %, 2 × 2 %" in told["batch_size"].here[0]
+    assert "statistics has 1.1" in told["batch_norm"].here[0]
+    gained = [line for line in told["merged_decay"].here if line.startswith("With linear weights over")]
+    assert [line.split("it gains ")[1] for line in gained] == ["100 %.", "100 %."]
 
 
 def test_the_opposite_refutes_it(folder):
-    verdicts = {
-        name: one.verdict
-        for name, one in found(folder(exponent=0.0, live=0.9, averaged=1.1, lawa=1.2, merged=1.1, spread=0.001)).items()
-    }
-    assert verdicts == dict.fromkeys(verdicts, REFUTED)
+    told = found(folder(exponent=0.0, live=0.9, averaged=1.1, lawa=1.2, merged=1.1, spread=0.001))
+    assert {one.verdict for one in told.values()} == {REFUTED}
+    assert len(told) == 4
 
 
 def test_seeds_that_disagree_decide_nothing(folder):
     told = found(folder(live=1.1, averaged=1.1, merged=1.1, spread=1.5))
-    assert told["batch_norm"].verdict == UNDECIDED
-    assert told["merged_decay"].verdict == UNDECIDED
-    assert told["equal_centre"].verdict == UNDECIDED
+    assert {told[name].verdict for name in ("batch_norm", "merged_decay", "equal_centre")} == {UNDECIDED}
 
 
 def test_statistics_that_matter_but_cannot_be_averaged(folder):
     assert found(folder(averaged=1.1))["batch_norm"].verdict == IN_PART
 
 
-def test_the_report_answers_with_the_predictions_and_draws_them(folder):
-    run = folder()
-    page = report.write(run).read_text()
-    assert "to the power −1.0" in page.split('class="answer">')[1].split("</p>")[0]
-    assert "What the field predicts" in page
-    assert (run / "figures" / "predictions.svg").is_file()
-    table = pd.read_csv(run / "tables" / "predictions.csv")
-    assert table["question"].value_counts().to_dict() == {
-        "batch_size": 18,
-        "merged_decay": 10,
-        "batch_norm": 6,
-        "equal_centre": 5,
-    }
-    assert set(table["series"]) >= {
-        "batch 4",
-        "batch 8",
-        "batch 16",
-        "live",
-        "average",
-        "WSM linear",
-        "EMA 4 %",
-    }
-
-
-def test_only_a_study_that_asks_is_told(folder, undrawn):
-    run = folder()
-    plan = load_plan(run)
-    plan["studies"][0]["asks"] = None
-    (run / "plan.json").write_text(json.dumps(plan))
-    assert of_study(read(run)) == []
-    assert "What the field predicts" not in report.write(run).read_text()
-    assert not (run / "tables" / "predictions.csv").exists()
+def test_the_figure_has_every_point(folder, tmp_path):
+    points = pd.concat([part for one in found(folder()).values() for part in one.points])
+    number = points["question"].value_counts().to_dict()
+    assert number == {"batch_size": 18, "merged_decay": 10, "batch_norm": 6, "equal_centre": 2}
+    figure_files.write(figure_files.spec(charts.predictions(points), "predictions"), tmp_path, "predictions")
+    svg = (tmp_path / "predictions.svg").read_text()
+    for series in ("batch 4", "batch 16", "live", "average", "WSM linear", "EMA 4 %", "LAWA ÷ EMA"):
+        assert f">{series}<" in svg
+    assert charts.predictions(points[:0]) is None
 
 
 def test_of_several_trainings_a_batch_size_none_stands_for_it(folder):
@@ -177,7 +149,7 @@ def test_of_several_trainings_a_batch_size_none_stands_for_it(folder):
     assert set(found(run)) == {"batch_norm", "equal_centre", "merged_decay"}
 
 
-def test_what_is_not_there_yet_is_not_told(folder, undrawn):
+def test_what_is_not_there_yet_is_not_told(folder):
     run = folder()
     cells = read_table(run / "cells.parquet", CELLS).to_pandas()
     records = read_table(run / "records" / "part-0.parquet", RECORDS).to_pandas()
@@ -185,7 +157,6 @@ def test_what_is_not_there_yet_is_not_told(folder, undrawn):
     records = records[~records["cell_id"].isin(begun) | (records["step"] <= 400)]
     _write(run / "records" / "part-0.parquet", records, RECORDS)
     assert set(found(run)) == {"equal_centre"}
-    report.write(run)
 
 
 def _table(exponent, noise=0.0, curvature=0.02):

@@ -1,0 +1,156 @@
+"""What AlgoPerf's accelerator logs say on the same questions: how tight real targets are, how noisy, what a built-in
+average saves at full size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from analysis import records as schema
+from analysis.algoperf_score import ALL_BASE, read_evaluations, score
+from analysis.intervals import LEVEL, RESAMPLES, Interval, resample, small_sample_factor, with_interval
+from analysis.paper import numbers
+from analysis.study import percent
+
+BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
+NAMES = ("Schedule-Free", "NadamW")
+
+RULE = (
+    "A study's value is its best trial's, by seconds; a study that misses counts as ∞. The ratio is between medians "
+    "over studies, and none where both are ∞; its interval resamples the studies of both sides, widened for few. An "
+    "infinite bound is a bound: where a resampled median is ∞ so is the ratio, or 0; a resample in which both are ∞ "
+    "leaves the ratio open, and counts as 0 for the lower bound and as ∞ for the upper one."
+)
+
+
+def ratios_of_medians(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> Interval:
+    """median(top) ÷ median(bottom) of two independent samples, ∞ allowed; the value is NaN where both medians are ∞.
+
+    A resample with both medians ∞ is open: 0 for the lower bound, ∞ for the upper. The interval is widened about a
+    value between 0 and ∞ alone: from 0, ∞ or none there is no distance to stretch. Low and high are NaN where a side
+    has one value.
+    """
+    value = float(_ratio(np.median(top), np.median(bottom)))
+    n = min(len(top), len(bottom))
+    if n < 2:
+        return Interval(value, np.nan, np.nan)
+    sides = (np.median(of[resample(len(of), RESAMPLES, seed)], axis=1) for seed, of in ((1, top), (2, bottom)))
+    draws = _ratio(*sides)
+    low, high = (
+        float(np.quantile(np.where(np.isnan(draws), open_, draws), tail, method="nearest"))
+        for open_, tail in ((0.0, (1 - LEVEL) / 2), (np.inf, (1 + LEVEL) / 2))
+    )
+    if 0 < value < np.inf:
+        factor = small_sample_factor(n, 2 * (n - 1))
+        low, high = value * (low / value) ** factor, value * (high / value) ** factor
+    return Interval(value, low, high)
+
+
+def _ratio(top: Any, bottom: Any) -> Any:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.isinf(bottom), np.where(np.isinf(top), np.nan, 0.0), top / bottom)
+
+
+def sentences(run: str | Path) -> list[str]:
+    """The findings of an imported run folder that holds AlgoPerf's baseline and Schedule-Free.
+
+    Raises: analysis.records.BadRun where the folder was not imported from AlgoPerf's logs.
+    """
+    studies = score(read_evaluations(run)).studies
+    studies = studies[studies["workload"].isin(ALL_BASE)]
+    budgets = schema.load_cells(run).groupby("workload")["step_budget"].first()
+    return [*built_in_average(studies), *_real_tightness(studies, budgets), *_noise(studies)]
+
+
+def built_in_average(studies: pd.DataFrame) -> list[str]:
+    """Schedule-Free against NadamW, in seconds to the target; none where no workload has both."""
+    told, never = [], []
+    workloads: dict[str, list[str]] = {name: [] for name in ("less", "more", "undecided", "one side", "one study")}
+    for workload, mine in studies.groupby("workload", sort=True):
+        sides = [
+            mine.loc[mine["submission"] == name, "seconds"].to_numpy(dtype=float) for name in (AVERAGING, BASELINE)
+        ]
+        if not all(len(side) for side in sides):
+            continue
+        misses = [int(np.isinf(side).sum()) for side in sides]
+        all_miss = [number == len(side) for number, side in zip(misses, sides, strict=True)]
+        if all(all_miss):
+            told.append(f"{workload} neither")
+            continue
+        found = ratios_of_medians(*sides)
+        told.append(f"{workload} {'none' if np.isnan(found.value) else with_interval(found)}")
+        if any(all_miss):
+            a, b = (0, 1) if all_miss[0] else (1, 0)
+            never.append(
+                f"{NAMES[a]} misses the target of {workload} in all {len(sides[a])} studies, {NAMES[b]} in {misses[b]} "
+                f"of {len(sides[b])}."
+            )
+        workloads[_side(found, any(all_miss))].append(str(workload))
+    if not told:
+        return []
+    number = {name: len(mine) for name, mine in workloads.items()}
+    total = sum(number.values())
+    tails = {
+        "one side": "only one of the two ever meets it, in too few studies",
+        "one study": "one study has no interval",
+    }
+    also = "".join(f"; on {number[name]} {words}" for name, words in tails.items() if number[name])
+    luck = percent(float(binom.sf(number["less"] - 1, total, (1 - LEVEL) / 2)))
+    text = (
+        "At full size an optimizer with an average built in (Schedule-Free) needs less time to the target than NadamW "
+        f"on {number['less']} of {total} workloads (by luck alone {luck}), more on {number['more']}, undecided on "
+        f"{number['undecided']}{also}. Ratio of median seconds: {'; '.join(told)}."
+    ).replace("inf", "∞")
+    return [" ".join([text, *never])]
+
+
+def _side(found: Interval, one_misses: bool) -> str:
+    if np.isnan(found.low):
+        return "one study"
+    if found.high < 1 or found.low > 1:
+        return "less" if found.high < 1 else "more"
+    return "one side" if one_misses else "undecided"
+
+
+def _real_tightness(studies: pd.DataFrame, budgets: pd.Series) -> list[str]:
+    mine = studies[studies["submission"] == BASELINE]
+    mine = mine.assign(step=mine["step"].where(mine["met"].astype(bool), np.inf))  # NaN: its counter counts no steps
+    mine = mine[mine["step"].notna().groupby(mine["workload"]).transform("all")]
+    steps = mine.groupby("workload")["step"].median()
+    share = steps / budgets.reindex(steps.index)
+    never = ", ".join(share.index[np.isinf(share)])
+    paper = {name: point["share"] for name, point in numbers.read()["points"].items()}
+    both = {name: (one, paper[name]) for name, one in share.items() if name in paper and np.isfinite(one)}
+    if not both:
+        return []
+    told = ", ".join(f"{name} {ours:.2f} ({theirs:.2f})" for name, (ours, theirs) in both.items())
+    apart = np.median([abs(ours - theirs) for ours, theirs in both.values()])
+    return [
+        "AlgoPerf's own NadamW meets its target after this share of the step hint, median over studies, beside the "
+        f"paper's NadamW: {told}; they differ by {apart:.2f} (median)."
+        + (f" Its median study misses on {never}." if never else "")
+    ]
+
+
+def _noise(studies: pd.DataFrame) -> list[str]:
+    met = studies[studies["met"].astype(bool)]
+    if met.empty:
+        return [f"No study of {len(studies)} meets its target."]
+    width = ((met["seconds"] - met["seconds_before"]) / met["seconds"]).groupby(met["workload"]).median()
+    lost = met.groupby("workload")["lost_again"].mean()
+    again = ", ".join(f"{name} {100 * share:.0f} %" for name, share in lost[lost > 0].items())
+    missed = (~studies["met"].astype(bool))[studies["submission"] == BASELINE].groupby(studies["workload"])
+    gone = missed.agg(["sum", "size"]).query("sum > 0").sort_values("sum", ascending=False, kind="stable")
+    names = ", ".join(f"{name} {missing} of {size}" for name, missing, size in gone.itertuples())
+    return [
+        f"The time to a target is known within {100 * width.median():.1f} % of itself (median over workloads; at most "
+        f"{100 * width.max():.0f} %, on {width.idxmax()}), since evaluations go by the clock.",
+        f"Of {len(met)} best trials that meet their target {int(met['lost_again'].sum())} fall behind it again at a "
+        f"later evaluation ({again}).",
+        f"Studies in which NadamW misses, which a mean over survivors would drop: {names or 'none'}.",
+    ]
