@@ -21,7 +21,7 @@ from analysis import output
 from analysis import records as schema
 from analysis.device_hours import unit
 from analysis.figures import figure_files
-from analysis.paper import charts, logs, measure, numbers, tightness, workload_pages
+from analysis.paper import charts, logs, measure, numbers, workload_pages
 from analysis.paper.claims import Finding, claims
 from analysis.paper.evidence import evidence
 from analysis.study import read
@@ -57,8 +57,7 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
     frames = {study: _frames(run, study) for study in ("speedup", "horizon")}
     found = measure.findings(of, frames, claims("claims.yaml"))
     lines = [HEAD, *_ran(run), "", VERDICTS, "", *_table(found, "the paper"), ""]
-    points = measure.all_points(of, frames["speedup"])
-    drawn = _drawn(charts.tightness(points, tightness.regressions(points)), docs, "speedup_tightness")
+    drawn = _drawn(charts.tightness(numbers.points(of)), docs, "speedup_tightness")
     for finding in found:
         own = drawn if finding.claim.name == "tightness" else None
         lines += _section(finding, own or _copied(run, finding.claim.study, finding.claim.figure, docs))

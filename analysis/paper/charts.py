@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figures import panels
 from analysis.figures.palette import REFERENCE_LINE, SCHEME_COLOURS
-from analysis.paper.tightness import CURVES, PAPER, TARGETS
+from analysis.paper.numbers import OURS, PAPER, regression
 from analysis.study import SCHEME_NAMES
 
 HEIGHT = 380
@@ -23,45 +23,45 @@ AXES = {  # claim -> what a ratio is, and what it is drawn over
 }
 
 
-def tightness(points: pd.DataFrame, lines: pd.DataFrame) -> alt.ConcatChart | None:
-    """One panel a scheme: the paper's workloads hollow, this study's filled (a bound a cross), its curves thin.
+def tightness(points: pd.DataFrame) -> alt.ConcatChart | None:
+    """One panel a scheme: the paper's workloads hollow, this study's filled, a bound a cross; regressions as lines.
 
-    Args: of `analysis.paper.measure.all_points` and `regressions` of them.
+    Args: points: of `analysis.paper.numbers.points`. None where this study has none.
     """
-    parts = []
-    for scheme, mine in points.groupby("scheme", sort=True):
-        title = SCHEME_NAMES[str(scheme)]
-        parts.append(panels.titled(_panel(mine, lines[lines["scheme"] == scheme]), title, height=HEIGHT))
-    return panels.grid(parts)
+    if not (points["source"] == OURS).any():
+        return None
+    return panels.grid(
+        [
+            panels.titled(_panel(mine, SCHEME_COLOURS[str(scheme)]), SCHEME_NAMES[str(scheme)], height=HEIGHT)
+            for scheme, mine in points.groupby("scheme", sort=True)
+        ]
+    )
 
 
-def _panel(points: pd.DataFrame, lines: pd.DataFrame) -> Any:
-    colour = SCHEME_COLOURS[points["scheme"].iloc[0]]
-    dots, curves = points[points["source"] != CURVES], points[points["source"] == CURVES]
-    ours = dots[dots["source"] == TARGETS]
-    low, high = panels.span(dots, ["ratio"], include=1.0)
-    low, high = max(low, 0.3) - 0.2, max(high, 1.25) + 0.2  # with room for the names
+def _panel(points: pd.DataFrame, colour: str) -> Any:
+    low, high = panels.span(points, ["ratio", "ratio_low", "ratio_high"], include=1.0)
+    low, high = max(low, 0.3) - 0.2, min(high, 1.5) + 0.2  # with room for the names
     x = alt.X("share:Q", title="share of the step budget after which the baseline is at the target (→ tighter)")
-    x = x.scale(domain=[0.25, 1.0], nice=False).axis(format=".0%", grid=False)
+    x = x.scale(domain=[0.2, 1.0], nice=False).axis(format=".0%", grid=False)
     y = alt.Y("ratio:Q", title="steps-to-target ÷ the baseline's").scale(domain=[low, high], nice=False, zero=False)
-    filled = alt.when(alt.datum.source == TARGETS).then(alt.value(1)).otherwise(alt.value(0))
+    filled = alt.when(alt.datum.source == OURS).then(alt.value(1)).otherwise(alt.value(0))
     shape = alt.when(alt.datum.bound == "exact").then(alt.value("circle")).otherwise(alt.value("cross"))
-    whisker = alt.Chart(ours).mark_rule(clip=True, strokeWidth=1.2, opacity=0.6, color=colour)
-    thin = alt.Chart(curves).mark_line(clip=True, strokeWidth=1, opacity=0.45, color=colour)
-    mark = alt.Chart(dots).mark_point(clip=True, size=75, strokeWidth=1.8, opacity=1, color=colour)
+    base = alt.Chart(points).encode(x=x)
+    whiskers = base.mark_rule(clip=True, strokeWidth=1.2, opacity=0.6, color=colour)
+    dots = base.mark_point(clip=True, size=75, strokeWidth=1.8, opacity=1, color=colour)
     layers = [
         panels.level_rule(1.0),
-        thin.encode(x=x, y=y, detail="workload:N"),
-        whisker.encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
-        mark.encode(x=x, y=y, fill=alt.value(colour), fillOpacity=filled, shape=shape),
+        whiskers.encode(y=alt.Y("ratio_low:Q"), y2="ratio_high:Q"),
+        dots.encode(y=y, fill=alt.value(colour), fillOpacity=filled, shape=shape),
     ]
-    for row in lines[lines["source"] != CURVES].to_dict("records"):
-        ends = pd.DataFrame({"share": [row["share_from"], row["share_to"]]})
-        ends = ends.assign(ratio=row["intercept"] + row["slope"] * ends["share"])
-        dash = [6, 4] if row["source"] == PAPER else [1, 0]
-        line = alt.Chart(ends).mark_line(clip=True, strokeWidth=2, color=colour, strokeDash=dash)
-        layers.append(line.encode(x=alt.X("share:Q"), y=alt.Y("ratio:Q")))
-    return alt.layer(*layers, *_names(dots))
+    for source, mine in points.groupby("source"):
+        if line := regression(mine):
+            ends = pd.DataFrame({"share": [mine["share"].min(), mine["share"].max()]})
+            ends = ends.assign(ratio=line["intercept"] + line["slope"] * ends["share"])
+            dash = [6, 4] if source == PAPER else [1, 0]
+            drawn = alt.Chart(ends).mark_line(clip=True, strokeWidth=2, color=colour, strokeDash=dash)
+            layers.append(drawn.encode(x=alt.X("share:Q"), y=alt.Y("ratio:Q")))
+    return alt.layer(*layers, *_names(points))
 
 
 def _names(dots: pd.DataFrame) -> list[alt.Chart]:
@@ -70,8 +70,8 @@ def _names(dots: pd.DataFrame) -> list[alt.Chart]:
     dots = dots.assign(name=dots["workload"].str.split("_").str[-1], row=dots.groupby("source").cumcount() % ROWS)
     charts = []
     for (source, row), part in dots.groupby(["source", "row"]):
-        row = int(str(row))
-        at = alt.value(HEIGHT - 6 - 13 * row if source == PAPER else 10 + 13 * row)
+        edge = 13 * int(str(row))
+        at = alt.value(HEIGHT - 6 - edge if source == PAPER else 10 + edge)
         base = alt.Chart(part).encode(x=alt.X("share:Q"))
         leader = base.mark_rule(opacity=0.35, color=REFERENCE_LINE, strokeDash=[1, 2])
         text = base.mark_text(fontSize=10, color=REFERENCE_LINE).encode(y=at, text="name:N")
@@ -85,8 +85,8 @@ def predictions(points: pd.DataFrame) -> alt.ConcatChart | None:
     Args: points: of `analysis.paper.measure.POINTS`.
     """
     parts = []
-    for (question, workload), mine in points.groupby(["question", "workload"], sort=False):
-        title, over = AXES[str(question)]
+    for (claim, workload), mine in points.groupby(["claim", "workload"], sort=False):
+        title, over = AXES[str(claim)]
         order = {series: place for place, series in enumerate(dict.fromkeys(mine["series"]))}
         mine = mine.assign(at=mine["x"] * 1.04 ** (mine["series"].map(order) - (len(order) - 1) / 2))
         x = alt.X("at:Q", title=f"{over}, share of the step budget (log)").axis(format="~p", grid=False)
@@ -94,11 +94,10 @@ def predictions(points: pd.DataFrame) -> alt.ConcatChart | None:
         low, high = panels.span(mine, ["low", "high", "value"], include=1.0)
         y = alt.Y("value:Q", title=title).scale(domain=[low, high], nice=False, zero=False)
         colours = {series: HUES[place % len(HUES)] for series, place in order.items()}
-        colour = alt.Color("series:N", title=None, scale=panels.scale(colours))
-        base = alt.Chart(mine).encode(x=x, color=colour)
+        base = alt.Chart(mine).encode(x=x, color=alt.Color("series:N", title=None, scale=panels.scale(colours)))
         whiskers = base.mark_rule(strokeWidth=1.5, opacity=0.8).encode(y=alt.Y("low:Q"), y2="high:Q")
         line, dots = base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=60, opacity=1)
         layers = alt.layer(panels.level_rule(1.0), whiskers, line.encode(y=y), dots.encode(y=y))
-        parts.append(panels.titled(layers.resolve_scale(color="independent"), str(workload), str(question)))
+        parts.append(panels.titled(layers, str(workload), str(claim).replace("_", " ")))
     chart = panels.grid(parts)
     return chart.resolve_scale(color="independent") if chart else None

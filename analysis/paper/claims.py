@@ -28,40 +28,33 @@ SHOWN, EXCLUDED = "shown", "excluded"
 REPRODUCED, IN_PART, REFUTED, UNDECIDED = "reproduced", "reproduced in part", "refuted", "undecided"
 MOST = 1000  # seeds or workloads; of more, only that they are more is said
 # What a bound leaves of an interval: a ratio that is a lower bound has no upper end, and the other way round.
-_OPEN = {"at least": (1.0, np.inf), "at most": (0.0, 1.0), "mixed": (0.0, np.inf)}
+OPEN = {"at least": (1.0, np.inf), "at most": (0.0, 1.0), "mixed": (0.0, np.inf)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two settings (arguments of `Evidence.pick`), and what their ratio must be like; without `expect` it is only told.
+    """One test: two settings (arguments of `Evidence.pick`), and what their ratio must be like."""
 
-    says: with {ratio}, {workloads}, {each}, {closed}, {met} and {by_x} filled in · quantity: steps or final_metric ·
-    match, at, bottom_at: of `Evidence.compare` · pooled: a statistic of the table `pooled` of `study` instead of the
-    geometric mean · function: of `measure.FUNCTIONS`, with `top` as its arguments · any_of: one of these workloads is
-    enough · gap: the setting whose distance from `bottom` {closed} is a share of · x, series: its place in the claim's
-    own chart, x a column of `match` or a number · expect: what the range means -> the range.
-    """
-
-    says: str
+    says: str  # with {ratio}, {workloads}, {each}, {closed}, {met}, {by_x} and a function's words filled in
     study: str
+    expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # meaning -> range; empty: only told
     top: Mapping[str, Any] = field(default_factory=dict)
     bottom: Mapping[str, Any] = field(default_factory=dict)
-    quantity: str = "steps"
-    match: Sequence[str] = ()
+    quantity: str = "steps"  # or final_metric
+    match: Sequence[str] = ()  # this and the next two: of `Evidence.compare`
     at: float | None = None
     bottom_at: float | None = None
-    pooled: str = ""
-    function: str = ""
-    any_of: Sequence[str] = ()
-    gap: Mapping[str, Any] | None = None
-    x: str | float = ""
+    any_of: Sequence[str] = ()  # one of these workloads is enough
+    pooled: str = ""  # a statistic of the table `pooled` of the study, instead of the geometric mean
+    function: str = ""  # of `measure.FUNCTIONS`, with `top` as its arguments
+    gap: Mapping[str, Any] | None = None  # the setting of whose distance from `bottom` {closed} is a share
+    x: str | float | None = None  # where it stands in the claim's own chart: a column of `match`, or a number
     series: str = ""
-    expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """text: as the paper has it, with its exhibit · figure: one of the report of `study` that shows it."""
+    """As the paper has it, with its exhibit; figure: one of the report of `study` that shows it."""
 
     name: str
     text: str
@@ -72,10 +65,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a test found. pairs: workload, seed, value (log ratio), where it has them; else `size` many `unit`."""
+    """What a test found; no words: nothing. `pairs` of a ratio (workload, seed, log value), else `size` many `unit`."""
 
-    intervals: Sequence[Interval]  # one; of `any_of`, one a workload
-    words: Mapping[str, str]  # for `Comparison.says`
+    intervals: Sequence[Interval]  # one; of `any_of` one a workload
+    words: Mapping[str, str]
     bound: str = "exact"
     pairs: pd.DataFrame | None = None
     size: int = 0
@@ -85,7 +78,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, its verdict, and the sentences it follows from."""
+    """A claim, its verdict, the sentences it follows from, and points for its own chart."""
 
     claim: Claim
     verdict: str
@@ -97,12 +90,13 @@ def claims(file: str) -> list[Claim]:
     """Those of a file beside this module, in its order."""
     told = yaml.safe_load(files("analysis.paper").joinpath(file).read_text(encoding="utf-8"))
     return [
-        Claim(name, one["claim"], one["study"], one.get("figure", ""), [*_tests(one["study"], one["tests"])])
+        Claim(name, one["claim"], one["study"], one.get("figure", ""), list(_tests(one["study"], one["tests"])))
         for name, one in told.items()
     ]
 
 
 def _tests(study: str, tests: Sequence[Mapping[str, Any]]) -> Iterator[Comparison]:
+    """With `each: {name: values}` one for every combination, the value in place of '{name}'."""
     for test in tests:
         each = test.get("each", {})
         for values in product(*each.values()):
@@ -111,17 +105,13 @@ def _tests(study: str, tests: Sequence[Mapping[str, Any]]) -> Iterator[Compariso
 
 
 def _filled(node: Any, values: Mapping[str, Any]) -> Any:
-    """'{name}' alone becomes the value, within a text its words: a number below 2 is a share."""
     if isinstance(node, dict):
         return {key: _filled(value, values) for key, value in node.items()}
-    if not isinstance(node, str):
-        return node
-    for name, value in values.items():
+    for name, value in values.items() if isinstance(node, str) else ():
         if node == f"{{{name}}}":
             return value
-        node = node.replace(
-            f"{{{name}}}", percent(value) if isinstance(value, float) else SCHEME_NAMES.get(value, value)
-        )
+        words = percent(value) if isinstance(value, float) else SCHEME_NAMES.get(value, value).replace("_", " ")
+        node = node.replace(f"{{{name}}}", words)
     return node
 
 
@@ -129,38 +119,33 @@ def judge(claim: Claim, measured: Sequence[Measured]) -> Finding | None:
     """The verdict on a claim from what its tests measured, in their order; None where nothing was."""
     here, votes = [], []
     for test, found in zip(claim.tests, measured, strict=True):
-        if all(np.isnan(interval.value) for interval in found.intervals) and not test.expect:
-            continue
         said = []
         for meaning, region in test.expect.items():
             each = [vote(interval, region, found.bound) for interval in found.intervals]
             votes.append(SHOWN if SHOWN in each else EXCLUDED if set(each) == {EXCLUDED} else UNDECIDED)
-            more = needed(found, region) if votes[-1] == UNDECIDED else ""
-            said.append(f"{meaning}: {votes[-1]}{more}")
-        here.append(
-            test.says.format_map(defaultdict(lambda: "–", found.words)) + (f" ({'; '.join(said)})." if said else ".")
-        )
+            said.append(f"{meaning}: {votes[-1]}{needed(found, region) if votes[-1] == UNDECIDED else ''}")
+        if found.words:
+            text = test.says.format_map(defaultdict(lambda: "–", found.words))
+            here.append(f"{text} ({'; '.join(said)})." if said else f"{text}.")
+        elif said:
+            here.append(f"Not measured: {', '.join(test.expect)}.")
     if all(np.isnan(interval.value) for found in measured for interval in found.intervals):
         return None
-    points = [found.points for found in measured if found.points is not None]
-    return Finding(claim, _together(votes), here, points)
+    verdict = REFUTED if EXCLUDED in votes else UNDECIDED
+    if SHOWN in votes:
+        verdict = REPRODUCED if set(votes) == {SHOWN} else IN_PART
+    return Finding(claim, verdict, here, [found.points for found in measured if found.points is not None])
 
 
 def vote(found: Interval, region: tuple[float, float], bound: str = "exact") -> str:
     """Whether a whole interval lies within a region, ends included; a bound has one end alone."""
     if np.isnan(found.low):
         return UNDECIDED
-    open_low, open_high = _OPEN.get(bound, (1.0, 1.0))
+    open_low, open_high = OPEN.get(bound, (1.0, 1.0))
     low, high = found.low * open_low, found.high * open_high
     if region[0] <= low and high <= region[1]:
         return SHOWN
     return EXCLUDED if low > region[1] or high < region[0] else UNDECIDED
-
-
-def _together(votes: Sequence[str]) -> str:
-    if SHOWN in votes:
-        return REPRODUCED if set(votes) == {SHOWN} else IN_PART
-    return REFUTED if EXCLUDED in votes else UNDECIDED
 
 
 def needed(found: Measured, region: tuple[float, float]) -> str:
@@ -169,22 +154,17 @@ def needed(found: Measured, region: tuple[float, float]) -> str:
     The interval must shrink to the distance d of the value from the edge that it covers, its variance by (d/width)².
     That of a mean over workloads is (τ² + σ²/n)/W; where τ² alone is too much, no number of seeds decides.
     """
-    if len(found.intervals) > 1 or found.bound != "exact" or np.isnan(found.intervals[0].low):
-        return ""
     value, low, high = found.intervals[0]
+    if len(found.intervals) > 1 or found.bound != "exact" or np.isnan(low):
+        return ""
     scale = math.log if found.pairs is not None and min(value, low) > 0 else float
     shrink = 0.0
     for edge in (edge for edge in region if low < edge < high):
-        width = scale(high) - scale(value) if edge > value else scale(value) - scale(low)
-        distance = abs(scale(edge) - scale(value))
+        width, distance = (abs(scale(end) - scale(value)) for end in (high if edge > value else low, edge))
         shrink = max(shrink, (width / distance) ** 2 if distance > 0 else np.inf)
-    number, unit = found.size * shrink, found.unit
-    if found.pairs is not None:
-        number, unit = _of_pairs(found.pairs, shrink)
-    if not number > 0:
-        return ""
+    number, unit = (found.size * shrink, found.unit) if found.pairs is None else _of_pairs(found.pairs, shrink)
     count = f"more than {MOST:,}" if number > MOST else f"about {math.ceil(number):,}"
-    return f", {count} {unit} would decide"
+    return f", {count} {unit} would decide" if number > 0 else ""
 
 
 def _of_pairs(pairs: pd.DataFrame, shrink: float) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,71 +10,59 @@ from scipy.stats import binomtest
 
 from analysis import paired
 from analysis.intervals import Interval, bootstrap, of_row, with_interval
-from analysis.paper import batch_size, tightness
+from analysis.paper import batch_size, numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
-from analysis.paper.evidence import Compared, Evidence, mean
+from analysis.paper.evidence import Evidence, mean
 from analysis.pooled import FIXED
 from analysis.savings import AT_LEAST, AT_MOST, BOTH_MISSED, overall_bound, sign
 from analysis.study import percent
 
 Frames = Mapping[str, pd.DataFrame]
-NONE = Interval(np.nan, np.nan, np.nan)
+NOTHING = Measured([Interval(np.nan, np.nan, np.nan)], {})
 WORDS = {"steps": ("fewer", "more"), "final_metric": ("better", "worse")}
-POINTS = ["question", "workload", "series", "scheme", "x", "value", "low", "high", "num_pairs"]
+POINTS = ["claim", "workload", "series", "x", "value", "low", "high"]
 
 
-def findings(of: Evidence, frames: Mapping[str, Frames], claims: list[Claim]) -> list[Finding]:
+def findings(of: Evidence, frames: Mapping[str, Frames], claims: Sequence[Claim]) -> list[Finding]:
     """A finding for each claim of which something was measured. Args: frames: study -> name -> table."""
     found = (judge(claim, [measured(test, of, frames, claim.name) for test in claim.tests]) for claim in claims)
     return [one for one in found if one is not None]
 
 
-def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim: str) -> Measured:
-    """Of one test; the interval has no value where the studies that it needs are not there."""
+def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim: str = "") -> Measured:
+    """What one test finds; NOTHING where the cells that it needs are not there."""
+    tables = frames.get(test.study, {})
     if test.function:
-        return FUNCTIONS[test.function](of, frames.get(test.study, {}), **test.top)
+        return FUNCTIONS[test.function](of, tables, **test.top)
     top, bottom = (of.pick(test.study, **setting) for setting in (test.top, test.bottom))
     compared = of.compare(top, bottom, test.quantity, test.match, test.at, test.bottom_at)
     pairs = mean(compared)
-    if pairs.empty:
-        return Measured([NONE], {})
-    intervals, bound, by = [paired.over_workloads(pairs)], overall_bound(pairs["bound"]), paired.by_workload(pairs)
-    each = {row["workload"]: Interval(row["value"], row["low"], row["high"]) for row in by.to_dict("records")}
-    if test.any_of:
-        intervals = [each[name] for name in test.any_of if name in each] or [NONE]
+    if pairs.empty or (test.any_of and not pairs["workload"].isin(test.any_of).any()):
+        return NOTHING
     form = ".2f" if test.quantity == "steps" else ".4f"
+    each = {str(name): Interval(*ends) for name, *ends, _ in paired.by_workload(pairs).itertuples(index=False)}
+    whole, bound = paired.over_workloads(pairs), overall_bound(pairs["bound"])
+    intervals = [each[name] for name in test.any_of if name in each] if test.any_of else [whole]
     words = {
-        "ratio": _ratio(intervals[0], bound, pairs, form),
+        "ratio": _ratio(whole, bound, pairs, form),
         "workloads": paired.counted(pairs, *WORDS[test.quantity]),
         "each": ", ".join(f"{name} {with_interval(one, form)}" for name, one in each.items()),
-        "met": f"{_met(of, bottom)}, the average in {_met(of, top)}",
+        "met": f"{_met(of, bottom)}, by the average in {_met(of, top)}",
     }
     if test.gap is not None:
         ((_, wide),) = of.compare(of.pick(test.study, **test.gap), bottom, test.quantity, (), test.at, test.bottom_at)
         gaps = wide.merge(pairs, on=paired.KEYS, suffixes=("_wide", "")).groupby("workload")[["value", "value_wide"]]
         words["closed"] = percent(float((1 - gaps.mean()["value"] / gaps.mean()["value_wide"]).median()))
-    if isinstance(test.x, str) and test.x:
-        by_x = {x: mean([(key, part) for key, part in compared if key[test.x] == x]) for x in _values(compared, test.x)}
-        words["by_x"] = ", ".join(
-            f"{percent(x)} {with_interval(paired.over_workloads(p), form)}" for x, p in by_x.items()
-        )
-    else:
-        by_x = {float(test.x): pairs} if test.x else {}
-    points = _points(claim, test, by_x)
     if test.pooled:
-        return _pooled(test, frames.get(test.study, {}), words)
-    return Measured(intervals, words, bound, pairs, points=points)
-
-
-def _values(compared: Compared, name: str) -> list[float]:
-    return sorted({key[name] for key, _ in compared})
-
-
-def _points(claim: str, test: Comparison, by_x: Mapping[float, pd.DataFrame]) -> pd.DataFrame | None:
-    parts = [paired.by_workload(pairs).assign(x=x) for x, pairs in by_x.items() if pairs["value"].notna().any()]
-    schemes = test.top.get("scheme", "none")
-    scheme = schemes if isinstance(schemes, str) else "none"
-    return pd.concat(parts).assign(question=claim, series=test.series, scheme=scheme)[POINTS] if parts else None
+        return _pooled(test, tables, words)
+    by_x = {test.x: pairs} if isinstance(test.x, float) else {}
+    if isinstance(test.x, str):
+        values = sorted({matched[test.x] for matched, _ in compared})
+        by_x = {x: mean([one for one in compared if one[0][test.x] == x]) for x in values}
+        told = {x: with_interval(paired.over_workloads(part), form) for x, part in by_x.items()}
+        words["by_x"] = ", ".join(f"{percent(x)} {interval}" for x, interval in told.items())
+    points = [paired.by_workload(part).assign(x=x, claim=claim, series=test.series)[POINTS] for x, part in by_x.items()]
+    return Measured(intervals, words, bound, pairs, points=pd.concat(points).dropna(subset="value") if points else None)
 
 
 def _ratio(found: Interval, bound: str, pairs: pd.DataFrame, form: str) -> str:
@@ -91,20 +79,20 @@ def _met(of: Evidence, cells: pd.DataFrame) -> str:
     return f"{int((status == 'met').sum())} of {len(status)}"
 
 
-def _pooled(test: Comparison, frames: Frames, words: Mapping[str, str]) -> Measured:
+def _pooled(test: Comparison, tables: Frames, words: Mapping[str, str]) -> Measured:
     """The row of the table `pooled` at the pre-specified horizon."""
-    table = frames.get("pooled", pd.DataFrame({name: [] for name in ("versus", "horizon", "scheme", "statistic")}))
-    rows = table[(table["versus"] == "same schedule") & (table["horizon"] == FIXED)]
-    rows = rows[(rows["scheme"] == test.top["scheme"]) & (rows["statistic"] == test.pooled)]
+    rows = tables["pooled"]
+    rows = rows[(rows["versus"] == "same schedule") & (rows["horizon"] == FIXED) & (rows["statistic"] == test.pooled)]
+    rows = rows[rows["scheme"] == test.top["scheme"]]
     if rows.empty:
-        return Measured([NONE], {})
+        return NOTHING
     row = rows.iloc[0]
     found = Interval(row["value"], row["low"], row["high"])
-    ratio = sign(row["bound"]) + with_interval(found)
-    return Measured([found], {**words, "ratio": ratio}, str(row["bound"]), size=int(row["num_workloads"]))
+    words = {**words, "ratio": sign(row["bound"]) + with_interval(found)}
+    return Measured([found], words, str(row["bound"]), size=int(row["num_workloads"]))
 
 
-def rescued(of: Evidence, frames: Frames, schemes: list[str], final_lr: tuple[float, float]) -> Measured:
+def rescued(of: Evidence, tables: Frames, schemes: list[str], final_lr: tuple[float, float]) -> Measured:
     """The share of full-length NadamW seeds whose baseline misses the target and an average of 1 to 4 % meets it.
 
     final_lr: from and to, as a share of the peak. The interval is Clopper and Pearson's, seeds taken as independent.
@@ -117,21 +105,20 @@ def rescued(of: Evidence, frames: Frames, schemes: list[str], final_lr: tuple[fl
     near = cells[cells["scheme"].isin(schemes) & cells["horizon_fraction"].astype(float).between(0.008, 0.05)]
     keys = ["training", "seed"]
     failed = failed.merge(near[keys].drop_duplicates(), on=keys)
-    saved = len(failed.merge(near.loc[near["status"] == "met", keys].drop_duplicates(), on=keys))
     if failed.empty:
-        return Measured([NONE], {})
+        return NOTHING
+    saved = len(failed.merge(near.loc[near["status"] == "met", keys].drop_duplicates(), on=keys))
     ends = binomtest(saved, len(failed)).proportion_ci()
     words = {"saved": str(saved), "failed": str(len(failed)), "share": f"[{percent(ends.low)}, {percent(ends.high)}]"}
-    share = Interval(saved / len(failed), float(ends.low), float(ends.high))
-    return Measured([share], words, size=len(failed), unit="such seeds")
+    return Measured([Interval(saved / len(failed), ends.low, ends.high)], words, size=len(failed), unit="such seeds")
 
 
-def best_horizon(of: Evidence, frames: Frames, scheme: str) -> Measured:
+def best_horizon(of: Evidence, tables: Frames, scheme: str) -> Measured:
     """Where the smooth fits are best: the geometric mean over workloads, which are resampled."""
-    fits = frames.get("horizon_fit", pd.DataFrame({"scheme": [], "optimum": []}))
+    fits = tables.get("horizon_fit", pd.DataFrame({"scheme": [], "optimum": []}))
     optima = fits.loc[fits["scheme"] == scheme, "optimum"].to_numpy(dtype=float)
     if not len(optima):
-        return Measured([NONE], {})
+        return NOTHING
     found = bootstrap(optima, "geometric_mean")
     words = {"best": percent(found.value), "ends": f"from {percent(optima.min())} to {percent(optima.max())}"}
     if not np.isnan(found.low):
@@ -139,34 +126,25 @@ def best_horizon(of: Evidence, frames: Frames, scheme: str) -> Measured:
     return Measured([found], words, size=len(optima))
 
 
-def slope(of: Evidence, frames: Frames, scheme: str, source: str) -> Measured:
-    """Of the ratio in the target's tightness."""
-    rows = tightness.regressions(all_points(of, frames)).query("source == @source and scheme == @scheme")
-    if rows.empty:
-        return Measured([NONE], {})
-    row = rows.iloc[0]
-    found, workloads = of_row(row, "slope"), int(row["num_workloads"])
-    return Measured([found], {"value": with_interval(found), "workloads": str(workloads)}, size=workloads)
+def slope(of: Evidence, tables: Frames, scheme: str, source: str) -> Measured:
+    """Of the steps ratio in the target's tightness, over workloads."""
+    line = numbers.regression(numbers.points(of).query("scheme == @scheme and source == @source"))
+    if line is None:
+        return NOTHING
+    found, workloads = of_row(line, "slope"), int(line["num_workloads"])
+    words = {"value": with_interval(found), "workloads": str(workloads), "explained": percent(line["r2"])}
+    return Measured([found], words, size=workloads)
 
 
-def all_points(of: Evidence, frames: Frames) -> pd.DataFrame:
-    """The paper's points of ratio and tightness, this study's, and those of its saving curves."""
-    ours = tightness.target_points(of)
-    if ours["workload"].nunique() < tightness.LEAST or "saving_curve" not in frames:
-        return ours[:0]
-    curves = tightness.curve_points(of.cells, frames["saving_curve"], frames["chosen"])
-    return pd.concat([tightness.paper_points(), ours, curves], ignore_index=True)
-
-
-def exponent(of: Evidence, frames: Frames, study: str, workload: str) -> Measured:
+def exponent(of: Evidence, tables: Frames, study: str, workload: str) -> Measured:
     """The exponent of the batch size in the best horizon, see `batch_size`."""
     found = batch_size.best_horizons(of, of.pick(study, ["none", "ema"], workload=workload))
     if found is None:
-        return Measured([NONE], {})
+        return NOTHING
     power, words, points = found
-    points = points.assign(question="batch_size", scheme="ema")[POINTS]
     words |= {"power": with_interval(power), "workload": workload}
-    return Measured([power], words, size=points["num_pairs"].max(), unit="seeds", points=points)
+    size = int(points["num_pairs"].max())
+    return Measured([power], words, size=size, unit="seeds", points=points.assign(claim="batch_size")[POINTS])
 
 
 FUNCTIONS: dict[str, Callable[..., Measured]] = {
