@@ -118,7 +118,7 @@ def test_what_the_paper_found_is_reproduced_and_the_page_is_the_same_twice(folde
     first = (docs / "results.md").read_text()
     assert page.main(arguments) == 0
     assert (docs / "results.md").read_text() == first
-    assert {name: verdict for name, verdict in re.findall(r"\(#([a-z-]+)\) .* \*\*([a-z ]+)\*\*", first)} == {
+    assert dict(re.findall(r"\(#([a-z-]+)\) .* \*\*([a-z ]+)\*\*", first)) == {
         "fewer-steps": REPRODUCED,
         "fewer-hours": IN_PART,  # a tenth more time a step: whether .90 is within 3 points of .88 is open
         "best-horizon": REPRODUCED,

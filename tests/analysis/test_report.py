@@ -66,7 +66,6 @@ def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
     assert names == {
         *(
             "trainings",
-            "paper_rows",
             "steps_to_target",
             "saving_curve",
             "horizon",
