@@ -90,18 +90,16 @@ def claims(file: str) -> list[Claim]:
     """Those of a file beside this module, in its order."""
     told = yaml.safe_load(files("analysis.paper").joinpath(file).read_text(encoding="utf-8"))
     return [
-        Claim(name, one["claim"], one["study"], one.get("figure", ""), list(_tests(one["study"], one["tests"])))
-        for name, one in told.items()
+        Claim(name, one["claim"], one["study"], one.get("figure", ""), list(_tests(one))) for name, one in told.items()
     ]
 
 
-def _tests(study: str, tests: Sequence[Mapping[str, Any]]) -> Iterator[Comparison]:
-    """With `each: {name: values}` one for every combination, the value in place of '{name}'."""
-    for test in tests:
-        each = test.get("each", {})
+def _tests(claim: Mapping[str, Any]) -> Iterator[Comparison]:
+    for test in claim["tests"]:
+        each, whole = test.get("each", {}), {"study": claim["study"]} | claim.get("all", {}) | test
         for values in product(*each.values()):
-            filled = _filled({k: v for k, v in test.items() if k != "each"}, dict(zip(each, values, strict=True)))
-            yield Comparison(**{"study": study} | filled)
+            filled = _filled(whole, dict(zip(each, values, strict=True)))
+            yield Comparison(**{name: value for name, value in filled.items() if name != "each"})
 
 
 def _filled(node: Any, values: Mapping[str, Any]) -> Any:

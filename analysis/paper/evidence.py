@@ -60,27 +60,23 @@ class Evidence:
         quantity: ``steps`` (to the target) or ``final_metric``, then at a share of the step budget where one is given.
         A workload in which several cells of a seed could stand for one side is left out.
         """
+
+        def pairs(top: pd.DataFrame, bottom: pd.DataFrame) -> pd.DataFrame:
+            if quantity == "steps":
+                return paired.steps_ratios(top, bottom, self.steps, self.hours)
+            higher = top.groupby("workload")["higher_is_better"].first().astype(bool).to_dict()
+            changes = paired.metric_changes(self.metric(top, at), self.metric(bottom, bottom_at), higher)
+            return changes.assign(bound="exact")
+
         keys = [*KEYS, *match]
         unclear = {name for side in (top, bottom) for name in side.loc[side.duplicated(keys), "workload"]}
         top, bottom = (side[~side["workload"].isin(unclear)] for side in (top, bottom))
         if not match:
-            return [({}, self._pairs(top, bottom, quantity, at, bottom_at))]
+            return [({}, pairs(top, bottom))]
         others = dict(list(bottom.groupby(list(match), sort=True)))
-        found = [
-            (dict(zip(match, key, strict=True)), self._pairs(mine, others[key], quantity, at, bottom_at))
-            for key, mine in top.groupby(list(match), sort=True)
-            if key in others
-        ]
-        return [(key, pairs) for key, pairs in found if pairs["value"].notna().any()]
-
-    def _pairs(
-        self, top: pd.DataFrame, bottom: pd.DataFrame, quantity: str, at: float | None, bottom_at: float | None
-    ) -> pd.DataFrame:
-        if quantity == "steps":
-            return paired.steps_ratios(top, bottom, self.steps, self.hours)
-        higher = top.groupby("workload")["higher_is_better"].first().astype(bool)
-        changes = paired.metric_changes(self.metric(top, at), self.metric(bottom, bottom_at), higher.to_dict())
-        return changes.assign(bound="exact")
+        every = top.groupby(list(match), sort=True)
+        found = [(dict(zip(match, key, strict=True)), pairs(mine, others[key])) for key, mine in every if key in others]
+        return [(key, mine) for key, mine in found if mine["value"].notna().any()]
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""

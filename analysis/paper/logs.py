@@ -69,52 +69,37 @@ def sentences(run: str | Path) -> list[str]:
 
 def built_in_average(studies: pd.DataFrame) -> list[str]:
     """Schedule-Free against NadamW, in seconds to the target; none where no workload has both."""
-    told, never = [], []
-    workloads: dict[str, list[str]] = {name: [] for name in ("less", "more", "undecided", "one side", "one study")}
+    told, never, sides = [], [], {"less": 0, "more": 0, "undecided": 0}
     for workload, mine in studies.groupby("workload", sort=True):
-        sides = [
-            mine.loc[mine["submission"] == name, "seconds"].to_numpy(dtype=float) for name in (AVERAGING, BASELINE)
+        seconds = [
+            mine.loc[mine["submission"] == one, "seconds"].to_numpy(dtype=float) for one in (AVERAGING, BASELINE)
         ]
-        if not all(len(side) for side in sides):
+        if not all(map(len, seconds)):
             continue
-        misses = [int(np.isinf(side).sum()) for side in sides]
-        all_miss = [number == len(side) for number, side in zip(misses, sides, strict=True)]
+        missed = [int(np.isinf(side).sum()) for side in seconds]
+        all_miss = [number == len(side) for number, side in zip(missed, seconds, strict=True)]
         if all(all_miss):
             told.append(f"{workload} neither")
             continue
-        found = ratios_of_medians(*sides)
+        found = ratios_of_medians(*seconds)
         told.append(f"{workload} {'none' if np.isnan(found.value) else with_interval(found)}")
+        sides["less" if found.high < 1 else "more" if found.low > 1 else "undecided"] += 1
         if any(all_miss):
-            a, b = (0, 1) if all_miss[0] else (1, 0)
+            one, other = (0, 1) if all_miss[0] else (1, 0)
             never.append(
-                f"{NAMES[a]} misses the target of {workload} in all {len(sides[a])} studies, {NAMES[b]} in {misses[b]} "
-                f"of {len(sides[b])}."
+                f"{NAMES[one]} misses the target of {workload} in all {len(seconds[one])} studies, {NAMES[other]} in "
+                f"{missed[other]} of {len(seconds[other])}."
             )
-        workloads[_side(found, any(all_miss))].append(str(workload))
     if not told:
         return []
-    number = {name: len(mine) for name, mine in workloads.items()}
-    total = sum(number.values())
-    tails = {
-        "one side": "only one of the two ever meets it, in too few studies",
-        "one study": "one study has no interval",
-    }
-    also = "".join(f"; on {number[name]} {words}" for name, words in tails.items() if number[name])
-    luck = percent(float(binom.sf(number["less"] - 1, total, (1 - LEVEL) / 2)))
+    total = sum(sides.values())
+    luck = percent(float(binom.sf(sides["less"] - 1, total, (1 - LEVEL) / 2)))
     text = (
         "At full size an optimizer with an average built in (Schedule-Free) needs less time to the target than NadamW "
-        f"on {number['less']} of {total} workloads (by luck alone {luck}), more on {number['more']}, undecided on "
-        f"{number['undecided']}{also}. Ratio of median seconds: {'; '.join(told)}."
+        f"on {sides['less']} of {total} workloads (by luck alone {luck}), more on {sides['more']}, undecided on "
+        f"{sides['undecided']}. Ratio of median seconds: {'; '.join(told)}."
     ).replace("inf", "∞")
     return [" ".join([text, *never])]
-
-
-def _side(found: Interval, one_misses: bool) -> str:
-    if np.isnan(found.low):
-        return "one study"
-    if found.high < 1 or found.low > 1:
-        return "less" if found.high < 1 else "more"
-    return "one side" if one_misses else "undecided"
 
 
 def _real_tightness(studies: pd.DataFrame, budgets: pd.Series) -> list[str]:

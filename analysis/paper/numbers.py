@@ -46,7 +46,7 @@ def points(of: Evidence) -> pd.DataFrame:
     taken = of.pick("speedup").merge(of.steps[["cell_id", "ranked_steps"]], on="cell_id")
     share = (taken["ranked_steps"] / taken["step_budget"]).groupby(taken["workload"]).median().rename("share")
     ours = [
-        _ours(of, "speedup", scheme, "steps").join(share).assign(source=OURS, scheme=scheme).reset_index()
+        by_workload(of, "speedup", scheme).join(share).assign(source=OURS, scheme=scheme).reset_index()
         for scheme in SCHEMES
     ]
     table = pd.concat([paper, *ours]).dropna(subset=["share", "ratio"])
@@ -72,7 +72,7 @@ def beside(of: Evidence) -> list[str]:
     for scheme in SCHEMES:
         mine = table[table["scheme"] == scheme].set_index("workload")
         paper = mine.loc[mine["source"] == PAPER, "ratio"]
-        changes = _ours(of, "generalization", scheme, "final_metric")
+        changes = by_workload(of, "generalization", scheme, quantity="final_metric")
         ours = mine[(mine["source"] == OURS) & mine.index.isin(paper.index)]
         for row in ours.reset_index().to_dict("records"):
             workload, found = str(row["workload"]), of_row(row, "ratio")
@@ -86,9 +86,11 @@ def beside(of: Evidence) -> list[str]:
     return [HEAD, "|---" * 7 + "|", *lines]
 
 
-def _ours(of: Evidence, study: str, scheme: str, quantity: str) -> pd.DataFrame:
-    """By workload: ratio, ratio_low, ratio_high, bound."""
-    ((_, pairs),) = of.compare(of.pick(study, scheme, CHOSEN_HORIZON), of.pick(study), quantity)
+def by_workload(
+    of: Evidence, study: str, scheme: str, horizon: float = CHOSEN_HORIZON, quantity: str = "steps"
+) -> pd.DataFrame:
+    """An average ÷ its baseline, a row a workload that has a ratio: ratio, ratio_low, ratio_high, bound."""
+    ((_, pairs),) = of.compare(of.pick(study, scheme, horizon), of.pick(study), quantity)
     names = {"value": "ratio", "low": "ratio_low", "high": "ratio_high"}
     table = paired.by_workload(pairs).set_index("workload").rename(columns=names)
     return table.assign(bound=pairs.groupby("workload")["bound"].agg(overall_bound)).dropna(subset="ratio")

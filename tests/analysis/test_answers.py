@@ -38,7 +38,7 @@ def test_the_final_metric_is_told_as_a_factor_with_its_interval(asked):
     )
     assert "factor of 0." in answer
     assert "[" in answer
-    assert "better on" in answer or "no effect shown on 3 of 3" in answer
+    assert "better on" in answer or "undecided on 3 of 3" in answer
 
 
 def test_the_horizon_is_told_with_its_optimum_and_how_flat_it_is(asked):
