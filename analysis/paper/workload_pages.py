@@ -18,7 +18,9 @@ BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 def write(of: Evidence, docs: Path) -> None:
     """Rewrites what lies between BEGIN and END on the page of each workload that has one."""
-    ratios = {(scheme, h): by_workload(of, "horizon", scheme, h) for scheme in SCHEMES for h in HORIZONS}
+    ratios = {
+        (scheme, h): by_workload(of, "horizon", scheme, h).to_dict("index") for scheme in SCHEMES for h in HORIZONS
+    }
     for workload in sorted(of.pick("horizon")["workload"].unique()):
         path = docs / "workloads" / f"{workload}.md"
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -30,8 +32,8 @@ def write(of: Evidence, docs: Path) -> None:
         ]
         lines += ["", f"| horizon | {' | '.join(map(percent, HORIZONS))} |", "|---" * (len(HORIZONS) + 1) + "|"]
         for scheme in SCHEMES:
-            found = [ratios[scheme, h].query("index == @workload").to_dict("records") for h in HORIZONS]
-            cells = [sign(row[0]["bound"]) + with_interval(of_row(row[0], "ratio")) if row else "–" for row in found]
+            found = [ratios[scheme, h].get(workload) for h in HORIZONS]
+            cells = [sign(row["bound"]) + with_interval(of_row(row, "ratio")) if row else "–" for row in found]
             lines.append(f"| {SCHEME_NAMES[scheme]} | {' | '.join(cells)} |")
         before, rest = text.split(BEGIN, 1)
         block = "\n".join(lines)
