@@ -89,7 +89,8 @@ def predictions(points: pd.DataFrame) -> alt.ConcatChart | None:
         title, over = AXES[str(claim)]
         order = {series: place for place, series in enumerate(dict.fromkeys(mine["series"]))}
         mine = mine.assign(at=mine["x"] * 1.04 ** (mine["series"].map(order) - (len(order) - 1) / 2))
-        x = alt.X("at:Q", title=f"{over}, share of the step budget (log)").axis(format="~p", grid=False)
+        x = alt.X("at:Q", title=f"{over}, share of the step budget (log)")
+        x = x.axis(format="~p", grid=False, values=sorted(set(mine["x"])))
         x = x.scale(type="log", domain=[float(mine["at"].min() / 1.2), float(mine["at"].max() * 1.2)], nice=False)
         low, high = panels.span(mine, ["low", "high", "value"], include=1.0)
         y = alt.Y("value:Q", title=title).scale(domain=[low, high], nice=False, zero=False)
