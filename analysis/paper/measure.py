@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from analysis import paired
-from analysis.intervals import Interval, bootstrap, of_row, with_interval
+from analysis.intervals import LEVEL, Interval, bootstrap, of_row, with_interval
 from analysis.paper import batch_size, numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
 from analysis.paper.evidence import Evidence, mean
@@ -42,7 +42,7 @@ def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim
     form = ".2f" if test.quantity == "steps" else ".4f"
     each = {str(name): Interval(*ends) for name, *ends, _ in paired.by_workload(pairs).itertuples(index=False)}
     whole, bound = paired.over_workloads(pairs), overall_bound(pairs["bound"])
-    intervals = [each[name] for name in test.any_of if name in each] if test.any_of else [whole]
+    intervals = any_of(pairs, test.any_of) if test.any_of else [whole]
     words = {
         "ratio": _ratio(whole, bound, pairs, form),
         "workloads": paired.counted(pairs, *WORDS[test.quantity]),
@@ -63,6 +63,14 @@ def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim
         words["by_x"] = ", ".join(f"{percent(x)} {interval}" for x, interval in told.items())
     points = [paired.by_workload(part).assign(x=x, claim=claim, series=test.series)[POINTS] for x, part in by_x.items()]
     return Measured(intervals, words, bound, pairs, points=pd.concat(points).dropna(subset="value") if points else None)
+
+
+def any_of(pairs: pd.DataFrame, workloads: Sequence[str]) -> list[Interval]:
+    """Of each of these workloads that there is, at the level that allows for one of them being enough (Bonferroni)."""
+    parts = [pairs.loc[pairs["workload"] == name, "value"].to_numpy(dtype=float) for name in workloads]
+    parts = [part for part in parts if len(part)]
+    level = 1 - (1 - LEVEL) / max(1, len(parts))
+    return [bootstrap(np.exp(part), "geometric_mean", level=level) for part in parts]
 
 
 def _ratio(found: Interval, bound: str, pairs: pd.DataFrame, form: str) -> str:
