@@ -49,7 +49,8 @@ def points(of: Evidence) -> pd.DataFrame:
         by_workload(of, "speedup", scheme).join(share).assign(source=OURS, scheme=scheme).reset_index()
         for scheme in SCHEMES
     ]
-    table = pd.concat([paper, *ours]).dropna(subset=["share", "ratio"])
+    table = pd.concat([paper, *ours]).astype(dict.fromkeys(["share", "ratio", "ratio_low", "ratio_high"], float))
+    table = table.dropna(subset=["share", "ratio"])
     return table.sort_values(["source", "scheme", "workload"], kind="stable").reset_index(drop=True)[POINTS]
 
 

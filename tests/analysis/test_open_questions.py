@@ -1,18 +1,23 @@
 """The open questions on run folders whose answers are known, and the exponent of the best horizon in closed form."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from algoperf_logs import FALLING, lines, put
 
 from analysis.figures import figure_files
+from analysis.paper import __main__ as page
 from analysis.paper import charts, measure
 from analysis.paper.batch_size import horizon_exponent
 from analysis.paper.claims import IN_PART, REFUTED, REPRODUCED, UNDECIDED, claims
 from analysis.paper.evidence import evidence
 from analysis.records import CELLS, RECORDS, read_table
 from analysis.study import read
+from sweeps.import_algoperf import import_algoperf
 
 BATCH_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 OWN = 8
@@ -133,6 +138,34 @@ def test_the_figure_has_every_point(folder, tmp_path):
     for series in ("batch 4", "batch 16", "live", "average", "WSM linear", "EMA 4 %", "LAWA ÷ EMA"):
         assert f">{series}<" in svg
     assert charts.predictions(points[:0]) is None
+
+
+def test_the_page_is_made_of_three_folders(folder, make_run, task, average, tmp_path):
+    lm = task("lm", "loss", False, 5.0, 1.0, 2.0)
+    run = make_run(tasks=[lm], lengths=[1.0], averages=[average("ema", h, 0.9) for h in (0.01, 0.02, 0.04)])
+    cells = read_table(run / "cells.parquet", CELLS).to_pandas()
+    _write(run / "cells.parquet", cells.assign(studies=[["speedup", "horizon"]] * len(cells)), CELLS)
+    plan = json.loads((run / "plan.json").read_text())
+    entry = {"question": None, "fuse": True, "seeds": [0, 1, 2], "cells": 1, "targets": plan["targets"]}
+    (run / "plan.json").write_text(
+        json.dumps(plan | {"studies": [{"study": s} | entry for s in ("speedup", "horizon")]})
+    )
+    for round_ in range(3):
+        put(tmp_path / "logs", submission="baseline", round_=round_)
+        seconds = [25 * n + round_ for n in range(1, 5)]
+        put(tmp_path / "logs", lines(FALLING, seconds=seconds), "schedule_free_adamw", round_)
+    import_algoperf(tmp_path / "logs", tmp_path / "imported")
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    assert page.main([str(run), str(folder()), str(tmp_path / "imported"), str(docs)]) == 0
+    text = (docs / "results.md").read_text()
+    assert "Of 4 findings: 4 reproduced." in text
+    assert "](img/results/open_questions_predictions.svg)" in text
+    assert (docs / "img" / "results" / "open_questions_predictions.svg").read_text().startswith("<svg")
+    assert "needs less time to the target than NadamW on 1 of 1 workloads (by luck alone 2.5 %)" in text
+    assert "wmt 0.51 [" in text
+    assert "Of 6 best trials that meet their target 0 fall behind it again" in text
+    assert "learning-rates" not in text  # of a study that is not there nothing is told
 
 
 def test_of_several_trainings_a_batch_size_none_stands_for_it(folder):
