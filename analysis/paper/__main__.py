@@ -74,7 +74,7 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
         lines += [
             "## What AlgoPerf's logs say",
             "",
-            f"Three submissions on 8 V100 (docs/algoperf_logs.md). {logs.RULE}",
+            f"Of the imported submissions (docs/algoperf_logs.md). {logs.RULE}",
         ]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
     workload_pages.write(of, docs)
@@ -91,10 +91,10 @@ def _frames(run: Path, study: str) -> measure.Frames:
 def _ran(run: Path) -> list[str]:
     cells, trials, plan = schema.load_cells(run), schema.load_trials(run), schema.load_plan(run)
     hours = float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
-    names = ", ".join(entry["study"] for entry in plan["studies"])
+    names = [entry["study"] for entry in plan["studies"]]
     waiting = cells["trajectory_id"].nunique() - trials.loc[trials["status"] == "done", "trajectory_id"].nunique()
     return [
-        f"{'Study' if len(plan['studies']) == 1 else 'Studies'} {names}: {len(cells):,} cells on "
+        f"{'Study' if len(names) == 1 else 'Studies'} {', '.join(names)}: {len(cells):,} cells on "
         f"{cells['workload'].nunique()} workloads, {cells['trajectory_id'].nunique()} trainings, "
         f"{cells['seed'].nunique()} seeds; {hours:.3g} {unit(cells)} in {busy_seconds(trials) / 60:.0f} minutes in "
         f"which a trial ran ({', '.join(sorted(set(trials['device_name'].dropna())))})."

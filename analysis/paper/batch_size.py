@@ -8,15 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import paired
-from analysis.intervals import (
-    LEVEL,
-    RESAMPLES,
-    ROUNDING,
-    Interval,
-    counted_quantiles,
-    multisets,
-    small_sample_factor,
-)
+from analysis.intervals import LEVEL, RESAMPLES, ROUNDING, Interval, counted_quantiles, multisets, small_sample_factor
 from analysis.paper.evidence import Evidence
 from analysis.steps_to_target import steps_to_target
 from analysis.study import percent
@@ -40,27 +32,23 @@ def best_horizons(of: Evidence, cells: pd.DataFrame) -> tuple[Interval, dict[str
     steps = steps_to_target(cells.assign(target=cells["training"].map(levels).astype(float)), of.records)
     table = cells.merge(steps[["cell_id", "counted_steps", "censored"]], on="cell_id")
     table = table[table["counted_steps"].notna()]
-    keys = ["training", "seed"]
-    below = table[table["scheme"] == "none"].set_index(keys)["counted_steps"].astype(float)
-    table = table[table["scheme"] == "ema"].rename(columns={"batch_factor": "factor"})
     table = table.assign(
-        horizon=table["horizon_fraction"].astype(float), y=np.log(table["counted_steps"].astype(float))
+        y=np.log(table["counted_steps"].astype(float)), horizon=table["horizon_fraction"].astype(float)
     )
-    table = table.assign(x=np.log(table["horizon"]))
+    below = table.loc[table["scheme"] == "none", ["training", "seed", "y"]].rename(columns={"y": "below"})
+    table = table[table["scheme"] == "ema"].merge(below, on=["training", "seed"])
+    table = table.assign(x=np.log(table["horizon"]), value=table["y"] - table["below"], factor=table["batch_factor"])
     table = table[table.groupby(["factor", "seed"])["x"].transform("nunique") >= 3]  # a parabola
     table = table[table.groupby("seed")["factor"].transform("nunique") > 1]
     if table.empty:
         return None
-    table["value"] = table["y"] - np.log(below.reindex(pd.MultiIndex.from_frame(table[keys])).to_numpy())
     points = []
     for (factor, horizon), part in table.groupby(["factor", "horizon"], sort=True):
         examples = round(float(str(factor)) * float(part["own_batch_size"].iloc[0]))
         points.append(paired.by_workload(part).assign(series=f"batch {examples:,}", x=float(str(horizon))))
     best = table.groupby(["factor", "horizon"])["y"].mean().unstack().idxmin(axis=1)
-    words = {
-        "best": ", ".join(f"{factor:g} × {percent(horizon)}" for factor, horizon in best.items()),
-        "missed": f"{int(table['censored'].sum())} of {len(table)}",
-    }
+    words = {"best": ", ".join(f"{factor:g} × {percent(horizon)}" for factor, horizon in best.items())}
+    words["missed"] = f"{int(table['censored'].sum())} of {len(table)}"
     return horizon_exponent(table), words, pd.concat(points)
 
 

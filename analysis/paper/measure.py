@@ -106,9 +106,8 @@ def rescued(of: Evidence, tables: Frames, schemes: list[str], final_lr: tuple[fl
     final_lr: from and to, as a share of the peak. The interval is Clopper and Pearson's, seeds taken as independent.
     """
     cells = of.cells[(of.cells["optimizer"] == "nadamw") & (of.cells["length_fraction"] > 0.99)]
-    cells = cells[cells["final_lr"].between(final_lr[0], final_lr[1])].merge(
-        of.steps[["cell_id", "status"]], on="cell_id"
-    )
+    cells = cells[cells["final_lr"].between(final_lr[0], final_lr[1])]
+    cells = cells.merge(of.steps[["cell_id", "status"]], on="cell_id")
     failed = cells[(cells["scheme"] == "none") & cells["status"].isin(["missed", "diverged"])]
     near = cells[cells["scheme"].isin(schemes) & cells["horizon_fraction"].astype(float).between(0.008, 0.05)]
     keys = ["training", "seed"]
