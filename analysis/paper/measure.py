@@ -62,7 +62,9 @@ def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim
         told = {x: with_interval(paired.over_workloads(part), form) for x, part in by_x.items()}
         words["by_x"] = ", ".join(f"{percent(x)} {interval}" for x, interval in told.items())
     points = [paired.by_workload(part).assign(x=x, claim=claim, series=test.series)[POINTS] for x, part in by_x.items()]
-    return Measured(intervals, words, bound, pairs, points=pd.concat(points).dropna(subset="value") if points else None)
+    deciding = pairs[pairs["workload"].isin(test.any_of or pairs["workload"])]
+    every = pd.concat(points).dropna(subset="value") if points else None
+    return Measured(intervals, words, bound, deciding, points=every)
 
 
 def any_of(pairs: pd.DataFrame, workloads: Sequence[str]) -> list[Interval]:
