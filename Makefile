@@ -27,7 +27,7 @@ open_questions: install  ## what the paper leaves open, on the minis
 
 LOGS ?= runs/algoperf
 results: install  ## docs/results.md and its figures, from the two above and AlgoPerf's logs (wa import … -o $(LOGS))
-	$(BIN)/python -m analysis.results runs/study runs/open_questions $(LOGS) docs
+	$(BIN)/python -m analysis.paper runs/study runs/open_questions $(LOGS) docs
 
 test: install  ## the tests, two files at a time; then those that measure time, alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/benchmarks

@@ -281,3 +281,31 @@ def counted_quantiles(draws: Floats, counts: Counts, tails: Floats) -> Floats:
             between = np.where((low == high) | (at == below), low, low + (high - low) * (at - below))
         found[place] = np.where(total > 0, between, np.nan)
     return found
+
+
+def ratios_of_medians(top: Floats, bottom: Floats) -> Interval:
+    """median(top) ÷ median(bottom) of two independent samples, ∞ allowed; the value is NaN where both medians are ∞.
+
+    A resample with both medians ∞ is open: 0 for the lower bound, ∞ for the upper. The interval is widened about a
+    value between 0 and ∞ alone: from 0, ∞ or none there is no distance to stretch. Low and high are NaN where a side
+    has one value.
+    """
+    value = float(_ratio(np.median(top), np.median(bottom)))
+    n = min(len(top), len(bottom))
+    if n < 2:
+        return Interval(value, np.nan, np.nan)
+    sides = (np.median(of[resample(len(of), RESAMPLES, seed)], axis=1) for seed, of in ((1, top), (2, bottom)))
+    draws = _ratio(*sides)
+    low, high = (
+        float(np.quantile(np.where(np.isnan(draws), open_, draws), tail, method="nearest"))
+        for open_, tail in ((0.0, (1 - LEVEL) / 2), (np.inf, (1 + LEVEL) / 2))
+    )
+    if 0 < value < np.inf:
+        factor = small_sample_factor(n, 2 * (n - 1))
+        low, high = value * (low / value) ** factor, value * (high / value) ** factor
+    return Interval(value, low, high)
+
+
+def _ratio(top: Any, bottom: Any) -> Any:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.isinf(bottom), np.where(np.isinf(top), np.nan, 0.0), top / bottom)

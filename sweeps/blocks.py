@@ -167,7 +167,7 @@ Text = Annotated[
         "a text of ≤ 1000 printable characters",
     ),
 ]
-Asks = Annotated[str, _one_of("steps", "final_metric", "horizon", "predictions")]
+Asks = Annotated[str, _one_of("steps", "final_metric", "horizon")]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
 
 

@@ -20,7 +20,7 @@ class Spec:
 
     study: str
     question: str | None
-    asks: str | None  # steps | final_metric | horizon | predictions; None: what the trainings vary
+    asks: str | None  # steps | final_metric | horizon; None: what the trainings vary
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The saving curves as charts: over all workloads with the paper's targets on the same axes, then one a workload."""
+"""The saving curves as charts: over all workloads, then one a workload."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as panels
+from analysis.figures import panels
 from analysis.figures.drawing import Drawing
+from analysis.figures.palette import REFERENCE_LINE
 from analysis.pooled_curve import SAME
 from analysis.study import SCHEME_NAMES
-from analysis.style import REFERENCE_LINE
-from analysis.tightness import paper_points
 
 WIDEST = 1.6  # a ratio up to which an axis makes room for bands
 _UNIT = "saving_unit"  # the parameter that says what is drawn: steps or device-hours
@@ -32,9 +31,7 @@ def saving_curves(d: Drawing) -> alt.ConcatChart | None:
     parts: list[Any] = []
     pooled, targets = over_workloads(d), target_shares(d)
     if len(pooled):
-        paper = papers_targets(d, pooled)
-        ends = _axis(pd.concat([pooled, paper], ignore_index=True))
-        layers = [*_curve(pooled, pick, colours, ends, "pooled"), *_points(paper, pick, colours)]
+        layers = _curve(pooled, pick, colours, _axis(pooled), "pooled")
         number = int(pooled["num_workloads"].max())
         parts.append(panels.titled(alt.layer(*layers, *_places(targets)), f"all {number} workloads"))
     for place, workload in enumerate(d.workloads):
@@ -60,15 +57,6 @@ def over_workloads(d: Drawing) -> pd.DataFrame:
         seeds = end.replace("hours_", "hours_seeds_") if "hours" in end else f"seeds_{end}"
         table[end] = table[end].fillna(table[seeds])
     return table.assign(setting=-1 - pd.factorize(table["scheme"])[0])
-
-
-def papers_targets(d: Drawing, pooled: pd.DataFrame) -> pd.DataFrame:
-    """The paper's points, where shares of the baseline's training are shares of the step budget, as the paper's are."""
-    raw = d.study.cells[d.study.cells["training"].isin(d.shown["training"])]
-    points = paper_points()
-    points = points[points["scheme"].isin(pooled["scheme"]) & bool((raw["length_steps"] >= raw["step_budget"]).all())]
-    labels = dict(zip(pooled["scheme"], pooled["scheme_label"], strict=True))
-    return points.assign(scheme_label=points["scheme"].map(labels))
 
 
 def target_shares(d: Drawing) -> dict[str, float]:
@@ -118,21 +106,6 @@ def _curve(
     dots = base.mark_point(clip=True, size=20, strokeWidth=1.2, opacity=1)
     dots = dots.encode(y=y, tooltip=hover, fill=fill, fillOpacity=full)
     return [panels.level_rule(1.0), band, line, dots]
-
-
-def _points(paper: pd.DataFrame, pick: alt.Parameter, colours: dict[str, str]) -> list[Any]:
-    """The paper's single targets; they are of steps alone."""
-    if paper.empty:
-        return []
-    hover = panels.tooltips(
-        *("source:N:from", "workload:N:workload", "scheme_label:N:beside", "share:Q:target at share:.0%"),
-        "ratio:Q:ratio in steps:.2f",
-    )
-    marks = alt.Chart(paper).transform_filter(pick).transform_filter(f"{_UNIT} === 'steps'")
-    marks = marks.mark_point(shape="diamond", size=75, strokeWidth=1.8, filled=False, opacity=1, clip=True)
-    colour = panels.setting_colour(colours)
-    drawn: alt.Chart = marks.encode(x=alt.X("share:Q"), y=alt.Y("ratio:Q"), color=colour, tooltip=hover)
-    return [drawn]
 
 
 def _places(targets: dict[str, float]) -> list[Any]:

@@ -1,1 +1,1 @@
-"""What tables say, in computed sentences with their intervals: answers, findings, predictions."""
+"""What tables say, in computed sentences with their intervals: answers and findings."""

@@ -12,17 +12,21 @@ from analysis import chart as charts
 from analysis import words
 from analysis.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
 from analysis.core import Core
-from analysis.findings.log_findings import RULE, ratios_of_medians
-from analysis.resampling import Interval, with_interval
+from analysis.resampling import Interval, ratios_of_medians, with_interval
 from analysis.sections.profiles import colours_of, listed, number
 from analysis.study import counted
 from analysis.table_format import Column, Shown
 
-__all__ = ["RULE"]
 TITLE = "Against the baseline"
 CAPTION = (
     "A row a submission, a panel a workload: median time to the target ÷ the baseline's, with the 95 % interval over "
     "studies; left of 1 is sooner, a cross at an edge missed the target (right), or the baseline did (left)."
+)
+RULE = (
+    "A study's value is its best trial's, by seconds; a study that misses counts as ∞. The ratio is between medians "
+    "over studies, and none where both are ∞; its interval resamples the studies of both sides, widened for few. An "
+    "infinite bound is a bound: where a resampled median is ∞ so is the ratio, or 0; a resample in which both are ∞ "
+    "leaves the ratio open, and counts as 0 for the lower bound and as ∞ for the upper one."
 )
 SHOWN = (
     Shown(

@@ -162,7 +162,6 @@ def test_the_report_is_written_from_an_imported_folder(logs, run):
     assert "wmt (full): wer at most 0.1. Published: workload.validation_target_value of the logs" in text
     assert "incomplete" not in text
     assert 'id="score"' in text
-    assert 'id="tightness"' not in text
     for name in ("figures/score.pdf", "tables/score_scores.csv", "tables/score_scores.tex"):
         assert (run / name).is_file()
     table = pd.read_csv(run / "tables" / "score_times.csv")

@@ -1,0 +1,170 @@
+"""What the tests of a claim measure, from the records and from the tables of the studies' reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from analysis.pairs import (
+    AT_LEAST,
+    AT_MOST,
+    BOTH_MISSED,
+    KEYS,
+    by_workload,
+    on_how_many,
+    over_workloads,
+    overall_bound,
+    sign,
+)
+from analysis.paper import batch_size, numbers
+from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
+from analysis.paper.evidence import Evidence, mean
+from analysis.pooled import FIXED
+from analysis.resampling import LEVEL, Interval, bootstrap, of_row, with_interval
+from analysis.study import percent
+
+Frames = Mapping[str, pd.DataFrame]
+NOTHING = Measured([Interval(np.nan, np.nan, np.nan)], {})
+WORDS = {"steps": ("fewer", "more"), "final_metric": ("better", "worse")}
+POINTS = ["claim", "workload", "series", "x", "value", "low", "high"]
+
+
+def findings(of: Evidence, frames: Mapping[str, Frames], claims: Sequence[Claim]) -> list[Finding]:
+    """A finding for each claim of which something was measured. Args: frames: study -> name -> table."""
+    found = (judge(claim, [measured(test, of, frames, claim.name) for test in claim.tests]) for claim in claims)
+    return [one for one in found if one is not None]
+
+
+def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim: str = "") -> Measured:
+    """What one test finds; NOTHING where the cells that it needs are not there."""
+    tables = frames.get(test.study, {})
+    if test.function:
+        return FUNCTIONS[test.function](of, tables, **test.top)
+    top, bottom = (of.pick(test.study, **setting) for setting in (test.top, test.bottom))
+    compared = of.compare(top, bottom, test.quantity, test.match, test.at, test.bottom_at)
+    pairs = mean(compared)
+    if pairs.empty or (test.any_of and not pairs["workload"].isin(test.any_of).any()):
+        return NOTHING
+    form = ".2f" if test.quantity == "steps" else ".4f"
+    each = {str(name): Interval(*ends) for name, *ends, _ in by_workload(pairs).itertuples(index=False)}
+    whole, bound = over_workloads(pairs), overall_bound(pairs["bound"])
+    intervals = any_of(pairs, test.any_of) if test.any_of else [whole]
+    words = {
+        "ratio": _ratio(whole, bound, pairs, form),
+        "workloads": on_how_many(pairs, *WORDS[test.quantity]),
+        "each": ", ".join(f"{name} {with_interval(one, form)}" for name, one in each.items()),
+        "met": f"{_met(of, bottom)}, by the average in {_met(of, top)}",
+    }
+    if test.gap is not None:
+        ((_, wide),) = of.compare(of.pick(test.study, **test.gap), bottom, test.quantity, (), test.at, test.bottom_at)
+        gaps = wide.merge(pairs, on=KEYS, suffixes=("_wide", "")).groupby("workload")[["value", "value_wide"]]
+        words["closed"] = percent(float((1 - gaps.mean()["value"] / gaps.mean()["value_wide"]).median()))
+    if test.pooled:
+        return _pooled(test, tables, words)
+    by_x = {test.x: pairs} if isinstance(test.x, float) else {}
+    if isinstance(test.x, str):
+        values = sorted({matched[test.x] for matched, _ in compared})
+        by_x = {x: mean([one for one in compared if one[0][test.x] == x]) for x in values}
+        told = {x: with_interval(over_workloads(part), form) for x, part in by_x.items()}
+        words["by_x"] = ", ".join(f"{percent(x)} {interval}" for x, interval in told.items())
+    points = [by_workload(part).assign(x=x, claim=claim, series=test.series)[POINTS] for x, part in by_x.items()]
+    deciding = pairs[pairs["workload"].isin(test.any_of or pairs["workload"])]
+    every = pd.concat(points).dropna(subset="value") if points else None
+    return Measured(intervals, words, bound, deciding, points=every)
+
+
+def any_of(pairs: pd.DataFrame, workloads: Sequence[str]) -> list[Interval]:
+    """Of each of these workloads that there is, at the level that allows for one of them being enough (Bonferroni)."""
+    parts = [pairs.loc[pairs["workload"] == name, "value"].to_numpy(dtype=float) for name in workloads]
+    parts = [part for part in parts if len(part)]
+    level = 1 - (1 - LEVEL) / max(1, len(parts))
+    return [bootstrap(np.exp(part), "geometric_mean", level=level) for part in parts]
+
+
+def _ratio(found: Interval, bound: str, pairs: pd.DataFrame, form: str) -> str:
+    if np.isnan(found.value):
+        return "no ratio"
+    count = pairs["bound"].value_counts()
+    top, bottom = (int(count.get(one, 0) + count.get(BOTH_MISSED, 0)) for one in (AT_LEAST, AT_MOST))
+    missed = f" (missing the target in {top} and in {bottom} of {len(pairs)} pairs)" if top + bottom else ""
+    return sign(bound) + with_interval(found, form) + missed
+
+
+def _met(of: Evidence, cells: pd.DataFrame) -> str:
+    status = of.steps.loc[of.steps["cell_id"].isin(cells["cell_id"]), "status"]
+    return f"{int((status == 'met').sum())} of {len(status)}"
+
+
+def _pooled(test: Comparison, tables: Frames, words: Mapping[str, str]) -> Measured:
+    """The row of the table `pooled` at the pre-specified horizon."""
+    rows = tables["pooled"]
+    rows = rows[(rows["versus"] == "same schedule") & (rows["horizon"] == FIXED) & (rows["statistic"] == test.pooled)]
+    rows = rows[rows["scheme"] == test.top["scheme"]]
+    if rows.empty:
+        return NOTHING
+    row = rows.iloc[0]
+    found = Interval(row["value"], row["low"], row["high"])
+    words = {**words, "ratio": sign(row["bound"]) + with_interval(found)}
+    return Measured([found], words, str(row["bound"]), size=int(row["num_workloads"]))
+
+
+def rescued(of: Evidence, tables: Frames, schemes: list[str], final_lr: tuple[float, float]) -> Measured:
+    """The share of full-length NadamW seeds whose baseline misses the target and an average of 1 to 4 % meets it.
+
+    final_lr: from and to, as a share of the peak. The interval is Clopper and Pearson's, seeds taken as independent.
+    """
+    cells = of.cells[(of.cells["optimizer"] == "nadamw") & (of.cells["length_fraction"] > 0.99)]
+    cells = cells[cells["final_lr"].between(final_lr[0], final_lr[1])]
+    cells = cells.merge(of.steps[["cell_id", "status"]], on="cell_id")
+    failed = cells[(cells["scheme"] == "none") & cells["status"].isin(["missed", "diverged"])]
+    near = cells[cells["scheme"].isin(schemes) & cells["horizon_fraction"].astype(float).between(0.008, 0.05)]
+    keys = ["training", "seed"]
+    failed = failed.merge(near[keys].drop_duplicates(), on=keys)
+    if failed.empty:
+        return NOTHING
+    saved = len(failed.merge(near.loc[near["status"] == "met", keys].drop_duplicates(), on=keys))
+    ends = binomtest(saved, len(failed)).proportion_ci()
+    words = {"saved": str(saved), "failed": str(len(failed)), "share": f"[{percent(ends.low)}, {percent(ends.high)}]"}
+    return Measured([Interval(saved / len(failed), ends.low, ends.high)], words, size=len(failed), unit="such seeds")
+
+
+def best_horizon(of: Evidence, tables: Frames, scheme: str) -> Measured:
+    """Where the smooth fits are best: the geometric mean over workloads, which are resampled."""
+    fits = tables.get("horizon_fit", pd.DataFrame({"scheme": [], "optimum": []}))
+    optima = fits.loc[fits["scheme"] == scheme, "optimum"].to_numpy(dtype=float)
+    if not len(optima):
+        return NOTHING
+    found = bootstrap(optima, "geometric_mean")
+    words = {"best": percent(found.value), "ends": f"from {percent(optima.min())} to {percent(optima.max())}"}
+    if not np.isnan(found.low):
+        words["interval"] = f"[{percent(found.low)}, {percent(found.high)}]"
+    return Measured([found], words, size=len(optima))
+
+
+def slope(of: Evidence, tables: Frames, scheme: str, source: str) -> Measured:
+    """Of the steps ratio in the target's tightness, over workloads."""
+    line = numbers.regression(numbers.points(of).query("scheme == @scheme and source == @source"))
+    if line is None:
+        return NOTHING
+    found, workloads = of_row(line, "slope"), int(line["num_workloads"])
+    words = {"value": with_interval(found), "workloads": str(workloads), "explained": percent(line["r2"])}
+    return Measured([found], words, size=workloads)
+
+
+def exponent(of: Evidence, tables: Frames, study: str, workload: str) -> Measured:
+    """The exponent of the batch size in the best horizon, see `batch_size`."""
+    found = batch_size.best_horizons(of, of.pick(study, ["none", "ema"], workload=workload))
+    if found is None:
+        return NOTHING
+    power, words, points = found
+    words |= {"power": with_interval(power), "workload": workload}
+    size = int(points["num_pairs"].max())
+    return Measured([power], words, size=size, unit="seeds", points=points.assign(claim="batch_size")[POINTS])
+
+
+FUNCTIONS: dict[str, Callable[..., Measured]] = {
+    function.__name__: function for function in (rescued, best_horizon, slope, exponent)
+}
