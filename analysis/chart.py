@@ -204,7 +204,8 @@ def vertical_rule(at: float, title: str | None = None, width: float = 1.5) -> An
 
 
 def _rule(at: float, **look: Any) -> alt.Chart:
-    return alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, **look)
+    made: alt.Chart = alt.Chart(pd.DataFrame({"at": [at]})).mark_rule(color=REFERENCE_LINE, **look)
+    return made
 
 
 def horizon_scale(ends: list[float]) -> alt.Scale:

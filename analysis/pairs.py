@@ -12,7 +12,6 @@ import pandas as pd
 
 from analysis.resampling import (
     FEWEST,
-    LEVEL,
     Counts,
     Interval,
     Statistic,
@@ -345,21 +344,3 @@ def sides(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
     above = table.loc[table["low"] > 1, "workload"]
     covers = table.loc[(table["low"] <= 1) & (table["high"] >= 1), "workload"]
     return list(below), list(covers), list(above)
-
-
-def on_how_many(pairs: pd.DataFrame, below: str, above: str) -> str:
-    """'fewer on 2 of 9 (a, b), more on 1 (c), undecided on 6', from each workload's interval.
-
-    The chance that so many would be on that side by luck stands with them: binomial, (1 − LEVEL)/2 a workload.
-    """
-    low, _, high = sides(by_workload(pairs))
-    total = pairs["workload"].nunique()
-    parts = []
-    for names, word in ((low, below), (high, above)):
-        if names:
-            chance = float(binom.sf(len(names) - 1, total, (1 - LEVEL) / 2))
-            luck = "below 0.1 %" if chance < 0.001 else f"{100 * chance:.2g} %"
-            parts.append(f"{word} on {len(names)} of {total} ({', '.join(names)}; by luck alone {luck})")
-    if left := total - len(low) - len(high):
-        parts.append(f"undecided on {left} of {total}")
-    return ", ".join(parts)

@@ -101,6 +101,15 @@ def small_sample_factor(n: float, degrees: float) -> float:
     return float(np.sqrt(n / (n - 1)) * t.ppf(upper, degrees) / norm.ppf(upper))
 
 
+def for_all(ratio: Interval, number: int, degrees: int) -> Interval:
+    """Bonferroni: the interval of one of so many ratios, each at level 1 − 5 %/number, so that all hold together."""
+    if np.isnan(ratio.low) or degrees < 1 or not 0 < ratio.value < np.inf:
+        return ratio
+    factor = t.ppf(1 - (1 - LEVEL) / 2 / max(1, number), degrees) / t.ppf((1 + LEVEL) / 2, degrees)
+    low, high = (float(ratio.value * (end / ratio.value) ** factor) for end in (ratio.low, ratio.high))
+    return Interval(ratio.value, low, high)
+
+
 def bootstrap(values: Floats, statistic: Statistic = "mean") -> Interval:
     """The mean or geometric mean of a sample, NaN dropped, with its interval.
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from analysis import words
 from analysis.core import Core
 from analysis.pairs import over_workloads, overall_bound
-from analysis.resampling import FEWEST, Interval
+from analysis.resampling import FEWEST, Interval, for_all
 from analysis.study import SCHEME_NAMES, percent
 
 EVERYWHERE = "all workloads"
@@ -96,7 +95,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
     ratio, expected = found.ratio, _held_out(pairs)
-    corrected = _widened(ratio, num_settings, _degrees(mine))
+    corrected = for_all(ratio, num_settings, _degrees(mine))
     seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
@@ -178,15 +177,6 @@ def num_units(pairs: pd.DataFrame) -> int:
 def _degrees(pairs: pd.DataFrame) -> int:
     seeds = pairs[pairs["value"].notna()].groupby("workload")["seed"].nunique()
     return len(seeds) - 1 if len(seeds) >= FEWEST else int((seeds - 1).sum())
-
-
-def _widened(ratio: Interval, settings: int, degrees: int) -> Interval:
-    """Bonferroni: each of so many intervals at 1 − 5 %/settings, so that all hold together 95 times in 100."""
-    if np.isnan(ratio.low) or degrees < 1:
-        return ratio
-    factor = t.ppf(1 - 0.025 / settings, degrees) / t.ppf(0.975, degrees)
-    low, high = (float(ratio.value * (end / ratio.value) ** factor) for end in (ratio.low, ratio.high))
-    return Interval(ratio.value, low, high)
 
 
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:

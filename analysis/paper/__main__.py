@@ -23,6 +23,7 @@ from analysis.paper import charts, logs, measure, numbers, workload_pages
 from analysis.paper.claims import Finding, claims
 from analysis.paper.evidence import evidence
 from analysis.report import Report
+from analysis.sections.submissions import RULE
 from analysis.study import read
 
 OPEN = "open_questions"
@@ -72,7 +73,7 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
         lines += [
             "## What AlgoPerf's logs say",
             "",
-            f"Of the imported submissions (docs/algoperf_logs.md). {logs.RULE}",
+            f"Of the imported submissions (docs/algoperf_logs.md). {RULE}",
         ]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
     workload_pages.write(of, docs)

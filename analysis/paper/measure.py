@@ -14,17 +14,18 @@ from analysis.pairs import (
     BOTH_MISSED,
     KEYS,
     by_workload,
-    on_how_many,
     over_workloads,
     overall_bound,
+    sides,
     sign,
 )
 from analysis.paper import batch_size, numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
 from analysis.paper.evidence import Evidence, mean
 from analysis.pooled import FIXED
-from analysis.resampling import LEVEL, Interval, bootstrap, of_row, with_interval
+from analysis.resampling import Interval, bootstrap, for_all, of_row, with_interval
 from analysis.study import percent
+from analysis.words import by_luck
 
 Frames = Mapping[str, pd.DataFrame]
 NOTHING = Measured([Interval(np.nan, np.nan, np.nan)], {})
@@ -80,8 +81,7 @@ def any_of(pairs: pd.DataFrame, workloads: Sequence[str]) -> list[Interval]:
     """Of each of these workloads that there is, at the level that allows for one of them being enough (Bonferroni)."""
     parts = [pairs.loc[pairs["workload"] == name, "value"].to_numpy(dtype=float) for name in workloads]
     parts = [part for part in parts if len(part)]
-    level = 1 - (1 - LEVEL) / max(1, len(parts))
-    return [bootstrap(np.exp(part), "geometric_mean", level=level) for part in parts]
+    return [for_all(bootstrap(np.exp(part), "geometric_mean"), len(parts), len(part) - 1) for part in parts]
 
 
 def _ratio(found: Interval, bound: str, pairs: pd.DataFrame, form: str) -> str:
@@ -168,3 +168,21 @@ def exponent(of: Evidence, tables: Frames, study: str, workload: str) -> Measure
 FUNCTIONS: dict[str, Callable[..., Measured]] = {
     function.__name__: function for function in (rescued, best_horizon, slope, exponent)
 }
+
+
+def on_how_many(pairs: pd.DataFrame, below: str, above: str) -> str:
+    """'fewer on 2 of 9 (a, b), more on 1 (c), undecided on 6', from each workload's interval.
+
+    The chance that so many would be on that side by luck stands with them: binomial, (1 − LEVEL)/2 a workload.
+    """
+    low, _, high = sides(by_workload(pairs))
+    total = pairs["workload"].nunique()
+    parts = []
+    for names, word in ((low, below), (high, above)):
+        if names:
+            chance = by_luck(len(names), total)
+            luck = "below 0.1 %" if chance < 0.001 else f"{100 * chance:.2g} %"
+            parts.append(f"{word} on {len(names)} of {total} ({', '.join(names)}; by luck alone {luck})")
+    if left := total - len(low) - len(high):
+        parts.append(f"undecided on {left} of {total}")
+    return ", ".join(parts)
