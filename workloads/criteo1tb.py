@@ -283,9 +283,7 @@ def parse(text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np
             csv.ReadOptions(use_threads=False, block_size=CHUNK, column_names=names),
             csv.ParseOptions(delimiter="\t", quote_char=False),
             csv.ConvertOptions(
-                column_types=dict(zip(names, types, strict=True)),
-                null_values=["", "-1"],
-                strings_can_be_null=True,
+                column_types=dict(zip(names, types, strict=True)), null_values=["", "-1"], strings_can_be_null=True
             ),
         )
     except pa.ArrowInvalid as error:
@@ -446,14 +444,7 @@ PRESETS: dict[str, Workload] = {
     "mini": Flights(
         step_budget=8000,
         batch_size=64,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.02,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0014,
         eval_seconds=0.047,

@@ -148,10 +148,7 @@ def measured_columns(uniform: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def example(
-    kspace: NDArray[np.complex64],
-    target: NDArray[np.float32],
-    volume_max: float,
-    uniform: NDArray[np.float32],
+    kspace: NDArray[np.complex64], target: NDArray[np.float32], volume_max: float, uniform: NDArray[np.float32]
 ) -> Example:
     """What a network is given and asked for when only the columns that `uniform` picks are measured.
 
@@ -432,14 +429,7 @@ PRESETS: dict[str, Workload] = {
         step_budget=4000,
         batch_size=1,
         metric="loss",
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.02,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-        },
+        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.009,
         eval_seconds=0.12,

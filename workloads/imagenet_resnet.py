@@ -128,14 +128,7 @@ PRESETS: dict[str, Workload] = {
     "mini": SmallResNet(
         step_budget=6000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.0025,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.0025, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0045,
         eval_seconds=0.09,

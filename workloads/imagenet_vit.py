@@ -115,14 +115,7 @@ class EncoderClassifier(nn.Module):
     """Patches, sincos positions, pre-norm blocks, mean over patches, a tanh layer, a head that starts at zero."""
 
     def __init__(
-        self,
-        patch: int,
-        num_classes: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        hidden: int,
-        dropout: float,
+        self, patch: int, num_classes: int, width: int, depth: int, num_heads: int, hidden: int, dropout: float
     ) -> None:
         super().__init__()
         self.embedding = nn.Conv2d(3, width, patch, stride=patch)
@@ -183,13 +176,7 @@ class ViTS16(ImageNet):
 
     def model(self) -> nn.Module:
         return EncoderClassifier(
-            self.patch,
-            self.num_classes,
-            self.width,
-            self.depth,
-            self.num_heads,
-            self.hidden,
-            self.dropout,
+            self.patch, self.num_classes, self.width, self.depth, self.num_heads, self.hidden, self.dropout
         )
 
 
@@ -199,14 +186,7 @@ PRESETS: dict[str, Workload] = {
     "mini": SmallViT(
         step_budget=6000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.005,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.005,
         eval_seconds=0.11,

@@ -69,12 +69,7 @@ class Attention(nn.Module):
     """Multi-head self-attention, no biases; causal with rotary positions (a text), or neither (patches)."""
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        causal: bool,
-        out_scale: float = 1.0,
-        rotary_base: float = 10000.0,
+        self, width: int, num_heads: int, causal: bool, out_scale: float = 1.0, rotary_base: float = 10000.0
     ) -> None:
         super().__init__()
         self.num_heads, self.causal, self.rotary_base = num_heads, causal, rotary_base
@@ -100,13 +95,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        hidden: int,
-        depth: int,
-        causal: bool,
-        rotary_base: float = 10000.0,
+        self, width: int, num_heads: int, hidden: int, depth: int, causal: bool, rotary_base: float = 10000.0
     ) -> None:
         super().__init__()
         out_scale = (2 * depth) ** -0.5

@@ -107,14 +107,7 @@ PRESETS: dict[str, Workload] = {
         network=DeepSpeech(channels=16, width=96, num_recurrent=1, num_feed_forward=1, momentum=0.03, dropout=0.0),
         step_budget=4000,
         batch_size=4,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.02,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0135,
         eval_seconds=0.05,
@@ -122,12 +115,7 @@ PRESETS: dict[str, Workload] = {
     "full": SpeechRecognition(
         corpus=LibriSpeech(),
         network=DeepSpeech(
-            channels=512,
-            width=512,
-            num_recurrent=6,
-            num_feed_forward=3,
-            momentum=0.001,
-            dropout=FULL.nadamw.dropout,
+            channels=512, width=512, num_recurrent=6, num_feed_forward=3, momentum=0.001, dropout=FULL.nadamw.dropout
         ),
         step_budget=FULL.step_budget,
         batch_size=FULL.batch_size,

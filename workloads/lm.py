@@ -258,14 +258,7 @@ PRESETS: dict[str, Workload] = {
     "mini": LanguageModel(
         step_budget=4000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},  # as plainLM
         step_seconds=0.0105,
         eval_seconds=0.095,

@@ -309,11 +309,7 @@ def molpcba(folder: Path) -> Molecules:
         node_offsets=offsets(num_nodes),
         edge_offsets=offsets(num_edges),
         labels=part["graph-label"],
-        splits={
-            "train": part["train"][:, 0],
-            "validation": part["valid"][:, 0],
-            "test": part["test"][:, 0],
-        },
+        splits={"train": part["train"][:, 0], "validation": part["valid"][:, 0], "test": part["test"][:, 0]},
     )
 
 
@@ -480,14 +476,7 @@ PRESETS: dict[str, Workload] = {
     "mini": Ogbg(
         step_budget=4000,
         batch_size=32,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-        },
+        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0096,
         eval_seconds=0.1,

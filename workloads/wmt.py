@@ -129,10 +129,7 @@ class Translation:
         inputs = model_inputs(batch)
         logits = model(*inputs)
         return F.cross_entropy(
-            logits.flatten(0, 1),
-            inputs[1].flatten(),
-            ignore_index=PAD,
-            label_smoothing=self.label_smoothing,
+            logits.flatten(0, 1), inputs[1].flatten(), ignore_index=PAD, label_smoothing=self.label_smoothing
         )
 
     def loss_weight(self, batch: Batch) -> Tensor:
@@ -281,9 +278,7 @@ class News(Translation):
         epoch, run = divmod(number, runs)
         numbers = order(count, seed, epoch)[run * self.sentences_together :][: self.sentences_together]
         return pack(
-            pairs(sides, numbers.tolist(), self.tokenizer(), self.max_length),
-            self.rows_together,
-            self.max_length,
+            pairs(sides, numbers.tolist(), self.tokenizer(), self.max_length), self.rows_together, self.max_length
         )
 
     def batch(self, step: int, seed: int, part: Part) -> Batch:
@@ -320,14 +315,7 @@ PRESETS: dict[str, Workload] = {
     "mini": Catalogues(
         step_budget=5000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.005,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0097,
         eval_seconds=0.1,

@@ -173,10 +173,7 @@ def test_flights_are_the_files_rows() -> None:
     with np.load(io.BytesIO(lzma.decompress(data.path("criteo1tb.npz.xz").read_bytes()))) as file:
         columns = {name: file[name] for name in file.files}
     split = flights(4096)
-    assert {name: len(arrays[-1]) for name, arrays in split.items()} == {
-        "train": 294_578,
-        "validation": 32_768,
-    }
+    assert {name: len(arrays[-1]) for name, arrays in split.items()} == {"train": 294_578, "validation": 32_768}
     for name, value in (("train", 0), ("validation", 1)):
         numbers, ids, labels = split[name]
         chosen = np.flatnonzero(columns["held_out"] == value)

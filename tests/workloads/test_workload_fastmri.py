@@ -351,12 +351,7 @@ def small(knees: Path, monkeypatch: pytest.MonkeyPatch) -> Knees:
 
 
 def test_constants_are_algoperfs() -> None:
-    assert (FULL.step_budget, FULL.batch_size, FULL.metric, FULL.higher_is_better) == (
-        36_189,
-        32,
-        "ssim",
-        True,
-    )
+    assert (FULL.step_budget, FULL.batch_size, FULL.metric, FULL.higher_is_better) == (36_189, 32, "ssim", True)
     assert (FULL.optimizer["lr"], FULL.schedule["warmup"], FULL.dropout) == (0.0013082, 0.10, 0.0)
     assert FULL.num_validation_volumes == 100
 
@@ -393,8 +388,7 @@ def test_examples_are_those_of_the_files(small: Knees, knees: Path) -> None:
     sums = evaluated(small, Repeating(), [Example(*(x[1:] for x in batch))])
     middle = np.s_[100:130, 100:130]  # the whole would take the oracle too long
     found = structural_similarity(
-        *(torch.from_numpy(x[middle] * std + mean).float()[None] for x in (inputs, targets)),
-        batch.volume_max[1:2],
+        *(torch.from_numpy(x[middle] * std + mean).float()[None] for x in (inputs, targets)), batch.volume_max[1:2]
     )
     assert found.item() == pytest.approx(
         naive_ssim(inputs[middle] * std + mean, targets[middle] * std + mean, volume_max), abs=1e-4

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 from wa import LAWA, Bank
 from wa.buffers import recompute_statistics
 from workloads.data import VARIABLE, BadData
-from workloads.imagenet import (
-    MEAN,
-    STD,
-    clip_art,
-    lecun_normal_,
-    listing,
-    normalized,
-    random_box,
-)
+from workloads.imagenet import MEAN, STD, clip_art, lecun_normal_, listing, normalized, random_box
 from workloads.imagenet_resnet import PRESETS, Residual, ResNet50, SmallResNet
 from workloads.loading import epoch_order
 from workloads.protocol import Part
@@ -303,11 +295,7 @@ def test_label_smoothing_is_in_training_alone() -> None:
 
 
 def test_labels_are_places_of_sorted_folders(folder: Path) -> None:
-    for split, each in (
-        ("train", TRAIN_PICTURES),
-        ("validation", VALIDATION_PICTURES),
-        ("test", TEST_PICTURES),
-    ):
+    for split, each in (("train", TRAIN_PICTURES), ("validation", VALIDATION_PICTURES), ("test", TEST_PICTURES)):
         pictures = tiny().pictures(split)
         assert pictures.labels.tolist() == [label for label in range(3) for _ in range(each)]
         folders = [path.split(b"/")[0].decode() for path in pictures.paths]

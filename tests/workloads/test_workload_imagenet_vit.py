@@ -119,15 +119,7 @@ def test_accuracy_counts_the_largest_logit() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("patch", 16),
-        ("width", 32),
-        ("depth", 1),
-        ("hidden", 32),
-        ("num_heads", 1),
-        ("max_shift", 1),
-        ("batch_size", 3),
-    ],
+    [("patch", 16), ("width", 32), ("depth", 1), ("hidden", 32), ("num_heads", 1), ("max_shift", 1), ("batch_size", 3)],
 )
 def test_each_option_changes_the_loss(option: str, value: int) -> None:
     assert getattr(MINI, option) != value

@@ -585,8 +585,7 @@ def spoil(root: Path, what: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "what",
-    ["subset", "recording", "not flac", "cut", "rate", "transcript", "no tokenizer", "not a tokenizer"],
+    "what", ["subset", "recording", "not flac", "cut", "rate", "transcript", "no tokenizer", "not a tokenizer"]
 )
 def test_bad_data_is_named(
     what: str, tiny: LibriSpeech, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,15 +16,7 @@ from sklearn.metrics import precision_recall_curve
 from torch import Tensor, nn
 
 from workloads import algoperf, data
-from workloads.ogbg import (
-    PRESETS,
-    GraphClassifier,
-    Graphs,
-    Ogbg,
-    batched,
-    mean_average_precision,
-    moleculeace,
-)
+from workloads.ogbg import PRESETS, GraphClassifier, Graphs, Ogbg, batched, mean_average_precision, moleculeace
 from workloads.protocol import Part, Summary
 
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
@@ -277,8 +269,7 @@ def test_evaluation_agrees_with_the_training_loss_however_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("width", 16), ("num_rounds", 2), ("dropout", 0.3), ("residual", False), ("batch_size", 3)],
+    ("option", "value"), [("width", 16), ("num_rounds", 2), ("dropout", 0.3), ("residual", False), ("batch_size", 3)]
 )
 def test_each_option_changes_the_loss(option: str, value: float) -> None:
     assert getattr(MINI, option) != value
@@ -319,10 +310,7 @@ def molpcba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(folder / "raw/node-feat.csv.gz", random.integers(0, 119, size=(15, 9)).tolist())
     write(folder / "raw/edge-feat.csv.gz", random.integers(0, 5, size=(10, 3)).tolist())
     write(folder / "raw/edge.csv.gz", [edge for graph in edges for edge in graph])
-    write(
-        folder / "raw/graph-label.csv.gz",
-        [["" if v < 0 else f"{v}.0" for v in row] for row in labels.tolist()],
-    )
+    write(folder / "raw/graph-label.csv.gz", [["" if v < 0 else f"{v}.0" for v in row] for row in labels.tolist()])
     for split, graphs in (("train", [5, 0, 3]), ("valid", [1, 4]), ("test", [2])):
         write(folder / f"split/scaffold/{split}.csv.gz", [[graph] for graph in graphs])
     np.save(tmp_path / "labels.npy", labels)

@@ -18,15 +18,7 @@ from workloads.protocol import Part
 from workloads.translation_model import EOS, PAD, TranslationModel, positions, sinusoids
 from workloads.translation_search import beam_search, greedy, length_penalty
 from workloads.translation_text import Pair, pack
-from workloads.wmt import (
-    BLEU_SUMS,
-    PRESETS,
-    Catalogues,
-    News,
-    bleu,
-    bleu_statistics,
-    catalogue,
-)
+from workloads.wmt import BLEU_SUMS, PRESETS, Catalogues, News, bleu, bleu_statistics, catalogue
 
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Catalogues)
@@ -381,21 +373,13 @@ def test_each_option_changes_the_loss(option: str, value: float) -> None:
 
 
 def test_sentences_are_packed_in_order_while_both_sides_fit() -> None:
-    pairs: list[Pair] = [
-        ([8, 7, 2], [4, 2]),
-        ([3, 4, 5, 2], [5, 6, 2]),
-        ([9, 2], [7, 8, 9, 2]),
-        ([6, 2], [6, 2]),
-    ]
+    pairs: list[Pair] = [([8, 7, 2], [4, 2]), ([3, 4, 5, 2], [5, 6, 2]), ([9, 2], [7, 8, 9, 2]), ([6, 2], [6, 2])]
     sources, targets, source_segments, target_segments = pack(iter(pairs), 2, 8)
     assert sources.tolist() == [[8, 7, 2, 3, 4, 5, 2, 0], [9, 2, 6, 2, 0, 0, 0, 0]]
     assert targets.tolist() == [[4, 2, 5, 6, 2, 0, 0, 0], [7, 8, 9, 2, 6, 2, 0, 0]]
     assert source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0, 0, 0]]
     assert target_segments.tolist() == [[1, 1, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 2, 2, 0, 0]]
-    assert positions(torch.from_numpy(source_segments)).tolist() == [
-        [0, 1, 2, 0, 1, 2, 3, 0],
-        [0, 1, 0, 1, 0, 1, 2, 3],
-    ]
+    assert positions(torch.from_numpy(source_segments)).tolist() == [[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 0, 1, 2, 3]]
     asked = iter(pairs * 5)
     pack(asked, 1, 8)
     assert next(asked) == pairs[3]  # it stops at the first that does not fit
@@ -433,13 +417,7 @@ def news(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> News:
     """The full preset, its embedding table, rows and batches made small."""
     monkeypatch.setenv("WA_DATA_DIR", str(corpus))
     return dataclasses.replace(
-        FULL,
-        vocabulary=VOCABULARY,
-        batch_size=5,
-        max_length=96,
-        eval_batch_size=4,
-        num_workers=0,
-        rows_together=2,
+        FULL, vocabulary=VOCABULARY, batch_size=5, max_length=96, eval_batch_size=4, num_workers=0, rows_together=2
     )
 
 
@@ -560,12 +538,7 @@ def damage(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Path
     ],
 )
 def test_bad_files_are_named_before_training(
-    corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    news: News,
-    apply: Callable[[Path], Path],
-    says: str,
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, news: News, apply: Callable[[Path], Path], says: str
 ) -> None:
     (tmp_path / "wmt").mkdir()
     for path in (corpus / "wmt").iterdir():

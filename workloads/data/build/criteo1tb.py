@@ -31,15 +31,7 @@ NAME = "criteo1tb.npz.xz"
 OUT = Path(__file__).resolve().parent.parent
 
 # weather column -> units a stored integer: 1/10 °F, 1/10 %, 1/10 mph, 1/100 inch, 1/10 millibar, 1/100 mile
-WEATHER = {
-    "temp": 10,
-    "dewp": 10,
-    "humid": 10,
-    "wind_dir": 1,
-    "wind_speed": 10,
-    "wind_gust": 10,
-    "precip": 100,
-}
+WEATHER = {"temp": 10, "dewp": 10, "humid": 10, "wind_dir": 1, "wind_speed": 10, "wind_gust": 10, "precip": 100}
 WEATHER |= {"pressure": 10, "visib": 100}
 MOSTLY_MISSING = {"wind_gust"}  # missing where there is no gust: zero
 

@@ -110,14 +110,7 @@ def picture(path: Path, num_steps: int = 1500) -> None:
     """Draw measured k-space, zero-filled image, a quickly trained U-Net's and the truth, and both errors × 4."""
     import torch
 
-    from workloads.fastmri import (
-        PRESETS,
-        Reconstruction,
-        brain_slices,
-        measured_columns,
-        simulated,
-        stacked,
-    )
+    from workloads.fastmri import PRESETS, Reconstruction, brain_slices, measured_columns, simulated, stacked
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
