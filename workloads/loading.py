@@ -25,6 +25,23 @@ def epoch_order(stream: tuple[int, ...], size: int) -> NDArray[np.int64]:
     return np.random.default_rng(stream).permutation(size)
 
 
+def epoch_batch(stream: tuple[int, ...], step: int, batch_size: int, size: int) -> tuple[int, int, NDArray[np.int64]]:
+    """Batch `step` of epochs through `size` examples: its epoch, its place therein and the examples.
+
+    The last examples of an epoch that fill no batch are left out.
+    """
+    epoch, place = divmod(step - 1, size // batch_size)
+    order = epoch_order((*stream, epoch), size)
+    return epoch, place, order[place * batch_size :][:batch_size]
+
+
+def end_to_end(stream: tuple[int, ...], places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The examples at some ascending places of the epochs' orders, laid end to end."""
+    epochs, ranks = np.divmod(places, size)
+    chosen = [epoch_order((*stream, epoch), size)[ranks[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return np.concatenate(chosen)
+
+
 class _Numbered(Dataset[Batch]):
     """Batch i is make(i)."""
 

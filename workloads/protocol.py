@@ -34,6 +34,11 @@ class Part:
     index: int = 0
     count: int = 1
 
+    @property
+    def every(self) -> slice:
+        """Every `count`-th example from `index` on."""
+        return slice(self.index, None, self.count)
+
 
 WHOLE = Part()
 
