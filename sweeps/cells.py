@@ -84,6 +84,11 @@ def _home(workload: Workload, name: str, preset: str) -> _Home:
         at = f"{name}: its own {key}"
         own[key] = expand(kind, getattr(workload, key, {}), at, axes=False)[0].block
     home = _Home(workload, name, preset, **own)
+    if home.training.batch_size is not None:
+        at = f"{name}: its own training.batch_size"
+        raise SpecError(at, "its attribute `batch_size` says it; allowed: precision, compile, accumulate")
+    if home.schedule.shape == "constant" and (home.schedule.lr_decay or home.schedule.final_lr not in (None, 1)):
+        raise SpecError(f"{name}: its own schedule", "a constant one does not decay; allowed: shape linear or cosine")
     if home.optimizer.name is not None:
         takes = ("name", *settings(home.optimizer.name), "grad_clip")
         known(home.optimizer.model_dump(exclude_none=True), takes, f"{name}: its own optimizer")
@@ -156,6 +161,8 @@ def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float
         if key not in values:
             value = _left_out(key, optimizer, own, default)
             if value is None:
+                if own.name == optimizer:
+                    raise SpecError(f"{name}: its own optimizer.{key}", f"is required by {optimizer}")
                 raise placed.error(key, f"is required: {name}'s own is for {own.name}, not for {optimizer}")
             values[key] = float(value)
     if optimizer == "schedule_free_adamw" and values["beta1"] == 0:

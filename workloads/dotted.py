@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workloads.attributes import complaint
 from workloads.user_errors import OUR_PACKAGES, one_line
 
 MEMBERS = (
@@ -48,10 +49,13 @@ def load_dotted(name: str, preset: str) -> Any:
             make: Any = found
             found = make(preset=preset) if takes_preset else make()
         missing = [member for member in MEMBERS if not hasattr(found, member)]
+        wrong = None if missing else complaint(found)
     except (Exception, SystemExit) as error:
         raise UnknownWorkload(f"workload {name!r} fails when it is made: {one_line(error)}") from error
     if missing:
         raise UnknownWorkload(f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)")
+    if wrong is not None:
+        raise UnknownWorkload(f"workload {name!r}: its {wrong}")
     return found
 
 

@@ -6,8 +6,8 @@ are one matrix and so are the two inputs of SwiGLU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import _lru_cache_wrapper, cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def cached_tensors(make: Callable[..., T]) -> _lru_cache_wrapper[T]:
+def cached_tensors(make: Callable[..., T]) -> functools._lru_cache_wrapper[T]:
     """`functools.cache`; the tensors can be trained with, though the first caller may be an evaluation."""
 
-    @cache
-    @wraps(make)
+    @functools.cache
+    @functools.wraps(make)
     def outside_inference(*args: Any) -> T:
         with torch.inference_mode(False):
             return make(*args)

