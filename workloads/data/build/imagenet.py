@@ -2,13 +2,11 @@
 
 Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
     python workloads/data/build/imagenet.py
-    python workloads/data/build/imagenet.py figure        # docs/img/imagenet_randaugment.png, from the mosaic
 Clip art on white, padded to a square, 32×32; its top folders are the classes. Same source, same bytes again.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from workloads.data.build.sources import PICTURES, debian, save_mosaic, shuffled
+from workloads.data.build.sources import debian, save_mosaic, shuffled
 
 PACKAGE, VERSION = "openclipart-png", "1:0.18+dfsg-19"
 SOURCE_SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
@@ -116,22 +114,5 @@ def main() -> None:
     print({top: len(group) for top, group in groups.items()}, {part: len(x) for part, x in labels.items()})
 
 
-def draw_operations(number: int = 23, shown: int = 112) -> None:
-    """RandAugment's operations on training picture `number`, blown up to the 224 pixels that ImageNet has there."""
-    from workloads.imagenet import RANDAUGMENT, clip_art
-
-    original = Image.fromarray(clip_art("train")[0][number]).resize((224, 224), Image.Resampling.BICUBIC)
-    random = np.random.default_rng(0)
-    pictures = {"original": original}
-    pictures |= {name: operation(original, 1, random) for name, operation in RANDAUGMENT.items()}
-    columns, cell = 6, shown + 18
-    sheet = Image.new("RGB", (columns * (shown + 6), -(-len(pictures) // columns) * cell), "white")
-    for i, (name, picture) in enumerate(pictures.items()):
-        x, y = i % columns * (shown + 6) + 3, i // columns * cell
-        sheet.paste(picture.resize((shown, shown), Image.Resampling.BOX), (x, y + 14))
-        ImageDraw.Draw(sheet).text((x, y + 1), name.replace("_", " "), "black")
-    sheet.quantize(128).save(PICTURES / "imagenet_randaugment.png", optimize=True)
-
-
 if __name__ == "__main__":
-    draw_operations() if sys.argv[1:] == ["figure"] else main()
+    main()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from workloads.data.build.sources import PICTURES, debian, shuffled, write, write_json
+from workloads.speech_features import mel_triangles
 
 VERSION = "1.6.1-1"
 SOURCES = {
@@ -64,24 +65,13 @@ def samples(path: Path) -> NDArray[np.float64]:
     return np.frombuffer(pcm, dtype="<i2") / 2**15
 
 
-def triangles() -> NDArray[np.float64]:
-    """(FFT / 2 + 1, BINS) filters, evenly spaced in mel = 1127 ln(1 + f / 700 Hz)."""
-    low, high = (1127 * np.log1p(edge / 700) for edge in EDGES)
-    edges = np.linspace(low, high, BINS + 2)
-    mel = 1127 * np.log1p(np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None] / 700)
-    rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
-    weights: NDArray[np.float64] = np.maximum(np.minimum(rising, falling), 0)
-    return weights
-
-
 def levels(sound: NDArray[np.float64]) -> NDArray[np.uint8]:
     """(samples,) -> (frames, BINS): log-mel energies on a scale of LEVELS steps."""
     emphasized = np.append(sound[:1], sound[1:] - PREEMPHASIS * sound[:-1])
     starts = np.arange(1 + (len(emphasized) - FRAME) // HOP) * HOP
     frames = emphasized[starts[:, None] + np.arange(FRAME)] * np.hanning(FRAME)
     power = np.abs(np.fft.rfft(frames, FFT)) ** 2
-    energies = np.log(np.maximum(power @ triangles(), np.exp(LOWEST)))
+    energies = np.log(np.maximum(power @ mel_triangles(EDGES, BINS, RATE, FFT), np.exp(LOWEST)))
     scaled = (energies - LOWEST) / (HIGHEST - LOWEST) * (LEVELS - 1)
     return np.clip(np.round(scaled), 0, LEVELS - 1).astype(np.uint8)
 
