@@ -42,5 +42,5 @@ def complaint(workload: Any) -> str | None:
         value = getattr(workload, name, None)
         left_out = value is None and name in OPTIONAL
         if not left_out and not accept(value):
-            return f"{name} is {repr(value)[:60]}; allowed: {allowed}"
+            return f"{name} is {' '.join(repr(value).split())[:60]}; allowed: {allowed}"
     return None
