@@ -52,18 +52,6 @@ class _Numbered(Dataset[Batch]):
         return self.make(number)
 
 
-class _Numbers:
-    """The numbers in their order, anew at each iteration."""
-
-    def __init__(self, first: int, stop: int | None, step: int) -> None:
-        self.first, self.stop, self.step = first, stop, step
-
-    def __iter__(self) -> Iterator[int]:
-        if self.stop is None:
-            return itertools.count(self.first, self.step)
-        return iter(range(self.first, self.stop, self.step))
-
-
 def load_batches(
     make: Callable[[int], Batch], first: int, stop: int | None = None, step: int = 1, num_workers: int = 0
 ) -> Iterable[Batch]:
@@ -73,7 +61,7 @@ def load_batches(
     dataclass, a functools.partial of one). num_workers: 0 makes them here, when they are asked for. Neither
     touches the caller's random state.
     """
-    numbers = _Numbers(first, stop, step)
+    numbers = itertools.count(first, step) if stop is None else range(first, stop, step)
     if num_workers == 0:
         return map(make, numbers)
     loader = DataLoader(
