@@ -1,4 +1,4 @@
-"""The blocks of a spec: which keys there are, and which values each may hold.
+"""The values and blocks of a study: which keys there are, what each may hold, what it is when left out.
 
 Every check says what is allowed, since its message is the line a user reads.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from sweeps.wording import among, one_line, shown
 
@@ -115,28 +116,15 @@ def _units_or_multiple(below: int, units: str, own: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _one_of(*names: str) -> BeforeValidator:
+def one_of(*names: str) -> Callable[[Any], Any]:
+    """A check that says which of the names was meant."""
+
     def check(value: Any) -> Any:
         if value not in names or not isinstance(value, str):
             raise ValueError(f"got {shown(value)}{among(value, names)}")
         return value
 
-    return BeforeValidator(check)
-
-
-def _optimizer_name(value: Any) -> Any:
-    from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
-
-    if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(f"got {shown(value)}{among(value, OPTIMIZERS)}")
-    return value
-
-
-def _compile(value: Any) -> Any:
-    backends = ("inductor", "aot_eager", "eager")
-    if not isinstance(value, bool) and (not isinstance(value, str) or value not in backends):
-        raise ValueError(f"got {shown(value)}; allowed: true, false or a backend: {', '.join(backends)}")
-    return value
+    return check
 
 
 BUDGET = "step budget"
@@ -149,9 +137,11 @@ Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
 NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
 UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
 Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "a number in [0, 1]")]
+Number = Annotated[float, _number(lambda v: True, "a number")]
+Int = Annotated[int, _integer(-(2**40), 2**40)]
 Count = Annotated[int, _integer(1, 2**40)]
 Seed = Annotated[int, _integer(0, 2**31 - 1)]
-Buffers = Annotated[Literal["live", "average", "recompute"], _one_of("live", "average", "recompute")]
+Step = Annotated[int, _integer(0, 2**40, " (steps)")]
 Name = Annotated[
     str,
     _checked(
@@ -167,152 +157,143 @@ Text = Annotated[
         "a text of ≤ 1000 printable characters",
     ),
 ]
-Asks = Annotated[str, _one_of("steps", "final_metric", "horizon", "predictions")]
+Word = Annotated[str, _checked(lambda v: isinstance(v, str) and v != "", "a name")]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
+OF_TYPE: Mapping[Any, Any] = {int: Int, float: Number, bool: Flag, str: Text}
 
 
-# --- blocks: scalars only; lists have become axes before they get here --------------------------------------------
+def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps: bool = False) -> Any:
+    """How a study says a value of a plain type: checked; where it counts steps, as steps or a share of the budget."""
+    if steps:
+        return ShareFromZero if low == 0 else Share
+    if get_origin(kind) is Literal:
+        return Annotated[str, BeforeValidator(one_of(*get_args(kind)))]
+    if kind is float and (low, below) != (-math.inf, math.inf):
+        return Annotated[float, _number(lambda v: low <= v < below, f"a number in [{low:g}, {below:g})")]
+    if kind is int and math.isfinite(low):
+        return Annotated[int, _integer(int(low), 2**40)]
+    return OF_TYPE.get(kind, kind)
+
+
+T = TypeVar("T")
+
+
+def _points(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, list) or info.context == ONE:
+        return [value]
+    if not value:
+        raise ValueError("empty list: the grid has no cells; allowed: one value or more")
+    return value
+
+
+ONE = "one"  # context of a validation where a list is no axis: what a workload says of itself
+Axis = Annotated[tuple[T, ...], BeforeValidator(_points)]  # a scalar is one point, a list is as many
+
+
+def bad_key(key: str, said: str) -> PydanticCustomError:
+    """What is wrong with a key of the mapping that is being checked, or with an item: ``[2]``."""
+    return PydanticCustomError("key", "{said}", {"said": said, "key": key})
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
 
 
 class Block(BaseModel):
-    """A mapping of known keys with checked scalar values."""
+    """A mapping of known keys; `renamed`: keys that a study may no longer use -> what they are called."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    example: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = {}
 
-
-class OptimizerBlock(Block):
-    """`optimizer:`; what is left out is the workload's own value."""
-
-    name: Annotated[str, BeforeValidator(_optimizer_name)] | None = None
-    lr: Positive | None = None
-    beta1: UnitOpen | None = None
-    beta2: UnitOpen | None = None
-    eps: Positive | None = None
-    weight_decay: NonNegative | None = None
-    momentum: UnitOpen | None = None
-    nesterov: Flag | None = None
-    precondition_every: Count | None = None  # steps
-    precondition_start: Annotated[int, _integer(0, 2**40, " (steps)")] | None = None
-    block_size: Count | None = None
-    matrix_eps: Positive | None = None
-    grad_clip: Positive | None = None  # largest global gradient norm
-
-
-class TrainingBlock(Block):
-    """`training:`; of how many examples, and how, a step is computed: what is left out is the workload's own."""
-
-    batch_size: BatchSize | None = None  # of all processes and micro-batches together
-
-    precision: Annotated[str, _one_of("fp32", "bf16")] | None = None
-    compile: Annotated[bool | str, BeforeValidator(_compile)] | None = None
-    accumulate: Annotated[int, _integer(1, 65536, " (micro-batches a step)")] | None = None
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"got {shown(raw)}; allowed: a mapping such as {{{cls.example}}}")
+        for key, value in raw.items():
+            if key in cls.renamed:
+                raise bad_key(key, f"is called `{cls.renamed[key]}` now; write `{cls.renamed[key]}: …`")
+            if key not in cls.model_fields:
+                raise bad_key(shown(key)[1:-1], f"unknown key{among(key, cls.model_fields)}")
+            if value is None:
+                raise bad_key(key, "is empty; give a value or leave the key out")
+        for key, field in cls.model_fields.items():
+            if field.is_required() and key not in raw:
+                raise bad_key(key, "is required")
+        return raw
 
 
 class ScheduleBlock(Block):
-    """`schedule:`; `length` is where training ends, `warmup` and `lr_decay` are shares of it."""
+    """`schedule:`; what is left out is the workload's own, else the default here."""
 
-    shape: Annotated[str, _one_of("cosine", "linear", "constant")] | None = None
-    length: Share | None = None
-    warmup: ShareOfLength | None = None
-    lr_decay: ShareOfLength | None = None
-    final_lr: Unit | None = None
-
-
-class NoneBlock(Block):
-    """`averaging: {scheme: none}`: the live weights."""
-
-    scheme: Literal["none"]
-
-
-class LawaBlock(Block):
-    """`averaging: {scheme: lawa}`: k or horizon, never both."""
-
-    scheme: Literal["lawa"]
-    k: Count | None = None
-    horizon: Share | None = None
-    every: Share = 1
-    burn_in: ShareFromZero = 0
-    until_full: Annotated[str, _one_of("absent", "partial")] = "absent"
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> LawaBlock:
-        _exactly_one("k", self.k, "horizon", self.horizon)
-        return self
+    example = "shape: cosine, length: 1.0"
+    shape: Axis[Annotated[str, BeforeValidator(one_of("cosine", "linear", "constant"))]] = Field(
+        "cosine", description="cosine, linear (warm up, hold, decay) or constant"
+    )
+    length: Axis[Share] = Field(
+        1.0, description="where training ends: steps (an int) or a share of the step budget (a float)"
+    )
+    warmup: Axis[ShareOfLength] = Field(0.0, description="linear from zero: steps or a share of the length")
+    lr_decay: Axis[ShareOfLength] = Field(
+        None, description="decay at the end: steps or a share of the length, all after warm-up; 0.0 never decays"
+    )
+    final_lr: Axis[Unit] = Field(0.0, description="learning rate at the end, a share of its peak")
 
 
-class EmaBlock(Block):
-    """`averaging: {scheme: ema}`: decay or horizon, never both."""
-
-    scheme: Literal["ema"]
-    decay: UnitOpen | None = None
-    horizon: Share | None = None
-    every: Share = 1
-    burn_in: ShareFromZero = 0
-    init: Annotated[str, _one_of("first", "zero")] = "first"
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> EmaBlock:
-        _exactly_one("decay", self.decay, "horizon", self.horizon)
-        return self
+def _backend(value: Any) -> Any:
+    backends = ("inductor", "aot_eager", "eager")
+    if not isinstance(value, bool) and (not isinstance(value, str) or value not in backends):
+        raise ValueError(f"got {shown(value)}; allowed: true, false or a backend: {', '.join(backends)}")
+    return value
 
 
-class TailBlock(Block):
-    """`averaging: {scheme: tail}`: the mean of every snapshot since `start`."""
+class OwnTrainingBlock(Block):
+    """How a step is computed: what a workload may say itself."""
 
-    scheme: Literal["tail"]
-    start: ShareFromZero
-    every: Share = 1
-    buffers: Buffers = "live"
-
-
-class WsmBlock(Block):
-    """`averaging: {scheme: wsm}`: k or lr_decay (how long the emulated decay lasts), never both."""
-
-    scheme: Literal["wsm"]
-    k: Count | None = None
-    lr_decay: Share | None = None
-    every: Share = 1
-    curve: Annotated[str, _one_of("linear", "cosine", "sqrt")] = "linear"
-    burn_in: ShareFromZero = 0
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> WsmBlock:
-        _exactly_one("k", self.k, "lr_decay", self.lr_decay)
-        return self
+    example = "precision: bf16"
+    precision: Axis[Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]] = Field(
+        "fp32", description="of the forward pass"
+    )
+    compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = Field(
+        False, description="true, false or a backend of torch.compile"
+    )
+    accumulate: Axis[Annotated[int, _integer(1, 65536, " (micro-batches a step)")]] = Field(
+        1, description="micro-batches a step"
+    )
 
 
-AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock | WsmBlock
-AVERAGING: dict[str, type[AveragingBlock]] = {
-    "none": NoneBlock,
-    "lawa": LawaBlock,
-    "ema": EmaBlock,
-    "tail": TailBlock,
-    "wsm": WsmBlock,
-}
+class TrainingBlock(OwnTrainingBlock):
+    """`training:`; of how many examples, and how, a step is computed."""
+
+    example = "batch_size: 2.0, precision: bf16"
+    batch_size: Axis[BatchSize] = Field(
+        None, description="examples a step, of all processes and micro-batches together: a number, or a multiple"
+    )
 
 
 class EvaluateBlock(Block):
-    """`evaluate:`; every so many steps, and at the end; `test`: then on the test split too."""
+    """`evaluate:`"""
 
-    every: Share = 0.01
-    test: Flag = False
+    example = "every: 0.01"
+    every: Share = Field(0.01, description="steps between evaluations, or a share of the step budget; the end counts")
+    test: Flag = Field(False, description="at the end on the test split too")
 
 
 class ResourcesBlock(Block):
     """`resources:` of one trial; `gpu` may be a fraction of one, or several, with a process each."""
 
-    cpu: Positive = 1
+    example = "cpu: 1, gpu: 0"
+    cpu: Positive = Field(1, description="CPU cores of one trial")
     gpu: Annotated[
         float,
         _number(
             lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
             "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
         ),
-    ] = 0
-    processes: Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")] | None = None
+    ] = Field(0, description="GPUs of one trial, or a fraction of one")
+    processes: Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")] = Field(
+        None, description="data-parallel processes of one trial: one a GPU, else one"
+    )
 
     @model_validator(mode="after")
     def _a_device_each(self) -> ResourcesBlock:
@@ -331,15 +312,11 @@ class ResourcesBlock(Block):
 
 
 class TrackingBlock(Block):
-    """`tracking:`; W&B mode, project and entity."""
+    """`tracking:`"""
 
-    wandb: Annotated[str, _one_of("offline", "online", "disabled")] = "offline"
-    project: Name = "averaging"
-    entity: Name | None = None
-
-
-def _exactly_one(a: str, value_a: object, b: str, value_b: object) -> None:
-    if value_a is not None and value_b is not None:
-        raise ValueError(f"{a} and {b} at once; allowed: one of them ({b} is {a} told in steps)")
-    if value_a is None and value_b is None:
-        raise ValueError(f"neither {a} nor {b}; allowed: exactly one of them")
+    example = "wandb: offline, project: averaging"
+    wandb: Annotated[str, BeforeValidator(one_of("offline", "online", "disabled"))] = Field(
+        "offline", description="mode of W&B"
+    )
+    project: Name = Field("averaging", description="of W&B")
+    entity: Name = Field(None, description="of W&B: a user or a team")

@@ -299,7 +299,8 @@ def _entries(
         entries[spec.study] = {
             "study": spec.study,
             "question": spec.question,
-            "asks": spec.asks,
+            "report": spec.report,
+            "primary": spec.primary.model_dump(),
             "fuse": spec.fuse,
             "seeds": list(spec.seeds),
         }

@@ -92,7 +92,7 @@ def _is_int(value: object) -> bool:
 def snapshots_in(steps: Any, every: Any, name: str, key: str = "horizon") -> int:
     """How many intervals of `every` steps `steps` are, halves up. Raises: ValueError."""
     check_reach(steps, every, name, key)
-    return int(math.floor(steps / every + 0.5))
+    return int(steps / every + 0.5)
 
 
 def check_reach(steps: Any, every: Any, name: str, key: str = "horizon") -> None:

@@ -19,8 +19,7 @@ import sweeps.spec
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.overrides import set_path
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec import load_spec, parse_spec, set_path
 from sweeps.yaml_file import dump_yaml, parse_value
 from workloads.protocol import load
 
@@ -29,7 +28,7 @@ STUDIES = sorted(Path(sweeps.spec.__file__).parent.glob("*.yaml"))
 EVERY_KEY = """
 study: every_key
 question: Which?
-asks: steps
+report: steps
 workloads: [lm, ogbg]
 preset: mini
 seeds: [0, 1]

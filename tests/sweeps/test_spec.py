@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.axes import points
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec import Spec, load_spec, parse_spec
 from sweeps.yaml_file import dump_yaml
 
 FACE = """
@@ -45,10 +46,15 @@ def face(tmp_path: Path) -> Path:
 def test_the_face_of_the_design_reads(face: Path) -> None:
     spec = load_spec(face)
     assert spec.seeds == (0, 1, 2)
-    assert spec.grids["lm"].num_cells() == 2 * 5 * 9
-    assert spec.grids["imagenet_vit"].num_cells() == 1 * 5 * 9  # the override replaces the lr axis
-    assert {p.block.lr for p in spec.grids["imagenet_vit"].optimizers} == {0.002}
-    assert {p.block.lr for p in spec.grids["lm"].optimizers} == {0.003, 0.01}
+    assert list(spec.grids["lm"].sizes().values()) == [1, 2, 5, 1, 9]
+    assert list(spec.grids["imagenet_vit"].sizes().values()) == [1, 1, 5, 1, 9]  # the override replaces the lr axis
+    assert said(spec, "optimizer", "lr", "imagenet_vit") == [0.002]
+    assert said(spec, "optimizer", "lr") == [0.003, 0.01]
+
+
+def said(spec: Spec, block: str, key: str, workload: str = "lm") -> list[object]:
+    """What a grid says of one key, point by point."""
+    return [one.values[key] for one in points(getattr(spec.grids[workload], block)) if key in one.values]
 
 
 # (--set assignments on the face, key path in the message, what is allowed or the nearest name)
@@ -90,7 +96,9 @@ WRONG = [
     ("averaging[0]={scheme: wsm, lr_decay: 1.5}", "averaging[0].lr_decay", "(0, 1]"),
     ("averaging[0]={scheme: wsm, k: 2000000}", "averaging[0].k", "at most the step budget"),
     ("evaluate.test=yess", "evaluate.test", "true or false"),
-    ("asks=horizn", "asks", "did you mean 'horizon'"),
+    ("report=horizn", "report", "did you mean 'horizon'"),
+    ("report=predictions", "report", "allowed: steps, final_metric, horizon"),
+    ("asks=steps", "asks", "is called `report` now"),
     ("seeds=[]", "seeds", "empty list"),
     ("seeds=[0, 0]", "averaging[0]", "duplicate cell"),
     ("seeds=[0, one]", "seeds[1]", "an int from 0"),
@@ -247,8 +255,8 @@ def test_bad_input_exits_2_and_launches_nothing(
 def test_numbers_are_read_as_written(face: Path) -> None:
     spec = load_spec(face, ["seeds=[010, 0x1F]", "step_budget=[20x, 2.0, 0o20]", "training.batch_size=[2.0, 16x]"])
     assert spec.seeds == (10, 31)
-    assert [one.block for one in spec.grids["lm"].step_budgets] == [20.0, 2.0, 16]
-    assert [one.block.batch_size for one in spec.grids["lm"].trainings] == [2.0, 16.0]
+    assert [value for _, value in spec.grids["lm"].step_budget] == [20.0, 2.0, 16]
+    assert said(spec, "training", "batch_size") == [2.0, 16.0]
 
 
 def test_the_case_of_octal_and_exponent_is_refused() -> None:
@@ -277,7 +285,7 @@ def test_a_large_wrong_spec_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_cells_are_counted_before_any_is_made(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.axes.expand", None)
+    monkeypatch.setattr("sweeps.axes.Written.points", None)
     with pytest.raises(SpecError, match="a grid of 304,560 cells over 2 workloads") as caught:
         load_spec(face, [f"seeds={list(range(2256))}"])
     assert "(2,256 seeds and presets × 2 optimizers × 5 schedules × 9 averagings of lm)" in str(caught.value)
@@ -292,8 +300,8 @@ def test_set_overrides_anything(face: Path) -> None:
         "seeds=9",
     ]
     spec = load_spec(face, assignments)
-    assert [p.block.lr for p in spec.grids["lm"].optimizers] == [0.001]  # 1e-3 is a number, as in YAML 1.2
-    assert [p.block.k for p in spec.grids["lm"].averagings if hasattr(p.block, "k")] == [3]
+    assert said(spec, "optimizer", "lr") == [0.001]  # 1e-3 is a number, as in YAML 1.2
+    assert said(spec, "averaging", "k") == [3]
     assert {cell.evaluate_every_steps for cell in cells(spec)} == {7}
     assert spec.tracking.project == "p"
     assert spec.seeds == (9,)

@@ -114,10 +114,10 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
 
 def test_a_report_knows_what_its_study_asks(outside: Path) -> None:
     run = outside / "run"
-    train(run, speedup(asks="final_metric"), only=0)
-    assert reading.read(run).plan["asks"] == reading.read(run, "speedup").plan["asks"] == "final_metric"
+    train(run, speedup(report="final_metric"), only=0)
+    assert reading.read(run).plan["report"] == reading.read(run, "speedup").plan["report"] == "final_metric"
     train(run, decay(), only=0)
-    assert [one.plan["asks"] for one in reading.read_each(run)] == ["final_metric", None]
+    assert [one.plan["report"] for one in reading.read_each(run)] == ["final_metric", None]
 
 
 def test_a_study_added_later_trains_what_is_new(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
