@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import records as schema
-from analysis.schema import AVERAGING, TRAINING
+from analysis.schema import AVERAGING as AVERAGING
+from analysis.schema import TRAINING as TRAINING
 
 SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail", "wsm": "WSM"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
@@ -169,7 +169,8 @@ def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps
     if get_origin(kind) is Literal:
         return Annotated[str, BeforeValidator(one_of(*get_args(kind)))]
     if kind is float and (low, below) != (-math.inf, math.inf):
-        return Annotated[float, _number(lambda v: low <= v < below, f"a number in [{low:g}, {below:g})")]
+        allowed = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"≥ {low:g}"
+        return Annotated[float, _number(lambda v: low <= v < below, f"a number {allowed}")]
     if kind is int and math.isfinite(low):
         return Annotated[int, _integer(int(low), 2**40)]
     return OF_TYPE.get(kind, kind)
@@ -188,6 +189,16 @@ def _points(value: Any, info: ValidationInfo) -> Any:
 
 ONE = "one"  # context of a validation where a list is no axis: what a workload says of itself
 Axis = Annotated[tuple[T, ...], BeforeValidator(_points)]  # a scalar is one point, a list is as many
+
+
+def axis(kind: Any) -> Any:
+    """`Axis` of a type that only a table knows."""
+    return cast(Any, Axis)[kind]
+
+
+def option(default: Any, about: str) -> Any:
+    """A key of a block: what it is when left out, ``...`` where it must be given, and what it means."""
+    return Field(default, description=about, validate_default=default not in (None, ...))
 
 
 def bad_key(key: str, said: str) -> PydanticCustomError:
@@ -223,21 +234,22 @@ class Block(BaseModel):
         return raw
 
 
+Shape = Annotated[str, BeforeValidator(one_of("cosine", "linear", "constant"))]
+Precision = Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]
+Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
+
+
 class ScheduleBlock(Block):
     """`schedule:`; what is left out is the workload's own, else the default here."""
 
     example = "shape: cosine, length: 1.0"
-    shape: Axis[Annotated[str, BeforeValidator(one_of("cosine", "linear", "constant"))]] = Field(
-        "cosine", description="cosine, linear (warm up, hold, decay) or constant"
+    shape: Axis[Shape] = option("cosine", "cosine, linear (warm up, hold, decay) or constant")
+    length: Axis[Share] = option(1.0, "where training ends: steps (an int) or a share of the step budget (a float)")
+    warmup: Axis[ShareOfLength] = option(0.0, "linear from zero: steps or a share of the length")
+    lr_decay: Axis[ShareOfLength] = option(
+        None, "decay at the end: steps or a share of the length; 0.0 never decays; left out: all after warm-up"
     )
-    length: Axis[Share] = Field(
-        1.0, description="where training ends: steps (an int) or a share of the step budget (a float)"
-    )
-    warmup: Axis[ShareOfLength] = Field(0.0, description="linear from zero: steps or a share of the length")
-    lr_decay: Axis[ShareOfLength] = Field(
-        None, description="decay at the end: steps or a share of the length, all after warm-up; 0.0 never decays"
-    )
-    final_lr: Axis[Unit] = Field(0.0, description="learning rate at the end, a share of its peak")
+    final_lr: Axis[Unit] = option(0.0, "learning rate at the end, a share of its peak")
 
 
 def _backend(value: Any) -> Any:
@@ -251,23 +263,19 @@ class OwnTrainingBlock(Block):
     """How a step is computed: what a workload may say itself."""
 
     example = "precision: bf16"
-    precision: Axis[Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]] = Field(
-        "fp32", description="of the forward pass"
+    precision: Axis[Precision] = option("fp32", "of the forward pass: fp32 or bf16")
+    compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = option(
+        False, "true, false or a backend of torch.compile"
     )
-    compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = Field(
-        False, description="true, false or a backend of torch.compile"
-    )
-    accumulate: Axis[Annotated[int, _integer(1, 65536, " (micro-batches a step)")]] = Field(
-        1, description="micro-batches a step"
-    )
+    accumulate: Axis[Accumulate] = option(1, "micro-batches a step")
 
 
 class TrainingBlock(OwnTrainingBlock):
     """`training:`; of how many examples, and how, a step is computed."""
 
     example = "batch_size: 2.0, precision: bf16"
-    batch_size: Axis[BatchSize] = Field(
-        None, description="examples a step, of all processes and micro-batches together: a number, or a multiple"
+    batch_size: Axis[BatchSize] = option(
+        None, "examples a step, of all processes and micro-batches together, or a multiple of the workload's own"
     )
 
 
@@ -275,24 +283,25 @@ class EvaluateBlock(Block):
     """`evaluate:`"""
 
     example = "every: 0.01"
-    every: Share = Field(0.01, description="steps between evaluations, or a share of the step budget; the end counts")
-    test: Flag = Field(False, description="at the end on the test split too")
+    every: Share = option(0.01, "steps between evaluations, or a share of the step budget; the end counts")
+    test: Flag = option(False, "at the end on the test split too")
+
+
+GPU_SHARE = "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs"
+
+
+def _is_gpu_share(number: float) -> bool:
+    return 0 <= number <= 1 or (number <= 1024 and number == int(number))
 
 
 class ResourcesBlock(Block):
     """`resources:` of one trial; `gpu` may be a fraction of one, or several, with a process each."""
 
     example = "cpu: 1, gpu: 0"
-    cpu: Positive = Field(1, description="CPU cores of one trial")
-    gpu: Annotated[
-        float,
-        _number(
-            lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
-            "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
-        ),
-    ] = Field(0, description="GPUs of one trial, or a fraction of one")
-    processes: Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")] = Field(
-        None, description="data-parallel processes of one trial: one a GPU, else one"
+    cpu: Positive = option(1, "CPU cores of one trial")
+    gpu: Annotated[float, _number(_is_gpu_share, GPU_SHARE)] = option(0, "GPUs of one trial, or a fraction of one")
+    processes: Annotated[int | None, _integer(1, 1024, " (data-parallel processes of one trial)")] = option(
+        None, "data-parallel processes of one trial; left out: one a GPU"
     )
 
     @model_validator(mode="after")
@@ -315,8 +324,8 @@ class TrackingBlock(Block):
     """`tracking:`"""
 
     example = "wandb: offline, project: averaging"
-    wandb: Annotated[str, BeforeValidator(one_of("offline", "online", "disabled"))] = Field(
-        "offline", description="mode of W&B"
+    wandb: Annotated[str, BeforeValidator(one_of("offline", "online", "disabled"))] = option(
+        "offline", "mode of W&B: offline, online or disabled"
     )
-    project: Name = Field("averaging", description="of W&B")
-    entity: Name = Field(None, description="of W&B: a user or a team")
+    project: Name = option("averaging", "of W&B")
+    entity: Name | None = option(None, "of W&B: a user or a team")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sweeps.axes import Grid, Placed, own_block, points
-from sweeps.blocks import EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
+from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
 from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
@@ -66,11 +66,12 @@ class _Home:
 
 def _home(workload: Workload, name: str, preset: str) -> _Home:
     """Raises: SpecError where a workload's own block holds what a study may not say."""
-    kinds = {"optimizer": optimizer_block(), "schedule": ScheduleBlock, "training": OwnTrainingBlock}
-    own = {
-        key: own_block(kind, getattr(workload, key, {}), f"{name}: its own {key}").values for key, kind in kinds.items()
-    }
-    home = _Home(workload, name, preset, **own)
+
+    def own(key: str, kind: type[Block]) -> Mapping[str, Any]:
+        return own_block(kind, getattr(workload, key, {}), f"{name}: its own {key}").values
+
+    optimizer, schedule = own("optimizer", optimizer_block()), own("schedule", ScheduleBlock)
+    home = _Home(workload, name, preset, optimizer, schedule, own("training", OwnTrainingBlock))
     if "name" in home.optimizer:
         takes = ("name", *settings(home.optimizer["name"]), "grad_clip")
         for key in home.optimizer:
@@ -197,7 +198,7 @@ def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
 
 def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedule:
     told = placed.values
-    own = {key: field.default for key, field in ScheduleBlock.model_fields.items()} | home.schedule
+    own = {key: field.default for key, field in ScheduleBlock.model_fields.items()} | dict(home.schedule)
     if optimizer == "schedule_free_adamw" and not {"lr_decay", "final_lr"} & told.keys():
         own["shape"] = "constant"  # what its name says, after the warm-up: its average stands in for a decay
     own |= told
@@ -240,7 +241,7 @@ def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
             values[key] = to_steps(values[key], total, int(option.low == 1))
             if option.low == 0 and values[key] >= total:
                 raise placed.error(key, f"{_steps(values[key])}; allowed: less than the step budget, {_steps(total)}")
-    (reach,) = [key for key in instead(kind) if key in values] or [None]
+    reach = next((key for key in instead(kind) if key in values), None)
     if reach is not None:
         values[reach] = _reach(placed, reach, values.get("every", 1), total)
     try:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, cast
 
@@ -72,10 +72,13 @@ def scheme_class(name: str) -> type[Scheme]:
     """A scheme by its name in SCHEMES, or a user's by dotted path. Raises: ValueError, in one line."""
     if ":" not in name:
         return SCHEMES[name]
-    found = import_dotted(name, "scheme")
-    if not (inspect.isclass(found) and issubclass(found, (Recursive, Windowed)) and is_dataclass(found)):
-        raise UnknownWorkload(f"{name!r} is no scheme: allowed: a dataclass that is a wa.Recursive or a wa.Windowed")
-    return found
+    found: Any = import_dotted(name, "scheme")
+    fits = (
+        inspect.isclass(found) and issubclass(found, (Recursive, Windowed)) and hasattr(found, "__dataclass_fields__")
+    )
+    if not fits:
+        raise UnknownWorkload(f"{name!r} is no scheme; allowed: a dataclass that is a wa.Recursive or a wa.Windowed")
+    return cast(type[Scheme], found)
 
 
 def scheme_name(kind: type[Scheme]) -> str:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from sweeps.blocks import Block, EvaluateBlock, ResourcesBlock, ScheduleBlock, TrackingBlock, TrainingBlock
 from sweeps.optimizers import OPTIMIZERS, parameters
-from sweeps.study_model import BLOCKS, GRAD_CLIP, GridBlock, PrimaryBlock, StudyModel
+from sweeps.study_model import BLOCKS, GRAD_CLIP, KEYS, GridBlock, PrimaryBlock, StudyModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def study() -> Table:
         "tracking": TrackingBlock,
     }
     rows = []
-    for key, field in StudyModel.model_fields.items():
+    for key in KEYS:
+        field = StudyModel.model_fields[key]
         overridable = "yes" if key in GridBlock.model_fields else ""
         rows.append((key, _default(field), overridable, field.description or ""))
         inner = blocks[key].model_fields.items() if key in blocks else ()
@@ -50,7 +51,8 @@ def optimizers() -> Table:
     rows = []
     for name in OPTIMIZERS:
         for key, one in parameters(name).items():
-            rows.append((name, key, "required" if one.default is None else _text(one.default), one.about))
+            default = "required" if one.default is None else _text(one.default, "g")
+            rows.append((name, key, default, one.about))
         rows.append((name, "grad_clip", "—", GRAD_CLIP))
     note = "Left out, a key is the workload's own value where its optimizer takes the same keys, else this default."
     return Table(("optimizer", "key", "default", "what it is"), rows, note)
@@ -79,8 +81,8 @@ def _default(field: FieldInfo) -> str:
     return "required" if field.is_required() else "—" if field.default in (None, {}) else _text(field.default)
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value: Any, style: str = "") -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:{style}}" if style else str(value)
 
 
 def markdown(table: Table) -> str:

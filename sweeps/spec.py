@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sweeps.axes import Grid, grids, validate
 from sweeps.blocks import ResourcesBlock, SpecError, TrackingBlock
-from sweeps.study_model import PrimaryBlock, StudyModel
+from sweeps.identity import scheme_name
+from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel
 from sweeps.wording import shown
 from sweeps.yaml_file import BadYaml, parse_value, read_yaml
 
@@ -35,6 +36,11 @@ class Spec:
     source: str
     raw: Mapping[str, Any]  # as read, with --set applied and defaults filled in: what spec.yaml holds
 
+    def own_schemes(self, workload: str) -> list[str]:
+        """The averaging schemes of a workload's grid that are a user's, as `identity.scheme_name` has them."""
+        blocks = [cast(AveragingBlock, one.block) for one in self.grids[workload].averaging]
+        return sorted({scheme_name(one.kind) for one in blocks if one.kind is not None and ":" in one.scheme})
+
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Read, override (``path=value``) and check a study.
@@ -48,7 +54,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
         raise SpecError("", str(error), source) from None
     try:
         if not isinstance(raw, dict):
-            raise SpecError("", f"got {shown(raw)}; allowed: a mapping of {', '.join(_keys())}")
+            raise SpecError("", f"got {shown(raw)}; allowed: a mapping of {', '.join(KEYS)}")
         for assignment in overrides:
             set_path(raw, assignment)
         return parse_spec(raw, source)
@@ -60,7 +66,7 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
     """Check a study given as a mapping. Raises: SpecError."""
     study = validate(StudyModel, raw)
     fields = StudyModel.model_fields
-    full = {key: raw.get(key, fields[key].default) for key in _keys() if key in raw or fields[key].default is not None}
+    full = {key: raw.get(key, fields[key].default) for key in KEYS if key in raw or fields[key].default is not None}
     full["primary"] = study.primary.model_dump()
     return Spec(
         **{key: getattr(study, key) for key in Spec.__annotations__ if key in fields},
@@ -69,12 +75,6 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
         source=source,
         raw=full,
     )
-
-
-def _keys() -> list[str]:
-    """The keys of a study, those that name it first."""
-    fields = StudyModel.model_fields
-    return sorted(fields, key=lambda key: key not in StudyModel.__annotations__)
 
 
 PATH = r"[^.\[\]]+(\[[0-9]{1,6}\])*(\.[^.\[\]]+(\[[0-9]{1,6}\])*)*"

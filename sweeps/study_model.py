@@ -7,22 +7,21 @@ told there, once.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
-    Field,
     PlainValidator,
     Tag,
     ValidationInfo,
     create_model,
     model_validator,
 )
+from pydantic.errors import PydanticUserError
 
 from sweeps.blocks import (
     Axis,
@@ -40,15 +39,17 @@ from sweeps.blocks import (
     TrackingBlock,
     TrainingBlock,
     Word,
+    axis,
     bad_key,
     one_of,
+    option,
     value_type,
 )
 from sweeps.identity import scheme_class
 from sweeps.optimizers import OPTIMIZERS, parameters
 from sweeps.wording import among, shown
 from wa import Scheme
-from wa.options import instead, options
+from wa.options import Option, instead, options
 from wa.schemes import SCHEMES
 from workloads.protocol import families
 
@@ -63,6 +64,9 @@ def _optimizer_name(value: Any) -> Any:
     return value
 
 
+OptimizerName = Annotated[str, BeforeValidator(_optimizer_name)]
+
+
 def optimizer_block() -> type[Block]:
     """`optimizer:` with the keys of every optimizer there is; what is left out is the workload's own value."""
     return _optimizer_block(tuple(OPTIMIZERS))
@@ -70,11 +74,11 @@ def optimizer_block() -> type[Block]:
 
 @cache
 def _optimizer_block(names: tuple[str, ...]) -> type[Block]:
-    keys: dict[str, Any] = {"name": (Axis[Annotated[str, BeforeValidator(_optimizer_name)]], Field(None))}
+    keys: dict[str, Any] = {"name": (Axis[OptimizerName], option(None, "of `wa optimizers`"))}
     for name in names:
         for key, one in parameters(name).items():
-            keys.setdefault(key, (Axis[one.type], Field(None, description=one.about)))
-    keys["grad_clip"] = (Axis[Positive], Field(None, description=GRAD_CLIP))
+            keys.setdefault(key, (axis(one.type), option(None, one.about)))
+    keys["grad_clip"] = (Axis[Positive], option(None, GRAD_CLIP))
     block: type[Block] = create_model("OptimizerBlock", __base__=Block, **keys)
     block.example = "name: nadamw, lr: 0.003"
     return block
@@ -82,6 +86,9 @@ def _optimizer_block(names: tuple[str, ...]) -> type[Block]:
 
 def _optimizer(raw: Any, info: ValidationInfo) -> Block:
     return optimizer_block().model_validate(raw, context=info.context)
+
+
+Optimizer = Annotated[Any, PlainValidator(_optimizer)]
 
 
 # --- averaging: -----------------------------------------------------------------------------------------------------
@@ -116,22 +123,21 @@ class NoneBlock(AveragingBlock):
 
 @cache
 def averaging_block(kind: type[Scheme]) -> type[AveragingBlock]:
-    """The block of a scheme. Raises: TypeError where the class is no dataclass."""
+    """The block of a scheme, whose class is a dataclass."""
     keys: dict[str, Any] = {}
-    others = {key: (one, None) for key, one in instead(kind).items()}
     for i, field in enumerate(dataclasses.fields(kind)):  # type: ignore[arg-type]
-        required = field.default is dataclasses.MISSING
-        default = field.default if not required else None if others and not i else ...
-        keys[field.name] = (options(kind)[field.name], default)
-        keys |= others if not i else {}
-    made = {
-        key: (Axis[value_type(type_, one.low, one.below, one.steps)], Field(default, description=one.about))
-        for key, ((type_, one), default) in keys.items()
-    }
-    block: type[AveragingBlock] = create_model(f"{kind.__name__}Block", __base__=AveragingBlock, **made)
+        others = instead(kind) if i == 0 else {}
+        default = field.default if field.default is not dataclasses.MISSING else None if others else ...
+        keys[field.name] = _option(*options(kind)[field.name], default)
+        keys |= {key: _option(*one, None) for key, one in others.items()}
+    block: type[AveragingBlock] = create_model(f"{kind.__name__}Block", __base__=AveragingBlock, **keys)
     block.kind = kind
-    block.__doc__ = inspect.getdoc(kind)
+    block.__doc__ = kind.__doc__
     return block
+
+
+def _option(kind: Any, one: Option, default: Any) -> tuple[Any, Any]:
+    return axis(value_type(kind, one.low, one.below, one.steps)), option(default, one.about)
 
 
 BLOCKS: Mapping[str, type[AveragingBlock]] = {"none": NoneBlock} | {k: averaging_block(v) for k, v in SCHEMES.items()}
@@ -143,7 +149,10 @@ def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
     if not isinstance(value, str) or (value not in known and ":" not in value):
         raise ValueError(f"got {shown(value)}{among(value, known)}, or your own as 'pkg.mod:Name'")
     if ":" in value:
-        averaging_block(scheme_class(value))
+        try:
+            averaging_block(scheme_class(value))
+        except (TypeError, NameError, PydanticUserError) as error:
+            raise ValueError(f"{value}: its fields are no keys of a study: {' '.join(str(error).split())}") from None
     return value
 
 
@@ -167,14 +176,17 @@ def _tag(raw: Any) -> str:
     return OWN if ":" in name else name
 
 
-Averaging = Annotated[
-    Union[  # of a table
-        *(Annotated[block, Tag(name)] for name, block in BLOCKS.items()),
-        Annotated[AveragingBlock, PlainValidator(_own), Tag(OWN)],
-    ],
-    Discriminator(_tag),
-    BeforeValidator(_named),
-]
+if TYPE_CHECKING:
+    Averaging = AveragingBlock
+else:
+    Averaging = Annotated[
+        Union[
+            *(Annotated[block, Tag(name)] for name, block in BLOCKS.items()),
+            Annotated[AveragingBlock, PlainValidator(_own), Tag(OWN)],
+        ],
+        Discriminator(_tag),
+        BeforeValidator(_named),
+    ]
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -184,10 +196,8 @@ class PrimaryBlock(Block):
     """`primary:`, the pre-specified setting."""
 
     example = "scheme: ema, horizon: 0.01"
-    scheme: Annotated[str, BeforeValidator(lambda value: _scheme_name(value, SCHEMES))] = Field(
-        "ema", description="its scheme"
-    )
-    horizon: Share = Field(0.01, description="its averaging horizon: steps or a share of the step budget")
+    scheme: Annotated[str, BeforeValidator(lambda value: _scheme_name(value, SCHEMES))] = option("ema", "its scheme")
+    horizon: Share = option(0.01, "its averaging horizon: steps or a share of the step budget")
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -201,20 +211,18 @@ class GridBlock(Block):
     """What makes the grid of a workload: these keys `overrides:` may set too, for one workload."""
 
     example = "optimizer: {lr: 0.002}"
-    step_budget: Axis[Budget] = Field(
-        1.0, validate_default=True, description="length of training: steps, or a multiple of the workload's own"
+    step_budget: Axis[Budget] = option(1.0, "length of training: steps, or a multiple of the workload's own")
+    optimizer: Axis[Annotated[Any, PlainValidator(_optimizer)]] = option(
+        {}, "what is left out is the workload's own value"
     )
-    optimizer: Axis[Annotated[Any, PlainValidator(_optimizer)]] = Field(
-        {}, validate_default=True, description="what is left out is the workload's own value"
-    )
-    schedule: Axis[ScheduleBlock] = Field(
-        {}, validate_default=True, description="of the learning rate; what is left out is the workload's own value"
-    )
-    training: Axis[TrainingBlock] = Field(
-        {}, validate_default=True, description="how a step is computed; what is left out is the workload's own value"
-    )
-    averaging: Axis[Averaging] = Field(None, description="one scheme, or a list of them")
-    evaluate: EvaluateBlock = Field({}, validate_default=True, description="when, and on which splits")
+    schedule: Axis[ScheduleBlock] = option({}, "of the learning rate; what is left out is the workload's own value")
+    training: Axis[TrainingBlock] = option({}, "how a step is computed; what is left out is the workload's own value")
+    averaging: Axis[Averaging] = option(None, "one scheme, or a list of them")
+    evaluate: EvaluateBlock = option({}, "when, and on which splits")
+
+
+Report = Annotated[str | None, BeforeValidator(one_of("steps", "final_metric", "horizon"))]
+Names = Annotated[Axis[Word], AfterValidator(_distinct)]
 
 
 def _by_workload(value: Any) -> Any:
@@ -223,32 +231,31 @@ def _by_workload(value: Any) -> Any:
     return value
 
 
+ByWorkload = Annotated[dict[str, GridBlock], BeforeValidator(_by_workload)]
+
+
 class StudyModel(GridBlock):
     """A study."""
 
     example = "study: …, workloads: […], averaging: […]"
     renamed: ClassVar[Mapping[str, str]] = {"asks": "report"}
-    study: Name = Field(description="names the run folder and the W&B group")
-    question: Text = Field(None, description="in words, for the report")
-    report: Annotated[str, BeforeValidator(one_of("steps", "final_metric", "horizon"))] = Field(
-        None, description="what the report answers: steps, final_metric or horizon; else what the trainings vary"
+    study: Name = option(..., "names the run folder and the W&B group")
+    question: Text | None = option(None, "in words, for the report")
+    report: Annotated[str, BeforeValidator(one_of("steps", "final_metric", "horizon"))] = option(
+        None, "what the report answers: steps, final_metric or horizon; else what the trainings vary"
     )
-    primary: PrimaryBlock = Field({}, validate_default=True, description="the pre-specified setting")
-    workloads: Annotated[Axis[Word], AfterValidator(_distinct)] = Field(
-        description="of `wa workloads`, or your own as 'pkg.mod:Name'"
+    primary: PrimaryBlock = option({}, "the pre-specified setting")
+    workloads: Names = option(..., "of `wa workloads`, or your own as 'pkg.mod:Name'")
+    preset: Names = option("mini", "mini or full")
+    seeds: Axis[Seed] = option([0], "of the trainings")
+    averaging: Axis[Averaging] = option(..., "one scheme, or a list of them")
+    overrides: Annotated[dict[str, GridBlock], BeforeValidator(_by_workload)] = option(
+        {}, "workload -> its own keys of the grid"
     )
-    preset: Annotated[Axis[Word], AfterValidator(_distinct)] = Field(
-        "mini", validate_default=True, description="mini or full"
-    )
-    seeds: Axis[Seed] = Field([0], validate_default=True, description="of the trainings")
-    averaging: Axis[Averaging] = Field(description="one scheme, or a list of them")
-    overrides: Annotated[dict[str, GridBlock], BeforeValidator(_by_workload)] = Field(
-        {}, description="workload -> its own keys of the grid"
-    )
-    data_dir: Text = Field(None, description="folder of the full presets' data; else $WA_DATA_DIR")
-    resources: ResourcesBlock = Field({}, validate_default=True, description="of one trial")
-    tracking: TrackingBlock = Field({}, validate_default=True, description="W&B")
-    fuse: Flag = Field(True, description="false: one trial per cell, the reference")
+    data_dir: Text | None = option(None, "folder of the full presets' data; else $WA_DATA_DIR")
+    resources: ResourcesBlock = option({}, "of one trial")
+    tracking: TrackingBlock = option({}, "W&B")
+    fuse: Flag = option(True, "false: one trial per cell, the reference")
 
     @model_validator(mode="after")
     def _overrides_of_its_workloads(self) -> StudyModel:
@@ -256,3 +263,7 @@ class StudyModel(GridBlock):
             if name not in self.workloads and name not in families():
                 raise bad_key(f"overrides.{shown(name)[1:-1]}", f"unknown key{among(name, self.workloads)}")
         return self
+
+
+_FIRST = [key for key in StudyModel.__annotations__ if key in StudyModel.model_fields]
+KEYS = list(dict.fromkeys([*_FIRST, *StudyModel.model_fields]))

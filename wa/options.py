@@ -56,7 +56,10 @@ def instead(kind: type[Any]) -> Mapping[str, tuple[Any, Option]]:
 
 def _option(name: str, hint: Any) -> tuple[Any, Option]:
     said = [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)]
-    return (hint.__origin__, said[0]) if said else (hint, Option("", steps=name in ("every", "burn_in", "start")))
+    return (hint.__origin__, said[0]) if said else (hint, UNSAID.get(name, Option("")))
+
+
+UNSAID = {"every": Option("", steps=True, low=1)} | dict.fromkeys(("burn_in", "start"), Option("", steps=True, low=0))
 
 
 def check_options(scheme: object) -> None:
