@@ -46,15 +46,6 @@ def _as_meant(value: object) -> str:
     return ""
 
 
-def _checked(accept: Callable[[Any], bool], allowed: str) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if not accept(value):
-            raise ValueError(f"got {shown(value)}; allowed: {allowed}{_as_meant(value)}")
-        return value
-
-    return BeforeValidator(check)
-
-
 def _whole(value: object) -> int | None:
     """The int that a float such as 1e3 may have meant, else None."""
     if type(value) is float and math.isfinite(value) and value == int(value) and 1 < value < 2**40:
@@ -62,35 +53,37 @@ def _whole(value: object) -> int | None:
     return None
 
 
-def _integer(low: int, high: int, what: str = "") -> BeforeValidator:
-    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+def _checked(accept: Callable[[Any], bool], allowed: str, whole: str = "") -> BeforeValidator:
+    """whole: what to write instead of a float that may have meant the int n."""
 
     def check(value: Any) -> Any:
-        if type(value) is int and low <= value <= high:
+        if accept(value):
             return value
-        meant = _as_meant(value) if (whole := _whole(value)) is None else f" (write {whole})"
-        raise ValueError(f"got {shown(value)}; allowed: {bound}{what}{meant}")
-
-    return BeforeValidator(check)
-
-
-def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
-    return _checked(lambda v: _is_number(v) and accept(v), allowed)
-
-
-def _steps_or_share(steps: int, share: Callable[[float], bool], interval: str, of: str) -> BeforeValidator:
-    # The face's rule: an int is steps, a float is a share.
-    allowed = f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})"
-
-    def check(value: Any) -> Any:
-        if (type(value) is int and steps <= value < 2**40) or (type(value) is float and share(value)):
-            return value
-        meant = _as_meant(value)
-        if (whole := _whole(value)) is not None:
-            meant = f" (write {whole} for {whole} steps, or a share below 1)"
+        n = _whole(value) if whole else None
+        meant = _as_meant(value) if n is None else f" (write {whole.format(n=n)})"
         raise ValueError(f"got {shown(value)}; allowed: {allowed}{meant}")
 
     return BeforeValidator(check)
+
+
+def _integer(low: int, high: int = 2**40, what: str = "") -> BeforeValidator:
+    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+    return _checked(lambda v: type(v) is int and low <= v <= high, f"{bound}{what}", "{n}")
+
+
+def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+    return _checked(lambda v: _is_number(v) and accept(v), f"a number {allowed}".rstrip())
+
+
+def _steps_or_share(
+    steps: int, share: Callable[[float], bool], interval: str, of: str = "step budget"
+) -> BeforeValidator:
+    """An int is steps, a float is a share."""
+    return _checked(
+        lambda v: (type(v) is int and steps <= v < 2**40) or (type(v) is float and share(v)),
+        f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})",
+        "{n} for {n} steps, or a share below 1",
+    )
 
 
 ASK_FROM = 10  # a whole float from here on may have meant an int: ask which
@@ -127,36 +120,37 @@ def one_of(*names: str) -> Callable[[Any], Any]:
     return check
 
 
-BUDGET = "step budget"
-Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
-ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
+Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]")]
+ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)")]
 ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
 Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
 BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
-Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
-NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
-UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
-Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "a number in [0, 1]")]
-Number = Annotated[float, _number(lambda v: True, "a number")]
-Int = Annotated[int, _integer(-(2**40), 2**40)]
-Count = Annotated[int, _integer(1, 2**40)]
+Positive = Annotated[float, _number(lambda v: v > 0, "> 0")]
+NonNegative = Annotated[float, _number(lambda v: v >= 0, "≥ 0")]
+UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "in [0, 1)")]
+Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "in [0, 1]")]
+Number = Annotated[float, _number(lambda v: True, "")]
+Int = Annotated[int, _integer(-(2**40))]
+Count = Annotated[int, _integer(1)]
 Seed = Annotated[int, _integer(0, 2**31 - 1)]
-Step = Annotated[int, _integer(0, 2**40, " (steps)")]
+Step = Annotated[int, _integer(0, what=" (steps)")]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_ALLOWED = "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and all(c.isprintable() or c in "\t\n" for c in value)
+
+
 Name = Annotated[
     str,
     _checked(
-        lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", v) is not None,
-        "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), in quotes where it "
-        "reads as a number",
+        lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
+        f"{NAME_ALLOWED}, in quotes where it reads as a number",
     ),
 ]
-Text = Annotated[
-    str,
-    _checked(
-        lambda v: isinstance(v, str) and len(v) <= 1000 and all(c.isprintable() or c in "\t\n" for c in v),
-        "a text of ≤ 1000 printable characters",
-    ),
-]
+Text = Annotated[str, _checked(_is_text, "a text of ≤ 1000 printable characters")]
 Word = Annotated[str, _checked(lambda v: isinstance(v, str) and v != "", "a name")]
 Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
 OF_TYPE: Mapping[Any, Any] = {int: Int, float: Number, bool: Flag, str: Text}
@@ -170,9 +164,9 @@ def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps
         return Annotated[str, BeforeValidator(one_of(*get_args(kind)))]
     if kind is float and (low, below) != (-math.inf, math.inf):
         allowed = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"≥ {low:g}"
-        return Annotated[float, _number(lambda v: low <= v < below, f"a number {allowed}")]
+        return Annotated[float, _number(lambda v: low <= v < below, allowed)]
     if kind is int and math.isfinite(low):
-        return Annotated[int, _integer(int(low), 2**40)]
+        return Annotated[int, _integer(int(low))]
     return OF_TYPE.get(kind, kind)
 
 
@@ -287,7 +281,7 @@ class EvaluateBlock(Block):
     test: Flag = option(False, "at the end on the test split too")
 
 
-GPU_SHARE = "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs"
+GPU_SHARE = "from 0 to 1 (a fraction of one GPU) or a whole number of GPUs"
 
 
 def _is_gpu_share(number: float) -> bool:

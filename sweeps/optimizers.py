@@ -3,76 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, cast, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
+from sweeps.adaptive import NadamW, Shampoo
 from sweeps.blocks import Count, Flag, NonNegative, Positive, Step, UnitOpen, value_type
-from sweeps.shampoo import Shampoo
-
-
-class NadamW(torch.optim.Optimizer):
-    """NadamW as AlgoPerf defines it, which is not `torch.optim.NAdam`.
-
-    θ ← θ(1 − ηλ)
-    m ← β₁m + (1 − β₁)g                    v ← β₂v + (1 − β₂)g²
-    m̂ = (β₁m + (1 − β₁)g)/(1 − β₁ᵗ)        v̂ = v/(1 − β₂ᵗ)
-    θ ← θ − η m̂/(√v̂ + ε)
-
-    t counts from 1. State m, v in the parameter's dtype. Source: AlgoPerf,
-    reference_algorithms/paper_baselines/nadamw.
-    """
-
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-    ) -> None:
-        defaults = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients; parameters without a gradient stay as they are."""
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {
-                        "step": torch.zeros((), dtype=torch.int64),
-                        "m": torch.zeros_like(p),
-                        "v": torch.zeros_like(p),
-                    }
-                self.state[p]["step"] += 1
-            grads = [cast(Tensor, p.grad) for p in params]
-            m = [self.state[p]["m"] for p in params]
-            v = [self.state[p]["v"] for p in params]
-            t = int(self.state[params[0]]["step"])
-            lr, beta1, beta2 = group["lr"], group["beta1"], group["beta2"]
-
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_mul_(m, beta1)
-            torch._foreach_add_(m, grads, alpha=1 - beta1)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-            m_hat = torch._foreach_mul(m, beta1 / (1 - beta1**t))
-            torch._foreach_add_(m_hat, grads, alpha=(1 - beta1) / (1 - beta1**t))
-            denominator = torch._foreach_sqrt(v)
-            torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
-            torch._foreach_add_(denominator, group["eps"])
-            torch._foreach_addcdiv_(params, m_hat, denominator, value=-lr)
-        return value
-
 
 # --- the builders: a parameter is a key of `optimizer:`, its annotation what it is and may be ------------------------
 
@@ -94,7 +35,7 @@ def nadamw(
     weight_decay: WeightDecay = 0.0,
 ) -> torch.optim.Optimizer:
     """AlgoPerf's NadamW; defaults as torch's NAdam."""
-    return NadamW(params, lr, beta1, beta2, eps, weight_decay)
+    return NadamW(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
 
 def adamw(
@@ -139,7 +80,9 @@ def shampoo(
     every, start, size = int(precondition_every), int(precondition_start), int(block_size)
     if every < 1 or size < 1:
         raise ValueError(f"shampoo: precondition_every {every}, block_size {size}; allowed: ints ≥ 1")
-    return Shampoo(params, lr, beta1, beta2, eps, weight_decay, matrix_eps, every, start, size)
+    steps = {"precondition_every": every, "precondition_start": start, "block_size": size}
+    moments = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+    return Shampoo(params, lr=lr, **moments, matrix_eps=matrix_eps, **steps)
 
 
 def schedule_free_adamw(

@@ -13,7 +13,7 @@ from schedulefree import AdamWScheduleFree
 from analysis.records import CELLS, read_table
 from sweeps import checkpoint
 from sweeps.evaluate import evaluate
-from sweeps.optimizers import OPTIMIZERS, NadamW, evaluation_weights, settings
+from sweeps.optimizers import OPTIMIZERS, evaluation_weights, settings
 from workloads.protocol import load
 
 
@@ -38,7 +38,7 @@ def test_nadamw_is_algoperfs_formula_in_float64(b1: float, b2: float, wd: float)
     start = [rng.normal(size=(3, 4)), rng.normal(size=5)]
     gradients = [[rng.normal(size=s.shape) for s in start] for _ in range(50)]
     parameters = [torch.nn.Parameter(torch.tensor(s)) for s in start]
-    optimizer = NadamW(parameters, 0.0123, b1, b2, 1e-8, wd)
+    optimizer = OPTIMIZERS["nadamw"](parameters, lr=0.0123, beta1=b1, beta2=b2, eps=1e-8, weight_decay=wd)
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = torch.tensor(gradient)
