@@ -136,7 +136,10 @@ Seed = Annotated[int, _integer(0, 2**31 - 1)]
 Step = Annotated[int, _integer(0, what=" (steps)")]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-NAME_ALLOWED = "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group)"
+NAME_ALLOWED = (
+    "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), "
+    "in quotes where it reads as a number"
+)
 
 
 def _is_text(value: object) -> bool:

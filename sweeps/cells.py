@@ -26,6 +26,7 @@ from workloads.protocol import (
     takes_part,
     with_batch_size,
 )
+from workloads.user_errors import one_line
 
 
 def cells(spec: Spec) -> list[Cell]:
@@ -168,15 +169,12 @@ def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | N
             f"allowed: a number of processes that divides {normed}, or an accumulate of your own",
         )
     if parts > 1 and not takes_part(workload):
-        raise placed.error(
-            "accumulate",
-            f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)",
-        )
+        said = f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)"
+        raise placed.error("accumulate", said)
     whole = workload.batch_size if batch_size is None else batch_size
     if whole % parts:
         both = f"{counted(accumulate, 'micro-batch')} × {counted(processes, 'process')}"
-        message = f"{both} do not divide a batch of {whole}"
-        raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
+        raise placed.error("accumulate", f"{both} do not divide a batch of {whole}; allowed: what divides it evenly")
     backend = {True: "inductor", False: None}.get(told["compile"], told["compile"])
     return told["precision"], backend, accumulate, batch_size
 
@@ -232,13 +230,13 @@ def _share_of_length(amount: int | float, length: int) -> int:
 
 def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
     """The average of a block, in steps."""
-    kind = cast(AveragingBlock, placed.block).kind
-    if kind is None:
+    block = cast(AveragingBlock, placed.block)
+    if (kind := block.kind) is None:
         return None
     values = {key: value for key, value in placed.values.items() if key != "scheme"}
     for key, (_, option) in options(kind).items():
         if option.steps and key in values:
-            values[key] = to_steps(values[key], total, int(option.low == 1))
+            values[key] = to_steps(values[key], total, least=int(option.low != 0))
             if option.low == 0 and values[key] >= total:
                 raise placed.error(key, f"{_steps(values[key])}; allowed: less than the step budget, {_steps(total)}")
     reach = next((key for key in instead(kind) if key in values), None)
@@ -246,12 +244,15 @@ def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
         values[reach] = _reach(placed, reach, values.get("every", 1), total)
     try:
         scheme: Scheme = (kind if reach is None else getattr(kind, f"from_{reach}"))(**values)
-    except ValueError as error:
-        raise placed.error("scheme", str(error)) from None
+        exists = scheme.exists(length)
+    except Exception as error:
+        if ":" not in block.scheme:
+            raise
+        raise placed.error("scheme", f"{block.scheme} fails: {one_line(error)}") from None
     if isinstance(scheme, Windowed) and scheme.k * scheme.every > total:
         reaches = f"reaches {_steps(scheme.k * scheme.every)} back"
         raise placed.error(reach or "k", f"{reaches}; allowed: at most the step budget, {_steps(total)}")
-    if not scheme.exists(length):
+    if not exists:
         raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
     return scheme
 
