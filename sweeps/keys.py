@@ -1,6 +1,6 @@
 """The keys of a study as tables: what each means and what it is when left out, as the models themselves say it.
 
-`wa optimizers`, `wa schedules`, `wa schemes` and docs/keys.md show these rows.
+`wa optimizers`, `wa schedules`, `wa schemes` and docs/keys.md show these rows; `wa workloads` those at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pydantic.fields import FieldInfo
 from sweeps.blocks import Block, EvaluateBlock, ResourcesBlock, ScheduleBlock, TrackingBlock, TrainingBlock
 from sweeps.optimizers import OPTIMIZERS, parameters
 from sweeps.study_model import BLOCKS, GRAD_CLIP, KEYS, GridBlock, PrimaryBlock, StudyModel
+from sweeps.targets import read_target
+from sweeps.terminal import Row, fitting
+from workloads.protocol import families, presets
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,23 @@ def markdown(table: Table) -> str:
     """The table for a page."""
     lines = [table.headers, tuple("---" for _ in table.headers), *table.rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+WORKLOADS = ("workload", "preset", "step budget", "batch", "metric", "target", "where the target comes from", "target")
+CHOICES = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 5), (0, 1, 2, 4, 5), (0, 1, 7))  # widest first
+
+
+def workloads(width: int) -> tuple[Row, list[Row]]:
+    """(headers, rows) of the shipped workloads in at most `width` characters, from 60 on."""
+    rows: list[Row] = []
+    for name in families():
+        for preset, made in presets(name).items():
+            target = read_target(name, preset)
+            metric = f"{made.metric} {'↑' if made.higher_is_better else '↓'}"
+            value, budget = "—" if target is None else f"{target.value:.6g}", f"{made.step_budget:,}"
+            where = "— (`wa calibrate` sets one)" if target is None else target.rule
+            if target is not None and target.seeds:
+                where = f"calibrated: seeds {', '.join(map(str, target.seeds))}; {target.date}"
+            said = f"{metric} {value} in {budget}"
+            rows.append((name, preset, budget, f"{made.batch_size:,}", metric, value, where, said))
+    return fitting(WORKLOADS, rows, width, CHOICES)

@@ -29,6 +29,7 @@ EVERY_KEY = """
 study: every_key
 question: Which?
 report: steps
+primary: {scheme: lawa, horizon: 0.02}
 workloads: [lm, ogbg]
 preset: mini
 seeds: [0, 1]
@@ -229,48 +230,11 @@ COMMANDS: dict[str, tuple[int, list[str], list[str]]] = {
     "optimizers": (0, [], []),
     "nosuch": (1, ["--nope"], ["-z"]),
 }
-ARGUMENTS = [
-    *(
-        "quickstart",
-        "quickstrt",
-        "sweeps/quickstart.yaml",
-        "missing.yaml",
-        "here.yaml",
-        ".",
-        "folder",
-        "",
-        " ",
-        "-",
-    ),
-    *(
-        "--",
-        "-1",
-        "0",
-        "1e999",
-        "nan",
-        "lm",
-        "lmm",
-        "sys:exit",
-        "..:x",
-        "a:",
-        "x" * 5000,
-        "a/" * 3000,
-        "a\x00b",
-        "\udcff",
-    ),
-    *(
-        "\n",
-        "seeds=3",
-        "seeds=x",
-        "\u202e",
-        "s3://bucket/run",
-        "/dev/null",
-        "http://127.0.0.1:1",
-        "1e3",
-        "@x",
-        "*",
-    ),
-]
+ARGUMENTS = """
+quickstart quickstrt sweeps/quickstart.yaml missing.yaml here.yaml . folder - -- -1 0 1e999 nan lm lmm sys:exit ..:x a:
+seeds=3 seeds=x s3://bucket/run /dev/null http://127.0.0.1:1 1e3 @x *
+""".split()  # noqa: SIM905
+ARGUMENTS += ["", " ", "x" * 5000, "a/" * 3000, "a\x00b", "\udcff", "\n", "\u202e"]
 
 
 class Launched(Exception):

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import sweeps.spec
-from sweeps import keys, workload_list
+from sweeps import keys
 from sweeps.blocks import ScheduleBlock
 from sweeps.cli import main
 from sweeps.optimizers import OPTIMIZERS
@@ -64,7 +64,7 @@ def test_workloads_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch)
     (wmt,) = [line for line, row in zip(lines, rows, strict=True) if row[:2] == ["wmt", "full"]]
     assert "30.8491" in wmt
     assert ("published" in wmt) == (width == 140)
-    assert len(workload_list.table(width)[1]) == 2 * len(families())
+    assert len(keys.workloads(width)[1]) == 2 * len(families())
 
 
 UNKNOWN = [("nosuch", "decay_length"), ("horizn", "horizon"), ("sweeps/quikstart.yaml", "quickstart")]

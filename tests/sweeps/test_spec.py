@@ -10,7 +10,7 @@ from sweeps.axes import points
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.spec import Spec, load_spec, parse_spec
+from sweeps.spec import Spec, load_spec
 from sweeps.yaml_file import dump_yaml
 
 FACE = """
@@ -98,7 +98,15 @@ WRONG = [
     ("evaluate.test=yess", "evaluate.test", "true or false"),
     ("report=horizn", "report", "did you mean 'horizon'"),
     ("report=predictions", "report", "allowed: steps, final_metric, horizon"),
-    ("asks=steps", "asks", "is called `report` now"),
+    ("asks=steps", "asks", "is called `report` now; write `report: …`"),
+    ("overrides.lm.asks=steps", "overrides.lm.asks", "unknown key"),
+    ("primary=ema", "primary", "a mapping such as {scheme: ema, horizon: 0.01}"),
+    ("primary.scheme=emma", "primary.scheme", "did you mean 'ema'"),
+    ("primary.scheme=none", "primary.scheme", "allowed: lawa, ema, tail, wsm"),
+    ("primary.scheme=nosuch:Scheme", "primary.scheme", "cannot import scheme 'nosuch:Scheme'"),
+    ("primary.horizon=2.0", "primary.horizon", "(write 2 for 2 steps"),
+    ("primary.horizon=[0.01, 0.02]", "primary.horizon", "(0, 1]"),
+    ("primary.decay=0.9", "primary.decay", "unknown key"),
     ("seeds=[]", "seeds", "empty list"),
     ("seeds=[0, 0]", "averaging[0]", "duplicate cell"),
     ("seeds=[0, one]", "seeds[1]", "an int from 0"),
@@ -252,6 +260,18 @@ def test_bad_input_exits_2_and_launches_nothing(
     assert [entry.name for entry in face.parent.iterdir()] == ["face.yaml"]
 
 
+def test_the_pre_specified_setting_is_the_studys_or_ema_of_one_percent(face: Path) -> None:
+    for assignments, scheme, horizon in (
+        ([], "ema", 0.01),
+        (["primary.scheme=lawa"], "lawa", 0.01),
+        (["primary={scheme: wsm, horizon: 40}"], "wsm", 40),
+    ):
+        spec = load_spec(face, assignments)
+        assert (spec.primary.scheme, spec.primary.horizon) == (scheme, horizon)
+        assert spec.raw["primary"] == {"scheme": scheme, "horizon": horizon}
+    assert load_spec(face).report is None
+
+
 def test_numbers_are_read_as_written(face: Path) -> None:
     spec = load_spec(face, ["seeds=[010, 0x1F]", "step_budget=[20x, 2.0, 0o20]", "training.batch_size=[2.0, 16x]"])
     assert spec.seeds == (10, 31)
@@ -312,14 +332,3 @@ def test_the_resolved_spec_means_the_same_cells(face: Path, tmp_path: Path) -> N
     again = tmp_path / "spec.yaml"
     again.write_text(dump_yaml(dict(spec.raw)))
     assert cells(load_spec(again)) == cells(spec)
-
-
-def test_defaults_are_the_workloads_own() -> None:
-    made = cells(parse_spec({"study": "s", "workloads": "lm", "averaging": {"scheme": "none"}}))
-    (cell,) = made
-    from workloads.protocol import load
-
-    lm = load("lm")
-    assert cell.training.step_budget == lm.step_budget
-    assert dict(cell.training.settings)["lr"] == lm.optimizer["lr"]
-    assert cell.training.schedule.shape == lm.schedule["shape"]
