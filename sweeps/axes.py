@@ -80,7 +80,7 @@ def validate(model: type[B], raw: Any, path: str = "", context: str | None = Non
         found = error.errors(include_url=False, include_input=False)
         first = min(found, key=lambda one: order.get(one["loc"][0], 0) if one["loc"] else -1)  # as the file goes
         keys = [path] if path else []
-        keys += _keys(raw, first["loc"])
+        keys += _keys(raw, tuple(step for step in first["loc"] if context != ONE or isinstance(step, str)))
         if first["type"] == "key":
             keys.append(first["ctx"]["key"])
         raise SpecError(".".join(keys).replace(".[", "["), first["msg"].removeprefix("Value error, ")) from None

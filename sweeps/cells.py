@@ -13,19 +13,11 @@ from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
-from sweeps.study_model import AveragingBlock, optimizer_block
+from sweeps.study_model import AveragingBlock, class_of, optimizer_block
 from sweeps.wording import among, counted
 from wa import Scheme, Windowed
 from wa.options import instead, options
-from workloads.protocol import (
-    UnknownWorkload,
-    Workload,
-    families,
-    load,
-    splits,
-    takes_part,
-    with_batch_size,
-)
+from workloads.protocol import UnknownWorkload, Workload, families, load, splits, takes_part, with_batch_size
 from workloads.user_errors import one_line
 
 
@@ -231,7 +223,7 @@ def _share_of_length(amount: int | float, length: int) -> int:
 def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
     """The average of a block, in steps."""
     block = cast(AveragingBlock, placed.block)
-    if (kind := block.kind) is None:
+    if (kind := class_of(block)) is None:
         return None
     values = {key: value for key, value in placed.values.items() if key != "scheme"}
     for key, (_, option) in options(kind).items():

@@ -45,7 +45,7 @@ from sweeps.blocks import (
     option,
     value_type,
 )
-from sweeps.identity import scheme_class
+from sweeps.identity import scheme_class, scheme_name
 from sweeps.optimizers import OPTIMIZERS, parameters
 from sweeps.wording import among, shown
 from wa import Scheme
@@ -98,21 +98,26 @@ class AveragingBlock(Block):
     """`averaging:` of one scheme: the fields of its class, and what may stand instead of the first of them."""
 
     example = "scheme: ema, decay: 0.99, every: 8"
-    kind: ClassVar[type[Scheme] | None] = None
     scheme: str
 
     @model_validator(mode="after")
     def _one_length(self) -> AveragingBlock:
-        if self.kind is None or not instead(self.kind):
+        kind = class_of(self)
+        if kind is None or not instead(kind):
             return self
-        either = [next(iter(options(self.kind))), *instead(self.kind)]
+        either = [next(iter(options(kind))), *instead(kind)]
         given = [key for key in either if key in self.model_fields_set]
         if len(given) > 1:
             other = f"{either[-1]} is {either[0]} told in steps"
             raise ValueError(f"{' and '.join(given)} at once; allowed: one of them ({other})")
-        if not given:
+        if not given and type(self).model_fields[either[0]].default is None:
             raise ValueError(f"neither {' nor '.join(either)}; allowed: exactly one of them")
         return self
+
+
+def class_of(block: AveragingBlock) -> type[Scheme] | None:
+    """The scheme of a block; None: the last iterate."""
+    return None if block.scheme == "none" else scheme_class(block.scheme)
 
 
 class NoneBlock(AveragingBlock):
@@ -131,7 +136,6 @@ def averaging_block(kind: type[Scheme]) -> type[AveragingBlock]:
         keys[field.name] = _option(*options(kind)[field.name], default)
         keys |= {key: _option(*one, None) for key, one in others.items()}
     block: type[AveragingBlock] = create_model(f"{kind.__name__}Block", __base__=AveragingBlock, **keys)
-    block.kind = kind
     block.__doc__ = kind.__doc__
     return block
 
@@ -145,12 +149,14 @@ OWN = "own"
 
 
 def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
-    """A scheme's name. Raises: ValueError for what names none."""
+    """The name of a scheme, as its cells have it. Raises: ValueError for what names none."""
     if not isinstance(value, str) or (value not in known and ":" not in value):
         raise ValueError(f"got {shown(value)}{among(value, known)}, or your own as 'pkg.mod:Name'")
     if ":" in value:
         try:
-            averaging_block(scheme_class(value))
+            kind = scheme_class(value)
+            averaging_block(kind)
+            return scheme_name(kind)
         except (TypeError, NameError, PydanticUserError) as error:
             raise ValueError(f"{value}: its fields are no keys of a study: {' '.join(str(error).split())}") from None
     return value
@@ -200,6 +206,9 @@ class PrimaryBlock(Block):
     horizon: Share = option(0.01, "its averaging horizon: steps or a share of the step budget")
 
 
+Report = Annotated[str | None, BeforeValidator(one_of("steps", "final_metric", "horizon"))]
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -212,16 +221,13 @@ class GridBlock(Block):
 
     example = "optimizer: {lr: 0.002}"
     step_budget: Axis[Budget] = option(1.0, "length of training: steps, or a multiple of the workload's own")
-    optimizer: Axis[Annotated[Any, PlainValidator(_optimizer)]] = option(
-        {}, "what is left out is the workload's own value"
-    )
+    optimizer: Axis[Optimizer] = option({}, "what is left out is the workload's own value")
     schedule: Axis[ScheduleBlock] = option({}, "of the learning rate; what is left out is the workload's own value")
     training: Axis[TrainingBlock] = option({}, "how a step is computed; what is left out is the workload's own value")
     averaging: Axis[Averaging] = option(None, "one scheme, or a list of them")
     evaluate: EvaluateBlock = option({}, "when, and on which splits")
 
 
-Report = Annotated[str | None, BeforeValidator(one_of("steps", "final_metric", "horizon"))]
 Names = Annotated[Axis[Word], AfterValidator(_distinct)]
 
 
@@ -241,17 +247,13 @@ class StudyModel(GridBlock):
     renamed: ClassVar[Mapping[str, str]] = {"asks": "report"}
     study: Name = option(..., "names the run folder and the W&B group")
     question: Text | None = option(None, "in words, for the report")
-    report: Annotated[str, BeforeValidator(one_of("steps", "final_metric", "horizon"))] = option(
-        None, "what the report answers: steps, final_metric or horizon; else what the trainings vary"
-    )
+    report: Report = option(None, "what it answers: steps, final_metric or horizon; else what the trainings vary")
     primary: PrimaryBlock = option({}, "the pre-specified setting")
     workloads: Names = option(..., "of `wa workloads`, or your own as 'pkg.mod:Name'")
     preset: Names = option("mini", "mini or full")
     seeds: Axis[Seed] = option([0], "of the trainings")
     averaging: Axis[Averaging] = option(..., "one scheme, or a list of them")
-    overrides: Annotated[dict[str, GridBlock], BeforeValidator(_by_workload)] = option(
-        {}, "workload -> its own keys of the grid"
-    )
+    overrides: ByWorkload = option({}, "workload -> its own keys of the grid")
     data_dir: Text | None = option(None, "folder of the full presets' data; else $WA_DATA_DIR")
     resources: ResourcesBlock = option({}, "of one trial")
     tracking: TrackingBlock = option({}, "W&B")

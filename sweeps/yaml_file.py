@@ -206,20 +206,17 @@ def _tag_name(node: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else; writes what stands twice twice."""
 
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        **yaml.SafeDumper.yaml_implicit_resolvers,
+        **_Loader.yaml_implicit_resolvers,
+    }
 
-_Dumper.yaml_implicit_resolvers = {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def dump_yaml(value: Any) -> str:
     """Plain values -> YAML text that `parse_value` reads back equal."""
-    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -266,10 +266,7 @@ def test_a_hostile_command_line_is_one_line(tmp_path: Path, monkeypatch: pytest.
         done = CliRunner().invoke(main, [*command.split(), *line])
         case = [command, *(one[:60] for one in line)]
         assert time.process_time() - began < 2 * MOST_SECONDS, case
-        assert done.exception is None or isinstance(done.exception, SystemExit | Launched), (
-            case,
-            done.exc_info,
-        )
+        assert done.exception is None or isinstance(done.exception, SystemExit | Launched), (case, done.exc_info)
         codes.append(-1 if isinstance(done.exception, Launched) else done.exit_code)
         if codes[-1] == 2:
             assert len(done.stderr.splitlines()) == 1, (case, done.output)

@@ -67,12 +67,7 @@ def inverse_fourth_root(matrix: np.ndarray, matrix_eps: float) -> np.ndarray:
 
 
 def shampoo_reference(
-    theta: np.ndarray,
-    gradients: list[np.ndarray],
-    every: int,
-    start: int,
-    rows: list[slice],
-    cols: list[slice],
+    theta: np.ndarray, gradients: list[np.ndarray], every: int, start: int, rows: list[slice], cols: list[slice]
 ) -> np.ndarray:
     """Distributed Shampoo of one matrix cut into rows × cols, one block at a time, with AdamW's norm."""
     lr, b1, b2, eps, wd, matrix_eps = 0.0123, 0.8, 0.95, 1e-3, 0.1, 0.01
@@ -277,13 +272,7 @@ def run(name: str, **given: float) -> torch.Tensor:
 def test_every_setting_changes_the_weights(name: str) -> None:
     base = run(name)
     changed = {"lr": 0.02, "beta1": 0.5, "beta2": 0.8, "eps": 0.1, "weight_decay": 0.3, "momentum": 0.3}
-    changed |= {
-        "matrix_eps": 0.1,
-        "precondition_every": 3,
-        "precondition_start": 5,
-        "block_size": 2,
-        "nesterov": 1,
-    }
+    changed |= {"matrix_eps": 0.1, "precondition_every": 3, "precondition_start": 5, "block_size": 2, "nesterov": 1}
     for setting in settings(name):
         assert not torch.equal(run(name, **{setting: changed[setting]}), base), setting
 

@@ -312,13 +312,7 @@ def test_cells_are_counted_before_any_is_made(face: Path, monkeypatch: pytest.Mo
 
 
 def test_set_overrides_anything(face: Path) -> None:
-    assignments = [
-        "optimizer.lr=1e-3",
-        "averaging[1].k=[3]",
-        "evaluate.every=7",
-        "tracking.project=p",
-        "seeds=9",
-    ]
+    assignments = ["optimizer.lr=1e-3", "averaging[1].k=[3]", "evaluate.every=7", "tracking.project=p", "seeds=9"]
     spec = load_spec(face, assignments)
     assert said(spec, "optimizer", "lr") == [0.001]  # 1e-3 is a number, as in YAML 1.2
     assert said(spec, "averaging", "k") == [3]

@@ -102,6 +102,7 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
     plan = load_plan(run)
     assert [one["study"] for one in plan["studies"]] == ["speedup", "decay"]
     assert [one["seeds"] for one in plan["studies"]] == [[0, 1], [1, 2]]
+    assert [one["primary"] for one in plan["studies"]] == [{"scheme": "ema", "horizon": 0.01}] * 2
     assert [len(one["cells"]) for one in plan["studies"]] == [4, 8]
     assert (plan["study"], plan["question"], plan["seeds"]) == ("speedup", "Faster?", [0, 1])
     assert len(plan["cells"]) == len(set(plan["cells"])) == 11
