@@ -19,7 +19,15 @@ from analysis import records as schema
 from analysis.schema import AVERAGING as AVERAGING
 from analysis.schema import TRAINING as TRAINING
 
-SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail", "wsm": "WSM"}
+
+class _SchemeNames(dict[str, str]):
+    """A user's scheme, pkg.mod:Name, is called by its class."""
+
+    def __missing__(self, scheme: str) -> str:
+        return scheme.rpartition(":")[2]
+
+
+SCHEME_NAMES = _SchemeNames(none="no averaging", ema="EMA", lawa="LAWA", tail="Tail", wsm="WSM")
 
 
 def _no_records() -> pd.DataFrame:
@@ -191,7 +199,7 @@ def _value(value: Any) -> str:
 
 
 def _scheme_label(row: dict[str, Any], varying: list[str]) -> str:
-    name = SCHEME_NAMES.get(row["scheme"], str(row["scheme"]).rpartition(":")[2])
+    name = SCHEME_NAMES[str(row["scheme"])]
     if row["scheme"] == "none" or pd.isna(row["horizon_fraction"]):
         return name
     if row["scheme"] == "wsm":  # by the LR decay that it emulates, which need not be its horizon

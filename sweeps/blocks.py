@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, g
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from sweeps import schedules
 from sweeps.wording import among, one_line, shown
 
 
@@ -231,7 +232,7 @@ class Block(BaseModel):
         return raw
 
 
-Shape = Annotated[str, BeforeValidator(one_of("cosine", "linear", "constant"))]
+Shape = Annotated[str, BeforeValidator(one_of(*get_args(schedules.Shape)))]
 Precision = Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]
 Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
 

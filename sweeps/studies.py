@@ -49,8 +49,8 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
 
     calibrating: the studies set targets, so they have none and may use the held-out seeds.
     """
-    targets = (dict.fromkeys(spec.workloads) if calibrating else study_targets(spec) for spec in specs)
-    found = [Resolved(spec, cells(spec), held) for spec, held in zip(specs, targets, strict=True)]
+    targets = (lambda spec: dict.fromkeys(spec.workloads)) if calibrating else study_targets
+    found = [Resolved(spec, cells(spec), targets(spec)) for spec in specs]
     first: dict[str, tuple[Cell, str]] = {}
     for one in found:
         for cell in one.cells:

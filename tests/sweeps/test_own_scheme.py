@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import study
+from analysis import report, study
 from sweeps import keys, origins, run_folder, trajectory
 from sweeps.blocks import SpecError, UnitOpen
 from sweeps.cells import cells
@@ -22,6 +22,7 @@ from sweeps.optimizers import LR, OPTIMIZERS
 from sweeps.plan import from_dict, to_dict, trajectories
 from sweeps.spec import load_spec
 from sweeps.studies import Resolved
+from sweeps.targets import Target
 
 # Polynomial-decay averaging (Shamir & Zhang 2013), m ← m + (1 + η)/(n + η) (θ − m); η = 0 is the mean of all.
 SCHEME = textwrap.dedent('''
@@ -92,7 +93,9 @@ def own(outside: Path) -> Iterator[Path]:
 def trained(file: Path, run: Path, overrides: Iterable[str] = ()) -> pd.DataFrame:
     """Plan and train a study in this process; its records, joined with what tells settings apart."""
     spec = load_spec(file, list(overrides))
-    resolved = Resolved(spec, cells(spec), {"tinywork:Tiny": None})
+    told = {"value": 0.5, "metric": "accuracy", "higher_is_better": True, "preset": "mini", "rule": "by hand"}
+    target = Target.model_validate(told | {"seeds": [9], "values": [0.5], "versions": {}, "date": "2026-01-01"})
+    resolved = Resolved(spec, cells(spec), {"tinywork:Tiny": target})
     planned = trajectories(resolved.cells, fuse=True)
     run_folder.write_plan(run, [resolved], planned, origins.of_studies([spec]))
     for one in planned:
@@ -122,6 +125,8 @@ def test_a_users_scheme_goes_from_yaml_to_records_and_labels(own: Path, tmp_path
     labels = set(mine["scheme_label"])
     assert len(labels) == 4
     assert all(label.startswith("Polynomial ") for label in labels)
+    run_folder.write_trials(run)
+    assert "Polynomial 100 %" in report.write(run).read_text()
     plan = json.loads((run / "plan.json").read_text())
     assert plan["studies"][0]["primary"] == {"scheme": "tail", "horizon": 0.5}
     assert list(plan["sources"]["averages:Polynomial"]["files"]) == ["averages.py"]
