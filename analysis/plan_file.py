@@ -57,8 +57,8 @@ class _Plan(_Study):
 def load_plan(run: str | Path) -> dict[str, Any]:
     """plan.json: study, question, cells, trajectories, targets with their provenance, versions. Raises: BadRun.
 
-    ``studies`` has study, question, asks, fuse, seeds, cells and targets of each study, in the order they came; at the
-    head stand those of the first, but every cell and every workload's target.
+    ``studies`` has study, question, report, primary, fuse, seeds, cells and targets of each study, in the order they
+    came; at the head stand those of the first, but every cell and every workload's target.
     """
     path = Path(run) / "plan.json"
     try:

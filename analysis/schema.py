@@ -54,6 +54,7 @@ CELLS = pa.schema(
         ("precondition_start", pa.float64()),  # steps
         ("block_size", pa.float64()),
         ("matrix_eps", pa.float64()),
+        ("optimizer_options", pa.string()),  # JSON: those that have no column
         ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
         ("compile", pa.string()),  # torch.compile's backend
         ("accumulate", pa.int64()),  # micro-batches a step
@@ -66,7 +67,7 @@ CELLS = pa.schema(
         ("lr_decay_steps", pa.int64()),
         ("lr_decay", pa.float64()),  # share of the schedule's length spent decaying
         ("final_lr", pa.float64()),
-        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm
+        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm, or a user's as pkg.mod:Name
         ("k", pa.int64()),
         ("curve", pa.string()),  # wsm: linear | cosine | sqrt
         ("every_steps", pa.int64()),
@@ -77,6 +78,7 @@ CELLS = pa.schema(
         ("init", pa.string()),  # ema: first | zero
         ("until_full", pa.string()),  # lawa: absent | partial
         ("buffers", pa.string()),  # live | average | recompute
+        ("options", pa.string()),  # JSON: the scheme's that have no column
         ("evaluate_every_steps", pa.int64()),
         ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
         ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
@@ -87,6 +89,14 @@ CELLS = pa.schema(
         ("processes", pa.int64()),  # data-parallel processes of one trial
     ]
 )
+
+_PLACE = CELLS.get_field_index
+# What tells trainings apart but the seed, and averages.
+TRAINING = [
+    name for name in CELLS.names[_PLACE("workload") : _PLACE("scheme")] if name not in ("seed", "own_batch_size")
+]
+TRAINING += ["evaluate_every_steps"]
+AVERAGING = CELLS.names[_PLACE("scheme") : _PLACE("evaluate_every_steps")]
 
 # One row an attempt at a trajectory.
 TRIALS = pa.schema(
@@ -115,6 +125,8 @@ LATER: dict[str, Any] = {
     "precondition_start": None,
     "block_size": None,
     "matrix_eps": None,
+    "optimizer_options": None,
+    "options": None,
     "precision": "fp32",
     "compile": None,
     "accumulate": 1,

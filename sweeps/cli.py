@@ -221,10 +221,10 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
 @main.command()
 def workloads() -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
-    from sweeps import workload_list
+    from sweeps import keys
 
     console = terminal.console()
-    headers, rows = workload_list.table(console.width)
+    headers, rows = keys.workloads(console.width)
     console.print(terminal.table(headers, rows))
     console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
 

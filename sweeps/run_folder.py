@@ -207,8 +207,9 @@ def write_plan(
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
         durable.make_folder(folder)
-        files = sources.get(trajectory.cells[0].training.workload, {}).get("files")
-        code = {} if files is None else {"code": origins.digest_of(files)}
+        files = {name: one["files"] for name, one in sources.items()}
+        known = all(name in files for name in origins.names(trajectory))
+        code = {"code": origins.digest(trajectory, files)} if known else {}
         write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory) | code).encode())
     durable.write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
     _write_specs(run, studies, [entry["study"] for entry in entries])
@@ -299,7 +300,8 @@ def _entries(
         entries[spec.study] = {
             "study": spec.study,
             "question": spec.question,
-            "asks": spec.asks,
+            "report": spec.report,
+            "primary": spec.primary.model_dump(),
             "fuse": spec.fuse,
             "seeds": list(spec.seeds),
         }

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
-from sweeps.identity import Scheme
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
-from wa import Bank
+from wa import Bank, Scheme
 from workloads.protocol import Workload
 
 Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank

@@ -136,7 +136,7 @@ def _run(
 
     workload = process.imported(module_name(training.workload), made)
     if leader:
-        origins.check_here(training.workload, leader.planned_code)
+        origins.check_here(trajectory, leader.planned_code)
     process.begin(training.seed, device, num_devices / team.size)
     # The records say it themselves: a run whose weights are not finite has diverged.
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)

@@ -26,23 +26,28 @@ class UnknownWorkload(ValueError):
     """No such workload or preset, or its own code fails; the message says what there is, or where it failed."""
 
 
-def load_dotted(name: str, preset: str) -> Any:
-    """What ``"pkg.mod:Name"`` makes. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
+def import_dotted(name: str, what: str = "workload") -> Any:
+    """What ``"pkg.mod:Name"`` means. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
     if len(name) > MAX_NAME or NAME.fullmatch(name) is None:
-        raise UnknownWorkload(f"no workload {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names")
+        raise UnknownWorkload(f"no {what} {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names")
     module_name, _, attribute = name.partition(":")
-    _refuse_reserved(name, module_name)
+    _refuse_reserved(name, module_name, what)
     if not {os.getcwd(), ""} & set(sys.path):
         sys.path.append(os.getcwd())  # last: a random.py there is not Python's
     try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:
         hidden = _hidden(module_name)
         if _is_missing(error, module_name, attribute):
-            raise UnknownWorkload(f"cannot import workload {name!r}: {error}{hidden}") from None
-        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}{hidden}") from error
+            raise UnknownWorkload(f"cannot import {what} {name!r}: {error}{hidden}") from None
+        raise UnknownWorkload(f"{what} {name!r} fails when imported: {one_line(error)}{hidden}") from error
     except SystemExit as error:
-        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}") from error
+        raise UnknownWorkload(f"{what} {name!r} fails when imported: {one_line(error)}") from error
+
+
+def load_dotted(name: str, preset: str) -> Any:
+    """The workload that ``"pkg.mod:Name"`` is or makes. Raises: UnknownWorkload."""
+    found = import_dotted(name)
     try:
         if inspect.isclass(found) or inspect.isroutine(found):
             takes_preset = "preset" in inspect.signature(found).parameters
@@ -59,11 +64,11 @@ def load_dotted(name: str, preset: str) -> Any:
     return found
 
 
-def _refuse_reserved(name: str, module_name: str) -> None:
+def _refuse_reserved(name: str, module_name: str, what: str) -> None:
     """A name that means Python's own module in every process, whatever the user's folder holds."""
     top = module_name.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
-        raise UnknownWorkload(f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours")
+        raise UnknownWorkload(f"cannot import {what} {name!r}: {top!r} is a module of Python's own; rename yours")
 
 
 def _is_missing(error: Exception, module_name: str, attribute: str) -> bool:

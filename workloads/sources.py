@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from workloads import data
+from workloads.dotted import import_dotted
 from workloads.protocol import load, module_name
 from workloads.user_errors import OUR_PACKAGES
 
@@ -21,13 +23,15 @@ _FRAME = ("attributes", "protocol", "dotted", "sources", "user_errors", "data") 
 
 
 def source_files(name: str) -> Files:
-    """The file of workload `name` and those it imports from the folder or package it lies in, theirs too.
+    """The file of workload or scheme `name` and those it imports from the folder or package it lies in, theirs too.
 
     Imports are read from the source, wherever in a file they stand; a module imported by a computed name is missed.
     Of an installed package only its own modules count: versions are recorded apart. Raises: UnknownWorkload.
     """
-    load(name)
+    if ":" in name:
+        import_dotted(name)
     module = module_name(name)
+    importlib.import_module(module)
     known = _read.get(module)
     if known is None or known[0] is not sys.modules[module]:
         _read[module] = sys.modules[module], _source_files(name, module)

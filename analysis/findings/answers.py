@@ -1,4 +1,4 @@
-"""The answer at the top of a report: one sentence with its interval, to what the study asks (`asks:` in its YAML)."""
+"""The answer at the top of a report: one sentence with its interval, to what the study asks (`report:` in its YAML)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answer(study: Study, tables: Tables, predicted: Sequence[Prediction] = ()) -
     averaged = conclusions.answer_schemes(tables)
     if predicted and averaged:
         return predictions(predicted)
-    asked = known.get(str(study.plan.get("asks")))
+    asked = known.get(str(study.plan.get("report")))
     said = asked(study, tables) if asked and averaged else None
     return said or training_answers.answer(study, tables)
 

@@ -55,8 +55,8 @@ class Prediction:
 
 
 def of_study(study: Study) -> list[Prediction]:
-    """`predictions` of a study that asks for them (``asks: predictions``); none of another."""
-    return predictions(evidence(study)) if study.plan.get("asks") == "predictions" else []
+    """`predictions` of a study that asks for them (``report: predictions`` in plan.json); none of another."""
+    return predictions(evidence(study)) if study.plan.get("report") == "predictions" else []
 
 
 def predictions(of: Evidence) -> list[Prediction]:

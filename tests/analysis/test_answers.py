@@ -12,7 +12,7 @@ from analysis.tables import compute
 
 def say(run, what):
     plan = load_plan(run)
-    plan["studies"][0]["asks"] = what
+    plan["studies"][0]["report"] = what
     (run / "plan.json").write_text(json.dumps(plan))
 
 

@@ -88,7 +88,7 @@ def folder(make_run, task, average):
         ):
             _write(path, pd.concat([part[at] for part in parts], ignore_index=True), schema)
         plan = load_plan(run)
-        plan["studies"][0]["asks"] = "predictions"
+        plan["studies"][0]["report"] = "predictions"
         (run / "plan.json").write_text(json.dumps(plan))
         return run
 
@@ -156,7 +156,7 @@ def test_the_report_answers_with_the_predictions_and_draws_them(folder):
 def test_only_a_study_that_asks_is_told(folder, undrawn):
     run = folder()
     plan = load_plan(run)
-    plan["studies"][0]["asks"] = None
+    plan["studies"][0]["report"] = None
     (run / "plan.json").write_text(json.dumps(plan))
     assert of_study(read(run)) == []
     assert "What the field predicts" not in report.write(run).read_text()

@@ -56,7 +56,7 @@ class Odd:
     spread: float = 0.02  # of the step at which the target is met, over seeds
     training: Wa = field(default_factory=dict)  # optimizer, schedule, … of the spec
     studies: tuple[str, ...] = ("odd",)
-    asks: str | None = None
+    report: str | None = None
     question: str | None = None
     fuse: bool = True
     compacted: bool = True
@@ -107,7 +107,7 @@ def _resolved(odd: Odd, study: str) -> Resolved:
         "fuse": odd.fuse,
         **odd.training,
     }
-    raw |= {key: value for key, value in (("asks", odd.asks), ("question", odd.question)) if value}
+    raw |= {key: value for key, value in (("report", odd.report), ("question", odd.question)) if value}
     spec = parse_spec(raw)
     return Resolved(spec, cells_of(spec), {name: _target(name) if odd.target else None for name in names})
 

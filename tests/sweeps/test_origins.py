@@ -154,9 +154,9 @@ def test_a_trial_with_other_code_than_planned_says_so(mine: Path, tmp_path: Path
     from sweeps.spec import load_spec
 
     (one,) = plan.trajectories(cells(load_spec(Path("study.yaml"))), fuse=True)
-    planned = origins.digest("mywork:Mine")
+    planned = origins.digest(one)
     (mine / "later.py").write_text("x = 3")
-    assert origins.digest("mywork:Mine") == planned, "what this process imported is what it trains"
+    assert origins.digest(one) == planned, "what this process imported is what it trains"
     forget()
     with pytest.raises(origins.ChangedCode, match="not what the study was planned with"):
         trajectory.run(one, tmp_path / "a", planned_code=planned)

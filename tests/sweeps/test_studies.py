@@ -102,6 +102,7 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
     plan = load_plan(run)
     assert [one["study"] for one in plan["studies"]] == ["speedup", "decay"]
     assert [one["seeds"] for one in plan["studies"]] == [[0, 1], [1, 2]]
+    assert [one["primary"] for one in plan["studies"]] == [{"scheme": "ema", "horizon": 0.01}] * 2
     assert [len(one["cells"]) for one in plan["studies"]] == [4, 8]
     assert (plan["study"], plan["question"], plan["seeds"]) == ("speedup", "Faster?", [0, 1])
     assert len(plan["cells"]) == len(set(plan["cells"])) == 11
@@ -114,10 +115,10 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
 
 def test_a_report_knows_what_its_study_asks(outside: Path) -> None:
     run = outside / "run"
-    train(run, speedup(asks="final_metric"), only=0)
-    assert reading.read(run).plan["asks"] == reading.read(run, "speedup").plan["asks"] == "final_metric"
+    train(run, speedup(report="final_metric"), only=0)
+    assert reading.read(run).plan["report"] == reading.read(run, "speedup").plan["report"] == "final_metric"
     train(run, decay(), only=0)
-    assert [one.plan["asks"] for one in reading.read_each(run)] == ["final_metric", None]
+    assert [one.plan["report"] for one in reading.read_each(run)] == ["final_metric", None]
 
 
 def test_a_study_added_later_trains_what_is_new(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
