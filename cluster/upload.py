@@ -10,6 +10,8 @@ from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import click
+
 STUDY_FOLDER = "wa_study"
 OURS = frozenset({"wa", "workloads", "sweeps", "analysis", "cluster"})
 CODE_LIMIT_MB = 100
@@ -49,8 +51,10 @@ BEGINS = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY", re.MULTILINE)
 HEAD_BYTES = 4096
 
 
-class SubmitError(ValueError):
+class SubmitError(click.ClickException, ValueError):
     """A submission that cannot go ahead; the message is one line: what is wrong, and what to do."""
+
+    exit_code = 2
 
 
 def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = None) -> list[str]:

@@ -31,7 +31,6 @@ from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
 LOCK = ".lock"
-TAIL_BYTES = 1 << 16  # of live records, which holds a line
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -120,28 +119,7 @@ def _only_planned(run: Path) -> set[str]:
 
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     """Whether its marker says so, whose promise `check_records` checks. Raises: BadRun."""
-    folder = trajectory_folder(run, trajectory.name)
-    marker = finished(folder)
-    if marker is None or marker.rows is not None:
-        return marker is not None
-    return (folder / "records.jsonl").exists() or (run / "records" / f"{trajectory.name}.parquet").exists()
-
-
-def last_step(run: Path, name: str) -> int:
-    """The last step of an unfinished trajectory that has a whole record; 0 before there is one."""
-    try:
-        with open(trajectory_folder(run, name) / "records.jsonl", "rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - TAIL_BYTES))
-            lines = stream.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["step"])
-    except (
-        OSError,
-        IndexError,
-        KeyError,
-        ValueError,
-        TypeError,
-    ):  # whoever reads the records says what is wrong
-        return 0
+    return finished(trajectory_folder(run, trajectory.name)) is not None
 
 
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
@@ -153,7 +131,7 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         raise SpecError("--out", "a link that leads nowhere; allowed: a folder, or a new one", str(run))
     if run.exists() and not run.is_dir():
         raise SpecError("--out", "not a folder; allowed: a run folder, or a new one", str(run))
-    load_plan_if_any(run)  # which may be of a later version
+    load_plan_if_any(run)  # which may be of another format
     there = _rows(run)
     if not there:
         if not may_become_a_run(run):
@@ -348,8 +326,9 @@ def compact(run: Path, name: str) -> None:
     except FileNotFoundError:
         pass
     else:
-        done, table = finished(folder) or Finished(), rows_to_table(live.rows)
-        done.check(table, live.path, again(folder), crc32=live.crc)
+        done, table = finished(folder), rows_to_table(live.rows)
+        if done is not None:
+            done.check(table, live.path, again(folder), crc32=live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)

@@ -33,6 +33,23 @@ def table(width: int) -> tuple[Row, list[Row]]:
     return fitting(HEADERS, rows, width, CHOICES)
 
 
+def as_json() -> list[dict[str, object]]:
+    """What `wa workloads --json` prints: one entry a workload and preset."""
+    return [
+        {
+            "workload": name,
+            "preset": preset,
+            "step_budget": made.step_budget,
+            "batch_size": made.batch_size,
+            "metric": made.metric,
+            "higher_is_better": made.higher_is_better,
+            "target": None if (target := read_target(name, preset)) is None else target.model_dump(),
+        }
+        for name in families()
+        for preset, made in presets(name).items()
+    ]
+
+
 def _provenance(target: Target | None) -> str:
     if target is None:
         return "— (`wa calibrate` sets one)"

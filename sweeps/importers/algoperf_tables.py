@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from analysis.algoperf_score import EVALUATIONS, EVALUATIONS_FILE
 from analysis.finished import Finished
-from analysis.records import CELLS, TRIALS, rows_to_table
+from analysis.records import CELLS, RECORDS, TRIALS, rows_to_table
 from analysis.schema import FORMAT
 from sweeps.durable import write_atomic, write_table
 from sweeps.importers.algoperf_account import Account
@@ -118,6 +118,7 @@ def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
         "cell_id": trial.cell_id,
         "trajectory_id": trial.cell_id,
         "study": study,
+        "studies": [study],
         "workload": trial.workload,
         "preset": "full",
         "seed": trial.study,
@@ -162,7 +163,7 @@ def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
             losses = [found.pop(name, None) for name in LOSSES]
             loss = next((loss for loss in losses if loss is not None), math.nan)
             found.pop(facts.metric, None)
-            yield {
+            yield dict.fromkeys(RECORDS.names) | {
                 "cell_id": trial.cell_id,
                 "trajectory_id": trial.cell_id,
                 "step": one.step,
@@ -207,6 +208,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
     facts = trial.facts
     return {
         "trajectory_id": trial.cell_id,
+        "name": trial.cell_id,
         "attempt": 1,
         "host": None,
         "device_name": facts.device_name,
@@ -255,15 +257,19 @@ def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
         }
         for workload, facts in sorted(of.items())
     }
-    return {
+    told = {
         "study": study,
         "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
-        "created": "by wa import algoperf",
-        "imported": "AlgoPerf",
         "fuse": True,
         "seeds": sorted({trial.study for trial in trials}),
         "cells": [trial.cell_id for trial in trials],
         "targets": targets,
+    }
+    return {
+        **told,
+        "studies": [told],
+        "created": "by wa import algoperf",
+        "imported": "AlgoPerf",
         "hints": hints,
         "steps_withheld": {trial.cell_id: trial.not_steps for trial in trials if trial.not_steps},
         "notes": account.notes,

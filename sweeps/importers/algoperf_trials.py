@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 LOWER_IS_BETTER = {
     **dict.fromkeys(("loss", "ce_loss", "l1_loss", "ctc_loss", "wer", "error_rate", "ppl", "perplexity"), True),
     **dict.fromkeys(("accuracy", "bleu", "ssim", "mean_average_precision"), False),
@@ -25,8 +27,10 @@ AGAIN = "of a step evaluated before"
 REASONS = (TORN, UNREADABLE, NO_EXAMPLES, REPEATED, SUPERSEDED, CLOCK_BACK, LEFT_OUT, CALLS, AGAIN)
 
 
-class BadLogs(ValueError):
+class BadLogs(click.ClickException, ValueError):
     """Not AlgoPerf logs, or a hostile file among them; the message has the path."""
+
+    exit_code = 2
 
 
 class Place(NamedTuple):

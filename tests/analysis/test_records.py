@@ -15,7 +15,7 @@ from analysis.records import NAMES, RECORDS, BadRun, load_records, read_table, r
 def row(cell: str, step: int, split: str = "validation", **more: Any) -> dict[str, Any]:
     made = {"cell_id": cell, "trajectory_id": "t", "step": step, "split": split, "loss": 1.0, "metric": 1.0}
     made |= {"examples": 8, "train_seconds": 0.1, "average_seconds": 0.0, "eval_seconds": 0.1}
-    return made | {"diverged": False} | more
+    return made | {"diverged": False, "metrics": {}} | more
 
 
 def write(folder: Path, **parts: list[dict[str, Any]]) -> Path:

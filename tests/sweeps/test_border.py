@@ -239,7 +239,7 @@ def test_a_name_in_a_file_does_not_lead_out_of_the_folder(run: Path, tmp_path: P
     assert sorted(one for one in tmp_path.rglob("*")) == before
 
 
-def test_a_newer_format_is_refused_by_every_command(run: Path) -> None:
+def test_another_format_is_refused_by_every_command(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     assert plan["format"] == 1
     (run / "plan.json").write_text(json.dumps({**plan, "format": 2}))

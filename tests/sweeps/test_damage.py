@@ -209,18 +209,21 @@ def test_a_line_whole_but_for_its_newline_counts_and_is_mended(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["../../..", "a/b", "", ".", "..", "a\0b", "/tmp/x", "a\n", "é"])
 def test_a_name_from_a_file_leads_nowhere_else(tmp_path: Path, name: str) -> None:
-    plan = {"study": "s", "trajectories": [{"name": name, "trajectory_id": "t", "cells": []}]}
+    study = {"study": "s", "question": None, "fuse": True, "seeds": [], "targets": {}}
+    trial = {"name": name, "trajectory_id": "t", "cells": [], "expected_seconds": 0.0}
+    plan = {**study, "format": 1, "versions": {}, "studies": [study], "trajectories": [trial]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(BadRun, match=r"plan\.json: trajectories\.0\.name"):
         load_plan(tmp_path)
-    (tmp_path / "plan.json").write_text(json.dumps({"study": name, "studies": [{"study": name}]}))
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "studies": [{**study, "study": name}]}))
     with pytest.raises(BadRun, match=r"plan\.json: studies\.0\.study"):
         load_plan(tmp_path)
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"study": "s", "format": 2}))
-    with pytest.raises(BadRun, match=r"plan\.json: the folder has format 2, newer than 1.*upgrade"):
+@pytest.mark.parametrize("told", [{"format": 2}, {"format": 0}, {"format": "1"}, {}])
+def test_another_format_is_refused(tmp_path: Path, told: dict[str, object]) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"study": "s", **told}))
+    with pytest.raises(BadRun, match=r"plan\.json: the folder has format .*; this reads 1; use the wa-sweeps that"):
         load_plan(tmp_path)
 
 

@@ -1,14 +1,16 @@
-"""What a run folder holds at this moment, running or finished, read as it grows and without disturbing who writes it.
+"""The state of a run folder: what waits, runs, is done or has failed, and how far it is; read as it grows.
 
-Live records are read from where the last look ended; those of a finished trajectory once, then its marker is enough.
+One computation for the line of `wa run`, for `wa watch` and for its --json. Live records are read from where the last
+look ended; those of a finished trajectory once, then its marker is enough.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,18 @@ import pandas as pd
 
 from analysis.baselines import fixed_settings
 from analysis.finished import finished
-from analysis.intervals import Interval, stratified_geometric_mean
 from analysis.live_records import LiveRows, again
 from analysis.records import load_cells, load_plan
 from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe
 from sweeps.plan import Trajectory
-from sweeps.progress import ETA_SHARE, Progress
 from sweeps.run_folder import read_attempt, read_trajectory, trajectory_folder
+from sweeps.wording import duration
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
 LOG_LINES, LOG_BYTES = 3, 4096  # of a failed trajectory's log
+ETA_SHARE = 0.05  # of the work to be done before there is an eta
 Row = Mapping[str, Any]
 
 
@@ -42,6 +44,10 @@ class Curve:
     metric: list[float] = field(default_factory=list)
     best: float | None = None
     met: Crossing = NEVER  # where it first meets its target; NEVER without one
+
+    @property
+    def scheme(self) -> str:
+        return str(self.cell["scheme"])
 
     def add(self, step: int, metric: float | None, diverged: bool) -> None:
         if not self.steps or step > self.steps[-1]:  # a (cell, step) counts once
@@ -95,8 +101,18 @@ class Trial:
     def step(self) -> int:
         return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)
 
+    @property
     def share(self) -> float:
         return 1.0 if self.state == "done" else min(1.0, self.step / self.plan.length_steps)
+
+    @property
+    def best(self) -> float | None:
+        bests = [curve.best for curve in self.curves.values() if curve.best is not None]
+        return (max if self.first["higher_is_better"] else min)(bests, default=None)
+
+    @property
+    def baseline(self) -> Curve | None:
+        return next((curve for curve in self.curves.values() if curve.scheme == "none"), None)
 
     def look(self, now: float) -> None:
         """Take in what has changed on disk since the last look."""
@@ -119,11 +135,10 @@ class Trial:
             self.state = str(last["status"])
             self.age = max(0.0, now - max(names.get("records.jsonl", 0.0), began))
             self.quiet_seconds = now - max(when for name, when in names.items() if name != "trajectory.json")
-            if self.state == "running":
-                if self.quiet_seconds > self.patience():
-                    self.state = "stalled"
-                else:  # its file tells of its last checkpoint
-                    self.seconds += max(0.0, now - began - float(last["seconds"]))
+            if self.state == "running" and self.quiet_seconds > self.patience():
+                self.state = "stalled"
+            elif self.state == "running":  # its file tells of its last checkpoint
+                self.seconds += max(0.0, now - began - float(last["seconds"]))
 
     def patience(self) -> float:
         return max(STALLED_SECONDS, 5 * self.expected_seconds / self.plan.num_evaluations)
@@ -135,6 +150,32 @@ class Trial:
                 return stream.read().decode(errors="replace").strip().splitlines()[-LOG_LINES:]
         except FileNotFoundError:
             return ["its process died before it could say why"]
+
+    def as_json(self) -> dict[str, Any]:
+        cell = self.first
+        return {
+            "name": self.name,
+            **{key: cell[key] for key in ("workload", "preset", "seed")},
+            "training": cell["training_label"],
+            "state": self.state,
+            "step": self.step,
+            "length_steps": self.plan.length_steps,
+            "seconds": self.seconds,
+            "expected_seconds": self.expected_seconds,
+            "seconds_since_last_record": self.age,
+            "cells": [
+                {
+                    "cell_id": name,
+                    "scheme": one.scheme,
+                    "label": one.cell["scheme_label"],
+                    "metric": one.cell["metric_name"],
+                    "target": _number(one.cell["target"]),
+                    "best": one.best,
+                    "met_at_step": _number(one.met.point),
+                }
+                for name, one in self.curves.items()
+            ],
+        }
 
     def _read_live(self) -> None:
         try:
@@ -153,18 +194,15 @@ class Trial:
         for row in new:
             if row["cell_id"] in self.curves and row["split"] == "validation":
                 self.curves[row["cell_id"]].add(row["step"], row["metric"], row["diverged"])
-        if new:
-            for curve in self.curves.values():
-                curve.conclude()
+        for curve in self.curves.values() if new else ():
+            curve.conclude()
 
     def _read_compacted(self) -> None:
-        path = self.folder.parents[1] / "records" / f"{self.folder.name}.parquet"
-        done = finished(self.folder)
+        path, done = self.folder.parents[1] / "records" / f"{self.folder.name}.parquet", finished(self.folder)
         try:
             table, sha256 = read_parquet(path, remedy=again(self.folder))
         except FileNotFoundError:
-            promised = done is not None and done.rows is not None
-            if promised and not self.live.path.exists() and not path.exists():
+            if done is not None and not self.live.path.exists() and not path.exists():
                 raise broken(path, "missing, though its trajectory is done", again(self.folder)) from None
             return  # done and not compacted yet: its live records have been read
         if done is not None:
@@ -175,47 +213,34 @@ class Trial:
                 self.curves[str(cell_id)].end(rows)
 
 
-@dataclass
-class StatusLine(Progress):
-    """The line of `wa run`, of a folder: costs as the plan wrote them down, eta from the trials' own pace."""
-
-    seconds: Mapping[str, float] = field(default_factory=dict)  # expected, by trajectory
-    left: float | None = None
-
-    def __post_init__(self) -> None:
-        self.by_name = {one.name: one for one in self.trajectories}
-        self.expected = dict(self.seconds)
-        self.began = self.said = time.monotonic()
-        self.live = None  # who watches draws
-
-    def eta_seconds(self) -> float | None:
-        return self.left
-
-
 @dataclass(frozen=True)
 class Pairs:
-    """Raw weights against one scheme on the same training and seed, at the horizon fixed beforehand.
+    """The non-averaged baseline against one scheme on the same training and seed, at the pre-specified horizon.
 
-    ratio: of the points of meeting, average ÷ raw, over the pairs of which both have met: the geometric mean over
-    trainings of that over seeds, with its 95 % interval. The other counts say what it leaves out; neither: trained
-    to the end, and neither has met.
+    ratio: of the points of meeting, average ÷ baseline, over the pairs of which both have met: the geometric mean over
+    trainings of that over seeds; no interval, since the rest is to come. The other counts say what it leaves out;
+    neither: trained to the end, and neither has met; open: not begun, or going on and not met.
     """
 
     workload: str
     scheme: str  # its label
-    ratio: Interval
+    ratio: float | None
     both: int
     only_average: int
-    only_raw: int
+    only_baseline: int
     neither: int
-    open: int  # not begun, or going on and not met
+    open: int
 
 
-class RunWatch:
-    """A run folder, looked at again and again. Raises: analysis.records.BadRun where it is none."""
+class Status:
+    """A run folder, looked at again and again. Raises: analysis.records.BadRun where it is none.
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    only: of what is not done, these trajectories alone. `told`: states that its files do not say, by name.
+    """
+
+    def __init__(self, run: Path, only: Collection[str] | None = None) -> None:
+        self.run, self.only = run, only
+        self.told: dict[str, str] = {}
         self.trials: dict[str, Trial] = {}
         self.num_imported = 0
         self._plan_stamp: tuple[int, int] | None = None
@@ -226,6 +251,8 @@ class RunWatch:
         self._read_plan()
         for trial in self.trials.values():
             trial.look(time.time() if now is None else now)
+            if trial.state != "done":
+                trial.state = self.told.get(trial.name, trial.state)
 
     def _read_plan(self) -> None:
         try:
@@ -236,16 +263,16 @@ class RunWatch:
         if stamp is not None and stamp == self._plan_stamp:
             return
         cells = describe(load_cells(self.run))
-        fixed = fixed_settings(cells).loc[lambda settings: settings["near"], "setting"]
-        cells = cells.assign(fixed=cells["setting"].isin(fixed))
+        settings = fixed_settings(cells)
+        cells = cells.assign(prespecified=cells["setting"].isin(settings.loc[settings["near"], "setting"]))
         self.plan = load_plan(self.run)
-        self.rows: dict[str, Row] = {
-            row["cell_id"]: {str(k): v for k, v in row.items()} for row in cells.to_dict("records")
-        }
+        rows = {row["cell_id"]: {str(k): v for k, v in row.items()} for row in cells.to_dict("records")}
         self.trials, self.num_imported, self._plan_stamp = {}, 0, stamp
         for one in self.plan["trajectories"]:
             folder = trajectory_folder(self.run, one["name"])
-            curves = {cell: Curve(self.rows[cell]) for cell in one["cells"] if cell in self.rows}
+            if self.only is not None and one["name"] not in self.only and not (folder / "done").exists():
+                continue
+            curves = {cell: Curve(rows[cell]) for cell in one["cells"] if cell in rows}
             try:
                 trained = read_trajectory(folder / "trajectory.json")
             except FileNotFoundError:  # another benchmark's logs, which end as they came
@@ -262,96 +289,94 @@ class RunWatch:
     def is_done(self) -> bool:
         return len(self.named("done")) == len(self.trials)
 
+    def share_done(self) -> float:
+        """Share of the expected work that is done."""
+        expected = sum(trial.expected_seconds for trial in self.trials.values())
+        done = sum(trial.expected_seconds * trial.share for trial in self.trials.values())
+        return done / expected if expected else float(self.is_done)
+
     def eta_seconds(self) -> float | None:
         """Expected time of what is left, times how long trials have taken against theirs, on the slots in use."""
-        slots = len(self.named("running"))
-        begun = [trial for trial in self.trials.values() if trial.seconds > 0]
-        worked = sum(trial.expected_seconds * trial.share() for trial in begun)
-        left = [trial.expected_seconds * (1 - trial.share()) for trial in self.trials.values()]
+        slots, trials = len(self.named("running")), self.trials.values()
         if self.is_done:
             return 0.0
-        if not slots or worked < ETA_SHARE * sum(trial.expected_seconds for trial in self.trials.values()):
+        worked = sum(trial.expected_seconds * trial.share for trial in trials if trial.seconds > 0)
+        if not slots or not worked or worked < ETA_SHARE * sum(trial.expected_seconds for trial in trials):
             return None
-        pace = sum(trial.seconds for trial in begun) / worked
-        return pace * max(sum(left) / slots, max(left))
+        left = [trial.expected_seconds * (1 - trial.share) for trial in trials if trial.state != "failed"]
+        return sum(trial.seconds for trial in trials) / worked * max(sum(left) / slots, max(left, default=0.0))
 
-    def status(self, console: Any) -> StatusLine:
-        """Counts, eta and best values, as `wa run` says them."""
-        done = {trial.name for trial in self.named("done")}
-        line = StatusLine(
-            console,
-            [trial.plan for trial in self.trials.values()],
-            num_done_before=self.num_imported,
-            running={trial.name for trial in self.named("running")},
-            finished=done,
-            lost={trial.name for trial in self.named("failed")},
-            seconds={trial.name: trial.expected_seconds for trial in self.trials.values()},
-            left=self.eta_seconds(),
-        )
+    def line(self) -> str:
+        """Counts, eta and the best value of each workload."""
+        states = Counter(trial.state for trial in self.trials.values())
+        parts = [
+            f"{states['done'] + self.num_imported} of {len(self.trials) + self.num_imported} trials done",
+            f"{states['running']} running",
+            f"{states['failed']} failed",
+            *(f"{states[state]} {state}" for state in ("waiting", "interrupted", "stalled") if states[state]),
+        ]
+        if eta := self.eta_seconds():
+            parts.append(f"eta {duration(eta)}")
+        best: dict[str, Trial] = {}
         for trial in self.trials.values():
-            bests = [curve.best for curve in trial.curves.values() if curve.best is not None]
-            if bests:
-                higher = bool(trial.first["higher_is_better"])
-                line.progressed(trial.name, trial.step, max(bests) if higher else min(bests))
-        return line
+            workload, mine = str(trial.first["workload"]), trial.best
+            held = best[workload].best if workload in best else None
+            if mine is not None and (held is None or (mine > held) == trial.first["higher_is_better"]):
+                best[workload] = trial
+        parts += [f"best {name} {best[name].first['metric_name']} {best[name].best:.4g}" for name in sorted(best)]
+        return " · ".join(parts)
 
     def pairs(self) -> list[Pairs]:
-        """Raw against averages so far, a row a workload and scheme."""
-        groups: dict[tuple[str, str], list[_Pair]] = {}
-        labels: dict[tuple[str, str], str] = {}
-        for together in self._by_training().values():
-            raw = next((curve for curve, _ in together if curve.cell["scheme"] == "none"), None)
-            if raw is None or math.isnan(raw.cell["target"]):
-                continue
-            ended = all(is_done for _, is_done in together)
-            for curve in chosen([curve for curve, _ in together]):
-                key = str(curve.cell["workload"]), str(curve.cell["scheme"])
-                labels.setdefault(key, str(curve.cell["scheme_label"]))
-                groups.setdefault(key, []).append(
-                    _Pair(int(curve.cell["training"]), curve.met.point, raw.met.point, ended)
-                )
-        return [_pairs(*key, labels[key], found) for key, found in sorted(groups.items())]
-
-    def _by_training(self) -> dict[str, list[tuple[Curve, bool]]]:
-        """Curves of one training and seed, also where two trajectories train it, and whether theirs is done."""
-        together: dict[str, list[tuple[Curve, bool]]] = {}
+        """The baseline against averages so far, a row a workload and scheme."""
+        together: dict[str, list[tuple[Curve, bool]]] = {}  # of one training and seed, also where two trials train it
         for trial in self.trials.values():
             for curve in trial.curves.values():
-                key = str(curve.cell["trajectory_id"])
-                together.setdefault(key, []).append((curve, trial.state == "done"))
-        return together
+                together.setdefault(str(curve.cell["trajectory_id"]), []).append((curve, trial.state == "done"))
+        groups: dict[tuple[str, str], list[tuple[Curve, Curve, bool]]] = {}
+        for found in together.values():
+            base = next((curve for curve, _ in found if curve.scheme == "none"), None)
+            if base is not None and not math.isnan(base.cell["target"]):
+                for curve in prespecified(curve for curve, _ in found):
+                    key = str(curve.cell["workload"]), curve.scheme
+                    groups.setdefault(key, []).append((curve, base, all(is_done for _, is_done in found)))
+        return [_pairs(workload, found) for (workload, _), found in sorted(groups.items(), key=lambda item: item[0])]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `wa watch --json` prints."""
+        return {
+            "run": str(self.run),
+            "studies": [{key: entry[key] for key in ("study", "question")} for entry in self.plan["studies"]],
+            "done": self.is_done,
+            "eta_seconds": self.eta_seconds(),
+            "imported": self.num_imported,
+            "trajectories": [trial.as_json() for trial in self.trials.values()],
+            "to_target_so_far": [asdict(row) for row in self.pairs()],
+        }
 
 
-def chosen(curves: list[Curve]) -> list[Curve]:
-    """Of each scheme the one at the horizon fixed beforehand, where one is near: as in the report."""
-    return sorted((curve for curve in curves if curve.cell["fixed"]), key=lambda curve: str(curve.cell["scheme"]))
+def prespecified(curves: Any) -> list[Curve]:
+    """Of each scheme the one at the pre-specified horizon, where one is near: as in the report."""
+    return sorted((curve for curve in curves if curve.cell["prespecified"]), key=lambda curve: curve.scheme)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    training: int
-    average: float  # where it met the target; NaN where it has not
-    raw: float
-    ended: bool
-
-    @property
-    def have_met(self) -> tuple[bool, bool]:
-        return not math.isnan(self.average), not math.isnan(self.raw)
-
-
-def _pairs(workload: str, scheme: str, label: str, found: list[_Pair]) -> Pairs:
-    have = [pair.have_met for pair in found]
-    ratios: dict[int, list[float]] = {}
-    for pair in found:
-        if all(pair.have_met):
-            ratios.setdefault(pair.training, []).append(pair.average / pair.raw)
+def _pairs(workload: str, found: list[tuple[Curve, Curve, bool]]) -> Pairs:
+    counts, logs = Counter[tuple[bool, bool, bool]](), dict[int, list[float]]()
+    for curve, base, ended in found:
+        met, base_met = (not math.isnan(one.met.point) for one in (curve, base))
+        counts[met, base_met, ended and not met and not base_met] += 1
+        if met and base_met:
+            logs.setdefault(curve.cell["training"], []).append(math.log(curve.met.point / base.met.point))
     return Pairs(
         workload,
-        label,
-        stratified_geometric_mean([np.asarray(each, dtype=np.float64) for each in ratios.values()]),
-        both=have.count((True, True)),
-        only_average=have.count((True, False)),
-        only_raw=have.count((False, True)),
-        neither=sum(pair.have_met == (False, False) and pair.ended for pair in found),
-        open=sum(pair.have_met == (False, False) and not pair.ended for pair in found),
+        str(found[0][0].cell["scheme_label"]),
+        math.exp(np.mean([np.mean(each) for each in logs.values()])) if logs else None,
+        both=counts[True, True, False],
+        only_average=counts[True, False, False],
+        only_baseline=counts[False, True, False],
+        neither=counts[False, False, True],
+        open=counts[False, False, False],
     )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
