@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from analysis import algoperf_score, device_hours, records, report, study
 from analysis.steps_to_target import steps_to_target
 from sweeps import cli
-from sweeps.import_algoperf import BadLogs, import_algoperf
 from sweeps.importers import command
+from sweeps.importers.algoperf import BadLogs, import_algoperf
 from sweeps.targets import Target
 
 

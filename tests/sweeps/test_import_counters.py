@@ -4,7 +4,7 @@ import pytest
 from algoperf_logs import FALLING, lines, put
 
 from analysis import algoperf_score, records, report, study
-from sweeps.import_algoperf import BadLogs, import_algoperf
+from sweeps.importers.algoperf import BadLogs, import_algoperf
 
 
 @pytest.fixture

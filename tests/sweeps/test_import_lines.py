@@ -8,7 +8,7 @@ import pytest
 from algoperf_logs import FALLING, HEADER, WHOLE, lines, put
 
 from analysis import algoperf_score, records, study
-from sweeps.import_algoperf import import_algoperf
+from sweeps.importers.algoperf import import_algoperf
 
 
 @pytest.fixture
