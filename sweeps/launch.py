@@ -210,8 +210,6 @@ def launch(
     Returns when all ended, on an interrupt, or when Ray is gone; then trials end with it and records stay.
     """
     outcome = Outcome()
-    if not trajectories:
-        return outcome
     # Else a Searcher's actors start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
     storage = run.resolve() / ".tune"

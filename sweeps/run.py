@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.records import check_records
-from sweeps import origins, pace, plan, run_folder, tracking, user_code
+from sweeps import durable, origins, pace, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -104,15 +104,15 @@ def run_studies(
 
     with ExitStack() as held:
         interrupts = held.enter_context(take_interrupts())
-        is_new = not (run / run_folder.LOCK).exists()
+        is_new = not (run / durable.LOCK).exists()
         if not is_new:
-            held.enter_context(run_folder.locked(run))
+            held.enter_context(durable.locked(run))
         todo = compared()
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
         with _engine(specs[0], todo, address) as engine:
             interrupts.count_from_here()
             if is_new:
-                held.enter_context(run_folder.locked(run))
+                held.enter_context(durable.locked(run))
                 todo = compared()  # another run may have been quicker
             if engine is not None:
                 held.enter_context(noise_to(run / RAY_LOG, console))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,33 +28,7 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
-LOCK = ".lock"
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder; a second driver on it is bad input. Raises: SpecError, OSError.
-
-    What killed writers left of files that were never whole is removed.
-    """
-    durable.make_folder(run)
-    descriptor = durable.open_log(run / LOCK)
-    try:
-        if not _try_lock(descriptor, run):
-            raise SpecError("--out", "another `wa run` is at work in this folder; wait for it or end it", str(run))
-        durable.remove_abandoned(run)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int, run: Path) -> bool:
-    try:
-        return durable.try_lock(descriptor, run)
-    except durable.NoLocks as error:
-        remedy = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose an --out elsewhere"
-        raise SpecError("--out", f"{error.strerror}: two runs could write it; {remedy}", str(run)) from None
 
 
 def trajectory_folder(run: Path, name: str) -> Path:
@@ -97,7 +69,7 @@ def may_become_a_run(run: Path) -> bool:
     if not run.exists():
         return True
     return run.is_dir() and all(
-        entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+        entry.name in {durable.LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
         for entry in run.iterdir()
     )
 
