@@ -28,13 +28,7 @@ class Finished:
         return json.dumps({key: value for key, value in asdict(self).items() if value is not None}).encode()
 
     def check(
-        self,
-        table: pa.Table,
-        path: Path,
-        remedy: str,
-        *,
-        sha256: str | None = None,
-        crc32: int | None = None,
+        self, table: pa.Table, path: Path, remedy: str, *, sha256: str | None = None, crc32: int | None = None
     ) -> None:
         """Hold the rows of one file, and its checksum, against what was promised. Raises: BadRun."""
         if len(table) != self.rows:

@@ -35,12 +35,7 @@ def base() -> Path:
     Raises: NoFolder.
     """
     asked = Path(tempfile.gettempdir())
-    places = [
-        asked,
-        *map(Path, filter(None, [os.environ.get("XDG_RUNTIME_DIR")])),
-        Path("/tmp"),
-        Path("/dev/shm"),
-    ]
+    places = [asked, *map(Path, filter(None, [os.environ.get("XDG_RUNTIME_DIR")])), Path("/tmp"), Path("/dev/shm")]
     for place in places:
         if fits(place) and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
             return place

@@ -18,32 +18,10 @@ CODE_LIMIT_MB = 100
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 # Names that keys go by; hidden files stay behind whatever they are called.
 KEYS = (
-    *(
-        "*.pem",
-        "*.key",
-        "*.p12",
-        "*.pfx",
-        "*.jks",
-        "*.keystore",
-        "*.kdbx",
-        "*.ppk",
-        "*.ovpn",
-        "*.env",
-        "*.token",
-    ),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.ovpn", "*.env", "*.token"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "netrc", "_netrc", "htpasswd", "kubeconfig*"),
     *("credentials", "credentials.*", "*credentials*.json", "*service*account*.json", "client_secret*"),
-    *(
-        "secret",
-        "secret.*",
-        "secrets",
-        "secrets.*",
-        "*_secrets.*",
-        "token",
-        "token.*",
-        "*api_key*",
-        "*apikey*",
-    ),
+    *("secret", "secret.*", "secrets", "secrets.*", "*_secrets.*", "token", "token.*", "*api_key*", "*apikey*"),
 )
 PUBLIC = ("*.pub", "*.py", "*.pyi")  # a public key is none, and code about keys is code
 # How a private key begins, in whatever file.

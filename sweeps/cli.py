@@ -172,11 +172,7 @@ def compare(a: Path, b: Path) -> None:
 @click.option("--once", is_flag=True, help="Draw it once and return.")
 @json_option
 @click.option(
-    "--every",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds between looks.",
+    "--every", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds between looks."
 )
 @click.option(
     "--wait",

@@ -259,17 +259,11 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "autocast": (_autocast, _set_autocast),
     "deterministic": (
-        lambda: (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
     ),
     "filled memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
-    "denormals flushed": (
-        lambda: bool(torch.tensor(5e-324, dtype=torch.float64) * 1.0 == 0),
-        torch.set_flush_denormal,
-    ),
+    "denormals flushed": (lambda: bool(torch.tensor(5e-324, dtype=torch.float64) * 1.0 == 0), torch.set_flush_denormal),
     "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     **_flags(),
     **{

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.run_files import BadRun
-from analysis.steps_to_target import Floats
 from sweeps.failures import described
 from sweeps.run_folder import may_become_a_run
 from sweeps.status import Curve, Pairs, Status, Trial, prespecified
@@ -247,7 +247,7 @@ def curve_bars(metrics: Sequence[Sequence[float]], width: int = WIDTH) -> list[s
     return ["".join(_bar((value - low) / span) for value in values) for values in binned]
 
 
-def _binned(values: Floats, width: int) -> Floats:
+def _binned(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """The last value of each of at most `width` equal parts."""
     if len(values) <= width:
         return values

@@ -6,16 +6,7 @@ from sweeps.columns import Row, fitting
 from sweeps.targets import Target, read_target
 from workloads.protocol import families, presets
 
-HEADERS = (
-    "workload",
-    "preset",
-    "step budget",
-    "batch",
-    "metric",
-    "target",
-    "where the target comes from",
-    "target",
-)
+HEADERS = ("workload", "preset", "step budget", "batch", "metric", "target", "where the target comes from", "target")
 CHOICES = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 5), (0, 1, 2, 4, 5), (0, 1, 7))  # widest first
 
 
