@@ -241,38 +241,25 @@ def workloads(as_json: bool) -> None:
     console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
 
 
-@main.command()
-def optimizers() -> None:
-    """List the optimizers: the keys of each, their defaults and what they are."""
-    from sweeps import keys
-
-    _show_keys(keys.optimizers())
-
-
-@main.command()
-def schedules() -> None:
-    """List the keys of a learning-rate schedule, their defaults and what they are."""
-    from sweeps import keys
-
-    _show_keys(keys.schedules())
-
-
-@main.command()
-def schemes() -> None:
-    """List the averaging schemes: the keys of each, their defaults and what they are."""
-    from sweeps import keys
-
-    _show_keys(keys.schemes())
-
-
 def _echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def _show_keys(keys: Any) -> None:
-    console = terminal.console()
-    console.print(terminal.table(keys.headers, keys.rows))
-    console.print(keys.note)
+def _list_keys(what: str, of: str) -> None:
+    """A command that lists what a block of a spec may hold."""
+
+    @main.command(what, help=f"List {of}, their defaults and what they are.")
+    def show() -> None:
+        from sweeps import keys
+
+        made, console = getattr(keys, what)(), terminal.console()
+        console.print(terminal.table(made.headers, made.rows))
+        console.print(made.note)
+
+
+_list_keys("optimizers", "the optimizers: the keys of each")
+_list_keys("schedules", "the keys of a learning-rate schedule")
+_list_keys("schemes", "the averaging schemes: the keys of each")
 
 
 @main.command("check-workload")

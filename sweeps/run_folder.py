@@ -110,28 +110,21 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
             raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
         return
     planned = _only_planned(run)
-    there = {cell_id: row for cell_id, row in there.items() if cell_id not in planned}
     devices, device = plan.num_devices(spec)
     for cell in cells:
-        row = there.get(cell.cell_id)
-        if row is None:
+        if cell.cell_id not in there or cell.cell_id in planned:
             continue
-        if row["evaluate_every_steps"] != cell.evaluate_every_steps:
-            every = (f"{steps} steps" for steps in (row["evaluate_every_steps"], cell.evaluate_every_steps))
-            _conflict(run, spec, "evaluate.every", *every)
-        if bool(row["evaluate_test"]) != cell.evaluate_test:
-            flags = (str(flag).lower() for flag in (bool(row["evaluate_test"]), cell.evaluate_test))
-            _conflict(run, spec, "evaluate.test", *flags)
-        if (row["num_devices"], row["device"]) != (devices, device):
-            held = f"{row['num_devices']:g} {row['device']}"
-            _conflict(run, spec, "resources", held, f"{devices:g} {device}")
-        if row["processes"] != (processes := spec.resources.num_processes):
-            _conflict(run, spec, "resources.processes", str(row["processes"]), str(processes))
-
-
-def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
-    remedy = "allowed: the same value, or another --out folder"
-    raise SpecError(key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source)
+        row = there[cell.cell_id]
+        held_and_asked = {
+            "evaluate.every": (f"{row['evaluate_every_steps']} steps", f"{cell.evaluate_every_steps} steps"),
+            "evaluate.test": (str(bool(row["evaluate_test"])).lower(), str(cell.evaluate_test).lower()),
+            "resources": (f"{row['num_devices']:g} {row['device']}", f"{devices:g} {device}"),
+            "resources.processes": (str(row["processes"]), str(spec.resources.num_processes)),
+        }
+        for key, (held, asked) in held_and_asked.items():
+            if held != asked:
+                said = f"{run} holds these cells with {held}, the spec says {asked}"
+                raise SpecError(key, f"{said}; allowed: the same value, or another --out folder", spec.source)
 
 
 def write_plan(
