@@ -58,7 +58,9 @@ def begun() -> Iterator[None]:
         yield
     except (OSError, click.ClickException) as error:
         told = as_told(error)
-        raise Begun(told.message) if isinstance(told, Told) else error from error
+        if not isinstance(told, Told):
+            raise
+        raise Begun(told.message) from error
 
 
 def as_told(error: OSError | click.ClickException) -> Exception:

@@ -71,7 +71,7 @@ def _train(config: dict[str, Any]) -> None:
     def report(progress: trajectory.Progress) -> None:
         nonlocal stopped
         try:
-            tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
+            tune.report({"name": config["name"], "step": progress.step})
         except SystemExit:
             stopped = True
             raise

@@ -144,7 +144,7 @@ def write_plan(
         cell.cell_id for one in (*(one for one in begun if is_done(run, one)), *trajectories) for cell in one.cells
     }
     before = old.get("studies", [])
-    provenance = _provenance(before, there, studies)
+    provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
     entries = _entries(before, rows, studies, provenance)
     for trajectory in trajectories:
@@ -191,7 +191,7 @@ def _rows(run: Path) -> dict[str, Row]:
     return {row["cell_id"]: row for row in table.to_pylist()}
 
 
-def _provenance(before: Sequence[Row], there: Mapping[str, Row], studies: Sequence[Resolved]) -> Provenance:
+def _provenance(before: Sequence[Row], studies: Sequence[Resolved]) -> Provenance:
     """The targets of a folder: one a (workload, preset), whichever study it came with, the newest."""
     found: Provenance = {}
     for entry in before:

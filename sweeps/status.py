@@ -25,12 +25,13 @@ from analysis.records import load_cells, load_plan
 from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe
+from sweeps.failures import tail
 from sweeps.plan import Trajectory
 from sweeps.run_folder import read_attempt, read_trajectory, trajectory_folder
 from sweeps.wording import duration
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
-LOG_LINES, LOG_BYTES = 3, 4096  # of a failed trajectory's log
+LOG_LINES = 3  # of a failed trajectory's log
 ETA_SHARE = 0.05  # of the work to be done before there is an eta
 Row = Mapping[str, Any]
 
@@ -144,12 +145,8 @@ class Trial:
         return max(STALLED_SECONDS, 5 * self.expected_seconds / self.plan.num_evaluations)
 
     def log_tail(self) -> list[str]:
-        try:
-            with open(self.folder / "log", "rb") as stream:
-                stream.seek(max(0, stream.seek(0, 2) - LOG_BYTES))
-                return stream.read().decode(errors="replace").strip().splitlines()[-LOG_LINES:]
-        except FileNotFoundError:
-            return ["its process died before it could say why"]
+        lines = [line for line in tail(self.folder / "log") if line.strip()]
+        return lines[-LOG_LINES:] or ["its process died before it could say why"]
 
     def as_json(self) -> dict[str, Any]:
         cell = self.first
