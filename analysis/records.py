@@ -296,15 +296,13 @@ def _value(row: dict[str, Any], field: pa.Field) -> Any:
     return np.nan if value is None and pa.types.is_floating(field.type) else value
 
 
-def read_table(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
-    """A table of a run folder, checked. Raises: FileNotFoundError, BadRun.
-
-    encoded: string columns to read as numbers of a dictionary.
-    """
-    return _conformed(read_parquet(path, encoded).table, schema, path, encoded)
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table of a run folder, checked. Raises: FileNotFoundError, BadRun."""
+    return _conformed(read_parquet(path).table, schema, path)
 
 
-def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str]) -> pa.Table:
+def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str] = ()) -> pa.Table:
+    """The table in the schema's order, checked. encoded: string columns that are numbers of a dictionary."""
     if len(set(table.column_names)) != len(table.column_names):
         raise broken(path, "two of its columns have the same name")
     for field in schema:
