@@ -20,6 +20,7 @@ from analysis.records import CELLS, TRIALS, read_table, rows_to_table
 from analysis.run_files import broken, read_bytes, read_json
 from analysis.schema import FORMAT
 from sweeps import durable, origins, plan
+from sweeps.attempts import attempts_of
 from sweeps.blocks import SpecError
 from sweeps.cell_row import cell_to_row
 from sweeps.durable import write_atomic
@@ -309,24 +310,8 @@ def write_trials(run: Path) -> None:
     Raises: analysis.records.BadRun where an attempt's file is damaged.
     """
     rows = []
-    for path in sorted((run / "trajectories").glob("[!.]*/attempt-*.json")):
-        row = read_attempt(path)
-        status = "interrupted" if row["status"] == "running" else row["status"]
-        rows.append({**row, "status": status, "name": path.parent.name})
+    for folder in sorted((run / "trajectories").glob("[!.]*/")):
+        for row in attempts_of(folder):
+            status = "interrupted" if row["status"] == "running" else row["status"]
+            rows.append({**row, "status": status, "name": folder.name})
     durable.write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
-
-
-def read_attempt(path: Path) -> Row:
-    """An attempt's own file. Raises: FileNotFoundError, analysis.records.BadRun."""
-    remedy = "remove it: its records and its checkpoint stay, the time it took is no longer counted"
-    row = read_json(path, remedy)
-    kinds = {"attempt": int, "status": str, "seconds": int | float, "started": str}
-    for name, kind in kinds.items():
-        if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
-            raise broken(path, f"{name!r} is {row.get(name)!r}", remedy)
-    try:
-        datetime.fromisoformat(row["started"])
-        pa.Table.from_pylist([row], schema=TRIALS)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise broken(path, str(error).splitlines()[0], remedy) from None
-    return row

@@ -25,9 +25,10 @@ from analysis.records import load_cells, load_plan
 from analysis.run_files import broken, read_parquet
 from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from analysis.study import describe
+from sweeps.attempts import attempts_of
 from sweeps.failures import tail
 from sweeps.plan import Trajectory
-from sweeps.run_folder import read_attempt, read_trajectory, trajectory_folder
+from sweeps.run_folder import read_trajectory, trajectory_folder
 from sweeps.wording import duration
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
@@ -123,8 +124,7 @@ class Trial:
             names = {entry.name: entry.stat().st_mtime for entry in self.folder.iterdir()}
         except FileNotFoundError:  # a file was replaced or moved between listing and asking
             return
-        attempts = [read_attempt(path) for path in self.folder.glob("attempt-*.json")]
-        attempts.sort(key=lambda row: int(row["attempt"]))
+        attempts = attempts_of(self.folder)
         self.seconds = sum(float(row["seconds"]) for row in attempts)
         self._read_live()
         if "done" in names:
