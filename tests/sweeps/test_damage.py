@@ -15,15 +15,7 @@ import pytest
 
 from analysis.live_records import LiveRows, as_line
 from analysis.plan_file import load_plan
-from analysis.records import (
-    RECORDS,
-    BadRun,
-    check_records,
-    load_records,
-    read_live,
-    read_table,
-    rows_to_table,
-)
+from analysis.records import RECORDS, BadRun, check_records, load_records, read_live, read_table, rows_to_table
 from analysis.run_files import MARK
 from sweeps import durable, run_folder
 from sweeps.recorder import Recorder
@@ -115,11 +107,7 @@ def test_a_flipped_bit_of_a_parquet_file_is_found_or_changes_nothing(tmp_path: P
     assert pq.read_table(io.BytesIO(path.read_bytes())).equals(table)  # other readers look past the checksum
     data, rng = path.read_bytes(), np.random.default_rng(0)
     mark = data.index(MARK)
-    places = [
-        *rng.integers(len(data), size=300),
-        *range(mark - 3, mark + 80),
-        *range(len(data) - 8, len(data)),
-    ]
+    places = [*rng.integers(len(data), size=300), *range(mark - 3, mark + 80), *range(len(data) - 8, len(data))]
     same, told = set(), set()
     for at in map(int, places):
         changed = bytearray(data)

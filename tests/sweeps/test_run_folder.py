@@ -107,11 +107,7 @@ def test_an_unfinished_trajectory_goes_on_with_its_cells(outside: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"evaluate": {"every": 10}}, "evaluate.every"),
-        ({"resources": {"cpu": 2}}, "resources"),
-    ],
+    ("change", "key"), [({"evaluate": {"every": 10}}, "evaluate.every"), ({"resources": {"cpu": 2}}, "resources")]
 )
 def test_a_conflict_is_one_clear_error(run: Path, change: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError, match="another --out folder") as caught:

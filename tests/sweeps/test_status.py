@@ -232,11 +232,7 @@ def test_diverged_and_missing_values_never_meet_a_target(run: Path, writers: lis
     one.attempt()
     with Recorder(one.live) as recorder:
         recorder.append(
-            [
-                one.row(one.raw, 20, math.nan),
-                one.row(one.raw, 40, 0.9, diverged=True),
-                one.row(one.ema, 20, 0.1),
-            ]
+            [one.row(one.raw, 20, math.nan), one.row(one.raw, 40, 0.9, diverged=True), one.row(one.ema, 20, 0.1)]
         )
     seen = Status(run)
     curve = seen.trials[one.one.name].curves[one.raw]
@@ -447,8 +443,7 @@ def test_a_study_added_meanwhile_is_seen(run: Path, writers: list[Writer]) -> No
     writers[0].attempt()
     seen = Status(run)
     todo = work(
-        [parse_spec({"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]})],
-        run,
+        [parse_spec({"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]})], run
     )
     run_folder.write_plan(run, todo.studies, todo.trajectories)
     seen.look()
@@ -479,10 +474,7 @@ def test_it_ends_with_the_study(
     one, other = writers
     one.attempt()
     naps = on_sleep(
-        monkeypatch,
-        lambda: one.record((one.raw, 20, 0.5)),
-        one.finish,
-        lambda: (other.attempt(), other.finish()),
+        monkeypatch, lambda: one.record((one.raw, 20, 0.5)), one.finish, lambda: (other.attempt(), other.finish())
     )
     out = io.StringIO()
     told = Console(file=out, width=160, height=50, force_terminal=terminal, highlight=False)
@@ -539,10 +531,7 @@ def test_it_waits_for_its_folder_and_says_so_once(run: Path, outside: Path, monk
     first, last = out.getvalue().splitlines()
     assert first == f"{run}: no run folder yet; waiting for one, for 10 min 0 s at most; Ctrl-C ends it"
     assert "1 of 1 trials done" in last
-    assert sorted(path.name for path in outside.iterdir() if path.name != "__pycache__") == [
-        "run",
-        "tinywork.py",
-    ]
+    assert sorted(path.name for path in outside.iterdir() if path.name != "__pycache__") == ["run", "tinywork.py"]
 
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
