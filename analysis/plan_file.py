@@ -80,9 +80,3 @@ def load_plan_if_any(run: Path) -> dict[str, Any] | None:
     """plan.json; None of a folder without one. Raises: BadRun."""
     there = (run / "plan.json").exists() or (run / "plan.json").is_symlink()
     return load_plan(run) if there else None
-
-
-def planned_cells(run: Path) -> frozenset[str]:
-    """The cells of every trajectory of the plan; none where there is no plan. Raises: BadRun."""
-    plan = load_plan_if_any(run) or {"trajectories": []}
-    return frozenset(cell for one in plan["trajectories"] for cell in one["cells"])

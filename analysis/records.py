@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from analysis.finished import Finished, finished
 from analysis.live_records import LiveRows, again, read_live
-from analysis.plan_file import load_plan, load_plan_if_any, planned_cells
+from analysis.plan_file import load_plan, load_plan_if_any
 from analysis.run_files import IMPORT, RESTORE, BadRun, broken, read_bytes, read_parquet
 from analysis.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
@@ -182,7 +182,8 @@ class _Grid:
         columns = [table[name].to_pylist() for name in ("evaluate_every_steps", "length_steps")]
         names = table["cell_id"].to_pylist()
         steps = dict(zip(names, zip(*columns, strict=True), strict=True))
-        return cls(planned_cells(run) | set(names), steps)
+        planned = (load_plan_if_any(run) or {"trajectories": []})["trajectories"]
+        return cls(frozenset(names).union(*(one["cells"] for one in planned)), steps)
 
     def checked(self, table: pa.Table, path: Path, is_trained: bool = True) -> pa.Table:
         """The table as `load_records` puts it together. is_trained: by us, and so evaluated on the grid alone."""
