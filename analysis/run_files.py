@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,8 +23,10 @@ MARK = b"\nwa sha256 "
 _SEAL_BYTES = len(MARK) + 64 + 1
 
 
-class BadRun(ValueError):
+class BadRun(click.ClickException, ValueError):
     """Not a run folder, or one whose files are damaged or break the schema; the message says where."""
+
+    exit_code = 2
 
 
 def broken(path: Path, what: str, remedy: str = RESTORE) -> BadRun:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
-FORMAT = 1  # of the folder, in plan.json: a reader refuses a newer one
+FORMAT = 1  # of the folder, in plan.json: a reader refuses another
 
 # One row: the evaluation of one cell after `step` optimizer steps.
 RECORDS = pa.schema(
@@ -114,26 +112,3 @@ TRIALS = pa.schema(
         ("name", pa.string()),  # the trajectory's folder: its id, with a suffix where one training runs twice
     ]
 )
-
-# Columns that folders of earlier versions lack, and what was true then: a value, or a function of the table.
-LATER: dict[str, Any] = {
-    "metrics": [],
-    "studies": lambda table: [[study] for study in table["study"].to_pylist()],
-    "name": lambda table: table["trajectory_id"].to_pylist(),
-    "nesterov": lambda table: [float(bool(m)) if m is not None else None for m in table["momentum"].to_pylist()],
-    "precondition_every": None,
-    "precondition_start": None,
-    "block_size": None,
-    "matrix_eps": None,
-    "optimizer_options": None,
-    "options": None,
-    "precision": "fp32",
-    "compile": None,
-    "accumulate": 1,
-    "batch_size": None,
-    "own_batch_size": None,
-    "curve": None,
-    "evaluate_test": False,
-    "processes": 1,
-    "leaderboard": "v0.5",  # of imported logs: the one whose code was followed
-}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
+import click
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -17,18 +18,20 @@ from sweeps import schedules
 from sweeps.wording import among, one_line, shown
 
 
-class SpecError(ValueError):
+class SpecError(click.ClickException, ValueError):
     """Bad input: ``file: key path: what is wrong; what is allowed``."""
+
+    exit_code = 2
 
     def __init__(self, path: str, message: str, source: str = "spec") -> None:
         path, message = one_line(path, 80, tail=40), one_line(message)
-        self.path, self.message, self.source = path, message, source
+        self.path, self.said, self.source = path, message, source
         told = (one_line(source, 160, tail=120), path, message)
         super().__init__(one_line(": ".join(part for part in told if part)))
 
     def at(self, source: str) -> SpecError:
         """The same error, naming the file it comes from."""
-        return SpecError(self.path, self.message, source)
+        return SpecError(self.path, self.said, source)
 
 
 # --- values ----------------------------------------------------------------------------------------------------

@@ -40,9 +40,6 @@ class Interrupts:
         self.arm()
         self.counting = True
 
-    def raise_from_here(self) -> None:
-        self.counting = False
-
     def _asked(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         self.count += now - self._last > REPEAT_SECONDS

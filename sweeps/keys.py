@@ -112,3 +112,20 @@ def workloads(width: int) -> tuple[Row, list[Row]]:
             said = f"{metric} {value} in {budget}"
             rows.append((name, preset, budget, f"{made.batch_size:,}", metric, value, where, said))
     return fitting(WORKLOADS, rows, width, CHOICES)
+
+
+def workloads_json() -> list[dict[str, object]]:
+    """What `wa workloads --json` prints: one entry a workload and preset."""
+    return [
+        {
+            "workload": name,
+            "preset": preset,
+            "step_budget": made.step_budget,
+            "batch_size": made.batch_size,
+            "metric": made.metric,
+            "higher_is_better": made.higher_is_better,
+            "target": None if (target := read_target(name, preset)) is None else target.model_dump(),
+        }
+        for name in families()
+        for preset, made in presets(name).items()
+    ]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.records import load_plan
+from analysis.plan_file import load_plan_if_any
 from sweeps.blocks import SpecError
 from sweeps.identity import scheme_name
 from sweeps.plan import Trajectory
@@ -66,7 +66,7 @@ def check_here(trajectory: Trajectory, planned: str | None) -> None:
 
 def refuse_changed(run: Path, specs: Sequence[Spec], now: Sources, started: Iterable[Trajectory]) -> None:
     """Records of two codes under one name would be compared as one. Raises: SpecError, naming what changed."""
-    before = _recorded(run)
+    before: Sources = (load_plan_if_any(run) or {}).get("sources", {})
     begun = {name for one in started for name in names(one)}
     for spec in specs:
         where = {name: f"workloads[{i}]" for i, name in enumerate(spec.workloads)}
@@ -101,15 +101,10 @@ def changes(before: Mapping[str, Files], now: Mapping[str, Files]) -> list[str]:
 
 def to_record(run: Path, now: Sources) -> dict[str, Any]:
     """What plan.json says of code and data: of the latest run, and when which changes were accepted."""
-    before = _recorded(run)
-    accepted = list(load_plan(run).get("accepted_changes", [])) if before else []
+    before = load_plan_if_any(run) or {}
+    sources, accepted = before.get("sources", {}), list(before.get("accepted_changes", []))
     when = datetime.now(UTC).isoformat(timespec="seconds")
     for name, one in now.items():
-        if told := changes(before.get(name, {}), one):
+        if told := changes(sources.get(name, {}), one):
             accepted.append({"workload": name, "changes": told, "when": when})
-    return {"sources": {**before, **now}, "accepted_changes": accepted}
-
-
-def _recorded(run: Path) -> Sources:
-    sources: Sources = load_plan(run).get("sources", {}) if (run / "plan.json").exists() else {}
-    return sources
+    return {"sources": {**sources, **now}, "accepted_changes": accepted}

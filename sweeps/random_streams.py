@@ -40,12 +40,7 @@ def read(cuda: bool) -> Streams:
     streams = {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor(
-            [
-                *state["state"]["key"].tolist(),
-                state["state"]["pos"],
-                state["has_gauss"],
-                _bits(state["gauss"]),
-            ]
+            [*state["state"]["key"].tolist(), state["state"]["pos"], state["has_gauss"], _bits(state["gauss"])]
         ),
         "python": torch.tensor([*words, second is not None, _bits(second or 0.0)]),
     }
@@ -68,11 +63,7 @@ def put(streams: Mapping[str, Tensor]) -> None:
 def kept() -> Iterator[None]:
     """Put every stream back on the way out."""
     numpy: Any = np.random
-    generator, numpy_state, python_state = (
-        numpy.get_bit_generator(),
-        numpy.get_state(legacy=False),
-        random.getstate(),
-    )
+    generator, numpy_state, python_state = (numpy.get_bit_generator(), numpy.get_state(legacy=False), random.getstate())
     torch_state = torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from sweeps.wording import shown
@@ -20,8 +21,10 @@ TAG = "tag:yaml.org,2002:"
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class BadYaml(ValueError):
+class BadYaml(click.ClickException, ValueError):
     """Not readable as a spec; the message is one line."""
+
+    exit_code = 2
 
 
 # --- plain scalars: the core schema of YAML 1.2 --------------------------------------------------------------------

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from workloads.attributes import complaint
 from workloads.user_errors import OUR_PACKAGES, one_line
 
@@ -22,8 +24,10 @@ NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 MAX_NAME = 100  # characters: it stands in error lines, tables and ids
 
 
-class UnknownWorkload(ValueError):
+class UnknownWorkload(click.ClickException, ValueError):
     """No such workload or preset, or its own code fails; the message says what there is, or where it failed."""
+
+    exit_code = 2
 
 
 def import_dotted(name: str, what: str = "workload") -> Any:

@@ -42,20 +42,14 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]
     with tempfile.TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
         Path(folder, "ray").mkdir()  # where Ray keeps its sessions under RAY_TMPDIR
         command = [sys.executable, "-c", CLUSTER]
-        pipes: dict[str, Any] = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.DEVNULL,
-        }
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, text=True, env={**os.environ, "RAY_TMPDIR": folder}, **pipes) as cluster:
             yield cluster
             cluster.communicate(timeout=60)
 
 
 def test_a_sweep_over_two_nodes_survives_the_loss_of_one(
-    outside: Path,
-    undisturbed: pd.DataFrame,
-    two_nodes: subprocess.Popen[str],
+    outside: Path, undisturbed: pd.DataFrame, two_nodes: subprocess.Popen[str]
 ) -> None:
     assert two_nodes.stdout is not None
     assert two_nodes.stdin is not None

@@ -171,7 +171,7 @@ def test_temporary_files_of_dead_writers_go_those_of_living_ones_stay(tmp_path: 
         path.write_bytes(b"half")
     with open(elsewhere, "rb") as stream:
         assert durable.try_lock(stream.fileno(), elsewhere)
-        with run_folder.locked(tmp_path):
+        with durable.locked(tmp_path):
             assert not any(path.exists() for path in dead)
             assert all(path.exists() for path in [*kept, elsewhere])
 

@@ -136,16 +136,11 @@ def test_with_other_code_it_is_not_continued_unasked(
     assert accepted["workload"] == "mywork:Mine"
 
 
-def test_what_is_only_planned_and_what_is_older_goes_on(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_only_planned_goes_on(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert begun(mine, monkeypatch).exit_code == 0
     (attempt,) = (mine / "run" / "trajectories").glob("*/attempt-0.json")
     attempt.unlink()
     (mine / "mywork.py").write_text(WORK + "# changed before anything began\n")
-    assert begun(mine, monkeypatch).exit_code == 0
-    document = json.loads((mine / "run" / "plan.json").read_text())
-    del document["sources"], document["accepted_changes"]
-    (mine / "run" / "plan.json").write_text(json.dumps(document))
-    (mine / "mywork.py").write_text(WORK + "# changed in a folder of an earlier version\n")
     assert begun(mine, monkeypatch).exit_code == 0
 
 

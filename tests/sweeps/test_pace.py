@@ -50,18 +50,7 @@ def test_assumed_seconds_are_called_assumed(silent: Path) -> None:
 
 
 def record(cell: Any, step: int, train_seconds: float, eval_seconds: float) -> dict[str, Any]:
-    values = (
-        cell.cell_id,
-        cell.trajectory_id,
-        step,
-        "validation",
-        1.0,
-        0.5,
-        200,
-        train_seconds,
-        0.0,
-        eval_seconds,
-    )
+    values = (cell.cell_id, cell.trajectory_id, step, "validation", 1.0, 0.5, 200, train_seconds, 0.0, eval_seconds)
     return dict(zip(RECORDS.names, (*values, False, {}), strict=True))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from sweep_processes import MEASURED
@@ -180,22 +178,6 @@ def test_other_evaluation_steps_are_another_trajectory(outside: Path) -> None:
     assert len(found) == 2 + 4
     steps = {study: sorted(set(load(run, study=study)["step"])) for study in ("speedup", "decay")}
     assert steps == {"speedup": [10, 20, 30, 40], "decay": [20, 40]}
-
-
-def test_a_folder_of_an_earlier_version_takes_a_second_study(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
-    run = outside / "run"
-    train(run, speedup())
-    for name, column in (("cells.parquet", "studies"), ("trials.parquet", "name")):
-        pq.write_table(pq.read_table(run / name).drop_columns(column), run / name)
-    plan = json.loads((run / "plan.json").read_text())
-    del plan["studies"]
-    (run / "plan.json").write_text(json.dumps(plan))
-    assert set(load_cells(run)["studies"]) == {("speedup",)}
-    assert len(load(run, study="speedup")) == len(load(run))
-    assert (reading.read(run, "speedup").cells["state"] == "finished").all()
-    train(run, decay())
-    assert_as_alone(run, alone)
-    assert [one["question"] for one in load_plan(run)["studies"]] == ["Faster?", None]
 
 
 def test_a_target_is_the_same_for_every_study(outside: Path) -> None:
