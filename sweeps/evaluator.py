@@ -12,7 +12,7 @@ from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
-from sweeps.training import Trainer, to_device
+from sweeps.training import Stretch, Trainer, to_device
 from sweeps.training_state import State
 from workloads.protocol import Batch, Part, Summary, Workload
 
@@ -32,7 +32,7 @@ class Evaluator:
         every = self.trajectory.cells[0].evaluate_every_steps
         return min((step // every + 1) * every, self.trajectory.length_steps)
 
-    def evaluate(self, state: State, trainer: Trainer, diverged: bool) -> float | None:
+    def evaluate(self, state: State, trainer: Trainer, trained: Stretch) -> float | None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
         for cell in self.trajectory.cells:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
@@ -41,12 +41,12 @@ class Evaluator:
         rows = []
         for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            rows.append(self._row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], diverged))
+            rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
             self._keep_best(rows[-1]["metric"])
         tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
-        if tested and state.step == self.trajectory.length_steps and not diverged:
+        if tested and state.step == self.trajectory.length_steps and not trained.diverged:
             for cell, summary, seconds in self._evaluate(state, trainer, tested, "test"):
-                rows.append(self._row(state, cell, "test", summary, seconds, diverged))
+                rows.append(_row(state, cell, "test", summary, seconds, trained))
         if self.recorder:
             self.recorder.append(rows)
         return self.best
@@ -79,24 +79,6 @@ class Evaluator:
             batches = self.workload.eval_batches(split, Part(self.team.rank, self.team.size))
         return (to_device(self.device, batch) for batch in batches)
 
-    def _row(
-        self, state: State, cell: Cell, split: str, summary: Summary, eval_seconds: float, diverged: bool
-    ) -> dict[str, Any]:
-        return {
-            "cell_id": cell.cell_id,
-            "trajectory_id": cell.trajectory_id,
-            "step": state.step,
-            "split": split,
-            "loss": float(summary.loss),
-            "metric": float(summary.metric),
-            "examples": int(summary.examples),
-            "train_seconds": state.train_seconds,
-            "average_seconds": _average_seconds(state, cell),
-            "eval_seconds": eval_seconds,
-            "diverged": diverged,
-            "metrics": {name: float(value) for name, value in summary.metrics.items()},
-        }
-
     def _take_clocks(self, state: State, cell: Cell, row: dict[str, Any]) -> None:
         state.train_seconds = row["train_seconds"]
         state.eval_seconds[cell.cell_id] = row["eval_seconds"]
@@ -109,6 +91,28 @@ class Evaluator:
         higher = self.trajectory.cells[0].higher_is_better
         if self.best is None or (metric > self.best) == higher:
             self.best = metric
+
+
+def _row(
+    state: State, cell: Cell, split: str, summary: Summary, eval_seconds: float, trained: Stretch
+) -> dict[str, Any]:
+    return {
+        "cell_id": cell.cell_id,
+        "trajectory_id": cell.trajectory_id,
+        "step": state.step,
+        "split": split,
+        "loss": float(summary.loss),
+        "metric": float(summary.metric),
+        "examples": int(summary.examples),
+        "train_seconds": state.train_seconds,
+        "average_seconds": _average_seconds(state, cell),
+        "eval_seconds": eval_seconds,
+        "train_loss": trained.train_loss,
+        "step_lr": trained.step_lr,
+        "examples_per_second": trained.examples_per_second,
+        "diverged": trained.diverged,
+        "metrics": {name: float(value) for name, value in summary.metrics.items()},
+    }
 
 
 def _average_seconds(state: State, cell: Cell) -> float:

@@ -7,7 +7,6 @@ bit (the `_seconds` columns apart, which are measured).
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -152,12 +151,11 @@ def _run(
     evaluator = Evaluator(trajectory, workload, team, device, leader.recorder if leader else None)
 
     while state.step < trajectory.length_steps:
-        loss = trainer.train(until=evaluator.next_step(state.step))
-        diverged = not math.isfinite(loss)
-        best = evaluator.evaluate(state, trainer, diverged)
+        trained = trainer.train(until=evaluator.next_step(state.step))
+        best = evaluator.evaluate(state, trainer, trained)
         if leader:
-            leader.log.info("step %d training loss %.6g", state.step, loss)
-        if diverged:
+            leader.log.info("step %d training loss %.6g", state.step, trained.last_loss)
+        if trained.diverged:
             if leader:
                 leader.log.warning("diverged: the trajectory ends here")
             return

@@ -173,6 +173,7 @@ def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
                 "train_seconds": one.seconds,
                 "average_seconds": 0.0,
                 "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
+                **dict.fromkeys(("train_loss", "step_lr", "examples_per_second"), math.nan),  # not of every log
                 "diverged": not any(finite[place:]),  # and never finite again
                 "metrics": found,
             }

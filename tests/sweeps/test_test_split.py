@@ -11,6 +11,7 @@ import pytest
 
 from analysis import baselines, generalization, study
 from analysis.records import KEY, read_live, rows_to_table
+from analysis.schema import MEASURED
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
@@ -40,7 +41,6 @@ TESTED = textwrap.dedent('''
     class Diverged(Diverging):
         splits = ("validation", "test")
 ''')
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 IDS = ["cell_id", "trajectory_id"]
 AVERAGES = [
     {"scheme": "none"},

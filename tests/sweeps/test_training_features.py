@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from analysis.records import KEY, read_live, rows_to_table
+from analysis.schema import MEASURED
 from sweeps import trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
@@ -94,7 +95,6 @@ PARTED = textwrap.dedent('''
             time.sleep(0.02)
             return super().loss(model, batch)
 ''')
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 AVERAGES = [
     {"scheme": "none"},
     {"scheme": "lawa", "k": 3, "every": 2},
@@ -130,7 +130,7 @@ def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """What is not measured in seconds, without the ids."""
     orders = [dict(pairs).get("order", float("nan")) for pairs in frame["metrics"]]
-    return frame[["step", "loss", "metric", "examples"]].assign(order=orders)
+    return frame[["step", "loss", "metric", "examples", "train_loss", "step_lr"]].assign(order=orders)
 
 
 def assert_close(one: pd.DataFrame, other: pd.DataFrame, relative: float = 1e-4) -> None:

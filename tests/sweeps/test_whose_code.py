@@ -74,7 +74,7 @@ def crowded(tmp_path: Path, tiny_folder: Path) -> Path:
     ("module", "arguments", "code", "told"),
     [
         ("sweeps.cli", ["plan", "study.yaml"], 0, "2 cells, 1 trajectory to train"),
-        ("sweeps.tracking", ["run", "offline", "p", ""], 1, "no plan.json"),
+        ("sweeps.publisher", ["run", "offline", "p", ""], 1, "no plan.json"),
     ],
 )
 def test_python_m_runs_ours(crowded: Path, module: str, arguments: list[str], code: int, told: str) -> None:
