@@ -87,9 +87,10 @@ class Publisher:
             cell_id = str(name)
             if cell_id in cells.index and (cell_id in done or not self._is_offline(cell_id)):
                 cell = _row(cells.loc[cell_id].to_dict())
-                said = self.told.get(cell_id, {}).get("said", {}) if concluded is None else concluded.get(cell_id, {})
-                news = {"step": int(rows["step"].max()), "studies": list(cell["studies"]), "said": said}
-                if (news != self.told.get(cell_id)) if cell_id in done else news["step"] > self._cursor(cell_id):
+                last, told = int(rows["step"].max()), self.told.get(cell_id, {})
+                said = told.get("said", {}) if concluded is None else concluded.get(cell_id, {})
+                news = {"step": last, "studies": list(cell["studies"]), "said": said}
+                if (news != told) if cell_id in done else (last > self._cursor(cell_id)):
                     self._publish_cell(cell, rows, questions.get(cell["study"]), news, cell_id in done)
         for study, question in questions.items() if is_last else ():
             self._publish_report(study, question, report_folder(self.run, study, len(questions)))
@@ -188,15 +189,21 @@ class Publisher:
                 begun = wandb.init(mode="online", resume="allow", id=self.run_id(key), reinit="create_new", **told)
                 self.num_refusals = 0
                 self._keep_link(told["group"], begun)
+                self._remove_offline(key)
                 return begun
             except Exception as error:
                 self._leave(key, error)
         if not done:
             return None
         self.cursors.pop(key, None)  # whole
-        for before in (self.run / "wandb").glob(f"offline-run-*-{self.run_id(key)}"):
-            shutil.rmtree(before)
+        self._remove_offline(key)
         return wandb.init(mode="offline", id=self.run_id(key), reinit="create_new", **told)
+
+    def _remove_offline(self, key: str) -> None:
+        """What was written of a run for `wandb sync` is told again, whole."""
+        for before in (self.run / "wandb").glob(f"offline-run-*-{self.run_id(key)}"):
+            self.cursors.pop(key, None)
+            shutil.rmtree(before)
 
     def _leave(self, key: str, error: Exception) -> None:
         """Go offline, with this run or, where the server does not answer, with all."""
