@@ -33,20 +33,15 @@ INIT_SECONDS = 15.0  # then offline, said once
 MOST_REFUSALS = 3  # runs in a row that the server would not take; then all go offline
 BEST, STEPS, MET = "best/metric", "target/steps", "target/met"  # a finished run's summary: see `outcome`
 RATIO, VERDICT = "steps_ratio", "verdict"  # and once there is a report: see `conclusions`
-# What a point logs: its key and the column of a record.
-LOGGED = {
+LOGGED = {  # by key, the column of a record
     "validation/loss": "loss",
     "train/loss": "train_loss",
     "train/lr": "step_lr",
     "train/examples_per_second": "examples_per_second",
-    "seconds/train": "train_seconds",
-    "seconds/average": "average_seconds",
-    "seconds/eval": "eval_seconds",
+    **{f"seconds/{name}": f"{name}_seconds" for name in ("train", "average", "eval")},
 }
 TOLD = Path("wandb") / "told.json"  # by run, what W&B has of it
-
-
-# What it says of one run, where a key or a connection would fail for all: deleted, gone, not valid.
+# What the server says of one run, where a key or a connection would fail for all: deleted, gone, not valid.
 _REFUSAL = re.compile(r"previously created and deleted|HTTP (400|404|409|410|422)\b")
 
 
@@ -121,8 +116,8 @@ class Publisher:
                 return
             begun.define_metric("step")
             best = "max" if cell["higher_is_better"] else "min"
-            hows = {"validation/loss": "min", "train/loss": "min", "train/*": "last", "seconds/*": "last"}
-            for key, how in (hows | {f"validation/{cell['metric_name']}": best}).items():
+            hows = {"validation/loss": "min", "train/loss": "min", f"validation/{cell['metric_name']}": best}
+            for key, how in (dict.fromkeys(("train/*", "seconds/*")) | hows).items():  # of others the last
                 begun.define_metric(key, step_metric="step", summary=how)
         for row in rows[rows["step"] > self._cursor(cell_id)].to_dict("records"):
             begun.log(_point(cell, _row(row)), step=int(row["step"]))
@@ -174,25 +169,19 @@ class Publisher:
         """A run on W&B or, where it does not answer or not take it, on disk; there None of one that is not done."""
         import wandb
 
-        settings = wandb.Settings(
-            x_disable_stats=True,
-            x_disable_meta=True,
-            console="off",
-            disable_git=True,
-            save_code=False,
-            init_timeout=INIT_SECONDS,
-            silent=True,
-        )
+        quiet = dict.fromkeys(("x_disable_stats", "x_disable_meta", "disable_git", "silent"), True)
+        settings = wandb.Settings(**quiet, console="off", save_code=False, init_timeout=INIT_SECONDS)
         told |= {"project": self.project, "entity": self.entity, "dir": str(self.run), "settings": settings}
         if not self._is_offline(key):
             try:
                 begun = wandb.init(mode="online", resume="allow", id=self.run_id(key), reinit="create_new", **told)
+            except Exception as error:
+                self._leave(key, error)
+            else:
                 self.num_refusals = 0
                 self._keep_link(told["group"], begun)
                 self._remove_offline(key)
                 return begun
-            except Exception as error:
-                self._leave(key, error)
         if not done:
             return None
         self.cursors.pop(key, None)  # whole
@@ -304,19 +293,13 @@ def run_name(cell: Mapping[str, Any]) -> str:
 
 
 def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
-    config = {key: value for key, value in cell.items() if key != "studies"}
-    return {
-        "studies": list(cell["studies"]),
-        **{key: None if value is None or pd.isna(value) else _plain(value) for key, value in config.items()},
-    }
+    config: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in cell.items() if key != "studies"}
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
+    return {"studies": list(cell["studies"]), **plain}
 
 
 def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in row.items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

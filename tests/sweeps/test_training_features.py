@@ -187,21 +187,21 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
         textwrap.dedent("""
             import json, sys, torch
             from pathlib import Path
-            from sweeps import data_parallel, evaluator, trajectory
+            from sweeps import data_parallel, evaluate, trajectory
             from sweeps.plan import from_dict
 
             rank, folder = int(sys.argv[1]), Path(sys.argv[2])
             one = from_dict(json.loads((folder / "trajectory.json").read_text()))
-            keep = evaluator.Evaluator.evaluate
+            keep = evaluate.Evaluator.evaluate
 
-            def evaluate(self, state, trainer, diverged):
-                result = keep(self, state, trainer, diverged)
+            def spied(self, state, trainer, trained):
+                result = keep(self, state, trainer, trained)
                 if state.step == one.length_steps:
                     averages = {repr(s): state.bank.tensors(s) for s in state.bank}
                     torch.save({"model": state.model.state_dict(), **averages}, folder / f"rank{rank}")
                 return result
 
-            evaluator.Evaluator.evaluate = evaluate
+            evaluate.Evaluator.evaluate = spied
             with data_parallel.joined(rank, 2, "cpu", folder / "store"):
                 team = data_parallel.Team(rank, 2)
                 trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=2)
