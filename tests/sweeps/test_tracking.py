@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from record_rows import record
 from rich.console import Console
 from wandb_server import KEY, WandbServer
@@ -21,26 +22,19 @@ from wandb_server import KEY, WandbServer
 from analysis.records import load, load_cells
 from analysis.run_files import wandb_links
 from sweeps import publisher, run_folder, tracking, trajectory
+from sweeps.cli import main
 from sweeps.run import work
-from sweeps.spec import Spec, parse_spec
+from sweeps.spec import parse_spec
 
 pytestmark = pytest.mark.slow
-
-
-def spec() -> Spec:
-    averaging = [
-        {"scheme": "none"},
-        {"scheme": "lawa", "k": 5, "every": 2},
-        {"scheme": "ema", "horizon": 0.2},
-    ]
-    raw = {
-        "study": "w",
-        "question": "Does it pay?",
-        "workloads": "tinywork:Tiny",
-        "seeds": [0, 1],
-        "averaging": averaging,
-    }
-    return parse_spec({**raw, "evaluate": {"every": 20}})
+RAW = {
+    "study": "w",
+    "question": "Does it pay?",
+    "workloads": "tinywork:Tiny",
+    "seeds": [0, 1],
+    "averaging": [{"scheme": "none"}, {"scheme": "lawa", "k": 5, "every": 2}, {"scheme": "ema", "horizon": 0.2}],
+    "evaluate": {"every": 20},
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def run(outside: Path, trained: Path) -> Path:
 
 
 def train(folder: Path) -> None:
-    todo = work([spec()], folder)
+    todo = work([parse_spec(RAW)], folder)
     run_folder.write_plan(folder, todo.studies, todo.trajectories)
     for one in todo.trajectories:
         trajectory.run(one, run_folder.trajectory_folder(folder, one.name))
@@ -122,7 +116,7 @@ def test_a_second_folder_of_the_same_study_has_runs_of_its_own_and_a_copy_the_sa
     assert len(wandb_server.runs) == 12
     assert {name: wandb_server.history[name] for name in before} == before
     assert run_ids(copy) == run_ids(run)
-    run_folder.write_plan(run, work([spec()], run).studies, [])  # planned again, the identity stays
+    run_folder.write_plan(run, work([parse_spec(RAW)], run).studies, [])  # planned again, the identity stays
     assert run_ids(run) == run_ids(copy)
 
 
@@ -347,6 +341,17 @@ def test_offline_stores_the_same_for_a_sync(reported: Path, wandb_server: WandbS
     sync = [str(Path(sys.executable).with_name("wandb")), "sync", *written]
     done = subprocess.run(sync, capture_output=True, text=True, cwd=reported.parent)
     assert done.returncode == 0, done.stdout + done.stderr
+    check_report(reported, wandb_server)
+
+
+def test_wa_run_publishes_its_report_and_says_where(
+    reported: Path, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.cli._conclude", lambda run, _: (run / "report.html").write_text("concluded"))
+    Path("s.yaml").write_text(json.dumps(RAW | {"tracking": {"wandb": "online", "project": "proj"}}))
+    done = CliRunner().invoke(main, ["run", "s.yaml", "--out", str(reported)])  # with nothing left to train
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == f"W&B: {wandb_server.url}/team/proj/groups/w (w)"
     check_report(reported, wandb_server)
 
 

@@ -16,17 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from trained import assert_same, run, stop_at
 
-from analysis.records import KEY, read_live, rows_to_table
-from analysis.schema import MEASURED
-from sweeps import trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.data_parallel import Team
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory, to_dict, trajectories
 from sweeps.spec import parse_spec
-from sweeps.trajectory import Progress
 
 PARTED = textwrap.dedent('''
     import torch
@@ -121,12 +118,6 @@ def one_trajectory(workload: str = "partedwork:Parted", averaging: Any = AVERAGE
     return one
 
 
-def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
-    trajectory.run(one, folder, **options)
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    return frame.sort_values(KEY).reset_index(drop=True)
-
-
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """What is not measured in seconds, without the ids."""
     orders = [dict(pairs).get("order", float("nan")) for pairs in frame["metrics"]]
@@ -169,15 +160,11 @@ def test_two_processes_stopped_and_resumed(parted: Path, tmp_path: Path) -> None
     one = one_trajectory("partedwork:Drawing", NORMED)
     undisturbed = run(one, tmp_path / "undisturbed", processes=2, num_devices=2)
 
-    def stop(progress: Progress) -> None:
-        if progress.step == 28:
-            raise KeyboardInterrupt
-
     folder = tmp_path / "disturbed"
     with pytest.raises(KeyboardInterrupt):
-        run(one, folder, processes=2, num_devices=2, checkpoint_seconds=0, report=stop)
+        run(one, folder, processes=2, num_devices=2, checkpoint_seconds=0, report=stop_at(28, KeyboardInterrupt))
     after = run(one, folder, processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
+    assert_same(after, undisturbed)
 
 
 def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
@@ -263,7 +250,7 @@ def test_followers_end_with_a_killed_leader(parted: Path, tmp_path: Path) -> Non
     assert not any(is_alive(pid) for pid in followers)
     undisturbed = run(one, tmp_path / "undisturbed", processes=2, num_devices=2)
     after = run(one, tmp_path / "run", processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
+    assert_same(after, undisturbed)
 
 
 def children(pid: int) -> list[int]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from trained import Stop, assert_same, rows, run, stop_at
 
-from analysis.records import KEY, load_records, read_live, rows_to_table
+from analysis.records import KEY, load_records
 from analysis.schema import MEASURED
-from sweeps import trajectory
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
-from sweeps.plan import Trajectory, trajectories
+from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
 from sweeps.training import Trainer
 from workloads.protocol import load
@@ -37,33 +36,6 @@ ALL_SCHEMES = [
 def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
     spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
     return cells(parse_spec(spec))
-
-
-def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
-    trajectory.run(one, folder, **options)
-    return rows(folder)
-
-
-def rows(folder: Path) -> pd.DataFrame:
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    return frame.sort_values(KEY).reset_index(drop=True)
-
-
-def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    # check_exact: bit for bit; what is measured in seconds apart.
-    pd.testing.assert_frame_equal(one.drop(columns=MEASURED), other.drop(columns=MEASURED), check_exact=True)
-
-
-class Stop(Exception):
-    """Ends a trajectory as a kill would, but in process."""
-
-
-def stop_at(step: int) -> Callable[[trajectory.Progress], None]:
-    def report(progress: trajectory.Progress) -> None:
-        if progress.step == step:
-            raise Stop
-
-    return report
 
 
 def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
