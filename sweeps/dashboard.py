@@ -203,8 +203,9 @@ def push(run: Path) -> tuple[str, str]:
     _knock(url)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # wandb's own words; ours name both links
-            where = told.model_copy(update={"entity": told.entity or publisher.default_entity()})
-            if not publisher.has_project(where.entity, where.project):
+            entity, is_there = publisher.home(told.entity, told.project)
+            where = told.model_copy(update={"entity": entity})
+            if not is_there:
                 remedy = f"publish the runs first: `wandb sync {run}/wandb/offline-run-*`"
                 raise PushFailed(f"{url} has no project {where.project!r} of {where.entity!r}; {remedy}")
             return _save(run, where)

@@ -81,7 +81,7 @@ class Publisher:
         for name, rows in records.groupby("cell_id", sort=True):
             cell_id = str(name)
             if cell_id in cells.index and (cell_id in done or not self._is_offline(cell_id)):
-                cell = _row(cells.loc[cell_id].to_dict())
+                cell = cells.loc[cell_id].to_dict()
                 last, told = int(rows["step"].max()), self.told.get(cell_id, {})
                 said = told.get("said", {}) if concluded is None else concluded.get(cell_id, {})
                 news = {"step": last, "studies": list(cell["studies"]), "said": said}
@@ -97,13 +97,13 @@ class Publisher:
     def _cursor(self, cell_id: str) -> int:
         return self.cursors.get(cell_id, -1)
 
-    def _finished(self, plan: Mapping[str, Any]) -> set[str]:
+    def _finished(self, plan: Mapping[Any, Any]) -> set[str]:
         folder = self.run / "trajectories"
         trajectories = [one for one in plan["trajectories"] if "name" in one]
         return {cell for one in trajectories if finished(folder / one["name"]) is not None for cell in one["cells"]}
 
     def _publish_cell(
-        self, cell: Mapping[str, Any], rows: pd.DataFrame, question: str | None, news: dict[str, Any], done: bool
+        self, cell: Mapping[Any, Any], rows: pd.DataFrame, question: str | None, news: dict[str, Any], done: bool
     ) -> None:
         """Log what lies beyond the cursor of `rows`, all records of the cell; of a run written anew, all."""
         cell_id = str(cell["cell_id"])
@@ -120,7 +120,7 @@ class Publisher:
             for key, how in (dict.fromkeys(("train/*", "seconds/*")) | hows).items():  # of others the last
                 begun.define_metric(key, step_metric="step", summary=how)
         for row in rows[rows["step"] > self._cursor(cell_id)].to_dict("records"):
-            begun.log(_point(cell, _row(row)), step=int(row["step"]))
+            begun.log(_point(cell, row), step=int(row["step"]))
         self.cursors[cell_id] = news["step"]
         if not done:
             self.open[cell_id] = begun
@@ -242,9 +242,9 @@ def conclusions(run: Path, studies: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _table(path: Path) -> list[dict[str, Any]]:
+def _table(path: Path) -> list[dict[Any, Any]]:
     try:
-        return [_row(row) for row in pd.read_csv(path, dtype={"cell_id": str}).to_dict("records")]
+        return pd.read_csv(path, dtype={"cell_id": str}).to_dict("records")
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return []
 
@@ -254,22 +254,16 @@ def tag(name: object) -> str:
     return str(name)[:64]
 
 
-def default_entity() -> str | None:
-    """Whose project it is when the study names no entity: that of the key's owner, asked of the server."""
+def home(entity: str | None, project: str) -> tuple[str | None, bool]:
+    """Whose project it is, by default the key's owner's, and whether the server has it."""
     import wandb
 
-    entity: str | None = wandb.Api().default_entity
-    return entity
+    api = wandb.Api()
+    entity = entity or api.default_entity
+    return entity, any(one.name == project for one in api.projects(entity))
 
 
-def has_project(entity: str | None, project: str) -> bool:
-    """Whether the server has the project that runs of a folder are published to."""
-    import wandb
-
-    return any(one.name == project for one in wandb.Api().projects(entity))
-
-
-def outcome(cell: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+def outcome(cell: Mapping[Any, Any], rows: pd.DataFrame) -> dict[str, Any]:
     """The summary of a finished run: the best metric; whether it met the target, and the steps that took.
 
     Steps are those of `steps_to_target`: by interpolation where met, and the step budget, a lower bound, where missed.
@@ -285,24 +279,20 @@ def outcome(cell: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
     return found | {MET: is_met, STEPS: met.point if is_met else float(cell["step_budget"])}
 
 
-def run_name(cell: Mapping[str, Any]) -> str:
+def run_name(cell: Mapping[Any, Any]) -> str:
     """A W&B run's name: workload, scheme with its horizon, schedule length, seed."""
     horizon = cell["horizon_fraction"]
     reach = "" if horizon is None or pd.isna(horizon) else f" {100 * horizon:.3g}%"
     return f"{cell['workload']} {cell['scheme']}{reach} length {cell['length_fraction']:g} seed {cell['seed']}"
 
 
-def _config(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _config(cell: Mapping[Any, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in cell.items() if key != "studies"}
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
     return {"studies": list(cell["studies"]), **plain}
 
 
-def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in row.items()}
-
-
-def _point(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def _point(cell: Mapping[Any, Any], row: Mapping[Any, Any]) -> dict[str, Any]:
     values = {key: row[column] for key, column in LOGGED.items()}
     values |= {f"validation/{name.removeprefix(BESIDE)}": row[name] for name in row if name.startswith(BESIDE)}
     values[f"validation/{cell['metric_name']}"] = row["metric"]

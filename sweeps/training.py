@@ -162,8 +162,7 @@ def to_device(device: str, batch: Batch) -> Batch:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {name: to_device(device, part) for name, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(device, part) for part in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(device, part) for part in batch)
+        moved = [to_device(device, part) for part in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch

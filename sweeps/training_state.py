@@ -48,7 +48,8 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
 
 def streams_of_ranks(state: State, team: Team) -> Streams:
     """Where the random streams of every rank are."""
-    return {name: team.gather(value) for name, value in random_streams.read(_on_gpu(state.model)).items()}
+    on_gpu = next(state.model.parameters()).is_cuda
+    return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
 
 
 _STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "eval_seconds", "average_offset")
@@ -83,7 +84,3 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
         setattr(state, name, saved[name])
     random_streams.put({name: ranks[team.rank] for name, ranks in saved["streams"].items()})
     log.info("on from step %d", state.step)
-
-
-def _on_gpu(model: nn.Module) -> bool:
-    return next(model.parameters()).is_cuda

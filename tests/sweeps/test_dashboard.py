@@ -101,10 +101,10 @@ def logged(run: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"config": set(), "logged": set(), "summary": set()}
     for cell in load_cells(run).to_dict("records"):
         mine = records[records["cell_id"] == cell["cell_id"]]
-        found["config"] |= set(publisher._config({str(k): v for k, v in cell.items()}))
-        found["summary"] |= set(publisher.outcome({str(k): v for k, v in {**cell, "target": 0.3}.items()}, mine))
+        found["config"] |= set(publisher._config(cell))
+        found["summary"] |= set(publisher.outcome({**cell, "target": 0.3}, mine))
         for row in mine.to_dict("records"):
-            found["logged"] |= set(publisher._point(cell, {str(k): v for k, v in row.items()}))
+            found["logged"] |= set(publisher._point(cell, row))
     found["summary"] |= {publisher.RATIO, publisher.VERDICT}  # of `publisher.conclusions`
     found["logged"] |= found["summary"]
     return found
@@ -220,15 +220,14 @@ def test_a_finished_run_is_summed_up_as_the_analysis_counts(outside: Path) -> No
     (cell,) = [row for row in load_cells(run).to_dict("records") if row["scheme"] == "none"]
     mine = records[records["cell_id"] == cell["cell_id"]].sort_values("step")
     metric = mine["metric"].tolist()
-    told: dict[str, Any] = {str(k): v for k, v in cell.items()}
-    assert publisher.outcome(told, mine) == {"best/metric": max(metric)}
-    assert publisher.outcome({**told, "target": 2.0}, mine) == {
+    assert publisher.outcome(cell, mine) == {"best/metric": max(metric)}
+    assert publisher.outcome({**cell, "target": 2.0}, mine) == {
         "best/metric": max(metric),
         "target/met": False,
         "target/steps": 60.0,
     }
-    assert publisher.outcome({**told, "target": metric[0]}, mine)["target/steps"] == 20.0
-    assert publisher.outcome({**told, "target": metric[0]}, mine)["target/met"] is True
+    assert publisher.outcome({**cell, "target": metric[0]}, mine)["target/steps"] == 20.0
+    assert publisher.outcome({**cell, "target": metric[0]}, mine)["target/met"] is True
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -167,6 +168,12 @@ def test_two_processes_stopped_and_resumed(parted: Path, tmp_path: Path) -> None
     assert_same(after, undisturbed)
 
 
+def begin(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(path for path in (str(folder), *sys.path) if path)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, cwd=folder)
+
+
 def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
     """Two ranks by hand: each writes its weights, statistics and averages at the end."""
     script = parted / "ranks.py"
@@ -194,19 +201,9 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
                 trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=2)
             """)
     )
-    import json
-
     one = one_trajectory("partedwork:Normed", NORMED[:3])
     (tmp_path / "trajectory.json").write_text(json.dumps(to_dict(one)))
-    path = os.pathsep.join(path for path in (str(parted), *sys.path) if path)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            cwd=parted,
-        )
-        for rank in (0, 1)
-    ]
+    ranks = [begin(parted, script, rank, tmp_path) for rank in (0, 1)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in (0, 1))
     assert len(first) == 3
@@ -226,16 +223,9 @@ def test_followers_end_with_a_killed_leader(parted: Path, tmp_path: Path) -> Non
         one = from_dict(json.loads(Path(sys.argv[1]).read_text()))
         trajectory.run(one, Path(sys.argv[2]), processes=2, num_devices=2, checkpoint_seconds=0)
         """)
-    import json
-
     one = one_trajectory("partedwork:Slow")
     (tmp_path / "t.json").write_text(json.dumps(to_dict(one)))
-    path = os.pathsep.join(path for path in (str(parted), *sys.path) if path)
-    leader = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "t.json"), str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=parted,
-    )
+    leader = begin(parted, "-c", code, tmp_path / "t.json", tmp_path / "run")
     records = tmp_path / "run" / "records.jsonl"
     deadline = time.monotonic() + 60
     while not (records.exists() and records.stat().st_size) and time.monotonic() < deadline:
