@@ -72,11 +72,11 @@ def write(run: str | Path) -> Path:
     run = Path(run)
     studies = read_each(run)
     if len(studies) == 1:
-        _write(studies[0], run, run)
+        _write(studies[0], run, run, report_index.on_wandb(run, studies[0]))
         return run / "report.html"
     folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
     answers = [
-        _write(study, folder, run, report_index.links(studies, place))
+        _write(study, folder, run, [*report_index.links(studies, place), *report_index.on_wandb(run, study)])
         for place, (study, folder) in enumerate(zip(studies, folders, strict=True))
     ]
     _remove_those_of_one_study(run)

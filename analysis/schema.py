@@ -19,6 +19,9 @@ RECORDS = pa.schema(
         ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
         ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
+        ("train_loss", pa.float64()),  # mean over the steps since the trajectory's last evaluation; NaN: unknown
+        ("step_lr", pa.float64()),  # learning rate of step `step`; the cell's `lr` is the peak
+        ("examples_per_second", pa.float64()),  # of training, data included, since the last evaluation
         ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
         ("metrics", pa.map_(pa.string(), pa.float64())),  # what stands beside the target metric, by name
     ]
@@ -26,6 +29,8 @@ RECORDS = pa.schema(
 BESIDE = "metric_"  # before the name of a metric that stands beside, as a column: metric_accuracy
 KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
 NAMES = ["cell_id", "trajectory_id", "split"]  # its columns of strings
+# Its columns that a clock says; all others are a function of (spec, seed).
+MEASURED = ["train_seconds", "average_seconds", "eval_seconds", "examples_per_second"]
 
 # One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
 # of the step budget; `final_lr` is a share of the peak `lr`.

@@ -103,9 +103,11 @@ def run(
         one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = terminal.console()
-    complete = run_studies(specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code)
-    with begun():
-        _conclude(out, console)
+    complete = run_studies(
+        *(specs, out, console, address, checkpoint_seconds),
+        accept_changed_code=accept_changed_code,
+        conclude=lambda: _conclude(out, console),
+    )
     if not complete:
         what = "the study is" if len(specs) == 1 else "the studies are"
         again = f"`wa run {' '.join(files)} --out {out}` continues {'it' if len(specs) == 1 else 'them'}"
@@ -138,7 +140,10 @@ def report(run: Path) -> None:
 
     Of several studies in it each has a report of its own in reports/<study>/, and report.html is their index.
     """
+    from sweeps import tracking
+
     _conclude(run, terminal.console())
+    tracking.publish_report(run, terminal.console())
 
 
 @main.command()

@@ -40,6 +40,10 @@ class Interrupts:
         self.arm()
         self.counting = True
 
+    def raise_from_here(self) -> None:
+        """From now on an interrupt is raised where it comes again."""
+        self.counting = False
+
     def _asked(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         self.count += now - self._last > REPEAT_SECONDS

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from analysis.finished import DONE, Finished
@@ -83,9 +82,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -96,7 +93,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no NaN: null stands for it. repr of a float64 reads back to the same bits.
     assert list(row) == RECORDS.names, f"a record has the columns {RECORDS.names}, not {list(row)}"
-    return {k: _finite(v) for k, v in row.items()}
+    return dict(_finite(row))
 
 
 def _finite(value: Any) -> Any:

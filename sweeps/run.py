@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,9 +83,11 @@ def run_studies(
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
     accept_changed_code: bool = False,
+    conclude: Callable[[], None] = lambda: None,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
+    conclude: what to write once the records are (the report), before W&B is told that all is there.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
@@ -109,13 +111,13 @@ def run_studies(
             held.enter_context(durable.locked(run))
         todo = compared()
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
-        with _engine(specs[0], todo, address) as engine:
+        with ExitStack() as hushed, _engine(specs[0], todo, address) as engine:
             interrupts.count_from_here()
             if is_new:
                 held.enter_context(durable.locked(run))
                 todo = compared()  # another run may have been quicker
             if engine is not None:
-                held.enter_context(noise_to(run / RAY_LOG, console))
+                hushed.enter_context(noise_to(run / RAY_LOG, console))
             for one in run_folder.started(run):  # finished, but killed before compaction
                 if run_folder.is_done(run, one):
                     run_folder.compact(run, one.name)
@@ -124,9 +126,16 @@ def run_studies(
             _announce(todo, run, console, calibrating)
             for line in left_out:
                 console.print(line, markup=False, soft_wrap=True)
+            held.enter_context(tracking.publishing(run, specs[0].tracking, console))
             with begun() if engine else nullcontext():
-                complete = _train(specs[0], todo, run, console, engine, interrupts, checkpoint_seconds)
-            return complete and not left_out
+                try:
+                    complete = engine is None or _launch(engine, todo, run, console, interrupts, checkpoint_seconds)
+                finally:
+                    run_folder.write_trials(run)
+        interrupts.raise_from_here()  # what follows is made again by the same command
+        with begun():
+            conclude()
+        return complete and not left_out
 
 
 def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:
@@ -137,24 +146,6 @@ def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManag
 
     need = spec.resources
     return engine(need.cpu, need.gpu, need.num_processes, address)
-
-
-def _train(
-    spec: Spec,  # of what all agree on: resources, tracking, fuse
-    todo: Work,
-    run: Path,
-    console: Console,
-    engine: Engine | None,
-    interrupts: Interrupts,
-    checkpoint_seconds: float,
-) -> bool:
-    publisher = tracking.start(run, spec.tracking.wandb, spec.tracking.project, spec.tracking.entity)
-    try:
-        return engine is None or _launch(engine, todo, run, console, interrupts, checkpoint_seconds)
-    finally:
-        run_folder.write_trials(run)
-        if not tracking.finish(publisher):
-            console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
 
 
 def _check_data(study: Resolved, address: str | None) -> None:

@@ -157,20 +157,24 @@ def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
             value = found[metric]
             losses = [found.pop(name, None) for name in LOSSES]
             found.pop(metric, None)
-            yield dict.fromkeys(RECORDS.names) | {
-                "cell_id": trial.cell_id,
-                "trajectory_id": trial.cell_id,
-                "step": one.step,
-                "split": split,
-                "loss": next((loss for loss in losses if loss is not None), math.nan),
-                "metric": value,
-                "examples": int(examples) if 0 <= examples <= 2**53 else None,
-                "train_seconds": one.seconds,
-                "average_seconds": 0.0,
-                "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
-                "diverged": not any(finite[place:]),  # and never finite again
-                "metrics": found,
-            }
+            yield (
+                dict.fromkeys(RECORDS.names)
+                | {
+                    "cell_id": trial.cell_id,
+                    "trajectory_id": trial.cell_id,
+                    "step": one.step,
+                    "split": split,
+                    "loss": next((loss for loss in losses if loss is not None), math.nan),
+                    "metric": value,
+                    "examples": int(examples) if 0 <= examples <= 2**53 else None,
+                    "train_seconds": one.seconds,
+                    "average_seconds": 0.0,
+                    "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
+                    **dict.fromkeys(("train_loss", "step_lr", "examples_per_second"), math.nan),  # not of every log
+                    "diverged": not any(finite[place:]),  # and never finite again
+                    "metrics": found,
+                }
+            )
 
 
 def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:

@@ -8,15 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_rows import record
 
 from analysis.records import NAMES, RECORDS, BadRun, load_records, read_table, rows_of_cells, rows_to_table
 from analysis.run_files import read_parquet
 
 
 def row(cell: str, step: int, split: str = "validation", **more: Any) -> dict[str, Any]:
-    made = {"cell_id": cell, "trajectory_id": "t", "step": step, "split": split, "loss": 1.0, "metric": 1.0}
-    made |= {"examples": 8, "train_seconds": 0.1, "average_seconds": 0.0, "eval_seconds": 0.1}
-    return made | {"diverged": False, "metrics": {}} | more
+    return record(step, cell, **{"split": split, "loss": 1.0, "metric": 1.0, **more})
 
 
 def write(folder: Path, **parts: list[dict[str, Any]]) -> Path:

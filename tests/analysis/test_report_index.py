@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.compute as pc
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import recommend, report, study
+from analysis.pages import report_index
 from analysis.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -170,3 +172,13 @@ def test_no_study_writes_elsewhere(name, make_run, average, monkeypatch, tmp_pat
     with pytest.raises(BadRun, match="cannot name a folder"):
         report.write(of_two(run, second=name))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_page_leads_to_its_runs_on_wandb_and_nowhere_else(tmp_path):
+    one = SimpleNamespace(plan={"study": "w"})
+    assert report_index.on_wandb(tmp_path, one) == []
+    (tmp_path / "wandb").mkdir()
+    links = tmp_path / "wandb" / "links.json"
+    for link, allowed in (("https://wandb.ai/t/p/groups/w", True), ("javascript:alert(1)", False), (1, False)):
+        links.write_text(json.dumps({"w": link, "another": "https://wandb.ai"}))
+        assert report_index.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])

@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sweep_processes import MEASURED, STUDY, WA, num_records, wait, workers
+from sweep_processes import STUDY, WA, num_records, wait, workers
 
 from analysis.records import load_records
+from analysis.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 

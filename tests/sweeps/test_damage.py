@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_rows import record
 
 from analysis.live_records import LiveRows, as_line
 from analysis.plan_file import load_plan
@@ -22,10 +23,7 @@ from sweeps.recorder import Recorder
 
 
 def row(step: int, cell: str = "c", **changes: Any) -> dict[str, Any]:
-    values = {"cell_id": cell, "trajectory_id": "t", "step": step, "split": "validation", "loss": 0.1 * step}
-    clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 0.5}
-    more = {"metric": 1 / step, "examples": 9, **clocks, "diverged": False, "metrics": {"a": 0.5}}
-    return {**values, **more, **changes}
+    return record(step, cell, **{"metrics": {"a": 0.5}, **changes})
 
 
 def live(run: Path, *steps: int) -> Path:

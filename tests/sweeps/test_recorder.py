@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_rows import record
 
 from analysis.records import RECORDS, BadRun, load_records, read_live, rows_to_table
 from sweeps.durable import write_atomic
@@ -19,21 +20,7 @@ from sweeps.recorder import FolderBusy, Recorder
 
 
 def row(cell: str = "c", step: int = 1, **changes: Any) -> dict[str, Any]:
-    values = {
-        "cell_id": cell,
-        "trajectory_id": "t",
-        "step": step,
-        "split": "validation",
-        "loss": 0.1 + step,
-        "metric": 1 / 3,
-        "examples": 10,
-        "train_seconds": 1.0,
-        "average_seconds": 0.0,
-        "eval_seconds": 0.5,
-        "diverged": False,
-        "metrics": {},
-    }
-    return {**values, **changes}
+    return record(step, cell, **changes)
 
 
 def live(tmp_path: Path) -> Path:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from record_rows import record
 from rich.console import Console
 
 from analysis import study
@@ -74,10 +75,7 @@ class Writer:
         (self.folder / f"attempt-{number}.json").write_text(json.dumps(row))
 
     def row(self, cell: str, step: int, metric: float, diverged: bool = False) -> dict[str, Any]:
-        clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 1.0}
-        beside: dict[str, Any] = {"diverged": diverged, "metrics": {}}
-        key = {"cell_id": cell, "trajectory_id": self.one.trajectory_id, "step": step, "split": "validation"}
-        return {**key, "loss": 1.0, "metric": metric, "examples": 9, **clocks, **beside}
+        return record(step, cell, trajectory_id=self.one.trajectory_id, metric=metric, diverged=diverged)
 
     def record(self, *points: tuple[str, int, float]) -> None:
         with Recorder(self.live) as recorder:

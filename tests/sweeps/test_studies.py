@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from sweep_processes import MEASURED
 
 from analysis import study as reading
 from analysis.records import BadRun, load, load_cells, load_plan, load_records, load_trials
+from analysis.schema import MEASURED
 from sweeps import run_folder, trajectory
 from sweeps.cli import main
 from sweeps.plan import Trajectory
