@@ -17,9 +17,9 @@ DONE = "done"
 
 @dataclass(frozen=True)
 class Finished:
-    """What a trajectory recorded. Of a marker that says nothing, nothing is known but that there are records."""
+    """What a trajectory, or a file of imported logs, holds; None: not said of it."""
 
-    rows: int | None = None
+    rows: int
     last_step: int | None = None
     crc32: int | None = None  # of the last line of records.jsonl, and so of all of them
     sha256: str | None = None  # of the Parquet file, once there is one
@@ -28,16 +28,10 @@ class Finished:
         return json.dumps({key: value for key, value in asdict(self).items() if value is not None}).encode()
 
     def check(
-        self,
-        table: pa.Table,
-        path: Path,
-        remedy: str,
-        *,
-        sha256: str | None = None,
-        crc32: int | None = None,
+        self, table: pa.Table, path: Path, remedy: str, *, sha256: str | None = None, crc32: int | None = None
     ) -> None:
         """Hold the rows of one file, and its checksum, against what was promised. Raises: BadRun."""
-        if self.rows is not None and len(table) != self.rows:
+        if len(table) != self.rows:
             raise broken(path, f"{len(table):,} records where {self.rows:,} were written", remedy)
         last = int(np.max(table["step"].to_numpy())) if len(table) else 0
         if self.last_step is not None and last != self.last_step:
@@ -53,8 +47,6 @@ def finished(folder: Path) -> Finished | None:
     path = folder / DONE
     remedy = f"remove {folder} and `wa run` trains it again, to the same records"
     try:
-        if path.is_file() and not path.stat().st_size:
-            return Finished()
         told = read_json(path, remedy)
     except FileNotFoundError:
         return None

@@ -39,7 +39,6 @@ class LiveRows:
     offset: int = 0  # the end of the last whole line
     crc: int = 0
     lines: int = 0
-    is_checked: bool | None = None  # None before the first line; False of a file without checksums
 
     def feed(self, data: bytes, growing: bool = False) -> list[Row]:
         """Takes in what follows `offset`, and returns its rows. Raises: BadRun.
@@ -63,16 +62,13 @@ class LiveRows:
 
     def _row(self, line: bytes) -> Row:
         checked = _LINE.fullmatch(line)
-        if self.is_checked is None:
-            self.is_checked = checked is not None
-        if checked:
-            if not self.is_checked or not self._has(checked):
-                self._refuse("its checksum does not match")
-            self.crc, line = int(checked[2], 16), checked[1] + b"}"
-        elif self.is_checked:
+        if checked is None:
             self._refuse("it has no checksum")
+        if not self._has(checked):
+            self._refuse("its checksum does not match")
+        self.crc = int(checked[2], 16)
         try:
-            row = json.loads(line, parse_constant=_no_constant)
+            row = json.loads(checked[1] + b"}", parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             self._refuse(str(error).splitlines()[0])
         if (wrong := _wrong(row)) is not None:
@@ -110,11 +106,11 @@ def _wrong(row: Any) -> str | None:
     """What of a line breaks the schema."""
     if not isinstance(row, dict):
         return "not a JSON object"
-    if missing := [name for name in RECORDS.names if name not in row and name != "metrics"]:
+    if missing := [name for name in RECORDS.names if name not in row]:
         return f"no {missing[0]!r}"
     if more := [name for name in row if name not in RECORDS.names]:
         return f"{more[0]!r} is no column of a record"
-    beside = row.get("metrics", {})
+    beside = row["metrics"]
     if not isinstance(beside, dict) or not all(_fits(value, pa.float64()) for value in beside.values()):
         return "'metrics' is not a number by name"
     for one in RECORDS:

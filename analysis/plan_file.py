@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,60 +16,55 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")  # of a trajectory, a ce
 _Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
-class _Study(BaseModel):
+class _Block(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
+
+class _Study(_Block):
     study: _Name
-    question: str | None = None
-    fuse: bool = True
-    seeds: list[int] = []
-    targets: dict[str, dict[str, Any] | None] = {}
+    question: str | None
+    fuse: bool
+    seeds: list[int]
+    targets: dict[str, dict[str, Any] | None]
 
 
-class _Trajectory(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
+class _Trajectory(_Block):
     trajectory_id: _Name
-    name: _Name | None = None
+    name: _Name
     cells: list[str]
-    expected_seconds: float | None = 0.0  # of imported logs: unknown
+    expected_seconds: float | None  # of imported logs: unknown
 
 
-class _Records(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    rows: int | None = None
+class _Records(_Block):
+    rows: int
     last_step: int | None = None
     crc32: int | None = None
     sha256: str | None = None
 
 
 class _Plan(_Study):
-    study: str = "study"
-    studies: list[_Study] = []
-    trajectories: list[_Trajectory] = []
-    versions: dict[str, str] = {}
-    records: dict[_Name, _Records] = {}
-    sources: dict[str, Any] = {}
-    format: int = FORMAT
-    id: _Name | None = None
+    id: _Name | None = None  # of imported logs: none
+    studies: list[_Study]
+    trajectories: list[_Trajectory]
+    versions: dict[str, str]
+    records: dict[_Name, _Records] = {}  # of imported logs
+    sources: dict[str, Any] = {}  # of what was trained here
 
 
 def load_plan(run: str | Path) -> dict[str, Any]:
     """plan.json: study, question, cells, trajectories, targets with their provenance, versions. Raises: BadRun.
 
-    ``studies`` has study, question, asks, fuse, seeds, cells and targets of each study, in the order they came; at the
-    head stand those of the first, but every cell and every workload's target.
+    ``studies`` has study, question, report, primary, fuse, seeds, cells and targets of each study, in the order they
+    came; at the head stand those of the first, but every cell and every workload's target.
     """
     path = Path(run) / "plan.json"
     try:
         plan = read_json(path)
     except FileNotFoundError:
         raise BadRun(f"{run}: no plan.json; {RESTORE}") from None
-    version = plan.get("format", FORMAT)
-    if isinstance(version, int) and version > FORMAT:
-        remedy = "upgrade wa-sweeps to read it"
-        raise broken(path, f"the folder has format {version}, newer than {FORMAT}, which this reads", remedy)
+    if (version := plan.get("format")) != FORMAT:
+        remedy = "use the wa-sweeps that wrote it, or another folder"
+        raise broken(path, f"the folder has format {shorten(repr(version), 40)}; this reads {FORMAT}", remedy)
     try:
         _Plan.model_validate(plan)
     except ValidationError as error:
@@ -77,12 +73,6 @@ def load_plan(run: str | Path) -> dict[str, Any]:
         if first["type"] == "string_pattern_mismatch":
             said = f"{first['input'][:80]!r} cannot name a folder"
         raise broken(path, f"{where}: {said}") from None
-    for one in plan.setdefault("trajectories", []):
-        one.setdefault("name", one["trajectory_id"])
-        one.setdefault("expected_seconds", 0.0)
-    if "studies" not in plan:  # of an earlier version: one study a folder
-        held: dict[str, Any] = {"study": "study", "question": None, "fuse": True, "seeds": [], "targets": {}}
-        plan["studies"] = [{key: plan.get(key, without) for key, without in held.items()}]
     return plan
 
 
@@ -90,9 +80,3 @@ def load_plan_if_any(run: Path) -> dict[str, Any] | None:
     """plan.json; None of a folder without one. Raises: BadRun."""
     there = (run / "plan.json").exists() or (run / "plan.json").is_symlink()
     return load_plan(run) if there else None
-
-
-def planned_cells(run: Path) -> frozenset[str]:
-    """The cells of every trajectory of the plan; none where there is no plan. Raises: BadRun."""
-    plan = load_plan_if_any(run) or {}
-    return frozenset(cell for one in plan.get("trajectories", []) for cell in one["cells"])

@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 
 from analysis.finished import Finished, finished
 from analysis.live_records import LiveRows, again, read_live
-from analysis.plan_file import load_plan, load_plan_if_any, planned_cells
+from analysis.plan_file import load_plan, load_plan_if_any
 from analysis.run_files import IMPORT, RESTORE, BadRun, broken, read_bytes, read_parquet
-from analysis.schema import BESIDE, CELLS, KEY, LATER, NAMES, RECORDS, TRIALS
+from analysis.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
 __all__ = [
     "BESIDE",
     "CELLS",
     "KEY",
-    "LATER",
     "NAMES",
     "RECORDS",
     "TRIALS",
@@ -69,12 +68,9 @@ def load_cells(run: str | Path) -> pd.DataFrame:
 
     The file's ``metric``, a name, is called ``metric_name`` here: beside records, ``metric`` is a value.
     """
-    load_plan_if_any(Path(run))  # which may be of a later version
+    load_plan_if_any(Path(run))  # which may be of another format
     cells = _to_pandas(_cells(Path(run))).rename(columns={"metric": "metric_name"})
-    named = zip(cells["study"], cells["studies"], strict=True)
-    # Tuples are hashable, unlike lists.
-    every = [(study,) if several is None else tuple(several) for study, several in named]
-    return cells.assign(studies=pd.Series(every, index=cells.index, dtype=object))
+    return cells.assign(studies=cells["studies"].map(tuple))  # hashable, unlike lists
 
 
 def _cells(run: Path) -> pa.Table:
@@ -159,8 +155,8 @@ def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
         if path.stem in promised:
             promised[path.stem].check(table, path, remedy, sha256=digest)
         yield path, grid.checked(table, path, is_trained=path.stem in done)
-    for name, marker in promised.items():
-        if marker.rows is not None and name not in seen:
+    for name in promised:
+        if name not in seen:
             remedy = again(run / "trajectories" / name) if name in done else IMPORT
             raise broken(run / "records" / f"{name}.parquet", "missing, though what it holds is done", remedy)
 
@@ -186,7 +182,8 @@ class _Grid:
         columns = [table[name].to_pylist() for name in ("evaluate_every_steps", "length_steps")]
         names = table["cell_id"].to_pylist()
         steps = dict(zip(names, zip(*columns, strict=True), strict=True))
-        return cls(planned_cells(run) | set(names), steps)
+        planned = (load_plan_if_any(run) or {"trajectories": []})["trajectories"]
+        return cls(frozenset(names).union(*(one["cells"] for one in planned)), steps)
 
     def checked(self, table: pa.Table, path: Path, is_trained: bool = True) -> pa.Table:
         """The table as `load_records` puts it together. is_trained: by us, and so evaluated on the grid alone."""
@@ -235,10 +232,9 @@ def rows_of_cells(records: pd.DataFrame) -> dict[str, slice | NDArray[np.int64]]
 def load_trials(run: str | Path) -> pd.DataFrame:
     """trials.parquet: every attempt at every trajectory; empty before the first one ended."""
     try:
-        trials = _to_pandas(read_table(Path(run) / "trials.parquet", TRIALS))
+        return _to_pandas(read_table(Path(run) / "trials.parquet", TRIALS))
     except FileNotFoundError:
         return _to_pandas(TRIALS.empty_table())
-    return trials.assign(name=trials["name"].fillna(trials["trajectory_id"]))
 
 
 def _beside_as_columns(table: pa.Table) -> pa.Table:
@@ -296,26 +292,18 @@ def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.T
 
 def _value(row: dict[str, Any], field: pa.Field) -> Any:
     if pa.types.is_map(field.type):
-        beside = row.get(field.name, {})  # a live file of an earlier version has none
-        return [(name, np.nan if number is None else number) for name, number in beside.items()]
+        return [(name, np.nan if number is None else number) for name, number in row[field.name].items()]
     value = row[field.name]
     return np.nan if value is None and pa.types.is_floating(field.type) else value
 
 
-def read_table(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
-    """A table of a run folder, checked; columns of later versions are filled in. Raises: FileNotFoundError, BadRun.
-
-    encoded: string columns to read as numbers of a dictionary.
-    """
-    return _conformed(read_parquet(path, encoded).table, schema, path, encoded)
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table of a run folder, checked. Raises: FileNotFoundError, BadRun."""
+    return _conformed(read_parquet(path).table, schema, path)
 
 
-def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str]) -> pa.Table:
-    for field in schema:
-        if field.name not in table.column_names and field.name in LATER:
-            then = LATER[field.name]
-            values = then(table) if callable(then) else [then] * len(table)
-            table = table.append_column(field, pa.array(values, type=field.type))
+def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str] = ()) -> pa.Table:
+    """The table in the schema's order, checked. encoded: string columns that are numbers of a dictionary."""
     if len(set(table.column_names)) != len(table.column_names):
         raise broken(path, "two of its columns have the same name")
     for field in schema:

@@ -112,12 +112,13 @@ def write(run: str | Path, reports: Sequence[Report] | None = None) -> Path:
     run = Path(run)
     reports = of_run(run) if reports is None else reports
     if len(reports) == 1:
-        _write(reports[0], run)
+        _write(reports[0], run, report_index.on_wandb(run, reports[0].core.study))
         return run / "report.html"
     studies = [report.core.study for report in reports]
     folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
     for place, (report, folder) in enumerate(zip(reports, folders, strict=True)):
-        _write(report, folder, report_index.links(studies, place))
+        links = [*report_index.links(studies, place), *report_index.on_wandb(run, report.core.study)]
+        _write(report, folder, links)
     for folder in (run / "tables", run / "figures"):  # what it got while it held one study
         _empty(folder)
         if folder.is_dir() and not any(folder.iterdir()):

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis import device_hours, output, page
 from analysis.plan_file import NAME
 from analysis.records import BadRun, load_trials
+from analysis.run_files import wandb_links
 from analysis.study import Study
 
 
@@ -29,6 +30,12 @@ class Link(NamedTuple):
 
     text: str
     href: str
+
+
+def on_wandb(run: Path, study: Study) -> list[Link]:
+    """To the study's runs on W&B, where they were published there."""
+    link = wandb_links(run).get(str(study.plan.get("study")))
+    return [] if link is None else [Link("runs on W&B", link)]
 
 
 def links(studies: Sequence[Study], place: int) -> list[Link]:

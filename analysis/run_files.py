@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESTORE = "restore it from a copy of the folder"
 IMPORT = f"{RESTORE}, or import the logs again into a new one"
+WANDB_LINKS = Path("wandb") / "links.json"
 MARK = b"\nwa sha256 "
 _SEAL_BYTES = len(MARK) + 64 + 1
 
 
-class BadRun(ValueError):
+class BadRun(click.ClickException, ValueError):
     """Not a run folder, or one whose files are damaged or break the schema; the message says where."""
+
+    exit_code = 2
 
 
 def broken(path: Path, what: str, remedy: str = RESTORE) -> BadRun:
@@ -54,6 +59,15 @@ def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise broken(path, "not a JSON object", remedy)
     return value
+
+
+def wandb_links(run: Path) -> dict[str, str]:
+    """study -> the page of its runs on W&B, where they were published there."""
+    try:
+        links = read_json(run / WANDB_LINKS)
+    except (FileNotFoundError, BadRun):
+        return {}
+    return {study: link for study, link in links.items() if re.match(r"https?://\S+$", str(link))}
 
 
 class Parquet(NamedTuple):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
-FORMAT = 1  # of the folder, in plan.json: a reader refuses a newer one
+FORMAT = 1  # of the folder, in plan.json: a reader refuses another
 
 # One row: the evaluation of one cell after `step` optimizer steps.
 RECORDS = pa.schema(
@@ -21,6 +19,9 @@ RECORDS = pa.schema(
         ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
         ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
+        ("train_loss", pa.float64()),  # mean over the steps since the trajectory's last evaluation; NaN: unknown
+        ("step_lr", pa.float64()),  # learning rate of step `step`; the cell's `lr` is the peak
+        ("examples_per_second", pa.float64()),  # of training, data included, since the last evaluation
         ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here
         ("metrics", pa.map_(pa.string(), pa.float64())),  # what stands beside the target metric, by name
     ]
@@ -28,6 +29,8 @@ RECORDS = pa.schema(
 BESIDE = "metric_"  # before the name of a metric that stands beside, as a column: metric_accuracy
 KEY = ["cell_id", "step", "split"]  # what makes a record one of a kind
 NAMES = ["cell_id", "trajectory_id", "split"]  # its columns of strings
+# Its columns that a clock says; all others are a function of (spec, seed).
+MEASURED = ["train_seconds", "average_seconds", "eval_seconds", "examples_per_second"]
 
 # One row a cell. A column that does not apply (k of an EMA, …) is null. `_steps` are steps, `_fraction` shares
 # of the step budget; `final_lr` is a share of the peak `lr`.
@@ -54,6 +57,7 @@ CELLS = pa.schema(
         ("precondition_start", pa.float64()),  # steps
         ("block_size", pa.float64()),
         ("matrix_eps", pa.float64()),
+        ("optimizer_options", pa.string()),  # JSON: those that have no column
         ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
         ("compile", pa.string()),  # torch.compile's backend
         ("accumulate", pa.int64()),  # micro-batches a step
@@ -66,7 +70,7 @@ CELLS = pa.schema(
         ("lr_decay_steps", pa.int64()),
         ("lr_decay", pa.float64()),  # share of the schedule's length spent decaying
         ("final_lr", pa.float64()),
-        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm
+        ("scheme", pa.string()),  # none | lawa | ema | tail | wsm, or a user's as pkg.mod:Name
         ("k", pa.int64()),
         ("curve", pa.string()),  # wsm: linear | cosine | sqrt
         ("every_steps", pa.int64()),
@@ -77,6 +81,7 @@ CELLS = pa.schema(
         ("init", pa.string()),  # ema: first | zero
         ("until_full", pa.string()),  # lawa: absent | partial
         ("buffers", pa.string()),  # live | average | recompute
+        ("options", pa.string()),  # JSON: the scheme's that have no column
         ("evaluate_every_steps", pa.int64()),
         ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
         ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
@@ -87,6 +92,14 @@ CELLS = pa.schema(
         ("processes", pa.int64()),  # data-parallel processes of one trial
     ]
 )
+
+_PLACE = CELLS.get_field_index
+# What tells trainings apart but the seed, and averages.
+TRAINING = [
+    name for name in CELLS.names[_PLACE("workload") : _PLACE("scheme")] if name not in ("seed", "own_batch_size")
+]
+TRAINING += ["evaluate_every_steps"]
+AVERAGING = CELLS.names[_PLACE("scheme") : _PLACE("evaluate_every_steps")]
 
 # One row an attempt at a trajectory.
 TRIALS = pa.schema(
@@ -104,24 +117,3 @@ TRIALS = pa.schema(
         ("name", pa.string()),  # the trajectory's folder: its id, with a suffix where one training runs twice
     ]
 )
-
-# Columns that folders of earlier versions lack, and what was true then: a value, or a function of the table.
-LATER: dict[str, Any] = {
-    "metrics": [],
-    "studies": lambda table: [[study] for study in table["study"].to_pylist()],
-    "name": lambda table: table["trajectory_id"].to_pylist(),
-    "nesterov": lambda table: [float(bool(m)) if m is not None else None for m in table["momentum"].to_pylist()],
-    "precondition_every": None,
-    "precondition_start": None,
-    "block_size": None,
-    "matrix_eps": None,
-    "precision": "fp32",
-    "compile": None,
-    "accumulate": 1,
-    "batch_size": None,
-    "own_batch_size": None,
-    "curve": None,
-    "evaluate_test": False,
-    "processes": 1,
-    "leaderboard": "v0.5",  # of imported logs: the one whose code was followed
-}

@@ -6,6 +6,7 @@ and its **averaging**. Cells of one setting are repetitions over seeds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,27 +16,18 @@ import numpy as np
 import pandas as pd
 
 from analysis import records as schema
+from analysis.schema import AVERAGING as AVERAGING
+from analysis.schema import TRAINING as TRAINING
 
-TRAINING = [
-    *("workload", "preset", "step_budget", "optimizer", "lr", "beta1", "beta2", "eps", "weight_decay"),
-    *(
-        "momentum",
-        "nesterov",
-        "grad_clip",
-        "precondition_every",
-        "precondition_start",
-        "block_size",
-        "matrix_eps",
-    ),
-    *("precision", "compile", "accumulate", "batch_size"),
-    *("schedule", "length_steps", "length_fraction", "warmup_steps"),
-    *("lr_decay_steps", "lr_decay", "final_lr", "evaluate_every_steps"),
-]
-AVERAGING = [
-    *("scheme", "k", "curve", "every_steps", "ema_decay", "horizon_steps", "horizon_fraction"),
-    *("burn_in_steps", "init", "until_full", "buffers"),
-]
-SCHEME_NAMES = {"none": "no averaging", "ema": "EMA", "lawa": "LAWA", "tail": "Tail", "wsm": "WSM"}
+
+class _SchemeNames(dict[str, str]):
+    """A user's scheme, pkg.mod:Name, is called by its class."""
+
+    def __missing__(self, scheme: str) -> str:
+        return scheme.rpartition(":")[2]
+
+
+SCHEME_NAMES = _SchemeNames(none="no averaging", ema="EMA", lawa="LAWA", tail="Tail", wsm="WSM")
 
 
 def _no_records() -> pd.DataFrame:
@@ -184,7 +176,7 @@ def _tell_apart(names: list[str], unique: pd.DataFrame, varying: list[str]) -> l
         differ = [axis for axis in varying if unique.iloc[places][axis].nunique(dropna=False) > 1]
         for axis in sorted(differ, key=lambda axis: _FIRST.index(axis) if axis in _FIRST else len(_FIRST)):
             for place in places:
-                names[place] += f", {_WORDS.get(axis, axis)} {_value(rows[place][axis])}"
+                names[place] += f", {_told(axis, rows[place][axis])}"
             if len({names[place] for place in places}) == len(places):
                 break
     return names
@@ -194,6 +186,12 @@ _FIRST = ["every_steps", "until_full", "init", "buffers", "burn_in_steps", "k", 
 _WORDS = {"every_steps": "every", "ema_decay": "γ", "burn_in_steps": "from step", "until_full": "until full"}
 
 
+def _told(axis: str, value: Any) -> str:
+    if axis in ("options", "optimizer_options") and isinstance(value, str):
+        return ", ".join(f"{key} {_value(one)}" for key, one in json.loads(value).items())
+    return f"{_WORDS.get(axis, axis)} {_value(value)}"
+
+
 def _value(value: Any) -> str:
     if pd.isna(value):
         return "–"
@@ -201,7 +199,7 @@ def _value(value: Any) -> str:
 
 
 def _scheme_label(row: dict[str, Any], varying: list[str]) -> str:
-    name = SCHEME_NAMES.get(row["scheme"], str(row["scheme"]))
+    name = SCHEME_NAMES[str(row["scheme"])]
     if row["scheme"] == "none" or pd.isna(row["horizon_fraction"]):
         return name
     if row["scheme"] == "wsm":  # by the LR decay that it emulates, which need not be its horizon

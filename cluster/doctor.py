@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from cluster.checks import Check
 from cluster.folder import folder_checks
 from cluster.place import place
-from cluster.ray_folder import ray_folder
+from cluster.ray_folder import NoFolder, ray_folder
 
 __all__ = ["Check", "examine", "render"]
 
@@ -136,7 +136,7 @@ def ray_starts(timeout_s: float = RAY_TIMEOUT_S) -> Check:
                 output = f"no answer within {timeout_s:.0f} s"
             finally:
                 _end_group(process)
-    except OSError as error:
+    except (OSError, NoFolder) as error:
         return Check("ray starts", False, str(error), "as said under temp path")
     last = (output.strip().splitlines() or ["no output"])[-1][:300]
     ok = process.returncode == 0 and last.startswith("answered 42")

@@ -47,10 +47,7 @@ def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> Check:
     if len(quota) == 2 and quota[0] != "max" and int(quota[0]) / int(quota[1]) < seen:
         allowed = int(quota[0]) / int(quota[1])
         return Check(
-            "cores",
-            None,
-            f"{seen} seen, {allowed:g} allowed by the container",
-            "start Ray with that many CPUs",
+            "cores", None, f"{seen} seen, {allowed:g} allowed by the container", "start Ray with that many CPUs"
         )
     return Check("cores", None, f"{seen}")
 

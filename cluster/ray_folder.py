@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
+
 PREFIX = "wa-ray-"
 OWNER = "owner"  # the locked file; it holds the boot of the machine that made the folder
 SOCKET_BYTES = 107  # Linux's bound on the path of a Unix socket, its closing zero apart
@@ -21,8 +23,10 @@ LONGEST = f"/{PREFIX}abcdefgh/r/session_2026-01-01_00-00-00_000000_1234567/socke
 MAX_BASE_BYTES = SOCKET_BYTES - len(LONGEST)
 
 
-class NoFolder(OSError):
+class NoFolder(click.ClickException):
     """No place for Ray's temporary folder; the message is one line with the remedy."""
+
+    exit_code = 2
 
 
 def base() -> Path:
@@ -31,12 +35,7 @@ def base() -> Path:
     Raises: NoFolder.
     """
     asked = Path(tempfile.gettempdir())
-    places = [
-        asked,
-        *map(Path, filter(None, [os.environ.get("XDG_RUNTIME_DIR")])),
-        Path("/tmp"),
-        Path("/dev/shm"),
-    ]
+    places = [asked, *map(Path, filter(None, [os.environ.get("XDG_RUNTIME_DIR")])), Path("/tmp"), Path("/dev/shm")]
     for place in places:
         if fits(place) and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
             return place

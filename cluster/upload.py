@@ -10,38 +10,18 @@ from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import click
+
 STUDY_FOLDER = "wa_study"
 OURS = frozenset({"wa", "workloads", "sweeps", "analysis", "cluster"})
 CODE_LIMIT_MB = 100
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 # Names that keys go by; hidden files stay behind whatever they are called.
 KEYS = (
-    *(
-        "*.pem",
-        "*.key",
-        "*.p12",
-        "*.pfx",
-        "*.jks",
-        "*.keystore",
-        "*.kdbx",
-        "*.ppk",
-        "*.ovpn",
-        "*.env",
-        "*.token",
-    ),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.ovpn", "*.env", "*.token"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "netrc", "_netrc", "htpasswd", "kubeconfig*"),
     *("credentials", "credentials.*", "*credentials*.json", "*service*account*.json", "client_secret*"),
-    *(
-        "secret",
-        "secret.*",
-        "secrets",
-        "secrets.*",
-        "*_secrets.*",
-        "token",
-        "token.*",
-        "*api_key*",
-        "*apikey*",
-    ),
+    *("secret", "secret.*", "secrets", "secrets.*", "*_secrets.*", "token", "token.*", "*api_key*", "*apikey*"),
 )
 PUBLIC = ("*.pub", "*.py", "*.pyi")  # a public key is none, and code about keys is code
 # How a private key begins, in whatever file.
@@ -49,8 +29,10 @@ BEGINS = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY", re.MULTILINE)
 HEAD_BYTES = 4096
 
 
-class SubmitError(ValueError):
+class SubmitError(click.ClickException, ValueError):
     """A submission that cannot go ahead; the message is one line: what is wrong, and what to do."""
+
+    exit_code = 2
 
 
 def stage(studies: Sequence[Path], staging: Path, working_dir: Path | None = None) -> list[str]:

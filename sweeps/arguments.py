@@ -37,6 +37,10 @@ def sets_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")(command)
+
+
 def accept_changed_code_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--accept-changed-code",

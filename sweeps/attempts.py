@@ -12,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from analysis.run_files import broken, read_json
+from analysis.schema import TRIALS
 from sweeps.durable import write_atomic
 from workloads.user_errors import one_line
 
@@ -53,13 +56,31 @@ class Attempt:
         self.write(status, **({} if error is None else {"error": one_line(error), "lasting": is_lasting}))
 
 
+def attempts_of(folder: Path) -> list[dict[str, Any]]:
+    """The attempts at a trajectory, in their order. Raises: analysis.records.BadRun."""
+    rows = [_read(path) for path in folder.glob("attempt-[0-9]*.json")]
+    return sorted(rows, key=lambda row: int(row["attempt"]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "remove it: its records and its checkpoint stay, the time it took is no longer counted"
+    row = read_json(path, remedy)
+    kinds = {"attempt": int, "status": str, "seconds": int | float, "started": str}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
+            raise broken(path, f"{name!r} is {row.get(name)!r}", remedy)
+    try:
+        datetime.fromisoformat(row["started"])
+        pa.Table.from_pylist([row], schema=TRIALS)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise broken(path, str(error).splitlines()[0], remedy) from None
+    return row
+
+
 def lasting_error(folder: Path) -> str | None:
     """The error, in one line, that ended a trajectory's latest attempt and would end another one too."""
-    paths = sorted(folder.glob("attempt-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    if not paths:
-        return None
-    row = json.loads(paths[-1].read_text(encoding="utf-8"))
-    return str(row["error"]) if row.get("lasting") else None
+    latest = attempts_of(folder)[-1:]
+    return next((str(row["error"]) for row in latest if row.get("lasting")), None)
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""The blocks of a spec: which keys there are, and which values each may hold.
+"""The values and blocks of a study: which keys there are, what each may hold, what it is when left out.
 
 Every check says what is allowed, since its message is the line a user reads.
 """
@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+import click
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
+from sweeps import schedules
 from sweeps.wording import among, one_line, shown
 
 
-class SpecError(ValueError):
+class SpecError(click.ClickException, ValueError):
     """Bad input: ``file: key path: what is wrong; what is allowed``."""
+
+    exit_code = 2
 
     def __init__(self, path: str, message: str, source: str = "spec") -> None:
         path, message = one_line(path, 80, tail=40), one_line(message)
-        self.path, self.message, self.source = path, message, source
+        self.path, self.said, self.source = path, message, source
         told = (one_line(source, 160, tail=120), path, message)
         super().__init__(one_line(": ".join(part for part in told if part)))
 
     def at(self, source: str) -> SpecError:
         """The same error, naming the file it comes from."""
-        return SpecError(self.path, self.message, source)
+        return SpecError(self.path, self.said, source)
 
 
 # --- values ----------------------------------------------------------------------------------------------------
@@ -45,15 +50,6 @@ def _as_meant(value: object) -> str:
     return ""
 
 
-def _checked(accept: Callable[[Any], bool], allowed: str) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if not accept(value):
-            raise ValueError(f"got {shown(value)}; allowed: {allowed}{_as_meant(value)}")
-        return value
-
-    return BeforeValidator(check)
-
-
 def _whole(value: object) -> int | None:
     """The int that a float such as 1e3 may have meant, else None."""
     if type(value) is float and math.isfinite(value) and value == int(value) and 1 < value < 2**40:
@@ -61,35 +57,37 @@ def _whole(value: object) -> int | None:
     return None
 
 
-def _integer(low: int, high: int, what: str = "") -> BeforeValidator:
-    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+def _checked(accept: Callable[[Any], bool], allowed: str, whole: str = "") -> BeforeValidator:
+    """whole: what to write instead of a float that may have meant the int n."""
 
     def check(value: Any) -> Any:
-        if type(value) is int and low <= value <= high:
+        if accept(value):
             return value
-        meant = _as_meant(value) if (whole := _whole(value)) is None else f" (write {whole})"
-        raise ValueError(f"got {shown(value)}; allowed: {bound}{what}{meant}")
-
-    return BeforeValidator(check)
-
-
-def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
-    return _checked(lambda v: _is_number(v) and accept(v), allowed)
-
-
-def _steps_or_share(steps: int, share: Callable[[float], bool], interval: str, of: str) -> BeforeValidator:
-    # The face's rule: an int is steps, a float is a share.
-    allowed = f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})"
-
-    def check(value: Any) -> Any:
-        if (type(value) is int and steps <= value < 2**40) or (type(value) is float and share(value)):
-            return value
-        meant = _as_meant(value)
-        if (whole := _whole(value)) is not None:
-            meant = f" (write {whole} for {whole} steps, or a share below 1)"
+        n = _whole(value) if whole else None
+        meant = _as_meant(value) if n is None else f" (write {whole.format(n=n)})"
         raise ValueError(f"got {shown(value)}; allowed: {allowed}{meant}")
 
     return BeforeValidator(check)
+
+
+def _integer(low: int, high: int = 2**40, what: str = "") -> BeforeValidator:
+    bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
+    return _checked(lambda v: type(v) is int and low <= v <= high, f"{bound}{what}", "{n}")
+
+
+def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+    return _checked(lambda v: _is_number(v) and accept(v), f"a number {allowed}".rstrip())
+
+
+def _steps_or_share(
+    steps: int, share: Callable[[float], bool], interval: str, of: str = "step budget"
+) -> BeforeValidator:
+    """An int is steps, a float is a share."""
+    return _checked(
+        lambda v: (type(v) is int and steps <= v < 2**40) or (type(v) is float and share(v)),
+        f"an int ≥ {steps} (steps) or a float in {interval} (share of the {of})",
+        "{n} for {n} steps, or a share below 1",
+    )
 
 
 ASK_FROM = 10  # a whole float from here on may have meant an int: ask which
@@ -115,204 +113,197 @@ def _units_or_multiple(below: int, units: str, own: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _one_of(*names: str) -> BeforeValidator:
+def one_of(*names: str) -> Callable[[Any], Any]:
+    """A check that says which of the names was meant."""
+
     def check(value: Any) -> Any:
         if value not in names or not isinstance(value, str):
             raise ValueError(f"got {shown(value)}{among(value, names)}")
         return value
 
-    return BeforeValidator(check)
+    return check
 
 
-def _optimizer_name(value: Any) -> Any:
-    from sweeps.optimizers import OPTIMIZERS  # here, so that reading a spec does not import torch
+Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]")]
+ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)")]
+ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
+Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
+BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
+Positive = Annotated[float, _number(lambda v: v > 0, "> 0")]
+NonNegative = Annotated[float, _number(lambda v: v >= 0, "≥ 0")]
+UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "in [0, 1)")]
+Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "in [0, 1]")]
+Number = Annotated[float, _number(lambda v: True, "")]
+Int = Annotated[int, _integer(-(2**40))]
+Count = Annotated[int, _integer(1)]
+Seed = Annotated[int, _integer(0, 2**31 - 1)]
+Step = Annotated[int, _integer(0, what=" (steps)")]
 
-    if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(f"got {shown(value)}{among(value, OPTIMIZERS)}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_ALLOWED = (
+    "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), "
+    "in quotes where it reads as a number"
+)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and all(c.isprintable() or c in "\t\n" for c in value)
+
+
+Name = Annotated[
+    str,
+    _checked(
+        lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
+        f"{NAME_ALLOWED}, in quotes where it reads as a number",
+    ),
+]
+Text = Annotated[str, _checked(_is_text, "a text of ≤ 1000 printable characters")]
+Word = Annotated[str, _checked(lambda v: isinstance(v, str) and v != "", "a name")]
+Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
+OF_TYPE: Mapping[Any, Any] = {int: Int, float: Number, bool: Flag, str: Text}
+
+
+def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps: bool = False) -> Any:
+    """How a study says a value of a plain type: checked; where it counts steps, as steps or a share of the budget."""
+    if steps:
+        return ShareFromZero if low == 0 else Share
+    if get_origin(kind) is Literal:
+        return Annotated[str, BeforeValidator(one_of(*get_args(kind)))]
+    if kind is float and (low, below) != (-math.inf, math.inf):
+        allowed = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"≥ {low:g}"
+        return Annotated[float, _number(lambda v: low <= v < below, allowed)]
+    if kind is int and math.isfinite(low):
+        return Annotated[int, _integer(int(low))]
+    return OF_TYPE.get(kind, kind)
+
+
+T = TypeVar("T")
+
+
+def _points(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, list) or info.context == ONE:
+        return [value]
+    if not value:
+        raise ValueError("empty list: the grid has no cells; allowed: one value or more")
     return value
 
 
-def _compile(value: Any) -> Any:
+ONE = "one"  # context of a validation where a list is no axis: what a workload says of itself
+Axis = Annotated[tuple[T, ...], BeforeValidator(_points)]  # a scalar is one point, a list is as many
+
+
+def axis(kind: Any) -> Any:
+    """`Axis` of a type that only a table knows."""
+    return cast(Any, Axis)[kind]
+
+
+def option(default: Any, about: str) -> Any:
+    """A key of a block: what it is when left out, ``...`` where it must be given, and what it means."""
+    return Field(default, description=about, validate_default=default not in (None, ...))
+
+
+def bad_key(key: str, said: str) -> PydanticCustomError:
+    """What is wrong with a key of the mapping that is being checked, or with an item: ``[2]``."""
+    return PydanticCustomError("key", "{said}", {"said": said, "key": key})
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
+
+
+class Block(BaseModel):
+    """A mapping of known keys; `renamed`: keys that a study may no longer use -> what they are called."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    example: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"got {shown(raw)}; allowed: a mapping such as {{{cls.example}}}")
+        for key, value in raw.items():
+            if key in cls.renamed:
+                raise bad_key(key, f"is called `{cls.renamed[key]}` now; write `{cls.renamed[key]}: …`")
+            if key not in cls.model_fields:
+                raise bad_key(shown(key)[1:-1], f"unknown key{among(key, cls.model_fields)}")
+            if value is None:
+                raise bad_key(key, "is empty; give a value or leave the key out")
+        for key, field in cls.model_fields.items():
+            if field.is_required() and key not in raw:
+                raise bad_key(key, "is required")
+        return raw
+
+
+Shape = Annotated[str, BeforeValidator(one_of(*get_args(schedules.Shape)))]
+Precision = Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]
+Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
+
+
+class ScheduleBlock(Block):
+    """`schedule:`; what is left out is the workload's own, else the default here."""
+
+    example = "shape: cosine, length: 1.0"
+    shape: Axis[Shape] = option("cosine", "cosine, linear (warm up, hold, decay) or constant")
+    length: Axis[Share] = option(1.0, "where training ends: steps (an int) or a share of the step budget (a float)")
+    warmup: Axis[ShareOfLength] = option(0.0, "linear from zero: steps or a share of the length")
+    lr_decay: Axis[ShareOfLength] = option(
+        None, "decay at the end: steps or a share of the length; 0.0 never decays; left out: all after warm-up"
+    )
+    final_lr: Axis[Unit] = option(0.0, "learning rate at the end, a share of its peak")
+
+
+def _backend(value: Any) -> Any:
     backends = ("inductor", "aot_eager", "eager")
     if not isinstance(value, bool) and (not isinstance(value, str) or value not in backends):
         raise ValueError(f"got {shown(value)}; allowed: true, false or a backend: {', '.join(backends)}")
     return value
 
 
-BUDGET = "step budget"
-Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]", BUDGET)]
-ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, "[0, 1)", BUDGET)]
-ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
-Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
-BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
-Positive = Annotated[float, _number(lambda v: v > 0, "a number > 0")]
-NonNegative = Annotated[float, _number(lambda v: v >= 0, "a number ≥ 0")]
-UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "a number in [0, 1)")]
-Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "a number in [0, 1]")]
-Count = Annotated[int, _integer(1, 2**40)]
-Seed = Annotated[int, _integer(0, 2**31 - 1)]
-Buffers = Annotated[Literal["live", "average", "recompute"], _one_of("live", "average", "recompute")]
-Name = Annotated[
-    str,
-    _checked(
-        lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", v) is not None,
-        "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), in quotes where it "
-        "reads as a number",
-    ),
-]
-Text = Annotated[
-    str,
-    _checked(
-        lambda v: isinstance(v, str) and len(v) <= 1000 and all(c.isprintable() or c in "\t\n" for c in v),
-        "a text of ≤ 1000 printable characters",
-    ),
-]
-Asks = Annotated[str, _one_of("steps", "final_metric", "horizon")]
-Flag = Annotated[bool, _checked(lambda v: isinstance(v, bool), "true or false")]
+class OwnTrainingBlock(Block):
+    """How a step is computed: what a workload may say itself."""
+
+    example = "precision: bf16"
+    precision: Axis[Precision] = option("fp32", "of the forward pass: fp32 or bf16")
+    compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = option(
+        False, "true, false or a backend of torch.compile"
+    )
+    accumulate: Axis[Accumulate] = option(1, "micro-batches a step")
 
 
-# --- blocks: scalars only; lists have become axes before they get here --------------------------------------------
+class TrainingBlock(OwnTrainingBlock):
+    """`training:`; of how many examples, and how, a step is computed."""
 
-
-class Block(BaseModel):
-    """A mapping of known keys with checked scalar values."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OptimizerBlock(Block):
-    """`optimizer:`; what is left out is the workload's own value."""
-
-    name: Annotated[str, BeforeValidator(_optimizer_name)] | None = None
-    lr: Positive | None = None
-    beta1: UnitOpen | None = None
-    beta2: UnitOpen | None = None
-    eps: Positive | None = None
-    weight_decay: NonNegative | None = None
-    momentum: UnitOpen | None = None
-    nesterov: Flag | None = None
-    precondition_every: Count | None = None  # steps
-    precondition_start: Annotated[int, _integer(0, 2**40, " (steps)")] | None = None
-    block_size: Count | None = None
-    matrix_eps: Positive | None = None
-    grad_clip: Positive | None = None  # largest global gradient norm
-
-
-class TrainingBlock(Block):
-    """`training:`; of how many examples, and how, a step is computed: what is left out is the workload's own."""
-
-    batch_size: BatchSize | None = None  # of all processes and micro-batches together
-
-    precision: Annotated[str, _one_of("fp32", "bf16")] | None = None
-    compile: Annotated[bool | str, BeforeValidator(_compile)] | None = None
-    accumulate: Annotated[int, _integer(1, 65536, " (micro-batches a step)")] | None = None
-
-
-class ScheduleBlock(Block):
-    """`schedule:`; `length` is where training ends, `warmup` and `lr_decay` are shares of it."""
-
-    shape: Annotated[str, _one_of("cosine", "linear", "constant")] | None = None
-    length: Share | None = None
-    warmup: ShareOfLength | None = None
-    lr_decay: ShareOfLength | None = None
-    final_lr: Unit | None = None
-
-
-class NoneBlock(Block):
-    """`averaging: {scheme: none}`: the live weights."""
-
-    scheme: Literal["none"]
-
-
-class LawaBlock(Block):
-    """`averaging: {scheme: lawa}`: k or horizon, never both."""
-
-    scheme: Literal["lawa"]
-    k: Count | None = None
-    horizon: Share | None = None
-    every: Share = 1
-    burn_in: ShareFromZero = 0
-    until_full: Annotated[str, _one_of("absent", "partial")] = "absent"
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> LawaBlock:
-        _exactly_one("k", self.k, "horizon", self.horizon)
-        return self
-
-
-class EmaBlock(Block):
-    """`averaging: {scheme: ema}`: decay or horizon, never both."""
-
-    scheme: Literal["ema"]
-    decay: UnitOpen | None = None
-    horizon: Share | None = None
-    every: Share = 1
-    burn_in: ShareFromZero = 0
-    init: Annotated[str, _one_of("first", "zero")] = "first"
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> EmaBlock:
-        _exactly_one("decay", self.decay, "horizon", self.horizon)
-        return self
-
-
-class TailBlock(Block):
-    """`averaging: {scheme: tail}`: the mean of every snapshot since `start`."""
-
-    scheme: Literal["tail"]
-    start: ShareFromZero
-    every: Share = 1
-    buffers: Buffers = "live"
-
-
-class WsmBlock(Block):
-    """`averaging: {scheme: wsm}`: k or lr_decay (how long the emulated decay lasts), never both."""
-
-    scheme: Literal["wsm"]
-    k: Count | None = None
-    lr_decay: Share | None = None
-    every: Share = 1
-    curve: Annotated[str, _one_of("linear", "cosine", "sqrt")] = "linear"
-    burn_in: ShareFromZero = 0
-    buffers: Buffers = "live"
-
-    @model_validator(mode="after")
-    def _one_length(self) -> WsmBlock:
-        _exactly_one("k", self.k, "lr_decay", self.lr_decay)
-        return self
-
-
-AveragingBlock = NoneBlock | LawaBlock | EmaBlock | TailBlock | WsmBlock
-AVERAGING: dict[str, type[AveragingBlock]] = {
-    "none": NoneBlock,
-    "lawa": LawaBlock,
-    "ema": EmaBlock,
-    "tail": TailBlock,
-    "wsm": WsmBlock,
-}
+    example = "batch_size: 2.0, precision: bf16"
+    batch_size: Axis[BatchSize] = option(
+        None, "examples a step, of all processes and micro-batches together, or a multiple of the workload's own"
+    )
 
 
 class EvaluateBlock(Block):
-    """`evaluate:`; every so many steps, and at the end; `test`: then on the test split too."""
+    """`evaluate:`"""
 
-    every: Share = 0.01
-    test: Flag = False
+    example = "every: 0.01"
+    every: Share = option(0.01, "steps between evaluations, or a share of the step budget; the end counts")
+    test: Flag = option(False, "at the end on the test split too")
+
+
+GPU_SHARE = "from 0 to 1 (a fraction of one GPU) or a whole number of GPUs"
+
+
+def _is_gpu_share(number: float) -> bool:
+    return 0 <= number <= 1 or (number <= 1024 and number == int(number))
 
 
 class ResourcesBlock(Block):
     """`resources:` of one trial; `gpu` may be a fraction of one, or several, with a process each."""
 
-    cpu: Positive = 1
-    gpu: Annotated[
-        float,
-        _number(
-            lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
-            "a number from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
-        ),
-    ] = 0
-    processes: Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")] | None = None
+    example = "cpu: 1, gpu: 0"
+    cpu: Positive = option(1, "CPU cores of one trial")
+    gpu: Annotated[float, _number(_is_gpu_share, GPU_SHARE)] = option(0, "GPUs of one trial, or a fraction of one")
+    processes: Annotated[int | None, _integer(1, 1024, " (data-parallel processes of one trial)")] = option(
+        None, "data-parallel processes of one trial; left out: one a GPU"
+    )
 
     @model_validator(mode="after")
     def _a_device_each(self) -> ResourcesBlock:
@@ -331,15 +322,11 @@ class ResourcesBlock(Block):
 
 
 class TrackingBlock(Block):
-    """`tracking:`; W&B mode, project and entity."""
+    """`tracking:`"""
 
-    wandb: Annotated[str, _one_of("offline", "online", "disabled")] = "offline"
-    project: Name = "averaging"
-    entity: Name | None = None
-
-
-def _exactly_one(a: str, value_a: object, b: str, value_b: object) -> None:
-    if value_a is not None and value_b is not None:
-        raise ValueError(f"{a} and {b} at once; allowed: one of them ({b} is {a} told in steps)")
-    if value_a is None and value_b is None:
-        raise ValueError(f"neither {a} nor {b}; allowed: exactly one of them")
+    example = "wandb: offline, project: averaging"
+    wandb: Annotated[str, BeforeValidator(one_of("offline", "online", "disabled"))] = option(
+        "offline", "mode of W&B: offline, online or disabled"
+    )
+    project: Name = option("averaging", "of W&B")
+    entity: Name | None = option(None, "of W&B: a user or a team")

@@ -11,17 +11,10 @@ from typing import Any
 
 import click
 
-from sweeps.wording import MAX_LINE, one_line
+from sweeps.wording import one_line
 
-MAX_PATHS = 2000  # characters of a line that quotes paths of this machine
+MAX_LINE = 2000  # characters: it may quote deep paths, and ends with the remedy
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
-# By name, so that help and errors of the command line itself need none of their modules.
-BAD_INPUT = frozenset(
-    {
-        *("SpecError", "BadRun", "NoRoom", "UnknownWorkload", "BadLogs", "SubmitError", "BadData", "BadPath"),
-        *("ArrowInvalid", "JSONDecodeError", "UnicodeDecodeError"),
-    }
-)
 REMEDIES = {
     errno.ENOSPC: "free some space there, and the same command goes on",
     errno.EDQUOT: "free some of your quota there, and the same command goes on",
@@ -41,11 +34,21 @@ REMEDIES = {
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-class Begun(Exception):
+# Bad input is a click.ClickException with exit code 2, as click itself has it: the rooms share no package of ours that
+# could hold a base class, and this one belongs to a library that every installation has.
+class Told(click.ClickException):
+    """Bad input as the command line ends with it: one line, exit code 2."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def show(self, file: Any = None) -> None:
+        click.echo(one_line(f"wa: {self.message}", MAX_LINE, tail=200), err=True)
+
+
+class Begun(Told):
     """An error after work had begun: what is done stays, and the exit code is 1."""
 
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(line(cause))
+    exit_code = EXIT_INCOMPLETE
 
 
 @contextmanager
@@ -53,37 +56,29 @@ def begun() -> Iterator[None]:
     """Inside, work has begun: a full disk or a damaged file is no longer bad input alone."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if not is_bad_input(error):
+    except (OSError, click.ClickException) as error:
+        told = as_told(error)
+        if not isinstance(told, Told):
             raise
-        raise Begun(error) from error
+        raise Begun(told.message) from error
 
 
-def is_bad_input(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno != errno.EPIPE
-    return type(error).__name__ in BAD_INPUT
-
-
-def line(error: Exception) -> str:
-    """What is wrong, where, and how to go on, as one line."""
-    if not isinstance(error, OSError):
-        return " ".join(str(error).split())
+def as_told(error: OSError | click.ClickException) -> Exception:
+    """The error as one line; as it is where it is none of the world's, or click's help."""
+    if isinstance(error, Told | click.exceptions.NoArgsIsHelpError):
+        return error
+    if isinstance(error, click.UsageError):
+        words = error.ctx.command_path.split()[1:] if error.ctx else []
+        said = one_line(error.format_message(), 200).rstrip(".")
+        return Told(f"{said}; `{' '.join(['wa', *words])} --help` says more")
+    if isinstance(error, click.ClickException):
+        return Told(error.message)
+    if error.errno in (None, errno.EPIPE):
+        return error
     where = error.filename if error.filename is not None else "this command's output"
     said = error.strerror or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "check the path and its file system")
-    return " ".join(f"{where}: {said[:1].lower()}{said[1:]}; {remedy}".split())
-
-
-def longest(error: Exception) -> int:
-    """How many characters of what is wrong are shown: all of a path that exists, and the remedy after it."""
-    is_long_by_itself = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-    has_paths = isinstance(error, OSError) or type(error).__name__ == "BadRun"
-    return MAX_PATHS if has_paths and not is_long_by_itself else MAX_LINE
-
-
-class BadPath(ValueError):
-    """No path of this machine."""
+    return Told(f"{where}: {said[:1].lower()}{said[1:]}; {remedy}")
 
 
 class LocalPath(click.Path):
@@ -100,11 +95,11 @@ class LocalPath(click.Path):
 
 
 def check_local(text: str, name: str) -> None:
-    """Raises: BadPath for an address, and for what can be no path. name: of the option or argument."""
+    """Raises: click.UsageError for an address, and for what can be no path. name: of the option or argument."""
     if _URL.match(text):
-        raise BadPath(f"{name}: {text} is an address; allowed: a path on this machine")
+        raise click.UsageError(f"{name}: {text} is an address; allowed: a path on this machine")
     if "\0" in text or not text:
-        raise BadPath(f"{name}: {text!r} is no path; allowed: a path on this machine")
+        raise click.UsageError(f"{name}: {text!r} is no path; allowed: a path on this machine")
 
 
 class Group(click.Group):
@@ -119,42 +114,16 @@ class Group(click.Group):
         super().add_command(command, name)
 
     def invoke(self, context: click.Context) -> Any:
-        most = MAX_PATHS
         try:
             return super().invoke(context)
         except KeyboardInterrupt as error:
             by = f" by {error}" if str(error) else ""
-            said, code = f"interrupted{by}; the same command goes on from what is on disk", EXIT_INCOMPLETE
-        except Begun as error:
-            said, code = str(error), EXIT_INCOMPLETE
-        except (OSError, ValueError) as error:
-            if not is_bad_input(error):
-                raise
-            said, code, most = line(error), EXIT_BAD_INPUT, longest(error)
-        except click.UsageError as error:
-            raise _one_line_of(error) from None
-        click.echo(one_line(f"wa: {said}", most), err=True)
-        return context.exit(code)
+            raise Begun(f"interrupted{by}; the same command goes on from what is on disk") from None
+        except (OSError, click.ClickException) as error:
+            raise as_told(error) from None
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
-            raise _one_line_of(error) from None
-
-
-class _BadUsage(click.ClickException):
-    """A wrong command line, said in one line."""
-
-    exit_code = EXIT_BAD_INPUT
-
-    def show(self, file: Any = None) -> None:
-        click.echo(one_line(f"wa: {self.message}"), err=True)
-
-
-def _one_line_of(error: click.UsageError) -> click.ClickException:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return error
-    words = error.ctx.command_path.split()[1:] if error.ctx else []
-    command = " ".join(["wa", *words])
-    return _BadUsage(f"{one_line(error.format_message(), 200).rstrip('.')}; `{command} --help` says more")
+            raise as_told(error) from None

@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from sweeps.blocks import OptimizerBlock
-from sweeps.identity import Cell, Scheme, scheme_to_dict
+from analysis.schema import AVERAGING, TRAINING
+from sweeps.identity import Cell, scheme_to_dict
+from wa import Scheme
+from wa.schemes import SCHEMES
 from workloads.protocol import load
 
-SETTINGS = [name for name in OptimizerBlock.model_fields if name not in ("name", "grad_clip")]
+COLUMN = {"decay": "ema_decay"}  # of a scheme's option, where it is not called the same
+OF_EVERY_SCHEME = ("scheme", "every", "burn_in", "start", "buffers")  # told by columns of their own
 
 
 def cell_to_row(
     cell: Cell, study: str, target: float | None, num_devices: float, device: str, processes: int
 ) -> dict[str, Any]:
-    """The cell as a row of `analysis.records.CELLS`."""
-    training, schedule, scheme = cell.training, cell.training.schedule, cell.scheme
-    total = training.step_budget
-    horizon = None if scheme is None else _significant(_horizon_steps(scheme, schedule.length_steps))
-    options = scheme_to_dict(scheme)
-    values = dict(training.settings)
+    """The cell as a row of `analysis.schema.CELLS`."""
+    training, schedule = cell.training, cell.training.schedule
+    total, length = training.step_budget, schedule.length_steps
+    plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule")}
     return {
         "cell_id": cell.cell_id,
         "trajectory_id": cell.trajectory_id,
         "study": study,
         "studies": [study],
-        "workload": training.workload,
-        "preset": training.preset,
-        "seed": training.seed,
-        "step_budget": total,
-        "optimizer": training.optimizer,
-        **{name: values.get(name) for name in SETTINGS},
-        "grad_clip": training.grad_clip,
-        "precision": training.precision,
-        "compile": training.compile,
-        "accumulate": training.accumulate,
-        "batch_size": training.batch_size,
+        **plain,
+        **_columns(dict(training.settings), TRAINING, "optimizer_options"),
         "own_batch_size": _own_batch_size(training.workload, training.preset),
         "schedule": schedule.shape,
-        "length_steps": schedule.length_steps,
-        "length_fraction": _significant(schedule.length_steps / total),
+        "length_steps": length,
+        "length_fraction": _significant(length / total),
         "warmup_steps": schedule.warmup_steps,
         "lr_decay_steps": schedule.lr_decay_steps,
-        "lr_decay": _significant(schedule.lr_decay_steps / schedule.length_steps),
+        "lr_decay": _significant(schedule.lr_decay_steps / length),
         "final_lr": schedule.final_lr,
-        "scheme": options["scheme"],
-        "k": options.get("k"),
-        "curve": options.get("curve"),
-        "every_steps": options.get("every"),
-        "ema_decay": options.get("decay"),
-        "horizon_steps": horizon,
-        "horizon_fraction": None if horizon is None else _significant(horizon / total),
-        "burn_in_steps": options.get("burn_in", options.get("start")),
-        "init": options.get("init"),
-        "until_full": options.get("until_full"),
-        "buffers": options.get("buffers", "live"),
+        **_averaging(cell.scheme, length, total),
         "evaluate_every_steps": cell.evaluate_every_steps,
         "evaluate_test": cell.evaluate_test,
         "metric": cell.metric_name,
@@ -68,13 +52,35 @@ def cell_to_row(
     }
 
 
+def _averaging(scheme: Scheme | None, length: int, total: int) -> dict[str, Any]:
+    if scheme is None:
+        return {"scheme": "none", "buffers": "live"}
+    told = scheme_to_dict(scheme)
+    horizon = scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail's at its end
+    horizon = _significant(horizon)
+    own = {COLUMN.get(key, key): value for key, value in told.items() if key not in OF_EVERY_SCHEME}
+    return {
+        "scheme": told["scheme"],
+        "every_steps": scheme.every,
+        "horizon_steps": horizon,
+        "horizon_fraction": _significant(horizon / total),
+        "burn_in_steps": scheme.burn_in,
+        "buffers": scheme.buffers,
+        # What a user's scheme calls k or init need not be what ours do.
+        **_columns(own, AVERAGING if told["scheme"] in SCHEMES else (), "options"),
+    }
+
+
+def _columns(options: dict[str, Any], columns: Any, rest: str) -> dict[str, Any]:
+    """Options by column; those that have none as JSON in the column `rest`."""
+    others = {key: value for key, value in options.items() if key not in columns}
+    held = {key: value for key, value in options.items() if key in columns}
+    return held | {rest: json.dumps(others, sort_keys=True) if others else None}
+
+
 @cache
 def _own_batch_size(workload: str, preset: str) -> int:
     return load(workload, preset).batch_size
-
-
-def _horizon_steps(scheme: Scheme, length: int) -> float:
-    return scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail grows to its end
 
 
 def _significant(value: float, digits: int = 6) -> float:

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sweeps.axes import Grid, Placed, expand, known
-from sweeps.blocks import (
-    EmaBlock,
-    EvaluateBlock,
-    LawaBlock,
-    NoneBlock,
-    OptimizerBlock,
-    ScheduleBlock,
-    SpecError,
-    TailBlock,
-    TrainingBlock,
-    WsmBlock,
-)
-from sweeps.identity import Cell, Scheme, Training, scheme_to_dict
+from sweeps.axes import Grid, Placed, own_block, points
+from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
+from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
-from sweeps.wording import counted
-from wa import EMA, LAWA, WSM, Tail
-from workloads.protocol import (
-    UnknownWorkload,
-    Workload,
-    families,
-    load,
-    splits,
-    takes_part,
-    with_batch_size,
-)
+from sweeps.study_model import AveragingBlock, class_of, optimizer_block
+from sweeps.wording import among, counted
+from wa import Scheme, Windowed
+from wa.options import instead, options
+from workloads.protocol import UnknownWorkload, Workload, families, load, splits, takes_part, with_batch_size
+from workloads.user_errors import one_line
 
 
 def cells(spec: Spec) -> list[Cell]:
@@ -68,57 +52,60 @@ class _Home:
     workload: Workload
     name: str
     preset: str
-    optimizer: OptimizerBlock
-    schedule: ScheduleBlock
-    training: TrainingBlock
+    optimizer: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    training: Mapping[str, Any]
 
 
 def _home(workload: Workload, name: str, preset: str) -> _Home:
     """Raises: SpecError where a workload's own block holds what a study may not say."""
-    own: dict[str, Any] = {}
-    for key, kind in (
-        ("optimizer", OptimizerBlock),
-        ("schedule", ScheduleBlock),
-        ("training", TrainingBlock),
-    ):
-        at = f"{name}: its own {key}"
-        own[key] = expand(kind, getattr(workload, key, {}), at, axes=False)[0].block
-    home = _Home(workload, name, preset, **own)
-    if home.optimizer.name is not None:
-        takes = ("name", *settings(home.optimizer.name), "grad_clip")
-        known(home.optimizer.model_dump(exclude_none=True), takes, f"{name}: its own optimizer")
+
+    def own(key: str, kind: type[Block]) -> Mapping[str, Any]:
+        return own_block(kind, getattr(workload, key, {}), f"{name}: its own {key}").values
+
+    blocks = own("optimizer", optimizer_block()), own("schedule", ScheduleBlock), own("training", OwnTrainingBlock)
+    home = _Home(workload, name, preset, *blocks)
+    schedule = home.schedule
+    if schedule.get("shape") == "constant" and (schedule.get("lr_decay") or schedule.get("final_lr") not in (None, 1)):
+        raise SpecError(f"{name}: its own schedule", "a constant one does not decay; allowed: shape linear or cosine")
+    if "name" in home.optimizer:
+        takes = ("name", *settings(home.optimizer["name"]), "grad_clip")
+        for key in home.optimizer:
+            if key not in takes:
+                raise SpecError(f"{name}: its own optimizer.{key}", f"unknown key{among(key, takes)}")
     return home
 
 
 def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -> Iterator[Cell]:
     workload, name, preset = home.workload, home.name, home.preset
-    budgets = [_budget(placed, grid.evaluate, home) for placed in grid.step_budgets]
-    optimizers = [_optimizer(placed, home) for placed in grid.optimizers]
-    trainings = [_training(placed, home, processes) for placed in grid.trainings]
+    (at,) = points(grid.evaluate)
+    evaluate = EvaluateBlock(**at.values)
+    budgets = [_budget(whole, evaluate, at, home) for _, whole in grid.step_budget]
+    optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
+    trainings = [_training(placed, home, processes) for placed in points(grid.training)]
+    averagings = points(grid.averaging)
     named = list(dict.fromkeys(optimizer for optimizer, _, _ in optimizers))
     seen: set[Training] = set()
     for total, every in budgets:
-        schedules = [{one: _schedule(placed, home, total, one) for one in named} for placed in grid.schedules]
+        schedules = [{one: _schedule(placed, home, total, one) for one in named} for placed in points(grid.schedule)]
         lengths = {schedule.length_steps for by_name in schedules for schedule in by_name.values()}
-        schemes = {length: _schemes(grid.averagings, total, length, name) for length in sorted(lengths)}
+        schemes = {length: _schemes(averagings, total, length, name) for length in sorted(lengths)}
         for by_name, (optimizer, values, clip) in itertools.product(schedules, optimizers):
             schedule = by_name[optimizer]
             averages = schemes[schedule.length_steps]
             for how, seed in itertools.product(trainings, seeds):
                 training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
                 if training in seen:
-                    path = grid.averagings[0].path
+                    path = averagings[0].path
                     raise _twin(averages[0], path, path, name)
                 seen.add(training)
-                metric, higher, test = workload.metric, workload.higher_is_better, grid.evaluate.block.test
+                metric, higher = workload.metric, workload.higher_is_better
                 for scheme in averages:
-                    yield Cell(training, scheme, every, metric, higher, test)
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test)
 
 
-def _budget(placed: Placed, at: Placed, home: _Home) -> tuple[int, int]:
+def _budget(whole: int | float, evaluate: EvaluateBlock, at: Placed, home: _Home) -> tuple[int, int]:
     """(steps of the budget, steps between evaluations)."""
-    evaluate: EvaluateBlock = at.block
-    whole: int | float = placed.block
     total = whole if isinstance(whole, int) else max(1, round(whole * home.workload.step_budget))
     every = to_steps(evaluate.every, total)
     if every > total:
@@ -138,78 +125,60 @@ def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
 
 
 def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float], ...], float | None]:
-    block: OptimizerBlock = placed.block
-    name, own = home.name, home.optimizer
-    optimizer = block.name or own.name
+    told, own = placed.values, home.optimizer
+    optimizer = told.get("name", own.get("name"))
     if optimizer is None:
-        raise SpecError(f"{name}: its own optimizer", "name is required, or `optimizer: {name: …}` in the study")
+        raise SpecError(f"{home.name}: its own optimizer", "name is required, or `optimizer: {name: …}` in the study")
     takes = settings(optimizer)
-    values: dict[str, float] = {}
-    for key in type(block).model_fields:
-        value = getattr(block, key)
-        if value is None or key in ("name", "grad_clip"):
-            continue
-        if key not in takes:
+    for key in told:
+        if key not in (*takes, "name", "grad_clip"):
             raise placed.error(key, f"{optimizer} has no such setting; allowed: {', '.join(takes)}, grad_clip")
-        values[key] = float(value)
+    # Left out: the workload's own value where its optimizer takes the same settings (adamw has those of nadamw).
+    related = "name" in own and settings(own["name"]).keys() == takes.keys()
+    values: dict[str, float] = {}
     for key, default in takes.items():
-        if key not in values:
-            value = _left_out(key, optimizer, own, default)
-            if value is None:
-                raise placed.error(key, f"is required: {name}'s own is for {own.name}, not for {optimizer}")
-            values[key] = float(value)
+        value = told.get(key, own.get(key, default) if related else default)
+        if value is None and own.get("name") == optimizer:
+            raise SpecError(f"{home.name}: its own optimizer.{key}", f"is required by {optimizer}")
+        if value is None:
+            raise placed.error(key, f"is required: {home.name}'s own is for {own.get('name')}, not for {optimizer}")
+        values[key] = float(value)
     if optimizer == "schedule_free_adamw" and values["beta1"] == 0:
         raise placed.error("beta1", "got 0: schedule-free averages with it; allowed: a number in (0, 1)")
     if values.get("nesterov") and not values["momentum"]:
         raise placed.error("nesterov", "looks ahead by the momentum, which is 0; allowed: with a momentum > 0")
-    clip = block.grad_clip if block.grad_clip is not None else own.grad_clip
+    clip = told.get("grad_clip", own.get("grad_clip"))
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
 
 
-def _left_out(key: str, optimizer: str, own: OptimizerBlock, default: float | None) -> float | None:
-    """What a setting is that the study leaves out; None where it must be given.
-
-    The workload's own value where its optimizer takes the same settings (adamw has those of nadamw), else the
-    optimizer's default.
-    """
-    related = own.name is not None and settings(own.name).keys() == settings(optimizer).keys()
-    mine: float | None = getattr(own, key) if related else None
-    return default if mine is None else mine
-
-
 def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | None, int, int | None]:
-    block: TrainingBlock = placed.block
-    workload, name, own = home.workload, home.name, home.training
+    workload, name = home.workload, home.name
+    told: dict[str, Any] = {"precision": "fp32", "compile": False} | {**home.training, **placed.values}
     batch_size = _batch_size(placed, workload, name)
-    precision = block.precision or own.precision or "fp32"
-    compiled = block.compile if block.compile is not None else own.compile or False
     # As many parts of a batch as the workload says, processes among them.
-    accumulate = block.accumulate or max(1, (own.accumulate or 1) // processes)
+    accumulate = placed.values.get("accumulate", max(1, home.training.get("accumulate", 1) // processes))
     parts = accumulate * processes
     normed = getattr(workload, "batch_norm_parts", None)
-    if normed and not block.accumulate and parts != normed:
+    if normed and "accumulate" not in placed.values and parts != normed:
         raise placed.error(
             "accumulate",
             f"{name} computes batch norm over {normed} parts of a batch, which {processes} processes cannot share; "
             f"allowed: a number of processes that divides {normed}, or an accumulate of your own",
         )
     if parts > 1 and not takes_part(workload):
-        raise placed.error(
-            "accumulate",
-            f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)",
-        )
+        said = f"{name} cannot divide a batch: its batches() takes no `part` (workloads/protocol.py)"
+        raise placed.error("accumulate", said)
     whole = workload.batch_size if batch_size is None else batch_size
     if whole % parts:
         both = f"{counted(accumulate, 'micro-batch')} × {counted(processes, 'process')}"
-        message = f"{both} do not divide a batch of {whole}"
-        raise placed.error("accumulate", f"{message}; allowed: what divides it evenly")
-    backend = ("inductor" if compiled else None) if isinstance(compiled, bool) else str(compiled)
-    return precision, backend, accumulate, batch_size
+        raise placed.error("accumulate", f"{both} do not divide a batch of {whole}; allowed: what divides it evenly")
+    backend = {True: "inductor", False: None}.get(told["compile"], told["compile"])
+    return told["precision"], backend, accumulate, batch_size
 
 
 def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
     """Examples a step; None where they are the workload's own: one training, one name."""
-    asked, own = placed.block.batch_size, workload.batch_size
+    asked, own = placed.values.get("batch_size"), workload.batch_size
     if asked is None:
         return None
     examples = asked if isinstance(asked, int) else max(1, round(asked * own))
@@ -223,19 +192,18 @@ def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
 
 
 def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedule:
-    block: ScheduleBlock = placed.block
-    own: dict[str, Any] = {"shape": "cosine", "length": 1.0, "warmup": 0.0, "lr_decay": None, "final_lr": 0.0}
-    own |= home.schedule.model_dump(exclude_unset=True)
-    if optimizer == "schedule_free_adamw" and block.lr_decay is None and block.final_lr is None:
+    told = placed.values
+    own = {key: field.default for key, field in ScheduleBlock.model_fields.items()} | dict(home.schedule)
+    if optimizer == "schedule_free_adamw" and not {"lr_decay", "final_lr"} & told.keys():
         own["shape"] = "constant"  # what its name says, after the warm-up: its average stands in for a decay
-    own |= block.model_dump(exclude_none=True)
+    own |= told
     shape = cast(Shape, own["shape"])
     length = to_steps(own["length"], total)
     if length > total:
         raise placed.error("length", f"{_steps(length)}; allowed: at most the step budget, {_steps(total)}")
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
-            if getattr(block, key) is not None:
+            if key in told:
                 raise placed.error(key, "a constant schedule does not decay; allowed: shape linear or cosine with it")
     warmup, final_lr = _share_of_length(own["warmup"], length), float(own["final_lr"])
     if shape == "constant":
@@ -245,7 +213,7 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
     else:
         decay = max(0, length - warmup)
     if warmup + decay > length:
-        key = "lr_decay" if block.lr_decay is not None else "warmup"
+        key = "lr_decay" if "lr_decay" in told else "warmup"
         message = f"warm-up {warmup} + LR decay {_steps(decay)}; allowed: together at most the length, {_steps(length)}"
         raise placed.error(key, message)
     if decay == 0 or final_lr == 1:  # one training, one name
@@ -258,48 +226,37 @@ def _share_of_length(amount: int | float, length: int) -> int:
 
 
 def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
-    block = placed.block
-    if isinstance(block, NoneBlock):
+    """The average of a block, in steps."""
+    block = cast(AveragingBlock, placed.block)
+    if (kind := class_of(block)) is None:
         return None
-    every = to_steps(block.every, total)
-    if isinstance(block, TailBlock):
-        start = to_steps(block.start, total, least=0)
-        tail = Tail(start=start, every=every, buffers=block.buffers)
-        return _within(placed, tail, "start", start, total, length)
-    burn_in = to_steps(block.burn_in, total, least=0)
-    if isinstance(block, LawaBlock):
-        k = _window(placed, "horizon", every, total)
-        lawa = LAWA(k=k, every=every, burn_in=burn_in, until_full=block.until_full, buffers=block.buffers)
-        return _within(placed, lawa, "burn_in", burn_in, total, length)
-    if isinstance(block, WsmBlock):
-        k = _window(placed, "lr_decay", every, total)
-        wsm = WSM(k=k, every=every, curve=block.curve, burn_in=burn_in, buffers=block.buffers)
-        return _within(placed, wsm, "burn_in", burn_in, total, length)
-    assert isinstance(block, EmaBlock)
-    horizon = _reach(placed, "horizon", every, total)
-    decay = block.decay if horizon is None else (horizon - every) / (horizon + every)
-    assert decay is not None
-    ema = EMA(decay=float(decay), every=every, burn_in=burn_in, init=block.init, buffers=block.buffers)
-    return _within(placed, ema, "burn_in", burn_in, total, length)
+    values = {key: value for key, value in placed.values.items() if key != "scheme"}
+    for key, (_, option) in options(kind).items():
+        if option.steps and key in values:
+            values[key] = to_steps(values[key], total, least=int(option.low != 0))
+            if option.low == 0 and values[key] >= total:
+                raise placed.error(key, f"{_steps(values[key])}; allowed: less than the step budget, {_steps(total)}")
+    reach = next((key for key in instead(kind) if key in values), None)
+    if reach is not None:
+        values[reach] = _reach(placed, reach, values.get("every", 1), total)
+    try:
+        scheme: Scheme = (kind if reach is None else getattr(kind, f"from_{reach}"))(**values)
+        exists = scheme.exists(length)
+    except Exception as error:
+        if ":" not in block.scheme:
+            raise
+        raise placed.error("scheme", f"{block.scheme} fails: {one_line(error)}") from None
+    if isinstance(scheme, Windowed) and scheme.k * scheme.every > total:
+        reaches = f"reaches {_steps(scheme.k * scheme.every)} back"
+        raise placed.error(reach or "k", f"{reaches}; allowed: at most the step budget, {_steps(total)}")
+    if not exists:
+        raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
+    return scheme
 
 
-def _window(placed: Placed, key: str, every: int, total: int) -> int:
-    """How many snapshots a window holds: k, or those of the reach told under `key`."""
-    reach = _reach(placed, key, every, total)
-    k: int = placed.block.k if reach is None else max(1, round(reach / every))
-    if k * every > total:
-        raise placed.error(
-            "k" if reach is None else key,
-            f"reaches {_steps(k * every)} back; allowed: at most the step budget, {_steps(total)}",
-        )
-    return k
-
-
-def _reach(placed: Placed, key: str, every: int, total: int) -> float | None:
-    """The steps under `key`, an int or a share of the step budget; None where it is left out."""
-    amount: int | float | None = getattr(placed.block, key)
-    if amount is None:
-        return None
+def _reach(placed: Placed, key: str, every: int, total: int) -> float:
+    """The steps under `key`, an int or a share of the step budget."""
+    amount = placed.values[key]
     steps = float(amount) if isinstance(amount, int) else amount * total
     if steps > total:
         raise placed.error(key, f"{steps:g} steps; allowed: at most the step budget, {_steps(total)}")
@@ -308,15 +265,7 @@ def _reach(placed: Placed, key: str, every: int, total: int) -> float | None:
     return steps
 
 
-def _within(placed: Placed, scheme: Scheme, key: str, start: int, total: int, length: int) -> Scheme:
-    if start >= total:
-        raise placed.error(key, f"{_steps(start)}; allowed: less than the step budget, {_steps(total)}")
-    if not scheme.exists(length):
-        raise placed.error("scheme", f"{scheme} has no average yet when training ends at step {length}")
-    return scheme
-
-
-def _schemes(placed: tuple[Placed, ...], total: int, length: int, workload: str) -> list[Scheme | None]:
+def _schemes(placed: list[Placed], total: int, length: int, workload: str) -> list[Scheme | None]:
     """The averages of one training. Raises: SpecError also where two blocks mean the same."""
     seen: dict[Scheme | None, str] = {}
     for one in placed:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sweeps import terminal
-from sweeps.arguments import Command, accept_changed_code_option, one_folder, sets_option, study_file
+from sweeps.arguments import Command, accept_changed_code_option, json_option, one_folder, sets_option, study_file
 from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
 from sweeps.importers.command import import_
 from sweeps.wording import counted
@@ -42,21 +42,26 @@ def main() -> None:
 @main.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done.")
+@json_option
 @sets_option
-def plan(files: tuple[str, ...], out: Path | None, sets: tuple[str, ...]) -> None:
+def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
 
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
     what they take together, when what they share is trained once.
     """
     from sweeps.plan_text import show
+    from sweeps.run import as_json as todo_as_json
     from sweeps.run import work
     from sweeps.studies import load_specs
     from sweeps.user_code import usable
 
     specs, left_out = usable(load_specs(map(study_file, files), sets))
     todo = work(specs, out)
-    show(specs, todo, out, left_out, terminal.console())
+    if as_json:
+        _echo_json({**todo_as_json(specs, todo), "left_out": left_out})
+    else:
+        show(specs, todo, out, left_out, terminal.console())
     if left_out:
         sys.exit(EXIT_INCOMPLETE)
 
@@ -98,9 +103,11 @@ def run(
         one_folder(specs)
     out = out or Path("runs") / specs[0].study
     console = terminal.console()
-    complete = run_studies(specs, out, console, address, checkpoint_seconds, accept_changed_code=accept_changed_code)
-    with begun():
-        _conclude(out, console)
+    complete = run_studies(
+        *(specs, out, console, address, checkpoint_seconds),
+        accept_changed_code=accept_changed_code,
+        conclude=lambda: _conclude(out, console),
+    )
     if not complete:
         what = "the study is" if len(specs) == 1 else "the studies are"
         again = f"`wa run {' '.join(files)} --out {out}` continues {'it' if len(specs) == 1 else 'them'}"
@@ -130,7 +137,10 @@ def report(run: Path, baseline: str | None) -> None:
 
     Of several studies in it each has a report of its own in reports/<study>/, and report.html is their index.
     """
+    from sweeps import tracking
+
     _conclude(run, terminal.console(), baseline)
+    tracking.publish_report(run, terminal.console())
 
 
 @main.command()
@@ -172,12 +182,9 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Draw it once and return.")
+@json_option
 @click.option(
-    "--every",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds between looks.",
+    "--every", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds between looks."
 )
 @click.option(
     "--wait",
@@ -186,13 +193,18 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     type=click.FloatRange(0),
     help="Seconds to wait for a folder that is not there yet.",
 )
-def watch(run: Path, once: bool, every: float, wait: float) -> None:
+def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> None:
     """Watch a run folder, running or finished, from any machine that sees it; only reads.
 
-    What runs and how far it is, best metrics beside the target, averages against raw weights so far, and what
-    failed. Ends when the study is done, or on Ctrl-C.
+    What runs and how far it is, best metrics beside the target, averages against the non-averaged baseline so far,
+    and what failed. Ends when the study is done, or on Ctrl-C; --json looks once.
     """
-    from sweeps.watch_screen import watch as draw
+    if as_json:
+        from sweeps.status import Status
+
+        _echo_json(Status(run).as_json())
+        return
+    from sweeps.screen import watch as draw
 
     sys.exit(draw(run, terminal.console(), once, every, wait))
 
@@ -227,44 +239,39 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
 
 
 @main.command()
-def workloads() -> None:
+@json_option
+def workloads(as_json: bool) -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
-    from sweeps import workload_list
+    from sweeps import keys
 
+    if as_json:
+        _echo_json(keys.workloads_json())
+        return
     console = terminal.console()
-    headers, rows = workload_list.table(console.width)
+    headers, rows = keys.workloads(console.width)
     console.print(terminal.table(headers, rows))
     console.print("Your own: 'pkg.mod:Name', as in workloads: [mymodule:MyWorkload] (README, How to add a workload).")
 
 
-@main.command()
-def optimizers() -> None:
-    """List the optimizers: the keys of each, their defaults and what they are."""
-    from sweeps import keys
-
-    _show_keys(keys.optimizers())
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-@main.command()
-def schedules() -> None:
-    """List the keys of a learning-rate schedule, their defaults and what they are."""
-    from sweeps import keys
+def _list_keys(what: str, of: str) -> None:
+    """A command that lists what a block of a spec may hold."""
 
-    _show_keys(keys.schedules())
+    @main.command(what, help=f"List {of}, their defaults and what they are.")
+    def show() -> None:
+        from sweeps import keys
 
-
-@main.command()
-def schemes() -> None:
-    """List the averaging schemes: the keys of each, their defaults and what they are."""
-    from sweeps import keys
-
-    _show_keys(keys.schemes())
+        made, console = getattr(keys, what)(), terminal.console()
+        console.print(terminal.table(made.headers, made.rows))
+        console.print(made.note)
 
 
-def _show_keys(keys: Any) -> None:
-    console = terminal.console()
-    console.print(terminal.table(keys.headers, keys.rows))
-    console.print(keys.note)
+_list_keys("optimizers", "the optimizers: the keys of each")
+_list_keys("schedules", "the keys of a learning-rate schedule")
+_list_keys("schemes", "the averaging schemes: the keys of each")
 
 
 @main.command("check-workload")

@@ -1,7 +1,7 @@
 """W&B as code: the workspace and the report of a run folder, made from its plan and its cells.
 
 A workspace is written as JSON with stable bytes: ids derive from names, and no clock or chance enters. A report asks
-the server while it is made, so it exists online only. Every key a panel shows is one that `sweeps.tracking` logs.
+the server while it is made, so it exists online only. Every key a panel shows is one that `sweeps.publisher` logs.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
-from pydantic import ValidationError
 
 from analysis import report, table_format
 from analysis.records import load_cells, load_plan
-from analysis.run_files import BadRun, broken, read_bytes, read_json
-from sweeps import tracking
+from analysis.run_files import BadRun, read_json
+from sweeps import publisher, tracking
 from sweeps.blocks import TrackingBlock
 from sweeps.durable import write_atomic
-from sweeps.yaml_file import BadYaml, parse_value
 
 PATIENCE_SECONDS = 15.0
 TABLE_ROWS = 40  # of a study's result table in the report
@@ -38,60 +35,55 @@ GRID = [  # axes of a cell, as they are read from left to right; those that vary
     *("scheme", "buffers", "every_steps", "k", "ema_decay", "horizon_fraction"),
 ]
 LOGARITHMIC = {"lr", "weight_decay", "horizon_fraction"}
-MINUTES = {"train": "training", "average": "averaging", "eval": "evaluation"}
+LINE, SCATTER = "line", "scatter"  # of a step's values; of a run's summary against the averaging horizon
+# Sections of the workspace: a panel's title, what it is (or how a bar aggregates the runs of a scheme), and its key.
+PANELS: dict[str, list[tuple[str, str, str]]] = {
+    "Metric against step": [("validation loss", LINE, "validation/loss")],
+    "Steps to target": [
+        ("steps to target against averaging horizon (a miss counts the step budget)", SCATTER, publisher.STEPS),
+        ("median steps to target, by scheme", "median", publisher.STEPS),
+        ("share of runs that met the target, by scheme", "mean", publisher.MET),
+        ("ratio to the non-averaged baseline against averaging horizon", SCATTER, publisher.RATIO),
+    ],
+    "Averaging horizon": [("best target metric against averaging horizon", SCATTER, publisher.BEST)],
+    "Grid": [],  # and `_grid`
+    "Training": [
+        ("mean training loss since the last evaluation", LINE, "train/loss"),
+        ("learning rate", LINE, "train/lr"),
+        ("training examples per second", LINE, "train/examples_per_second"),
+    ],
+    "Seconds": [
+        (f"seconds of {what}{by}", how, f"seconds/{key}")
+        for by, how in (("", LINE), (", by scheme", "mean"))
+        for key, what in {"train": "training", "average": "averaging", "eval": "evaluation"}.items()
+    ],
+}
 
 
 class PushFailed(RuntimeError):
     """W&B did not take the workspace or the report; the message is one line and holds no key."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the folder's runs are on W&B; no entity means that of the key's owner."""
-
-    entity: str | None
-    project: str
-
-
-def place(run: Path) -> Place:
-    """What the folder's spec says of it. Raises: analysis.records.BadRun."""
-    path = run / "spec.yaml"
-    try:
-        told = TrackingBlock(**(parse_value(read_bytes(path).decode()).get("tracking") or {}))
-    except (
-        FileNotFoundError,
-        UnicodeDecodeError,
-        BadYaml,
-        ValidationError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise broken(path, f"does not say where its runs are ({str(error).splitlines()[0]})") from None
-    return Place(told.entity, told.project)
-
-
-def workspace(run: Path, where: Place | None = None) -> ws.Workspace:
+def workspace(run: Path, where: TrackingBlock | None = None) -> ws.Workspace:
     """The folder's runs of all its studies, grouped by workload and scheme. Raises: analysis.records.BadRun."""
-    cells, plan, where = load_cells(run), load_plan(run), where or place(run)
+    cells, plan, where = load_cells(run), load_plan(run), where or tracking.block(run)
     studies = [entry["study"] for entry in plan["studies"]]
     name = ", ".join(studies)
+    shown = (publisher.BEST, publisher.STEPS, publisher.MET, publisher.RATIO, publisher.VERDICT)
     made = ws.Workspace(
         entity=where.entity or "",
         project=where.project,
         name=name if len(name) <= 128 else f"{name[:125]}...",
-        sections=[
-            ws.Section(name=title, panels=_with_ids(title, panels), is_open=True)
-            for title, panels in _sections(cells).items()
-        ],
-        settings=ws.WorkspaceSettings(x_axis="step", max_runs=max(10, _num_groups(cells))),
+        sections=[ws.Section(name=title, panels=_panels(title, [title], cells), is_open=True) for title in PANELS],
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=max(10, len(cells.groupby(["workload", "scheme"])))),
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Tags().isin([tracking.tag(one) for one in studies])),
+            filters=ws.And(ws.Tags().isin([publisher.tag(one) for one in studies])),
             groupby=[ws.Config("workload"), ws.Config("scheme")],
             order=[ws.Ordering(ws.Metric("Name"))],  # which begins with workload, scheme, horizon
             pinned_columns=[
                 "run:displayName",
                 *(f"config:{key}" for key in ("workload", "scheme", "horizon_fraction", "seed")),
-                *(f"summary:{key}" for key in (tracking.BEST, tracking.STEPS, tracking.MET)),
+                *(f"summary:{key}" for key in shown),
             ],
         ),
     )
@@ -106,45 +98,26 @@ def as_json(made: ws.Workspace) -> bytes:
     return (json.dumps(view, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _num_groups(cells: pd.DataFrame) -> int:
-    return len(cells[["workload", "scheme"]].drop_duplicates())
+def _panels(page: str, sections: Iterable[str], cells: pd.DataFrame) -> list[Any]:
+    drawn = []
+    for section in sections:
+        drawn += [_panel(*panel) for panel in PANELS[section]]
+        if section == "Metric against step":
+            metrics = (name for name in sorted(set(cells["metric_name"])) if name != "loss")
+            drawn += [_panel(f"validation {name}", LINE, f"validation/{name}") for name in metrics]
+        if section == "Grid":
+            drawn.append(_grid(cells))
+    for panel in drawn:
+        panel._id = _id(page, panel.title)
+    return drawn
 
 
-def _sections(cells: pd.DataFrame) -> dict[str, list[Any]]:
-    return {
-        "Metric against step": _curves(cells),
-        "Steps to target": [_steps_by_horizon(), *_steps_by_scheme()],
-        "Averaging horizon": [_best_by_horizon()],
-        "Grid": [_grid(cells)],
-        "Seconds": [
-            *(wr.LinePlot(title=_seconds(name), x="step", y=[f"seconds/{name}"]) for name in MINUTES),
-            *(_by_scheme(_seconds(name), f"seconds/{name}", "mean") for name in MINUTES),
-        ],
-    }
-
-
-def _curves(cells: pd.DataFrame) -> list[Any]:
-    metrics = dict.fromkeys(["loss", *sorted(set(cells["metric_name"]))])
-    return [wr.LinePlot(title=f"validation {name}", x="step", y=[f"validation/{name}"]) for name in metrics]
-
-
-def _steps_by_horizon() -> Any:
-    title = "steps to target against averaging horizon (a miss counts the step budget)"
-    x, y = wr.Config("horizon_fraction"), wr.SummaryMetric(tracking.STEPS)
-    return wr.ScatterPlot(title=title, x=x, y=y, log_x=True)
-
-
-def _steps_by_scheme() -> list[Any]:
-    return [
-        _by_scheme("median steps to target", tracking.STEPS, "median"),
-        _by_scheme("share of runs that met the target", tracking.MET, "mean"),
-    ]
-
-
-def _best_by_horizon() -> Any:
-    title = "best target metric against averaging horizon"
-    x, y = wr.Config("horizon_fraction"), wr.SummaryMetric(tracking.BEST)
-    return wr.ScatterPlot(title=title, x=x, y=y, log_x=True)
+def _panel(title: str, kind: str, key: str) -> Any:
+    if kind == LINE:
+        return wr.LinePlot(title=title, x="step", y=[key])
+    if kind == SCATTER:
+        return wr.ScatterPlot(title=title, x=wr.Config("horizon_fraction"), y=wr.SummaryMetric(key), log_x=True)
+    return wr.BarPlot(title=title, metrics=[key], groupby=wr.Config("scheme"), groupby_aggfunc=kind)
 
 
 def _grid(cells: pd.DataFrame) -> Any:
@@ -155,22 +128,8 @@ def _grid(cells: pd.DataFrame) -> Any:
         for axis in GRID
         if cells[axis].nunique() > 1
     ]
-    ends = [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(key)) for key in (tracking.STEPS, tracking.BEST)]
+    ends = [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(key)) for key in (publisher.STEPS, publisher.BEST)]
     return wr.ParallelCoordinatesPlot(title="every axis that varies", columns=[*columns, *ends])
-
-
-def _seconds(name: str) -> str:
-    return f"seconds of {MINUTES[name]}"
-
-
-def _by_scheme(title: str, key: str, how: str) -> Any:
-    return wr.BarPlot(title=f"{title}, by scheme", metrics=[key], groupby=wr.Config("scheme"), groupby_aggfunc=how)
-
-
-def _with_ids(section: str, panels: Sequence[Any]) -> list[Any]:
-    for panel in panels:
-        panel._id = _id(section, panel.title)
-    return list(panels)
 
 
 def _id(*names: str) -> str:
@@ -180,7 +139,7 @@ def _id(*names: str) -> str:
 # --- the report ------------------------------------------------------------------------------------------------
 
 
-def make_report(run: Path, where: Place) -> wr.Report:
+def make_report(run: Path, where: TrackingBlock) -> wr.Report:
     """Each study's question, its computed answer, its result table, and a panel grid a workload."""
     blocks: list[Any] = [wr.TableOfContents()]
     made = report.of_run(run)
@@ -195,28 +154,20 @@ def make_report(run: Path, where: Place) -> wr.Report:
     return wr.Report(project=where.project, entity=where.entity or "", title=title[:128], blocks=blocks)
 
 
-def _panel_grid(name: str, cells: pd.DataFrame, where: Place) -> wr.PanelGrid:
-    workload = load_name(cells)
+def _panel_grid(name: str, cells: pd.DataFrame, where: TrackingBlock) -> wr.PanelGrid:
+    workload = str(cells["workload"].iloc[0]).partition(" (")[0]  # without the preset that `analysis.study` adds
     runs = wr.Runset(
         entity=where.entity or "",
         project=where.project,
         name=workload,
-        filters=ws.And(ws.Tags().isin([tracking.tag(name)]), ws.Config("workload") == workload),
+        filters=ws.And(ws.Tags().isin([publisher.tag(name)]), ws.Config("workload") == workload),
         groupby=["config.scheme"],
     )
     runs._id = _id("runs", name, workload)
-    panels = _with_ids(
-        f"{name} {workload}",
-        [*_curves(cells), _steps_by_horizon(), *_steps_by_scheme(), _best_by_horizon(), _grid(cells)],
-    )
+    panels = _panels(f"{name} {workload}", list(PANELS)[:4], cells)
     for i, panel in enumerate(panels):
         panel.layout = wr.Layout(x=12 * (i % 2), y=8 * (i // 2), w=12, h=8)
     return wr.PanelGrid(runsets=[runs], panels=panels)
-
-
-def load_name(cells: pd.DataFrame) -> str:
-    """The workload as W&B's config has it: `analysis.study` adds the preset where a study has several."""
-    return str(cells["workload"].iloc[0]).partition(" (")[0]
 
 
 # --- pushing ---------------------------------------------------------------------------------------------------
@@ -226,24 +177,25 @@ def push(run: Path) -> tuple[str, str]:
     """Save workspace and report on W&B, those of an earlier push anew. Returns their links. Raises: PushFailed."""
     if not os.environ.get("WANDB_API_KEY"):
         raise PushFailed("--push needs WANDB_API_KEY in the environment; without --push nothing is sent")
-    told = place(run)
+    told = tracking.block(run)
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     _knock(url)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # wandb's own words; ours name both links
-            where = Place(told.entity or tracking.default_entity(), told.project)
-            if not tracking.has_project(where.entity, where.project):
+            entity, is_there = publisher.home(told.entity, told.project)
+            where = told.model_copy(update={"entity": entity})
+            if not is_there:
                 remedy = f"publish the runs first: `wandb sync {run}/wandb/offline-run-*`"
                 raise PushFailed(f"{url} has no project {where.project!r} of {where.entity!r}; {remedy}")
             return _save(run, where)
     except PushFailed:
         raise
     except Exception as error:  # wandb's, its transport's, or an answer that nobody expected
-        said = tracking.redacted(error).strip().splitlines() or [type(error).__name__]
+        said = publisher.redacted(error).strip().splitlines() or [type(error).__name__]
         raise PushFailed(f"{url} did not take the dashboard ({said[0][:300]})") from None
 
 
-def _save(run: Path, where: Place) -> tuple[str, str]:
+def _save(run: Path, where: TrackingBlock) -> tuple[str, str]:
     pushed = run / "wandb" / "dashboard.json"  # where a later push finds both again
     try:
         known = read_json(pushed)

@@ -29,13 +29,9 @@ from wa.buffers import STATISTICS, statistics_modules
 
 PATIENCE = timedelta(minutes=30)  # of a rank that waits for another: an evaluation may be long
 END_SECONDS = 20.0  # what followers get to end by themselves
-
-
 # Each rank keeps its statistics until `average_statistics`. The option has another name since torch 2.13.
-_BUFFER_OPTIONS = {"broadcast_buffers", "forward_sync_buffers"}
-_KEEP_BUFFERS: dict[str, Any] = {
-    max(_BUFFER_OPTIONS & set(inspect.signature(DistributedDataParallel).parameters)): False
-}
+_OPTIONS = {"broadcast_buffers", "forward_sync_buffers"} & set(inspect.signature(DistributedDataParallel).parameters)
+_KEEP_BUFFERS: dict[str, Any] = {max(_OPTIONS): False}
 
 
 @dataclass(frozen=True)
@@ -111,17 +107,13 @@ def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Itera
         followers = []
         for rank in range(1, size):
             log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
-            follower = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sweeps.follower"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+            command = [sys.executable, "-P", "-m", "sweeps.follower"]
+            follower = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
             stack.callback(_end, follower)
             followers.append(follower)
-            told = {**task, "rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
-            told["sys_path"] = import_order.users_paths()
+            place = {"rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
             assert follower.stdin is not None
+            told = {**task, **place, "sys_path": import_order.users_paths()}
             follower.stdin.write(json.dumps(told).encode() + b"\n")
             follower.stdin.flush()  # and stays open: its end tells the follower that we are gone
         _wait_until_ready(followers, rendezvous, folder)
@@ -160,8 +152,7 @@ def _raise_for_rank(followers: Sequence[subprocess.Popen[bytes]], folder: Path, 
     for rank, follower in enumerate(followers, start=1):
         with suppress(subprocess.TimeoutExpired):
             if follower.wait(2.0) == retries.LASTING_EXIT:
-                lines = (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").splitlines()
-                raise retries.RankFailed(f"process {rank} of the trial: {lines[-1]}") from error
+                raise retries.RankFailed(f"process {rank} of the trial: {_last_line(folder, rank)}") from error
 
 
 def _end(follower: subprocess.Popen[bytes]) -> None:
@@ -179,13 +170,8 @@ def joined(rank: int, size: int, device: str, rendezvous: Path) -> Iterator[None
     """Inside, this process is one of torch's default process group."""
     if device != "cpu":
         torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
-    )
+    backend, method = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", f"file://{rendezvous}"
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Files that survive a kill and a power cut: whole, on disk when a call returns, one writer at a time.
+"""Files and locks that survive a kill and a power cut: whole, on disk when a call returns, one writer at a time.
 
 Each step is a system call of its own, in the order that durability asks for: a file's content before its name, a
 name before what it replaces elsewhere is removed.
@@ -20,7 +20,10 @@ import pyarrow.parquet as pq
 
 from analysis.output import check_replaceable, named, temporary
 from analysis.run_files import digest, seal
+from sweeps.blocks import SpecError
 
+LOCK = ".lock"  # of a run folder, for who runs it
+AT_ONCE = fcntl.LOCK_EX | fcntl.LOCK_NB
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _TEMPORARY = re.compile(r"\..+\.([0-9]+)\.new")
 
@@ -39,8 +42,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     with named(path):
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
-            with suppress(OSError):  # it tells another host that its writer lives
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _claim(descriptor)
             _write_all(descriptor, data)
             os.fsync(descriptor)
             os.replace(new, path)
@@ -111,7 +113,7 @@ def cut(descriptor: int, size: int) -> None:
 def try_lock(descriptor: int, path: Path) -> bool:
     """Whether the lock of an open file is ours now. Raises: NoLocks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, AT_ONCE)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -128,11 +130,26 @@ def wait_for_lock(path: Path) -> int:
     return descriptor
 
 
-def remove_abandoned(run: Path) -> None:
-    """Remove the temporary files below `run` whose writers have died; those of living ones, here or elsewhere, stay."""
-    for path in run.rglob(".*.new"):
-        if path.is_file():
-            _remove_if_abandoned(path)
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder; a second driver on it is bad input. Raises: SpecError, OSError.
+
+    Temporary files below it whose writers have died are removed; those of living ones, here or elsewhere, stay.
+    """
+    make_folder(run)
+    descriptor = open_log(run / LOCK)
+    try:
+        if not try_lock(descriptor, run):
+            raise SpecError("--out", "another `wa run` is at work in this folder; wait for it or end it", str(run))
+        for path in run.rglob(".*.new"):
+            if path.is_file():
+                _remove_if_abandoned(path)
+        yield
+    except NoLocks as error:
+        remedy = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose an --out elsewhere"
+        raise SpecError("--out", f"{error.strerror}: two runs could write it; {remedy}", str(run)) from None
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -150,8 +167,7 @@ def folder_for(goal: Path, kind: str) -> Iterator[Path]:
     os.mkdir(new)
     descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):  # as in `write_atomic`
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _claim(descriptor)
         yield new
         with named(goal):
             os.replace(new, goal)
@@ -169,7 +185,7 @@ def _remove_if_abandoned(path: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, AT_ONCE)
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -178,13 +194,19 @@ def _remove_if_abandoned(path: Path) -> None:
             os.close(descriptor)
 
 
+def _claim(descriptor: int) -> None:
+    """Lock a temporary file or folder, which tells other hosts that its writer lives."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, AT_ONCE)
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        pass
+        return True
     return True
 
 

@@ -28,11 +28,12 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a question to a Ray tha
 # Ray ends a driver without a word once its GCS has been away so long; we say a word, and sooner.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
 
+import click
 import ray
 from ray.job_config import JobConfig
 
 from cluster.errors import first_line
-from cluster.ray_folder import NoFolder, ray_folder
+from cluster.ray_folder import ray_folder
 from sweeps.ray_log import hushed
 
 KNOCK_SECONDS = 10.0
@@ -59,8 +60,10 @@ class _OwnSearchPath(JobConfig):  # type: ignore[misc]
         return super()._serialize()
 
 
-class NoRoom(ValueError):
+class NoRoom(click.ClickException, ValueError):
     """The machine or cluster cannot hold a single trial, does not start, or does not answer."""
+
+    exit_code = 2
 
 
 @dataclass
@@ -176,14 +179,11 @@ def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = Non
 @contextmanager
 def _local() -> Iterator[Mapping[str, Any]]:
     """A Ray on this machine; the processes without which it is dead."""
-    try:
-        with ray_folder() as folder:
-            try:
-                yield _start(folder)
-            finally:
-                end_leftovers(folder)
-    except NoFolder as error:
-        raise NoRoom(str(error)) from None
+    with ray_folder() as folder:
+        try:
+            yield _start(folder)
+        finally:
+            end_leftovers(folder)
 
 
 def _start(folder: Path) -> Mapping[str, Any]:

@@ -1,10 +1,9 @@
-"""Evaluate the live weights and every average that exists, leaving no trace in training."""
+"""Evaluate the live weights and every average that exists, into the records, leaving no trace in training."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +12,13 @@ from torch import Tensor, nn
 from sweeps import random_streams
 from sweeps.data_parallel import Team
 from sweeps.identity import Cell
-from wa import Bank
+from sweeps.optimizers import evaluation_weights
+from sweeps.plan import Trajectory
+from sweeps.recorder import Recorder
+from sweeps.training import Stretch, Trainer, to_device
+from sweeps.training_state import State
 from wa.swap import modes_kept
-from workloads.protocol import Batch, Summary, Workload
+from workloads.protocol import Batch, Part, Summary, Workload
 
 ALONE = Team()
 
@@ -52,38 +55,104 @@ def evaluate(
         return Summary(*workload.summarize(totals))
 
 
-def evaluate_cells(
-    workload: Workload,
-    model: nn.Module,
-    bank: Bank,
-    cells: Sequence[Cell],
-    batches: Callable[[], Iterable[Batch]],
-    recompute: Callable[[nn.Module], Iterator[None]],
-    own_weights: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    clock: Callable[[], float] = time.perf_counter,
-    team: Team = ALONE,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Iterator[tuple[Cell, Summary, float]]:
-    """(cell, summary, seconds) for each cell whose weights exist now; swapping in is part of the seconds.
+class Evaluator:
+    """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
-    batches: those of the split, from the start at each call. `recompute(model)` runs training-mode forward passes
-    for schemes whose buffers are recomputed. own_weights: inside, the model has the weights its optimizer wants
-    evaluated.
-    """
-    existing = set(bank)
-    for cell in cells:
-        if cell.scheme is not None and cell.scheme not in existing:
-            continue  # absent, and never the raw weights under its name
-        with random_streams.kept():
-            start = clock()
-            if cell.scheme is None:
-                with own_weights():
-                    summary = evaluate(workload, model, batches(), team, precision)
-            else:
-                forwards = recompute if cell.scheme.buffers == "recompute" else None
-                with bank.swapped(cell.scheme, recompute=forwards):
-                    if forwards is not None:
-                        team.average_statistics(model)
-                    summary = evaluate(workload, model, batches(), team, precision)
-            seconds = clock() - start
-        yield cell, summary, seconds
+    def __init__(
+        self, trajectory: Trajectory, workload: Workload, team: Team, device: str, recorder: Recorder | None
+    ) -> None:
+        self.trajectory, self.workload, self.team = trajectory, workload, team
+        self.device, self.recorder = device, recorder
+        self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
+
+    def next_step(self, step: int) -> int:
+        every = self.trajectory.cells[0].evaluate_every_steps
+        return min((step // every + 1) * every, self.trajectory.length_steps)
+
+    def evaluate(self, state: State, trainer: Trainer, trained: Stretch) -> None:
+        """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
+        for cell in self.trajectory.cells:
+            if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
+                _take_clocks(state, cell, row)
+        rows = []
+        for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
+            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
+            rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
+        tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
+        if tested and state.step == self.trajectory.length_steps and not trained.diverged:
+            for cell, summary, seconds in self._evaluate(state, trainer, tested, "test"):
+                rows.append(_row(state, cell, "test", summary, seconds, trained))
+        if self.recorder:
+            self.recorder.append(rows)
+
+    def _evaluate(
+        self, state: State, trainer: Trainer, cells: Sequence[Cell], split: str
+    ) -> Iterator[tuple[Cell, Summary, float]]:
+        """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
+
+        Swapping weights in is part of the seconds.
+        """
+        is_missing = self.team.decide([(cell.cell_id, state.step, split) not in self.on_file for cell in cells])
+        existing = {None, *state.bank}  # an absent average has no record, and never the last iterate's under its name
+        for cell, is_so in zip(cells, is_missing, strict=True):
+            if not is_so or cell.scheme not in existing:
+                continue
+            with random_streams.kept():
+                start = trainer.clock()
+                with self._weights(state, trainer, cell):
+                    summary = evaluate(self.workload, state.model, self._batches(split), self.team, trainer.precision)
+                seconds = trainer.clock() - start
+            yield cell, summary, seconds
+
+    @contextmanager
+    def _weights(self, state: State, trainer: Trainer, cell: Cell) -> Iterator[None]:
+        """Inside, the model has a cell's weights: the average's, or those its optimizer wants evaluated."""
+        if cell.scheme is None:
+            with evaluation_weights(state.optimizer):
+                yield
+            return
+        forwards = trainer.recompute if cell.scheme.buffers == "recompute" else None
+        with state.bank.swapped(cell.scheme, recompute=forwards):
+            if forwards is not None:
+                self.team.average_statistics(state.model)
+            yield
+
+    def _batches(self, split: str) -> Iterator[Batch]:
+        """This rank's batches, anew: a full split does not fit in memory, a mini's is cached."""
+        part = () if self.team.size == 1 else (Part(self.team.rank, self.team.size),)
+        return (to_device(self.device, batch) for batch in self.workload.eval_batches(split, *part))
+
+
+def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:
+    state.train_seconds = row["train_seconds"]
+    state.eval_seconds[cell.cell_id] = row["eval_seconds"]
+    state.average_offset[cell.cell_id] = 0.0
+    state.average_offset[cell.cell_id] = row["average_seconds"] - _average_seconds(state, cell)
+
+
+def _row(
+    state: State, cell: Cell, split: str, summary: Summary, eval_seconds: float, trained: Stretch
+) -> dict[str, Any]:
+    return {
+        "cell_id": cell.cell_id,
+        "trajectory_id": cell.trajectory_id,
+        "step": state.step,
+        "split": split,
+        "loss": float(summary.loss),
+        "metric": float(summary.metric),
+        "examples": int(summary.examples),
+        "train_seconds": state.train_seconds,
+        "average_seconds": _average_seconds(state, cell),
+        "eval_seconds": eval_seconds,
+        "train_loss": trained.train_loss,
+        "step_lr": trained.step_lr,
+        "examples_per_second": trained.examples_per_second,
+        "diverged": trained.diverged,
+        "metrics": {name: float(value) for name, value in summary.metrics.items()},
+    }
+
+
+def _average_seconds(state: State, cell: Cell) -> float:
+    if cell.scheme is None:
+        return 0.0
+    return state.bank.seconds[cell.scheme] + state.average_offset.get(cell.cell_id, 0.0)

@@ -31,7 +31,7 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
     said: the error as Ray gives it. was_short_of_memory: whether the kernel of this machine has killed anything for
     want of memory while the trial ran.
     """
-    lines = _tail(log)
+    lines = tail(log)
     if "OutOfMemory" in said or "low on memory" in said:
         return f"out of memory: Ray ended its process to save the machine; {LESS}"
     if "actor died" not in said.lower() and "ActorUnavailable" not in said:
@@ -74,7 +74,8 @@ def _crash(lines: Iterable[str]) -> str | None:
     return f"crashed: {told.removeprefix(FATAL).lower()}{where}; the log has its stack"
 
 
-def _tail(log: Path) -> list[str]:
+def tail(log: Path) -> list[str]:
+    """The last lines of a trajectory's log; none where there is none."""
     try:
         with open(log, "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - LOG_BYTES))

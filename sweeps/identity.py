@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sweeps.schedules import Schedule
-from wa import EMA, LAWA, WSM, Tail
-
-Scheme = LAWA | EMA | Tail | WSM
-SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "wsm": WSM}
+from wa import Recursive, Scheme, Windowed
+from wa.schemes import SCHEMES
+from workloads.dotted import UnknownWorkload, import_dotted
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,30 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def scheme_class(name: str) -> type[Scheme]:
+    """A scheme by its name in SCHEMES, or a user's by dotted path. Raises: ValueError, in one line."""
+    if ":" not in name:
+        return SCHEMES[name]
+    found: Any = import_dotted(name, "scheme")
+    fits = (
+        inspect.isclass(found) and issubclass(found, (Recursive, Windowed)) and hasattr(found, "__dataclass_fields__")
+    )
+    if not fits:
+        raise UnknownWorkload(f"{name!r} is no scheme; allowed: a dataclass that is a wa.Recursive or a wa.Windowed")
+    return cast(type[Scheme], found)
+
+
+def scheme_name(kind: type[Scheme]) -> str:
+    """What `scheme_class` finds it by."""
+    shipped = [name for name, one in SCHEMES.items() if one is kind]
+    return shipped[0] if shipped else f"{kind.__module__}:{kind.__qualname__}"
+
+
 def scheme_to_dict(scheme: Scheme | None) -> dict[str, Any]:
     """A scheme as plain values, with its name under ``scheme``."""
     if scheme is None:
         return {"scheme": "none"}
-    name = next(name for name, kind in SCHEMES.items() if isinstance(scheme, kind))
-    return {"scheme": name, **asdict(scheme)}
+    return {"scheme": scheme_name(type(scheme)), **asdict(cast(Any, scheme))}
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
@@ -88,5 +106,5 @@ def cell_from_dict(value: Mapping[str, Any]) -> Cell:
     training["settings"] = tuple((name, number) for name, number in training["settings"])
     scheme = dict(value["scheme"])
     kind = scheme.pop("scheme")
-    made = None if kind == "none" else SCHEMES[kind](**scheme)
+    made = None if kind == "none" else scheme_class(kind)(**scheme)
     return Cell(**{**value, "training": Training(**training), "scheme": made})

@@ -41,6 +41,7 @@ class Interrupts:
         self.counting = True
 
     def raise_from_here(self) -> None:
+        """From now on an interrupt is raised where it comes again."""
         self.counting = False
 
     def _asked(self, number: int, frame: FrameType | None) -> None:

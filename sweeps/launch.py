@@ -39,11 +39,9 @@ LOOK_SECONDS = 0.2
 
 
 class Listener(Protocol):
-    """What hears of trials: the progress display."""
+    """What hears of trials that fail, and is called now and then: the status line."""
 
-    def started(self, name: str) -> None: ...
-    def progressed(self, name: str, step: int, best: float | None) -> None: ...
-    def done(self, name: str) -> None: ...
+    def tick(self) -> None: ...
     def retried(self, name: str, reason: str) -> None: ...
     def failed(self, name: str, reason: str) -> None: ...
 
@@ -73,7 +71,7 @@ def _train(config: dict[str, Any]) -> None:
     def report(progress: trajectory.Progress) -> None:
         nonlocal stopped
         try:
-            tune.report({"name": config["name"], "step": progress.step, "best": progress.best})
+            tune.report({"name": config["name"], "step": progress.step})
         except SystemExit:
             stopped = True
             raise
@@ -153,15 +151,6 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         if self.stop.is_set():
             raise _Stopped
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.listener.started(trial.config["name"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "step" in result:
-            self.listener.progressed(trial.config["name"], result["step"], result["best"])
-
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
         folder = trajectory_folder(self.run, name)
@@ -171,7 +160,6 @@ class _Callback(tune.Callback):  # type: ignore[misc]
             except (OSError, BadRun):  # a full disk, say; `launch` tries it again at the end, and tells
                 return
             self.outcome.done.append(name)
-            self.listener.done(name)
         elif (said := attempts.lasting_error(folder)) is not None:
             self.outcome.failed.append(name)
             self.listener.failed(name, f"{said} ({folder / 'log'})")
@@ -222,15 +210,13 @@ def launch(
     Returns when all ended, on an interrupt, or when Ray is gone; then trials end with it and records stay.
     """
     outcome = Outcome()
-    if not trajectories:
-        return outcome
     # Else a Searcher's actors start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
     storage = run.resolve() / ".tune"
     stop = threading.Event()
     fit = _Fit(_tuner(on, run, storage, trajectories, _Callback(run, listener, outcome, stop), checkpoint_seconds))
     fit.start()
-    outcome.ended = _wait(fit, on, stop, interrupts)
+    outcome.ended = _wait(fit, on, stop, interrupts, listener)
     _settle(run, trajectories, listener, outcome)
     shutil.rmtree(storage, ignore_errors=True)
     return outcome
@@ -245,7 +231,6 @@ def _settle(run: Path, trajectories: Sequence[Trajectory], listener: Listener, o
         if (folder / "done").exists():
             compact(run, one.name)
             outcome.done.append(one.name)
-            listener.done(one.name)
         elif outcome.ended is None:
             said = attempts.lasting_error(folder) or failures.reason("", folder / "log")
             outcome.failed.append(one.name)
@@ -293,11 +278,12 @@ def _tuner(
     )
 
 
-def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts) -> str | None:
+def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts, listener: Listener) -> str | None:
     """Until the experiment has ended, or must be left; what ended it before its time, in words."""
     asked: float | None = None
     while True:
         fit.join(LOOK_SECONDS)
+        listener.tick()
         if (died := on.died()) is not None:
             on.abandoned = True
             return died

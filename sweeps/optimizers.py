@@ -3,108 +3,61 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
-from typing import cast
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
-from sweeps.shampoo import Shampoo
+from sweeps.adaptive import NadamW, Shampoo
+from sweeps.blocks import Count, Flag, NonNegative, Positive, Step, UnitOpen, value_type
 
-
-class NadamW(torch.optim.Optimizer):
-    """NadamW as AlgoPerf defines it, which is not `torch.optim.NAdam`.
-
-    θ ← θ(1 − ηλ)
-    m ← β₁m + (1 − β₁)g                    v ← β₂v + (1 − β₂)g²
-    m̂ = (β₁m + (1 − β₁)g)/(1 − β₁ᵗ)        v̂ = v/(1 − β₂ᵗ)
-    θ ← θ − η m̂/(√v̂ + ε)
-
-    t counts from 1. State m, v in the parameter's dtype. Source: AlgoPerf,
-    reference_algorithms/paper_baselines/nadamw.
-    """
-
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-    ) -> None:
-        defaults = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients; parameters without a gradient stay as they are."""
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {
-                        "step": torch.zeros((), dtype=torch.int64),
-                        "m": torch.zeros_like(p),
-                        "v": torch.zeros_like(p),
-                    }
-                self.state[p]["step"] += 1
-            grads = [cast(Tensor, p.grad) for p in params]
-            m = [self.state[p]["m"] for p in params]
-            v = [self.state[p]["v"] for p in params]
-            t = int(self.state[params[0]]["step"])
-            lr, beta1, beta2 = group["lr"], group["beta1"], group["beta2"]
-
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_mul_(m, beta1)
-            torch._foreach_add_(m, grads, alpha=1 - beta1)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-            m_hat = torch._foreach_mul(m, beta1 / (1 - beta1**t))
-            torch._foreach_add_(m_hat, grads, alpha=(1 - beta1) / (1 - beta1**t))
-            denominator = torch._foreach_sqrt(v)
-            torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
-            torch._foreach_add_(denominator, group["eps"])
-            torch._foreach_addcdiv_(params, m_hat, denominator, value=-lr)
-        return value
-
+# --- the builders: a parameter is a key of `optimizer:`, its annotation what it is and may be ------------------------
 
 Params = Iterable[Tensor]
+LR = Annotated[Positive, "peak learning rate"]
+Beta1 = Annotated[UnitOpen, "decay of the mean of gradients"]
+Beta2 = Annotated[UnitOpen, "decay of the mean of squared gradients"]
+Eps = Annotated[Positive, "added to the root of that mean"]
+WeightDecay = Annotated[NonNegative, "decoupled from the gradient; of sgd L2"]
 
 
 def nadamw(
     params: Params,
     *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: LR,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
 ) -> torch.optim.Optimizer:
     """AlgoPerf's NadamW; defaults as torch's NAdam."""
-    return NadamW(params, lr, beta1, beta2, eps, weight_decay)
+    return NadamW(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
 
 def adamw(
     params: Params,
     *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
+    lr: LR,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.01,
 ) -> torch.optim.Optimizer:
     """torch's AdamW, with its defaults."""
-    betas = (beta1, beta2)
-    return torch.optim.AdamW(params, lr, betas, eps, weight_decay, foreach=True)
+    return torch.optim.AdamW(params, lr, (beta1, beta2), eps, weight_decay, foreach=True)
 
 
 def sgd(
-    params: Params, *, lr: float, momentum: float = 0.0, nesterov: float = False, weight_decay: float = 0.0
+    params: Params,
+    *,
+    lr: LR,
+    momentum: Annotated[UnitOpen, "decay of the sum of gradients"] = 0.0,
+    nesterov: Annotated[Flag, "true or false: look one step of momentum ahead"] = False,
+    weight_decay: WeightDecay = 0.0,
 ) -> torch.optim.Optimizer:
     """torch's SGD, with its defaults; weight decay is L2, as the field's recipes have it."""
     return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=bool(nesterov), foreach=True)
@@ -113,31 +66,33 @@ def sgd(
 def shampoo(
     params: Params,
     *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    matrix_eps: float = 1e-6,
-    precondition_every: float = 100,
-    precondition_start: float = 0,
-    block_size: float = 1024,
+    lr: LR,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.99,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
+    matrix_eps: Annotated[Positive, "ridge of Shampoo's matrices, a share of their largest eigenvalue"] = 1e-6,
+    precondition_every: Annotated[Count, "steps between new roots of Shampoo's matrices"] = 100,
+    precondition_start: Annotated[Step, "the first step that may use them"] = 0,
+    block_size: Annotated[Count, "largest side of Shampoo's matrices"] = 1024,
 ) -> torch.optim.Optimizer:
     """Distributed Shampoo, grafted to AdamW."""
     every, start, size = int(precondition_every), int(precondition_start), int(block_size)
     if every < 1 or size < 1:
         raise ValueError(f"shampoo: precondition_every {every}, block_size {size}; allowed: ints ≥ 1")
-    return Shampoo(params, lr, beta1, beta2, eps, weight_decay, matrix_eps, every, start, size)
+    steps = {"precondition_every": every, "precondition_start": start, "block_size": size}
+    moments = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+    return Shampoo(params, lr=lr, **moments, matrix_eps=matrix_eps, **steps)
 
 
 def schedule_free_adamw(
     params: Params,
     *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: LR,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
 ) -> torch.optim.Optimizer:
     """Schedule-Free AdamW (Defazio et al. 2024) in training mode, the parameters at y; its package's defaults.
 
@@ -161,27 +116,34 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-MEANING = {
-    "lr": "peak learning rate",
-    "beta1": "decay of the mean of gradients",
-    "beta2": "decay of the mean of squared gradients",
-    "eps": "added to the root of that mean",
-    "weight_decay": "decoupled from the gradient; of sgd L2",
-    "momentum": "decay of the sum of gradients",
-    "nesterov": "true or false: look one step of momentum ahead",
-    "matrix_eps": "ridge of Shampoo's matrices, a share of their largest eigenvalue",
-    "precondition_every": "steps between new roots of Shampoo's matrices",
-    "precondition_start": "the first step that may use them",
-    "block_size": "largest side of Shampoo's matrices",
-    "grad_clip": "largest norm of the whole gradient; left out: not clipped",
-}
+class Parameter(NamedTuple):
+    """A setting of an optimizer: how a study says it, its default (None: it must be given), what it is."""
+
+    type: Any
+    default: float | None
+    about: str
 
 
 @cache
+def _parameters(build: Callable[..., torch.optim.Optimizer]) -> Mapping[str, Parameter]:
+    hints = get_type_hints(build, include_extras=True)
+    found = {}
+    for one in list(inspect.signature(build).parameters.values())[1:]:
+        hint = hints[one.name]
+        about = [text for text in getattr(hint, "__metadata__", ()) if isinstance(text, str)]
+        default = None if one.default is one.empty else one.default
+        found[one.name] = Parameter(value_type(hint), default, "".join(about))
+    return MappingProxyType(found)
+
+
+def parameters(name: str) -> Mapping[str, Parameter]:
+    """What optimizer `name` can be told."""
+    return _parameters(OPTIMIZERS[name])
+
+
 def settings(name: str) -> Mapping[str, float | None]:
     """The settings optimizer `name` takes -> their defaults, None where one must be given."""
-    parameters = list(inspect.signature(OPTIMIZERS[name]).parameters.values())[1:]
-    return MappingProxyType({p.name: None if p.default is p.empty else p.default for p in parameters})
+    return {key: one.default for key, one in parameters(name).items()}
 
 
 @contextmanager

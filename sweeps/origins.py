@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.records import load_plan
+from analysis.plan_file import load_plan_if_any
 from sweeps.blocks import SpecError
+from sweeps.identity import scheme_name
 from sweeps.plan import Trajectory
 from sweeps.spec import Spec
 from workloads.sources import Files, data_folders, source_files
@@ -34,22 +35,29 @@ def of_studies(specs: Iterable[Spec], with_data: bool = True) -> dict[str, dict[
             one = found.setdefault(name, {"files": dict(source_files(name)), "data": {}})
             for preset in spec.presets if with_data else ():
                 one["data"] |= data_folders(name, preset)
+            for scheme in spec.own_schemes(name):
+                found[scheme] = {"files": dict(source_files(scheme)), "data": {}}
     return found
 
 
-def digest(name: str) -> str:
-    """One hash of a workload's source files, as this process sees them."""
-    return digest_of(source_files(name))
+def names(trajectory: Trajectory) -> list[str]:
+    """Its workload, and the schemes of its cells that are a user's: whose code it runs."""
+    schemes = {scheme_name(type(cell.scheme)) for cell in trajectory.cells if cell.scheme is not None}
+    return [trajectory.cells[0].training.workload, *sorted(name for name in schemes if ":" in name)]
 
 
-def digest_of(files: Files) -> str:
-    """One hash of source files and theirs."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def digest(trajectory: Trajectory, files: Mapping[str, Files] | None = None) -> str:
+    """One hash of the source files that it runs: of `files`, by name, else as this process has them."""
+    found: Files = {}
+    for name in names(trajectory):
+        found |= source_files(name) if files is None else files[name]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def check_here(name: str, planned: str | None) -> None:
-    """Raises: ChangedCode, where a trial's process has other code of workload `name` than the plan."""
-    if planned is not None and digest(name) != planned:
+def check_here(trajectory: Trajectory, planned: str | None) -> None:
+    """Raises: ChangedCode, where a trial's process has other code than the plan."""
+    if planned is not None and digest(trajectory) != planned:
+        name = " and ".join(names(trajectory))
         raise ChangedCode(
             f"{name}: its source here is not what the study was planned with; give every node the same files, "
             "and leave them as they are while the study runs"
@@ -58,14 +66,16 @@ def check_here(name: str, planned: str | None) -> None:
 
 def refuse_changed(run: Path, specs: Sequence[Spec], now: Sources, started: Iterable[Trajectory]) -> None:
     """Records of two codes under one name would be compared as one. Raises: SpecError, naming what changed."""
-    before = _recorded(run)
-    begun = {one.cells[0].training.workload for one in started}
+    before: Sources = (load_plan_if_any(run) or {}).get("sources", {})
+    begun = {name for one in started for name in names(one)}
     for spec in specs:
-        for i, name in enumerate(spec.workloads):
+        where = {name: f"workloads[{i}]" for i, name in enumerate(spec.workloads)}
+        where |= {scheme: "averaging" for name in spec.workloads for scheme in spec.own_schemes(name)}
+        for name, key in where.items():
             told = changes(before.get(name, {}), now[name]) if name in begun else []
             if told:
                 raise SpecError(
-                    f"workloads[{i}]",
+                    key,
                     f"{name}: {', '.join(told)} since {run} was begun; put it back as it was, use another --out "
                     "folder, or add --accept-changed-code to go on with what is there",
                     spec.source,
@@ -91,15 +101,10 @@ def changes(before: Mapping[str, Files], now: Mapping[str, Files]) -> list[str]:
 
 def to_record(run: Path, now: Sources) -> dict[str, Any]:
     """What plan.json says of code and data: of the latest run, and when which changes were accepted."""
-    before = _recorded(run)
-    accepted = list(load_plan(run).get("accepted_changes", [])) if before else []
+    before = load_plan_if_any(run) or {}
+    sources, accepted = before.get("sources", {}), list(before.get("accepted_changes", []))
     when = datetime.now(UTC).isoformat(timespec="seconds")
     for name, one in now.items():
-        if told := changes(before.get(name, {}), one):
+        if told := changes(sources.get(name, {}), one):
             accepted.append({"workload": name, "changes": told, "when": when})
-    return {"sources": {**before, **now}, "accepted_changes": accepted}
-
-
-def _recorded(run: Path) -> Sources:
-    sources: Sources = load_plan(run).get("sources", {}) if (run / "plan.json").exists() else {}
-    return sources
+    return {"sources": {**sources, **now}, "accepted_changes": accepted}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -64,35 +64,29 @@ def measure(name: str, preset: str) -> tuple[Pace, bool]:
             values = {key: own[key] for key in settings(own["name"]) if key in own}
             optimizer = OPTIMIZERS[own["name"]](model.parameters(), **values)
             taken: list[float] = []
-            began = time.perf_counter()
+            first = time.perf_counter()
             for batch in islice(workload.batches(0, 1), WARM_UP + STEPS):
                 optimizer.zero_grad(set_to_none=True)
                 workload.loss(model, batch).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                taken.append(time.perf_counter() - began - sum(taken))
+                taken.append(time.perf_counter() - first - sum(taken))
                 if sum(taken) > MOST_SECONDS:
                     break
-            clock = _Deadline(workload.eval_batches("validation"))
-            evaluate(workload, model, clock)
+            began, stopped = time.perf_counter(), False
+
+            def in_time() -> Iterator[Batch]:
+                nonlocal stopped
+                for i, batch in enumerate(workload.eval_batches("validation")):
+                    if i > 0 and time.perf_counter() - began > MOST_SECONDS:
+                        stopped = True
+                        return
+                    yield batch
+
+            evaluate(workload, model, in_time())
         finally:
             torch.set_num_threads(threads)
     step = statistics.median(taken[WARM_UP:] or taken[-1:])
-    return Pace(step, time.perf_counter() - clock.began, "measured"), not clock.stopped
-
-
-class _Deadline:
-    """The batches of an evaluation until MOST_SECONDS are over."""
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self._batches = batches
-        self.began, self.stopped = time.perf_counter(), False
-
-    def __iter__(self) -> Iterator[Batch]:
-        for i, batch in enumerate(self._batches):
-            if i > 0 and time.perf_counter() - self.began > MOST_SECONDS:
-                self.stopped = True
-                return
-            yield batch
+    return Pace(step, time.perf_counter() - began, "measured"), not stopped
 
 
 def said(name: str, preset: str) -> str:

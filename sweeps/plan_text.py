@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps import terminal
-from sweeps.columns import fitting
 from sweeps.plan import num_devices
 from sweeps.run import Work, assumptions, expected, wall, work
 from sweeps.spec import Spec
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEADERS = ("workload", "cells", "trajectories", "steps", "hours", "one trial per cell", "peak memory a trial")
-CHOICES = (
-    range(7),
-    range(5),
-    (0, 1, 2, 4),
-)  # of columns, as the width allows; what is left out is said below too
+CHOICES = (range(7), range(5), (0, 1, 2, 4))  # of columns, as the width allows; what is left out is said below too
 
 
 def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence[str], console: Console) -> None:
@@ -41,7 +36,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     title = f"{name}: {counted(len(todo.cells), 'cell')}, {counted(len(todo.trajectories), 'trajectory')} to train"
     headers = tuple(hours if one == "hours" else one for one in HEADERS)
     costs = [_cost(workload, row) for workload, row in rows.items()]
-    console.print(terminal.table(*fitting(headers, costs, console.width, CHOICES), title=title))
+    console.print(terminal.table(*terminal.fitting(headers, costs, console.width, CHOICES), title=title))
     _totals(spec, todo, rows, hours, console)
     for line in assumptions(todo):
         console.print(line, soft_wrap=True)
@@ -49,10 +44,8 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
         console.print(f"{out}: {counted(todo.num_done, 'trajectory')} {stay}")
     for workload, target in todo.targets.items():
-        said = (
-            "no target yet (`wa calibrate` sets it)" if target is None else f"target {target.metric} {target.value:.6g}"
-        )
-        console.print(f"{workload}: {said}")
+        value = "" if target is None else f"target {target.metric} {target.value:.6g}"
+        console.print(f"{workload}: {value or 'no target yet (`wa calibrate` sets it)'}")
     for line in left_out:
         console.print(line, soft_wrap=True)
 

@@ -80,9 +80,6 @@ def _also(key: str, value: Any, before: Values) -> Any:
     return [*before[key], *(path for path in value if path not in before[key])]
 
 
-# --- what there is to keep -------------------------------------------------------------------------------------
-
-
 def _values() -> Values:
     """key -> value, of all that can be read and put back."""
     values: Values = {}
@@ -110,12 +107,6 @@ def _is_left(key: str, value: Any) -> bool:
     return key.startswith("variable ")
 
 
-def _put(values: Values) -> None:
-    for key, value in values.items():
-        with suppress(OSError, ValueError, RuntimeError):  # such as a folder that is gone
-            _put_one(key, value)
-
-
 def _same(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
@@ -123,30 +114,27 @@ def _same(one: Any, other: Any) -> bool:
         return one is other
 
 
-def _put_one(key: str, value: Any) -> None:
-    kind, _, name = key.partition(" ")
-    if key in _SETTINGS:
-        _SETTINGS[key][1](value)
-    elif kind == "variable":
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    elif kind == "logger":
-        _set_logger(_logger(name), value or _NEW_LOGGER)
-    elif kind == "hooks":
-        hooks = _global_hooks()[name]
-        hooks.clear()
-        hooks.update(value)
-    elif kind == "signal" and value is not None:
-        signal.signal(int(name), value)
+def _put(values: Values) -> None:
+    for key, value in values.items():
+        with suppress(OSError, ValueError, RuntimeError):  # such as a folder that is gone
+            kind, _, name = key.partition(" ")
+            if key in _SETTINGS:
+                _SETTINGS[key][1](value)
+            elif kind == "variable" and value is None:
+                os.environ.pop(name, None)
+            elif kind == "variable":
+                os.environ[name] = value
+            elif kind == "logger":
+                _set_logger(logging.getLogger(name or None), value or _NEW_LOGGER)
+            elif kind == "hooks":
+                hooks = _global_hooks()[name]
+                hooks.clear()
+                hooks.update(value)
+            elif kind == "signal" and value is not None:
+                signal.signal(int(name), value)
 
 
 _NEW_LOGGER = (logging.NOTSET, True, False, (), ())
-
-
-def _logger(name: str) -> logging.Logger:
-    return logging.getLogger(name or None)
 
 
 def _loggers() -> dict[str, logging.Logger]:
@@ -192,63 +180,51 @@ def _set_filters(filters: list[Any]) -> None:
     warnings.filters.extend(filters)  # type: ignore[attr-defined]
 
 
-def _set_disabled(level: int) -> None:
-    logging.root.manager.disable = level
-
-
-def _set_excepthook(hook: Any) -> None:
-    sys.excepthook = hook
-
-
-def _flushes_denormal() -> bool:
-    return bool(torch.tensor(5e-324, dtype=torch.float64) * 1.0 == 0)
-
-
-def _set_device(device: torch.device) -> None:
-    torch.set_default_device(None if device.type == "cpu" else device)
-
-
-def _set_autocast(state: tuple[Any, ...]) -> None:
-    cpu, cpu_dtype, cuda, cuda_dtype, cache = state
-    torch.set_autocast_enabled("cpu", cpu)
-    torch.set_autocast_dtype("cpu", cpu_dtype)
-    torch.set_autocast_enabled("cuda", cuda)
-    torch.set_autocast_dtype("cuda", cuda_dtype)
-    torch.set_autocast_cache_enabled(cache)
-
-
 def _autocast() -> tuple[Any, ...]:
     each = [f(device) for device in ("cpu", "cuda") for f in (torch.is_autocast_enabled, torch.get_autocast_dtype)]
     return *each, torch.is_autocast_cache_enabled()
+
+
+def _set_autocast(state: tuple[Any, ...]) -> None:
+    for device, enabled, dtype in (("cpu", *state[:2]), ("cuda", *state[2:4])):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+    torch.set_autocast_cache_enabled(state[4])
 
 
 def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
-def _can_read(owner: Any, name: str) -> bool:
-    try:
-        return getattr(owner, name, None) is not None
-    except RuntimeError:
-        return True
+def _flags() -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """The switches of torch's backends, as far as this release has them."""
+    flags = (
+        *("enabled", "benchmark", "deterministic", "allow_tf32"),
+        *("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+        "fp32_precision",  # last: putting back an old flag sets it
+    )
+    found = {}
+    for place in (
+        "",
+        "cudnn",
+        "cudnn.conv",
+        "cudnn.rnn",
+        "cuda.matmul",
+        "mkldnn",
+        "mkldnn.conv",
+        "mkldnn.matmul",
+        "mkldnn.rnn",
+    ):
+        owner: Any = torch.backends
+        for part in filter(None, place.split(".")):
+            owner = getattr(owner, part, None)
+        for name in flags:
+            with suppress(RuntimeError):
+                if getattr(owner, name, None) is None:
+                    continue
+            found[f"{place}.{name}"] = _attribute(owner, name)
+    return found
 
-
-_FLAGS = (
-    *("enabled", "benchmark", "deterministic", "allow_tf32"),
-    *("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
-    "fp32_precision",  # last: putting back an old flag sets it
-)
-_BACKENDS: dict[str, Any] = {
-    "backends": torch.backends,
-    "cudnn": torch.backends.cudnn,
-    "cudnn.conv": getattr(torch.backends.cudnn, "conv", None),
-    "cudnn.rnn": getattr(torch.backends.cudnn, "rnn", None),
-    "cuda.matmul": torch.backends.cuda.matmul,
-    "mkldnn": torch.backends.mkldnn,
-    "mkldnn.conv": getattr(torch.backends.mkldnn, "conv", None),
-    "mkldnn.matmul": getattr(torch.backends.mkldnn, "matmul", None),
-    "mkldnn.rnn": getattr(torch.backends.mkldnn, "rnn", None),
-}
 
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "current folder": (_folder, lambda folder: None if folder is None else os.chdir(folder)),
@@ -258,7 +234,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
     "stdout": _attribute(sys, "stdout"),
     "stderr": _attribute(sys, "stderr"),
-    "excepthook": (lambda: sys.excepthook, _set_excepthook),
+    "excepthook": _attribute(sys, "excepthook"),
     "garbage collection": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
     "locale": (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
     "socket timeout": (socket.getdefaulttimeout, socket.setdefaulttimeout),
@@ -268,10 +244,13 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "warnings": (lambda: list(warnings.filters), _set_filters),
     "warning display": _attribute(warnings, "showwarning"),
-    "disabled logging": (lambda: logging.root.manager.disable, _set_disabled),
+    "disabled logging": _attribute(logging.root.manager, "disable"),
     "numpy errors": (np.geterr, lambda errors: np.seterr(**errors)),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (torch.get_default_device, _set_device),
+    "default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
     "threads": (torch.get_num_threads, torch.set_num_threads),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "anomaly": (
@@ -280,21 +259,13 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "autocast": (_autocast, _set_autocast),
     "deterministic": (
-        lambda: (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
     ),
     "filled memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
-    "denormals flushed": (_flushes_denormal, torch.set_flush_denormal),
+    "denormals flushed": (lambda: bool(torch.tensor(5e-324, dtype=torch.float64) * 1.0 == 0), torch.set_flush_denormal),
     "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    **{
-        f"{where}.{name}": _attribute(owner, name)
-        for where, owner in _BACKENDS.items()
-        for name in _FLAGS
-        if _can_read(owner, name)
-    },
+    **_flags(),
     **{
         f"{name} attention": (
             getattr(torch.backends.cuda, f"{name}_sdp_enabled"),

@@ -72,10 +72,7 @@ def constants(workload: Workload, name: str, preset: str) -> str:
     for key in ("step_budget", "batch_size"):
         value = getattr(workload, key)
         hold(type(value) is int and value >= 1, f"{key} is {value!r}; make it an int ≥ 1")
-    hold(
-        isinstance(workload.metric, str) and bool(workload.metric),
-        "metric must name the target metric: a str",
-    )
+    hold(isinstance(workload.metric, str) and bool(workload.metric), "metric must name the target metric: a str")
     hold(isinstance(workload.higher_is_better, bool), "higher_is_better must be True or False")
     for key in ("step_seconds", "eval_seconds"):
         value = getattr(workload, key, 1.0)
@@ -106,10 +103,7 @@ def _model_is_seeded(workload: Workload) -> str:
         "model() twice under one seed differs; draw its weights from the global random streams alone (torch's, "
         "numpy's, Python's), which the trainer seeds",
     )
-    hold(
-        not _same_state(states[0], states[2]),
-        "model() is the same under every seed; do not seed inside it",
-    )
+    hold(not _same_state(states[0], states[2]), "model() is the same under every seed; do not seed inside it")
     parameters = sum(p.numel() for p in model.parameters())
     hold(parameters > 0, "model() has no parameters; there is nothing to train")
     return f"{parameters:,} parameters, a function of the seed"
@@ -127,10 +121,7 @@ def _batches_resume(workload: Workload) -> str:
         all(map(equal, whole, again)),
         "batches(seed, 1) twice differs; draw batch s from numpy.random.default_rng([seed, s]), not global state",
     )
-    hold(
-        not drew,
-        "batches() draws from a global generator; use numpy.random.default_rng([seed, s]) of its own",
-    )
+    hold(not drew, "batches() draws from a global generator; use numpy.random.default_rng([seed, s]) of its own")
     hold(
         all(map(equal, whole[3:], late)),
         "batches(seed, 4) is not batches(seed, 1) without its first 3; make batch s a function of (seed, s)",

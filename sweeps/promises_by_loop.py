@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records import KEY, read_live, rows_to_table
+from analysis.schema import MEASURED
 from sweeps import trajectory
 from sweeps.plan import Trajectory, trajectories
 from sweeps.promises import cells_of, fresh_model, hold
@@ -86,8 +87,7 @@ def _records(one: Trajectory, folder: Path) -> pd.DataFrame:
     """What a run records, the measured seconds apart."""
     trajectory.run(one, folder, checkpoint_seconds=0)
     table = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    measured = [column for column in table if column.endswith("_seconds")]
-    kept: pd.DataFrame = table.drop(columns=measured).sort_values(KEY).reset_index(drop=True)
+    kept: pd.DataFrame = table.drop(columns=MEASURED).sort_values(KEY).reset_index(drop=True)
     return kept
 
 

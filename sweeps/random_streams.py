@@ -36,17 +36,10 @@ def read(cuda: bool) -> Streams:
     if state["bit_generator"] != "MT19937":
         kind = state["bit_generator"]
         raise TypeError(f"numpy's global generator is {kind}; leave it MT19937, which a checkpoint can hold")
-    _, words, second = random.getstate()
+    (_, words, second), words_of = random.getstate(), state["state"]
     streams = {
         "torch": torch.get_rng_state(),
-        "numpy": torch.tensor(
-            [
-                *state["state"]["key"].tolist(),
-                state["state"]["pos"],
-                state["has_gauss"],
-                _bits(state["gauss"]),
-            ]
-        ),
+        "numpy": torch.tensor([*words_of["key"].tolist(), words_of["pos"], state["has_gauss"], _bits(state["gauss"])]),
         "python": torch.tensor([*words, second is not None, _bits(second or 0.0)]),
     }
     return streams | {"cuda": torch.cuda.get_rng_state()} if cuda else streams
@@ -68,12 +61,8 @@ def put(streams: Mapping[str, Tensor]) -> None:
 def kept() -> Iterator[None]:
     """Put every stream back on the way out."""
     numpy: Any = np.random
-    generator, numpy_state, python_state = (
-        numpy.get_bit_generator(),
-        numpy.get_state(legacy=False),
-        random.getstate(),
-    )
-    torch_state = torch.get_rng_state()
+    generator, numpy_state = numpy.get_bit_generator(), numpy.get_state(legacy=False)
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:
         yield

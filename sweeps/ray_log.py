@@ -18,49 +18,50 @@ RAY_LOG = "ray.log"
 def noise_to(path: Path, console: Console) -> Iterator[None]:
     """Append to `path` what libraries print, and whatever this process writes to standard error; not the console's.
 
-    The file is this user's alone, and is removed where it stays empty. In a thread other than the main one nothing
-    is redirected, since the streams are everybody's.
+    The file is this user's alone, and is removed where it stays empty.
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed by who started this process: there is nothing to keep clean
-        kept = -1
-    if kept < 0 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    sys.stderr.flush()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(file, 2)
-    console.file = console.file  # where it writes now, whatever sys.stdout becomes
-    try:
-        with open(file, "w", encoding="utf-8", closefd=False) as log, redirect_stdout(log):
+    with _stderr_to(path) as file:
+        if file is None:
             yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        if os.fstat(file).st_size == 0:
-            path.unlink(missing_ok=True)
-        os.close(file)
+            return
+        console.file = console.file  # where it writes now, whatever sys.stdout becomes
+        try:
+            with open(file, "w", encoding="utf-8", closefd=False) as log, redirect_stdout(log):
+                yield
+        finally:
+            sys.stderr.flush()
+            if os.fstat(file).st_size == 0:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
     """Drop what is written to standard error, also by libraries that are not in Python; exceptions still say it all."""
-    try:
-        kept = os.dup(2)
-    except OSError:
-        kept = -1
-    if kept < 0 or threading.current_thread() is not threading.main_thread():
+    with _stderr_to(Path(os.devnull)):
         yield
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[int | None]:
+    """Append what is written to standard error to a file, whose descriptor it gives.
+
+    None, and nothing is redirected, where it was closed by who started this process, and in a thread other than the
+    main one, since the streams are everybody's.
+    """
+    try:
+        kept = os.dup(2) if threading.current_thread() is threading.main_thread() else None
+    except OSError:
+        kept = None
+    if kept is None:
+        yield None
         return
     sys.stderr.flush()
-    void = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(void, 2)
-    os.close(void)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 2)
     try:
-        yield
+        yield file
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
+        os.close(file)

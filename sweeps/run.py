@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from analysis.records import check_records
-from sweeps import origins, pace, plan, run_folder, tracking, user_code
+from sweeps import durable, origins, pace, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
-from sweeps.progress import Progress, duration
 from sweeps.ray_log import RAY_LOG, noise_to
+from sweeps.screen import RunScreen
 from sweeps.spec import Spec
+from sweeps.status import Status
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
-from sweeps.wording import counted
+from sweeps.wording import counted, duration
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import load, with_batch_size
 from workloads.user_errors import one_line
@@ -82,9 +83,11 @@ def run_studies(
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
     accept_changed_code: bool = False,
+    conclude: Callable[[], None] = lambda: None,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
+    conclude: what to write once the records are (the report), before W&B is told that all is there.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
@@ -103,18 +106,18 @@ def run_studies(
 
     with ExitStack() as held:
         interrupts = held.enter_context(take_interrupts())
-        is_new = not (run / run_folder.LOCK).exists()
+        is_new = not (run / durable.LOCK).exists()
         if not is_new:
-            held.enter_context(run_folder.locked(run))
+            held.enter_context(durable.locked(run))
         todo = compared()
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
-        with _engine(specs[0], todo, address) as engine:
+        with ExitStack() as hushed, _engine(specs[0], todo, address) as engine:
             interrupts.count_from_here()
             if is_new:
-                held.enter_context(run_folder.locked(run))
+                held.enter_context(durable.locked(run))
                 todo = compared()  # another run may have been quicker
             if engine is not None:
-                held.enter_context(noise_to(run / RAY_LOG, console))
+                hushed.enter_context(noise_to(run / RAY_LOG, console))
             for one in run_folder.started(run):  # finished, but killed before compaction
                 if run_folder.is_done(run, one):
                     run_folder.compact(run, one.name)
@@ -123,9 +126,16 @@ def run_studies(
             _announce(todo, run, console, calibrating)
             for line in left_out:
                 console.print(line, markup=False, soft_wrap=True)
+            held.enter_context(tracking.publishing(run, specs[0].tracking, console))
             with begun() if engine else nullcontext():
-                complete = _train(specs[0], todo, run, console, engine, interrupts, checkpoint_seconds)
-            return complete and not left_out
+                try:
+                    complete = engine is None or _launch(engine, todo, run, console, interrupts, checkpoint_seconds)
+                finally:
+                    run_folder.write_trials(run)
+        interrupts.raise_from_here()  # what follows is made again by the same command
+        with begun():
+            conclude()
+        return complete and not left_out
 
 
 def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:
@@ -136,24 +146,6 @@ def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManag
 
     need = spec.resources
     return engine(need.cpu, need.gpu, need.num_processes, address)
-
-
-def _train(
-    spec: Spec,  # of what all agree on: resources, tracking, fuse
-    todo: Work,
-    run: Path,
-    console: Console,
-    engine: Engine | None,
-    interrupts: Interrupts,
-    checkpoint_seconds: float,
-) -> bool:
-    publisher = tracking.start(run, spec.tracking.wandb, spec.tracking.project, spec.tracking.entity)
-    try:
-        return engine is None or _launch(engine, todo, run, console, interrupts, checkpoint_seconds)
-    finally:
-        run_folder.write_trials(run)
-        if not tracking.finish(publisher):
-            console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
 
 
 def _check_data(study: Resolved, address: str | None) -> None:
@@ -191,10 +183,10 @@ def _launch(
 ) -> bool:
     from sweeps.launch import launch
 
-    before = {one.name: run_folder.last_step(run, one.name) for one in todo.trajectories}
-    with Progress(console, todo.trajectories, todo.num_done, steps=before) as progress:
-        outcome = launch(engine, run, todo.trajectories, progress, interrupts, checkpoint_seconds)
-    console.print(progress.line(), soft_wrap=True)
+    with RunScreen(console, Status(run, only={one.name for one in todo.trajectories})) as screen:
+        outcome = launch(engine, run, todo.trajectories, screen, interrupts, checkpoint_seconds)
+    screen.look()
+    console.print(screen.status.line(), soft_wrap=True)
     complete = len(outcome.done) == len(todo.trajectories)
     if outcome.ended is not None and not complete:
         console.print(f"{outcome.ended}; records up to here are kept", soft_wrap=True)
@@ -207,17 +199,8 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
-        row = rows.setdefault(
-            workload,
-            {
-                "cells": 0,
-                "trajectories": 0,
-                "steps": 0,
-                "device_hours": 0,
-                "unfused_device_hours": 0,
-                "memory": 0,
-            },
-        )
+        names = ("cells", "trajectories", "steps", "device_hours", "unfused_device_hours", "memory")
+        row = rows.setdefault(workload, dict.fromkeys(names, 0))
         cost = plan.cost(one, todo.paces)  # on one device
         alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
         row["cells"] += len(one.cells)
@@ -227,6 +210,29 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         row["unfused_device_hours"] += alone * devices / 3600
         row["memory"] = max(row["memory"], cost.memory_bytes)
     return rows
+
+
+def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
+    """What `wa plan --json` prints; hours are device-hours, memory is bytes a trial."""
+    targets = {name: None if target is None else target.model_dump() for name, target in todo.targets.items()}
+    return {
+        "studies": [spec.study for spec in specs],
+        "cells": len(todo.cells),
+        "trajectories_done": todo.num_done,
+        "workloads": expected(specs[0], todo),
+        "targets": targets,
+        "trajectories": [
+            {
+                "name": one.name,
+                "workload": one.cells[0].training.workload,
+                "seed": one.cells[0].training.seed,
+                "cells": [cell.cell_id for cell in one.cells],
+                "steps": one.length_steps,
+                "expected_seconds": plan.cost(one, todo.paces).seconds,
+            }
+            for one in todo.trajectories
+        ],
+    }
 
 
 def wall(todo: Work, slots: int, processes: int = 1) -> str:

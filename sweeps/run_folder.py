@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ from analysis.records import CELLS, TRIALS, read_table, rows_to_table
 from analysis.run_files import broken, read_bytes, read_json
 from analysis.schema import FORMAT
 from sweeps import durable, origins, plan
+from sweeps.attempts import attempts_of
 from sweeps.blocks import SpecError
 from sweeps.cell_row import cell_to_row
 from sweeps.durable import write_atomic
@@ -30,34 +29,7 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.yaml_file import dump_yaml
 
-LOCK = ".lock"
-TAIL_BYTES = 1 << 16  # of live records, which holds a line
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder; a second driver on it is bad input. Raises: SpecError, OSError.
-
-    What killed writers left of files that were never whole is removed.
-    """
-    durable.make_folder(run)
-    descriptor = durable.open_log(run / LOCK)
-    try:
-        if not _try_lock(descriptor, run):
-            raise SpecError("--out", "another `wa run` is at work in this folder; wait for it or end it", str(run))
-        durable.remove_abandoned(run)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int, run: Path) -> bool:
-    try:
-        return durable.try_lock(descriptor, run)
-    except durable.NoLocks as error:
-        remedy = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose an --out elsewhere"
-        raise SpecError("--out", f"{error.strerror}: two runs could write it; {remedy}", str(run)) from None
 
 
 def trajectory_folder(run: Path, name: str) -> Path:
@@ -98,7 +70,7 @@ def may_become_a_run(run: Path) -> bool:
     if not run.exists():
         return True
     return run.is_dir() and all(
-        entry.name in {LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+        entry.name in {durable.LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
         for entry in run.iterdir()
     )
 
@@ -120,28 +92,7 @@ def _only_planned(run: Path) -> set[str]:
 
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
     """Whether its marker says so, whose promise `check_records` checks. Raises: BadRun."""
-    folder = trajectory_folder(run, trajectory.name)
-    marker = finished(folder)
-    if marker is None or marker.rows is not None:
-        return marker is not None
-    return (folder / "records.jsonl").exists() or (run / "records" / f"{trajectory.name}.parquet").exists()
-
-
-def last_step(run: Path, name: str) -> int:
-    """The last step of an unfinished trajectory that has a whole record; 0 before there is one."""
-    try:
-        with open(trajectory_folder(run, name) / "records.jsonl", "rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - TAIL_BYTES))
-            lines = stream.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["step"])
-    except (
-        OSError,
-        IndexError,
-        KeyError,
-        ValueError,
-        TypeError,
-    ):  # whoever reads the records says what is wrong
-        return 0
+    return finished(trajectory_folder(run, trajectory.name)) is not None
 
 
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
@@ -153,35 +104,28 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         raise SpecError("--out", "a link that leads nowhere; allowed: a folder, or a new one", str(run))
     if run.exists() and not run.is_dir():
         raise SpecError("--out", "not a folder; allowed: a run folder, or a new one", str(run))
-    load_plan_if_any(run)  # which may be of a later version
+    load_plan_if_any(run)  # which may be of another format
     there = _rows(run)
     if not there:
         if not may_become_a_run(run):
             raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
         return
     planned = _only_planned(run)
-    there = {cell_id: row for cell_id, row in there.items() if cell_id not in planned}
     devices, device = plan.num_devices(spec)
     for cell in cells:
-        row = there.get(cell.cell_id)
-        if row is None:
+        if cell.cell_id not in there or cell.cell_id in planned:
             continue
-        if row["evaluate_every_steps"] != cell.evaluate_every_steps:
-            every = (f"{steps} steps" for steps in (row["evaluate_every_steps"], cell.evaluate_every_steps))
-            _conflict(run, spec, "evaluate.every", *every)
-        if bool(row["evaluate_test"]) != cell.evaluate_test:
-            flags = (str(flag).lower() for flag in (bool(row["evaluate_test"]), cell.evaluate_test))
-            _conflict(run, spec, "evaluate.test", *flags)
-        if (row["num_devices"], row["device"]) != (devices, device):
-            held = f"{row['num_devices']:g} {row['device']}"
-            _conflict(run, spec, "resources", held, f"{devices:g} {device}")
-        if row["processes"] != (processes := spec.resources.num_processes):
-            _conflict(run, spec, "resources.processes", str(row["processes"]), str(processes))
-
-
-def _conflict(run: Path, spec: Spec, key: str, there: str, asked: str) -> None:
-    remedy = "allowed: the same value, or another --out folder"
-    raise SpecError(key, f"{run} holds these cells with {there}, the spec says {asked}; {remedy}", spec.source)
+        row = there[cell.cell_id]
+        held_and_asked = {
+            "evaluate.every": (f"{row['evaluate_every_steps']} steps", f"{cell.evaluate_every_steps} steps"),
+            "evaluate.test": (str(bool(row["evaluate_test"])).lower(), str(cell.evaluate_test).lower()),
+            "resources": (f"{row['num_devices']:g} {row['device']}", f"{devices:g} {device}"),
+            "resources.processes": (str(row["processes"]), str(spec.resources.num_processes)),
+        }
+        for key, (held, asked) in held_and_asked.items():
+            if held != asked:
+                said = f"{run} holds these cells with {held}, the spec says {asked}"
+                raise SpecError(key, f"{said}; allowed: the same value, or another --out folder", spec.source)
 
 
 def write_plan(
@@ -201,14 +145,15 @@ def write_plan(
         cell.cell_id for one in (*(one for one in begun if is_done(run, one)), *trajectories) for cell in one.cells
     }
     before = old.get("studies", [])
-    provenance = _provenance(before, there, studies)
+    provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
     entries = _entries(before, rows, studies, provenance)
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
         durable.make_folder(folder)
-        files = sources.get(trajectory.cells[0].training.workload, {}).get("files")
-        code = {} if files is None else {"code": origins.digest_of(files)}
+        files = {name: one["files"] for name, one in sources.items()}
+        known = all(name in files for name in origins.names(trajectory))
+        code = {"code": origins.digest(trajectory, files)} if known else {}
         write_atomic(folder / "trajectory.json", json.dumps(plan.to_dict(trajectory) | code).encode())
     durable.write_table(run / "cells.parquet", pa.Table.from_pylist(rows, schema=CELLS))
     _write_specs(run, studies, [entry["study"] for entry in entries])
@@ -248,7 +193,7 @@ def _rows(run: Path) -> dict[str, Row]:
     return {row["cell_id"]: row for row in table.to_pylist()}
 
 
-def _provenance(before: Sequence[Row], there: Mapping[str, Row], studies: Sequence[Resolved]) -> Provenance:
+def _provenance(before: Sequence[Row], studies: Sequence[Resolved]) -> Provenance:
     """The targets of a folder: one a (workload, preset), whichever study it came with, the newest."""
     found: Provenance = {}
     for entry in before:
@@ -299,7 +244,8 @@ def _entries(
         entries[spec.study] = {
             "study": spec.study,
             "question": spec.question,
-            "asks": spec.asks,
+            "report": spec.report,
+            "primary": spec.primary.model_dump(),
             "fuse": spec.fuse,
             "seeds": list(spec.seeds),
         }
@@ -348,8 +294,9 @@ def compact(run: Path, name: str) -> None:
     except FileNotFoundError:
         pass
     else:
-        done, table = finished(folder) or Finished(), rows_to_table(live.rows)
-        done.check(table, live.path, again(folder), crc32=live.crc)
+        done, table = finished(folder), rows_to_table(live.rows)
+        if done is not None:
+            done.check(table, live.path, again(folder), crc32=live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)
@@ -365,24 +312,8 @@ def write_trials(run: Path) -> None:
     Raises: analysis.records.BadRun where an attempt's file is damaged.
     """
     rows = []
-    for path in sorted((run / "trajectories").glob("[!.]*/attempt-*.json")):
-        row = read_attempt(path)
-        status = "interrupted" if row["status"] == "running" else row["status"]
-        rows.append({**row, "status": status, "name": path.parent.name})
+    for folder in sorted((run / "trajectories").glob("[!.]*/")):
+        for row in attempts_of(folder):
+            status = "interrupted" if row["status"] == "running" else row["status"]
+            rows.append({**row, "status": status, "name": folder.name})
     durable.write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))
-
-
-def read_attempt(path: Path) -> Row:
-    """An attempt's own file. Raises: FileNotFoundError, analysis.records.BadRun."""
-    remedy = "remove it: its records and its checkpoint stay, the time it took is no longer counted"
-    row = read_json(path, remedy)
-    kinds = {"attempt": int, "status": str, "seconds": int | float, "started": str}
-    for name, kind in kinds.items():
-        if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
-            raise broken(path, f"{name!r} is {row.get(name)!r}", remedy)
-    try:
-        datetime.fromisoformat(row["started"])
-        pa.Table.from_pylist([row], schema=TRIALS)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise broken(path, str(error).splitlines()[0], remedy) from None
-    return row

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sweeps.axes import Grid, axis, expand, grids, known, names, scalar
-from sweeps.blocks import Asks, Block, Flag, Name, ResourcesBlock, Seed, SpecError, Text, TrackingBlock
-from sweeps.overrides import set_path
+from sweeps.axes import Grid, grids, validate
+from sweeps.blocks import ResourcesBlock, SpecError, TrackingBlock
+from sweeps.identity import scheme_name
+from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel, class_of
 from sweeps.wording import shown
-from sweeps.yaml_file import BadYaml, read_yaml
+from sweeps.yaml_file import BadYaml, parse_value, read_yaml
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Spec:
 
     study: str
     question: str | None
-    asks: str | None  # steps | final_metric | horizon; None: what the trainings vary
+    report: str | None  # steps | final_metric | horizon; None: what the trainings vary
+    primary: PrimaryBlock  # the pre-specified setting
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -32,25 +36,10 @@ class Spec:
     source: str
     raw: Mapping[str, Any]  # as read, with --set applied and defaults filled in: what spec.yaml holds
 
-
-KEYS = (
-    *("study", "question", "asks", "workloads", "preset", "seeds", "step_budget", "optimizer", "schedule"),
-    *("training", "averaging", "evaluate", "overrides", "data_dir", "resources", "tracking", "fuse"),
-)
-REQUIRED = ("study", "workloads", "averaging")
-DEFAULTS: Mapping[str, Any] = {
-    "preset": "mini",
-    "seeds": [0],
-    "step_budget": 1.0,
-    "optimizer": {},
-    "schedule": {},
-    "training": {},
-    "evaluate": {},
-    "overrides": {},
-    "resources": {},
-    "tracking": {},
-    "fuse": True,
-}
+    def own_schemes(self, workload: str) -> list[str]:
+        """The averaging schemes of a workload's grid that are a user's, as `identity.scheme_name` has them."""
+        kinds = [class_of(cast(AveragingBlock, one.block)) for one in self.grids[workload].averaging]
+        return sorted({name for kind in kinds if kind is not None and ":" in (name := scheme_name(kind))})
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -75,53 +64,49 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
     """Check a study given as a mapping. Raises: SpecError."""
-    known(raw, KEYS, "")
-    for key in REQUIRED:
-        if key not in raw:
-            raise SpecError(key, "is required")
-    full = {key: raw.get(key, DEFAULTS.get(key)) for key in KEYS if key in raw or key in DEFAULTS}
-    workloads = names(full["workloads"], "workloads")
-    seeds = [scalar(_Seeds, "seeds", seed, path) for path, seed in axis(full["seeds"], "seeds")]
-    presets = names(full["preset"], "preset")
+    study = validate(StudyModel, raw)
+    fields = StudyModel.model_fields
+    full = {key: raw.get(key, fields[key].default) for key in KEYS if key in raw or fields[key].default is not None}
+    full["primary"] = study.primary.model_dump()
     return Spec(
-        study=scalar(_Study, "study", full["study"]),
-        question=None if full.get("question") is None else scalar(_Question, "question", full["question"]),
-        asks=None if full.get("asks") is None else scalar(_Asks, "asks", full["asks"]),
-        workloads=workloads,
-        presets=presets,
-        seeds=tuple(seeds),
-        grids=grids(full, workloads, len(seeds) * len(presets)),
-        data_dir=None if full.get("data_dir") is None else scalar(_DataDir, "data_dir", full["data_dir"]),
-        resources=expand(ResourcesBlock, full["resources"], "resources", axes=False)[0].block,
-        tracking=expand(TrackingBlock, full["tracking"], "tracking", axes=False)[0].block,
-        fuse=scalar(_Fuse, "fuse", full["fuse"]),
+        **{key: getattr(study, key) for key in Spec.__annotations__ if key in fields},
+        presets=study.preset,
+        grids=grids(study, full),
         source=source,
         raw=full,
     )
 
 
-# --- keys of one value --------------------------------------------------------------------------------------------
+PATH = r"[^.\[\]]+(\[[0-9]{1,6}\])*(\.[^.\[\]]+(\[[0-9]{1,6}\])*)*"
 
 
-class _Study(Block):
-    study: Name
+def set_path(raw: dict[str, Any], assignment: str) -> None:
+    """Apply one ``path=value`` (``optimizer.lr=0.1``, ``averaging[1].k=[5, 20]``) to a raw spec, in place.
 
-
-class _Question(Block):
-    question: Text
-
-
-class _Asks(Block):
-    asks: Asks
-
-
-class _DataDir(Block):
-    data_dir: Text
-
-
-class _Seeds(Block):
-    seeds: Seed
-
-
-class _Fuse(Block):
-    fuse: Flag
+    The value is YAML. Missing mappings on the way are made. Raises: SpecError.
+    """
+    path, equals, text = assignment.partition("=")
+    steps = re.findall(r"[^.\[\]]+|\[[0-9]+\]", path)
+    if not equals or re.fullmatch(PATH, path) is None or len(path) > 200:
+        raise SpecError("--set", f"got {shown(assignment)}; allowed: path=value, as in optimizer.lr=0.1")
+    try:
+        value = parse_value(text)
+    except BadYaml as error:
+        raise SpecError(f"--set {path}", str(error)) from None
+    here: Any = raw
+    for step, following in itertools.pairwise([*steps, None]):
+        key: Any = int(step[1:-1]) if step is not None and step.startswith("[") else step
+        if isinstance(key, int) and (not isinstance(here, list) or key >= len(here)):
+            raise SpecError(f"--set {path}", f"there is no {step} to set")
+        if isinstance(key, str) and isinstance(here, list):
+            raise SpecError(f"--set {path}", f"this is a list of {len(here)}: say which, as in [0].{key}")
+        if not isinstance(here, (dict, list)):
+            raise SpecError(f"--set {path}", f"{key!r} lies inside {shown(here)}, which is no mapping")
+        if following is None:
+            here[key] = value
+        elif isinstance(here, dict):
+            here = here.setdefault(key, {})
+            if here is None:
+                raise SpecError(f"--set {path}", f"{key!r} is empty")
+        else:
+            here = here[key]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.blocks import Block, SpecError
+from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.spec import Spec, load_spec
@@ -37,7 +37,8 @@ def load_specs(files: Iterable[Path], overrides: Sequence[str] = ()) -> list[Spe
             message = f"{other.study!r} is {one.source}'s name too; allowed: a name of its own for each study"
             raise SpecError("study", message, other.source)
         for key in ("resources", "tracking"):
-            _same_block(key, getattr(one, key), getattr(other, key), one.source, other.source)
+            for (name, here), (_, there) in zip(getattr(one, key), getattr(other, key), strict=True):
+                _same(f"{key}.{name}", here, there, one.source, other.source)
         for key in ("data_dir", "fuse"):
             _same(key, getattr(one, key), getattr(other, key), one.source, other.source)
     return specs
@@ -48,10 +49,8 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
 
     calibrating: the studies set targets, so they have none and may use the held-out seeds.
     """
-    found = [
-        Resolved(spec, cells(spec), dict.fromkeys(spec.workloads) if calibrating else study_targets(spec))
-        for spec in specs
-    ]
+    targets = (lambda spec: dict.fromkeys(spec.workloads)) if calibrating else study_targets
+    found = [Resolved(spec, cells(spec), targets(spec)) for spec in specs]
     first: dict[str, tuple[Cell, str]] = {}
     for one in found:
         for cell in one.cells:
@@ -65,11 +64,6 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
 def union(studies: Iterable[Resolved]) -> list[Cell]:
     """The cells of all studies, each once."""
     return list({cell.cell_id: cell for one in studies for cell in one.cells}.values())
-
-
-def _same_block(key: str, one: Block, other: Block, source: str, other_source: str) -> None:
-    for name in type(one).model_fields:
-        _same(f"{key}.{name}", getattr(one, name), getattr(other, name), source, other_source)
 
 
 def _same(key: str, value: object, other: object, source: str, other_source: str) -> None:

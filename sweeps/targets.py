@@ -50,27 +50,17 @@ def read_target(workload: str, preset: str) -> Target | None:
             return _published(workload) if preset == "full" else None
         return Target.model_validate(entry)
     except (BadYaml, ValidationError, AttributeError) as error:
-        first = str(error).splitlines()[0]
-        raise SpecError(
-            workload, f"broken target ({first}); `wa calibrate {workload}` writes it anew", str(path)
-        ) from None
+        said = f"broken target ({str(error).splitlines()[0]}); `wa calibrate {workload}` writes it anew"
+        raise SpecError(workload, said, str(path)) from None
 
 
 def _published(workload: str) -> Target | None:
     of = published_target(workload)
     if of is None:
         return None
-    return Target(
-        value=of.value,
-        metric=of.metric,
-        higher_is_better=of.higher_is_better,
-        preset="full",
-        rule=f"published: {of.source}",
-        seeds=[],
-        values=[],
-        versions={},
-        date="",
-    )
+    said = {"value": of.value, "metric": of.metric, "higher_is_better": of.higher_is_better, "preset": "full"}
+    nothing = {"seeds": [], "values": [], "versions": {}, "date": ""}
+    return Target.model_validate(said | nothing | {"rule": f"published: {of.source}"})
 
 
 def write_target(workload: str, target: Target) -> Path:
@@ -88,15 +78,13 @@ def study_targets(spec: Spec) -> dict[str, Target | None]:
     Raises: SpecError when the study uses a seed that a target was set with, or mixes presets with targets.
     """
     found: dict[str, Target | None] = {}
-    try:
-        for workload in spec.workloads:
+    for workload in spec.workloads:
+        try:
             targets = [read_target(workload, preset) for preset in spec.presets]
-            found[workload] = targets[0] if len(spec.presets) == 1 else None
-            _held_out(spec, workload, (target for target in targets if target is not None))
-    except (SpecError, UnknownWorkload) as error:
-        if isinstance(error, UnknownWorkload):
+        except UnknownWorkload as error:
             raise SpecError("workloads", str(error), spec.source) from None
-        raise
+        found[workload] = targets[0] if len(spec.presets) == 1 else None
+        _held_out(spec, workload, (target for target in targets if target is not None))
     return found
 
 
@@ -104,6 +92,5 @@ def _held_out(spec: Spec, workload: str, targets: Iterable[Target]) -> None:
     for target in targets:
         both = sorted(set(spec.seeds) & set(target.seeds))
         if both:
-            allowed = f"allowed: any but {', '.join(map(str, target.seeds))}"
-            message = f"seed {both[0]} set {workload}'s target and is held out; {allowed}"
-            raise SpecError("seeds", message, spec.source)
+            said = f"seed {both[0]} set {workload}'s target and is held out"
+            raise SpecError("seeds", f"{said}; allowed: any but {', '.join(map(str, target.seeds))}", spec.source)

@@ -39,3 +39,16 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return "—" if value != value else f"{value:.4g}"
     return "—" if value is None else str(value)
+
+
+Row = tuple[str, ...]
+
+
+def fitting(headers: Row, rows: Sequence[Row], width: int, choices: Iterable[Sequence[int]]) -> tuple[Row, list[Row]]:
+    """The columns of the first choice that fits into `width` characters, else those of the last."""
+    chosen, left = headers, list(rows)
+    for columns in choices:
+        chosen, *left = [tuple(row[i] for i in columns) for row in (headers, *rows)]
+        if sum(2 + max(map(len, column)) for column in zip(chosen, *left, strict=True)) <= width:  # 2 blanks between
+            break
+    return chosen, left

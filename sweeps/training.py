@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ from sweeps.training_state import State
 from workloads.protocol import Batch, Part, Workload
 
 RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The steps between two evaluations: the last one's loss and learning rate, the mean loss, the throughput."""
+
+    last_loss: float
+    train_loss: float
+    step_lr: float
+    examples_per_second: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.last_loss)
 
 
 class Trainer:
@@ -68,28 +84,35 @@ class Trainer:
         except StopIteration:
             raise ValueError(f"batches() ends before step {step}; let it go on for ever") from None
 
-    def train(self, until: int) -> float:
-        """Steps state.step + 1 … until; the last training loss. Averaging time goes to the bank's clock."""
+    def train(self, until: int) -> Stretch:
+        """Steps state.step + 1 … until. Averaging time goes to the bank's clock."""
         state, schedule = self.state, self.training.schedule
-        lr = dict(self.training.settings)["lr"]
+        peak = dict(self.training.settings)["lr"]
         start, averaging = self.clock(), 0.0
-        loss = torch.zeros(())
+        loss, lr = torch.zeros(()), 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step in range(state.step + 1, until + 1):
             parts = [to_device(self.device, part) for part in self._next(step)]
+            lr = peak * schedule.lr_factor(step - 1)
             for group in state.optimizer.param_groups:
-                group["lr"] = lr * schedule.lr_factor(step - 1)
+                group["lr"] = lr
             state.optimizer.zero_grad(set_to_none=True)
-            loss = self._backward(parts)
+            loss = self._backward(parts).detach()
+            total = total + loss  # on the device: reading it each step would wait for it
             if self.training.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip, foreach=True)
             state.optimizer.step()
             before = time.perf_counter()
             state.bank.update(step)
             averaging += time.perf_counter() - before
+        last, mean = self.team.sum(
+            torch.stack([loss.double().view(()), total.view(()) / (until - state.step)])
+        ).tolist()
+        seconds = self.clock() - start - averaging
+        state.train_seconds += seconds
+        examples = self.workload.batch_size * (until - state.step)
         state.step = until
-        last = float(self.team.sum(loss.detach()))
-        state.train_seconds += self.clock() - start - averaging
-        return last
+        return Stretch(last, mean, lr, examples / seconds)
 
     def _backward(self, parts: list[Batch]) -> Tensor:
         """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""
@@ -139,8 +162,7 @@ def to_device(device: str, batch: Batch) -> Batch:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {name: to_device(device, part) for name, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(device, part) for part in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(device, part) for part in batch)
+        moved = [to_device(device, part) for part in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch

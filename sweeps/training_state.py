@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
-from sweeps.identity import Scheme
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
-from wa import Bank
+from wa import Bank, Scheme
 from workloads.protocol import Workload
 
 Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank
@@ -48,58 +47,39 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
 
 def streams_of_ranks(state: State, team: Team) -> Streams:
     """Where the random streams of every rank are."""
-    return {name: team.gather(value) for name, value in random_streams.read(_on_gpu(state.model)).items()}
+    on_gpu = next(state.model.parameters()).is_cuda
+    return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
+
+
+_STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "eval_seconds", "average_offset")
 
 
 def save(state: State, path: Path, streams: Streams) -> None:
     """Write all of it to a checkpoint."""
-    checkpoint.save(
-        path,
-        {
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "bank": state.bank.state_dict(),
-            "step": state.step,
-            "train_seconds": state.train_seconds,
-            "eval_seconds": dict(state.eval_seconds),
-            "average_offset": dict(state.average_offset),
-            "streams": streams,
-        },
-    )
+    parts = {name: getattr(state, name).state_dict() for name in _STATEFUL}
+    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
 
 
-def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger | None) -> None:
+def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> None:
     """Go on from a checkpoint, where there is a whole one; the random streams are this rank's.
 
-    last_step: the last one that rank 0 has on record. log: rank 0's.
+    last_step: the last one that rank 0 has on record.
     """
     try:
         saved = checkpoint.load(path)
     except checkpoint.BadCheckpoint as error:
-        if log:
-            log.warning("%s; training from the start", error)  # slower, and the same numbers
+        log.warning("%s; training from the start", error)  # slower, and the same numbers
         return
     if saved is None:
-        return
-    if "streams" not in saved:
-        if log:
-            log.warning("%s is of an earlier version; training from the start", path)
         return
     # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
     (is_ahead,) = team.decide([team.rank == 0 and saved["step"] > last_step])
     if is_ahead:
-        if log:
-            log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
+        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
         return
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.bank.load_state_dict(saved["bank"])
-    state.step, state.train_seconds = saved["step"], saved["train_seconds"]
-    state.eval_seconds, state.average_offset = dict(saved["eval_seconds"]), dict(saved["average_offset"])
+    for name in _STATEFUL:
+        getattr(state, name).load_state_dict(saved[name])
+    for name in _PLAIN:
+        setattr(state, name, saved[name])
     random_streams.put({name: ranks[team.rank] for name, ranks in saved["streams"].items()})
-    if log:
-        log.info("on from step %d", state.step)
-
-
-def _on_gpu(model: nn.Module) -> bool:
-    return next(model.parameters()).is_cuda
+    log.info("on from step %d", state.step)

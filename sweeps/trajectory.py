@@ -7,7 +7,6 @@ bit (the `_seconds` columns apart, which are measured).
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -18,13 +17,15 @@ from sweeps import data_parallel, origins, process, retries, training_state
 from sweeps.attempts import Attempt, TrajectoryLog
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
-from sweeps.evaluator import Evaluator
+from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
 from sweeps.training import Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
 from workloads.user_errors import one_line
+
+_SILENT = logging.Logger("a rank above 0", level=logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Progress:
 
     step: int
     length_steps: int
-    best: float | None  # best target metric so far over the cells
 
 
 def run(
@@ -65,11 +65,7 @@ def run(
             return
         attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
         leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report, planned_code)
-        task = {
-            "trajectory": to_dict(trajectory),
-            "folder": str(folder.resolve()),
-            "num_devices": num_devices,
-        }
+        task = {"trajectory": to_dict(trajectory), "folder": str(folder.resolve()), "num_devices": num_devices}
         try:
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
                 _run(trajectory, folder, team, device, num_devices, leader)
@@ -122,12 +118,7 @@ class _Leader:
 
 
 def _run(
-    trajectory: Trajectory,
-    folder: Path,
-    team: Team,
-    device: str,
-    num_devices: float,
-    leader: _Leader | None,
+    trajectory: Trajectory, folder: Path, team: Team, device: str, num_devices: float, leader: _Leader | None
 ) -> None:
     training = trajectory.cells[0].training
 
@@ -136,36 +127,28 @@ def _run(
 
     workload = process.imported(module_name(training.workload), made)
     if leader:
-        origins.check_here(training.workload, leader.planned_code)
+        origins.check_here(trajectory, leader.planned_code)
     process.begin(training.seed, device, num_devices / team.size)
     # The records say it themselves: a run whose weights are not finite has diverged.
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
+    log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
-    training_state.restore(
-        state,
-        folder / "checkpoint",
-        team,
-        leader.recorder.last_step if leader else 0,
-        leader.log if leader else None,
-    )
+    last_step = recorder.last_step if recorder else 0
+    training_state.restore(state, folder / "checkpoint", team, last_step, log)
     trainer = Trainer(trajectory, workload, state, team, device)
-    evaluator = Evaluator(trajectory, workload, team, device, leader.recorder if leader else None)
+    evaluator = Evaluator(trajectory, workload, team, device, recorder)
 
     while state.step < trajectory.length_steps:
-        loss = trainer.train(until=evaluator.next_step(state.step))
-        diverged = not math.isfinite(loss)
-        best = evaluator.evaluate(state, trainer, diverged)
-        if leader:
-            leader.log.info("step %d training loss %.6g", state.step, loss)
-        if diverged:
-            if leader:
-                leader.log.warning("diverged: the trajectory ends here")
+        trained = trainer.train(until=evaluator.next_step(state.step))
+        evaluator.evaluate(state, trainer, trained)
+        log.info("step %d training loss %.6g", state.step, trained.last_loss)
+        if trained.diverged:
+            log.warning("diverged: the trajectory ends here")
             return
         ended = state.step == trajectory.length_steps
         (save,) = team.decide([leader is not None and leader.wants_checkpoint() and not ended])
-        if save:
-            streams = training_state.streams_of_ranks(state, team)
-            if leader:
-                leader.checkpoint(state, streams)
+        streams = training_state.streams_of_ranks(state, team) if save else {}
         if leader:
-            leader.tell(Progress(state.step, trajectory.length_steps, best))
+            if save:
+                leader.checkpoint(state, streams)
+            leader.tell(Progress(state.step, trajectory.length_steps))

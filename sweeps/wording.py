@@ -49,3 +49,13 @@ def counted(number: float, noun: str) -> str:
     sibilant = noun.endswith(("s", "x", "ch", "sh"))
     many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}{'es' if sibilant else 's'}"
     return f"{number:,.0f} {noun if number == 1 else many}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s``, ``2 h 7 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from sweeps.wording import shown
@@ -22,8 +21,10 @@ TAG = "tag:yaml.org,2002:"
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class BadYaml(ValueError):
+class BadYaml(click.ClickException, ValueError):
     """Not readable as a spec; the message is one line."""
+
+    exit_code = 2
 
 
 # --- plain scalars: the core schema of YAML 1.2 --------------------------------------------------------------------
@@ -53,27 +54,6 @@ CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "int": (INT, _int),
     "float": (FLOAT, _float),
 }
-
-
-def _scalar(text: str, tag: str | None, plain: bool) -> Any:
-    if tag in (None, "!") and not plain:
-        return text
-    for name, (pattern, read) in CORE.items():
-        if tag in (None, TAG + name) and pattern.fullmatch(text):
-            return read(text)
-    if tag is None or tag in ("!", TAG + "str"):
-        return text
-    if tag in [TAG + name for name in CORE]:
-        raise BadYaml(f"{shown(text)} is no {_tag_name(tag)}; write plain values, without a tag")
-    raise _bad_tag(tag)
-
-
-def _bad_tag(tag: str) -> BadYaml:
-    return BadYaml(f"not YAML: tag {_tag_name(tag)} is not allowed; write plain values")
-
-
-def _tag_name(tag: str) -> str:
-    return shown(tag.replace(TAG, "!!")).strip("'\"")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -114,157 +94,132 @@ def parse_value(text: str) -> Any:
         line = text.count("\n", 0, bad.start()) + 1
         raise BadYaml(f"line {line}: not YAML: character U+{ord(bad.group()):04X} is not allowed in text")
     try:
-        return _Reader(yaml.parse(text, Loader=yaml.SafeLoader)).document()
+        node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise BadYaml(f"{at}not YAML: {' '.join(str(error.problem).split())}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, BadYaml):
-            raise
-        raise BadYaml(f"not YAML: {' '.join(str(error).split())[:200]}") from None
+    return None if node is None else _Values().of(node)
 
 
-Event = Any  # yaml.Event: its types have no common fields
+class _Loader(yaml.SafeLoader):
+    """Text -> nodes, of bounded depth, an anchor's last definition counting; tags as YAML 1.2 resolves them."""
 
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        None: [(TAG + name, re.compile(rf"(?:{p.pattern})\Z")) for name, (p, _) in CORE.items()]
+    }
+    depth = 0
 
-@dataclass(frozen=True)
-class _Node:
-    """A value with what it adds to the counts: values, levels below it."""
-
-    value: Any
-    size: int = 1
-    height: int = 0
-
-
-class _Reader:
-    """Parser events -> values. The depth is bounded before the recursion, the size before a copy is made."""
-
-    def __init__(self, events: Iterator[Event]) -> None:
-        self._events = events
-        self._anchors: dict[str, _Node | None] = {}  # None: still open
-        self._size = 0
-
-    def document(self) -> Any:
-        next(self._events)  # stream start
-        if isinstance(next(self._events), yaml.StreamEndEvent):
-            return None
-        value = self._node(next(self._events), 0).value
-        next(self._events)  # document end
-        if not isinstance(last := next(self._events), yaml.StreamEndEvent):
-            raise BadYaml(f"{_line(last)}a second document begins; allowed: one a file")
-        return value
-
-    def _node(self, event: Event, depth: int) -> _Node:
-        if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, depth)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = None
-        self._grow(event, 1, depth)
-        if isinstance(event, yaml.ScalarEvent):
-            try:
-                node = _Node(_scalar(event.value, event.tag, event.implicit[0]))
-            except BadYaml as error:
-                raise BadYaml(f"{_line(event)}{error}") from None
-        elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._sequence(event, depth)
-        else:
-            node = self._mapping(event, depth)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if not isinstance(event, yaml.AliasEvent):
+            self.anchors.pop(event.anchor, None)
+            if isinstance(event, yaml.ScalarEvent) and event.tag == "!":
+                event.tag = f"{TAG}str"
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 1:
+            raise _bad(event, TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
         return node
 
-    def _alias(self, event: Event, depth: int) -> _Node:
-        name = event.anchor
-        node = self._anchors.get(name)
-        if node is None:
-            what = "stands inside itself" if name in self._anchors else "is not defined above"
-            raise BadYaml(f"{_line(event)}not YAML: alias *{shown(name)[1:-1]} {what}")
-        self._grow(event, node.size, depth + node.height)
-        return _Node(copy.deepcopy(node.value), node.size, node.height)
 
-    def _grow(self, event: Event, size: int, depth: int) -> None:
-        self._size += size
-        if self._size > MAX_NODES:
-            raise BadYaml(f"{_line(event)}unfolds to more than {MAX_NODES:,} values (aliases of aliases?)")
-        if depth > MAX_DEPTH:
-            raise BadYaml(f"{_line(event)}nested deeper than {MAX_DEPTH} levels")
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
-    def _sequence(self, start: Event, depth: int) -> _Node:
-        _collection_tag(start, "seq")
-        items = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            items.append(self._node(event, depth + 1))
-        return _whole([item.value for item in items], items)
 
-    def _mapping(self, start: Event, depth: int) -> _Node:
-        _collection_tag(start, "map")
+class _Values:
+    """Nodes -> values, aliases unfolded; size and depth are bounded before anything is made."""
+
+    def __init__(self) -> None:
+        self._left = MAX_NODES
+        self._open: list[Any] = []  # the nodes around
+
+    def of(self, node: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise _bad(node, f"unfolds to more than {MAX_NODES:,} values (aliases of aliases?)")
+        if node in self._open:
+            raise _bad(node, "not YAML: an alias stands inside itself")
+        if len(self._open) > MAX_DEPTH:
+            raise _bad(node, TOO_DEEP)
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
+        if node.tag != TAG + kind:
+            raise _bad_tag(node)
+        self._open.append(node)
+        value = [self.of(item) for item in node.value] if kind == "seq" else self._mapping(node)
+        self._open.pop()
+        return value
+
+    def _mapping(self, node: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
         merged: dict[str, Any] = {}
-        parts, seen = [], set()
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            key = self._key(event, depth)
+        seen = set()
+        for key_node, item in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _bad(key_node, "a key must be a plain word")
+            key = self.of(key_node)
+            if not isinstance(key, str):
+                raise _bad(key_node, f"a key must be a plain word, got {shown(key)}")
             if key in seen:
-                raise BadYaml(f"{_line(event)}key {shown(key)} stands twice")
+                raise _bad(key_node, f"key {shown(key)} stands twice")
             seen.add(key)
-            parts.append(self._node(next(self._events), depth + 1))
-            if key == "<<" and event.implicit[0]:
-                merged = _merge(parts[-1].value, event)
+            if key == "<<" and key_node.style is None:
+                merged = _merge(self.of(item), key_node)
             else:
-                found[key] = parts[-1].value
-        return _whole({**merged, **found}, parts)
-
-    def _key(self, event: Event, depth: int) -> str:
-        if not isinstance(event, yaml.ScalarEvent):
-            raise BadYaml(f"{_line(event)}a key must be a plain word")
-        key = self._node(event, depth + 1).value
-        if not isinstance(key, str):
-            raise BadYaml(f"{_line(event)}a key must be a plain word, got {shown(key)}")
-        return key
+                found[key] = self.of(item)
+        return {**merged, **found}
 
 
-def _whole(value: Any, parts: list[_Node]) -> _Node:
-    height = 1 + max((part.height for part in parts), default=0)
-    return _Node(value, 1 + sum(part.size for part in parts), height)
+def _scalar(node: Any) -> Any:
+    name = node.tag.removeprefix(TAG)
+    if name == "str":
+        return node.value
+    if name not in CORE:
+        raise _bad_tag(node)
+    pattern, read = CORE[name]
+    if pattern.fullmatch(node.value) is None:
+        raise _bad(node, f"{shown(node.value)} is no {_tag_name(node)}; write plain values, without a tag")
+    try:
+        return read(node.value)
+    except BadYaml as error:
+        raise _bad(node, str(error)) from None
 
 
-def _merge(value: Any, event: Event) -> dict[str, Any]:
+def _merge(value: Any, node: Any) -> dict[str, Any]:
     mappings = value if isinstance(value, list) else [value]
     if not all(isinstance(one, dict) for one in mappings):
-        raise BadYaml(f"{_line(event)}<< merges a mapping or a list of mappings, got {shown(value)}")
+        raise _bad(node, f"<< merges a mapping or a list of mappings, got {shown(value)}")
     return {key: item for one in reversed(mappings) for key, item in one.items()}  # the first one counts
 
 
-def _collection_tag(event: Event, name: str) -> None:
-    if event.tag not in (None, "!", TAG + name):
-        raise BadYaml(f"{_line(event)}{_bad_tag(event.tag)}")
+def _bad(at: Any, said: str) -> BadYaml:
+    return BadYaml(f"line {at.start_mark.line + 1}: {said}")
 
 
-def _line(event: Event) -> str:
-    return f"line {event.start_mark.line + 1}: "
+def _bad_tag(node: Any) -> BadYaml:
+    return _bad(node, f"not YAML: tag {_tag_name(node)} is not allowed; write plain values")
+
+
+def _tag_name(node: Any) -> str:
+    return shown(node.tag.replace(TAG, "!!")).strip("'\"")
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else; writes what stands twice twice."""
 
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        **yaml.SafeDumper.yaml_implicit_resolvers,
+        **_Loader.yaml_implicit_resolvers,
+    }
 
-_Dumper.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
-for _name, (_pattern, _) in CORE.items():
-    _Dumper.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern.pattern})$"), None)
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def dump_yaml(value: Any) -> str:
     """Plain values -> YAML text that `parse_value` reads back equal."""
-    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

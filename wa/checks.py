@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .schemes import Policy, Recursive, Scheme, Windowed
+from .options import Policy
+from .schemes import Recursive, Scheme, Windowed
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

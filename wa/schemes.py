@@ -12,12 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from numbers import Integral, Real
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import torch
 
-Policy = Literal["live", "average", "recompute"]  # what becomes of buffers, see `wa.buffers`
+from .options import Buffers, BurnIn, Every, Horizon, Option, Policy, Window, check_options, check_reach, snapshots_in
 
 
 class Scheme(ABC):
@@ -154,28 +153,25 @@ class LAWA(Windowed):
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3 (queue of k copies, every ν steps).
     """
 
-    k: int
-    every: int = 1
+    k: Window
+    every: Every = 1
     _: KW_ONLY
-    burn_in: int = 0
-    until_full: str = "absent"
-    buffers: Policy = "live"
+    burn_in: BurnIn = 0
+    until_full: Annotated[
+        Literal["absent", "partial"], Option("before k snapshots: absent (no record) or partial (their mean)")
+    ] = "absent"
+    buffers: Buffers = "live"
 
     def __post_init__(self) -> None:
-        _check_int(self, "k", 1)
-        _check_int(self, "every", 1)
-        _check_int(self, "burn_in", 0)
-        _check_word(self, "until_full", ("absent", "partial"))
-        _check_word(self, "buffers", get_args(Policy))
+        check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: float, every: int = 1, **options: Any) -> LAWA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> LAWA:
         """The LAWA whose horizon k · every is nearest to `horizon` steps (halves up), k ≥ 1.
 
         Raises: ValueError when `horizon` < `every` or not finite.
         """
-        _check_horizon(horizon, every, "LAWA")
-        return cls(math.floor(horizon / every + 0.5), every, **options)
+        return cls(snapshots_in(horizon, every, "LAWA"), every, **options)
 
     @property
     def horizon(self) -> int:
@@ -192,7 +188,8 @@ class LAWA(Windowed):
         return (min(snapshots, self.k) - 1) / 2
 
 
-CURVES: dict[str, Callable[[float], float]] = {  # LR, as a share of its peak, after a share x of the decay
+Curve = Literal["linear", "cosine", "sqrt"]
+CURVES: dict[Curve, Callable[[float], float]] = {  # LR, as a share of its peak, after a share x of the decay
     "linear": lambda x: 1 - x,
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     "sqrt": lambda x: 1 - math.sqrt(x),
@@ -215,19 +212,28 @@ class WSM(Windowed):
     Raises: ValueError. Source: warm-up, stable and merge (arXiv 2507.17634): merge weights ⇄ LR decay.
     """
 
-    k: int
-    every: int = 1
-    curve: str = "linear"
+    k: Annotated[int, Option("snapshots merged; or give lr_decay", low=1)]
+    every: Every = 1
+    curve: Annotated[Curve, Option("of the emulated decay: linear, cosine or sqrt")] = "linear"
     _: KW_ONLY
-    burn_in: int = 0
-    buffers: Policy = "live"
+    burn_in: BurnIn = 0
+    buffers: Buffers = "live"
 
     def __post_init__(self) -> None:
-        _check_int(self, "k", 1)
-        _check_int(self, "every", 1)
-        _check_word(self, "curve", tuple(CURVES))
-        _check_int(self, "burn_in", 0)
-        _check_word(self, "buffers", get_args(Policy))
+        check_options(self)
+
+    @classmethod
+    def from_lr_decay(
+        cls,
+        lr_decay: Annotated[float, Option("steps, or share of the step budget, of the emulated decay", steps=True)],
+        every: int = 1,
+        **options: Any,
+    ) -> WSM:
+        """The merge whose emulated decay of k · every steps is nearest to `lr_decay` (halves up), k ≥ 1.
+
+        Raises: ValueError when `lr_decay` < `every` or not finite.
+        """
+        return cls(snapshots_in(lr_decay, every, "WSM", "lr_decay"), every, **options)
 
     @property
     def horizon(self) -> float:
@@ -265,29 +271,25 @@ class EMA(Recursive):
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3; debiasing as Adam's (Kingma & Ba 2015).
     """
 
-    decay: float
-    every: int = 1
+    decay: Annotated[float, Option("γ of m ← γm + (1 − γ)θ at each snapshot; or give the horizon", low=0, below=1)]
+    every: Every = 1
     _: KW_ONLY
-    burn_in: int = 0
-    init: str = "first"
-    buffers: Policy = "live"
+    burn_in: BurnIn = 0
+    init: Annotated[
+        Literal["first", "zero"], Option("how it begins: first (at the first snapshot) or zero (debiased)")
+    ] = "first"
+    buffers: Buffers = "live"
 
     def __post_init__(self) -> None:
-        if not _is_real(self.decay) or not 0 <= self.decay < 1:
-            raise ValueError(f"EMA: decay must be a number with 0 <= decay < 1, not {self.decay!r}")
-        object.__setattr__(self, "decay", float(self.decay))
-        _check_int(self, "every", 1)
-        _check_int(self, "burn_in", 0)
-        _check_word(self, "init", ("first", "zero"))
-        _check_word(self, "buffers", get_args(Policy))
+        check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: float, every: int = 1, **options: Any) -> EMA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> EMA:
         """The EMA with this horizon: γ = (horizon − every)/(horizon + every); decay 0 when they are equal.
 
         Raises: ValueError when `horizon` < `every` or not finite.
         """
-        _check_horizon(horizon, every, "EMA")
+        check_reach(horizon, every, "EMA")
         return cls((horizon - every) / (horizon + every), every, **options)
 
     @property
@@ -337,15 +339,13 @@ class Tail(Recursive):
     Raises: ValueError. Source: Polyak & Juditsky 1992; stochastic weight averaging (Izmailov et al. 2018).
     """
 
-    start: int
-    every: int = 1
+    start: Annotated[int, Option("the step it begins at: steps or a share of the step budget", steps=True, low=0)]
+    every: Every = 1
     _: KW_ONLY
-    buffers: Policy = "live"
+    buffers: Buffers = "live"
 
     def __post_init__(self) -> None:
-        _check_int(self, "start", 0)
-        _check_int(self, "every", 1)
-        _check_word(self, "buffers", get_args(Policy))
+        check_options(self)
 
     @property
     def burn_in(self) -> int:
@@ -366,30 +366,4 @@ class Tail(Recursive):
         return (snapshots - 1) / 2
 
 
-def _is_real(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real)
-
-
-def _is_int(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral)
-
-
-def _check_int(scheme: object, name: str, least: int) -> None:
-    value: Any = getattr(scheme, name)
-    if not _is_int(value) or value < least:
-        raise ValueError(f"{type(scheme).__name__}: {name} must be an int >= {least}, not {value!r}")
-    object.__setattr__(scheme, name, int(value))  # a numpy int compares equal but does not serialize
-
-
-def _check_word(scheme: object, name: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(scheme, name)
-    if not isinstance(value, str) or value not in allowed:
-        choices = " or ".join(repr(word) for word in allowed)
-        raise ValueError(f"{type(scheme).__name__}: {name} must be {choices}, not {value!r}")
-
-
-def _check_horizon(horizon: Any, every: Any, name: str) -> None:
-    if not _is_int(every) or every < 1:
-        raise ValueError(f"{name}: every must be an int >= 1, not {every!r}")
-    if not _is_real(horizon) or not every <= horizon < math.inf:
-        raise ValueError(f"{name}: horizon must be a finite number of steps >= every = {every}, not {horizon!r}")
+SCHEMES: dict[str, type[Scheme]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "wsm": WSM}  # as a study names them

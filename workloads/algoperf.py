@@ -66,10 +66,17 @@ class Constants:
         """Estimate for an evaluation there: a forward pass alone is a third of a training step."""
         return num_examples / self.batch_size * self.step_seconds / 3
 
-    @property
-    def step_budget(self) -> int:
-        """T of a full study."""
-        return self.step_hint[VERSION]
+    def preset(self, num_eval_examples: int) -> dict[str, Any]:
+        """The fields of a full preset that are AlgoPerf's; num_eval_examples: of its validation split."""
+        return {
+            "step_budget": self.step_hint[VERSION],
+            "batch_size": self.batch_size,
+            "optimizer": self.nadamw.optimizer,
+            "schedule": self.nadamw.schedule,
+            "step_seconds": self.step_seconds,
+            "eval_seconds": self.eval_seconds(num_eval_examples),
+            "metric": self.metric,
+        }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
+from workloads.attributes import complaint
 from workloads.user_errors import OUR_PACKAGES, one_line
 
 MEMBERS = (
@@ -21,45 +24,55 @@ NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 MAX_NAME = 100  # characters: it stands in error lines, tables and ids
 
 
-class UnknownWorkload(ValueError):
+class UnknownWorkload(click.ClickException, ValueError):
     """No such workload or preset, or its own code fails; the message says what there is, or where it failed."""
 
+    exit_code = 2
 
-def load_dotted(name: str, preset: str) -> Any:
-    """What ``"pkg.mod:Name"`` makes. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
+
+def import_dotted(name: str, what: str = "workload") -> Any:
+    """What ``"pkg.mod:Name"`` means. Raises: UnknownWorkload, also where the user's code ends in SystemExit."""
     if len(name) > MAX_NAME or NAME.fullmatch(name) is None:
-        raise UnknownWorkload(f"no workload {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names")
+        raise UnknownWorkload(f"no {what} {name[:60]!r}; your own is 'pkg.mod:Name', as Python spells names")
     module_name, _, attribute = name.partition(":")
-    _refuse_reserved(name, module_name)
+    _refuse_reserved(name, module_name, what)
     if not {os.getcwd(), ""} & set(sys.path):
         sys.path.append(os.getcwd())  # last: a random.py there is not Python's
     try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:
         hidden = _hidden(module_name)
         if _is_missing(error, module_name, attribute):
-            raise UnknownWorkload(f"cannot import workload {name!r}: {error}{hidden}") from None
-        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}{hidden}") from error
+            raise UnknownWorkload(f"cannot import {what} {name!r}: {error}{hidden}") from None
+        raise UnknownWorkload(f"{what} {name!r} fails when imported: {one_line(error)}{hidden}") from error
     except SystemExit as error:
-        raise UnknownWorkload(f"workload {name!r} fails when imported: {one_line(error)}") from error
+        raise UnknownWorkload(f"{what} {name!r} fails when imported: {one_line(error)}") from error
+
+
+def load_dotted(name: str, preset: str) -> Any:
+    """The workload that ``"pkg.mod:Name"`` is or makes. Raises: UnknownWorkload."""
+    found = import_dotted(name)
     try:
         if inspect.isclass(found) or inspect.isroutine(found):
             takes_preset = "preset" in inspect.signature(found).parameters
             make: Any = found
             found = make(preset=preset) if takes_preset else make()
         missing = [member for member in MEMBERS if not hasattr(found, member)]
+        wrong = None if missing else complaint(found)
     except (Exception, SystemExit) as error:
         raise UnknownWorkload(f"workload {name!r} fails when it is made: {one_line(error)}") from error
     if missing:
         raise UnknownWorkload(f"{name!r} is not a workload: it lacks {', '.join(missing)} (see workloads/protocol.py)")
+    if wrong is not None:
+        raise UnknownWorkload(f"workload {name!r}: its {wrong}")
     return found
 
 
-def _refuse_reserved(name: str, module_name: str) -> None:
+def _refuse_reserved(name: str, module_name: str, what: str) -> None:
     """A name that means Python's own module in every process, whatever the user's folder holds."""
     top = module_name.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
-        raise UnknownWorkload(f"cannot import workload {name!r}: {top!r} is a module of Python's own; rename yours")
+        raise UnknownWorkload(f"cannot import {what} {name!r}: {top!r} is a module of Python's own; rename yours")
 
 
 def _is_missing(error: Exception, module_name: str, attribute: str) -> bool:

@@ -5,14 +5,13 @@ Pictures stay uint8, channels last, until the model turns them into `ink` (clip 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +21,11 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.loading import epoch_order, load_batches
-from workloads.protocol import WHOLE, Batch, Part, Summary, Sums
+from workloads.data.reading import index, tiles
+from workloads.layers import cached_tensors
+from workloads.loading import epoch_batch
+from workloads.protocol import Batch, Part, Summary, Sums
+from workloads.task import FileTask, Task
 
 WHITE = 255  # the background of clip art, so what a shifted crop is filled with
 GREY = (128, 128, 128)  # what RandAugment fills with
@@ -31,28 +33,15 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
-    """Cross-entropy in nats with label smoothing; metric: "loss" or "accuracy", and accuracy stands beside either.
+class Classification(Task):
+    """Cross-entropy in nats with label smoothing; accuracy is recorded whatever the metric.
 
     A batch is (pictures, labels): (n, side, side, 3) uint8 and (n,) int64. Evaluation does not smooth.
     """
 
-    step_budget: int
-    batch_size: int
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
-    metric: str = "loss"
+    METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "accuracy": True}
+
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("loss", "accuracy"):
-            raise ValueError(f"metric is {self.metric!r}; it is loss or accuracy")
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.metric == "accuracy"
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         pictures, labels = batch
@@ -72,8 +61,7 @@ class Classification:
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
         loss, accuracy = (float(sums[name] / sums["examples"]) for name in ("loss", "correct"))
-        metric = accuracy if self.metric == "accuracy" else loss
-        return Summary(loss, metric, int(sums["examples"]), {"accuracy": accuracy})
+        return self.summary(loss, sums["examples"], {"accuracy": accuracy})
 
 
 # --- clip art --------------------------------------------------------------------------------------------------
@@ -86,14 +74,8 @@ def ink(pictures: Tensor) -> Tensor:
 
 @cache
 def clip_art(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (n, 32, 32, 3) and labels (n,) of one split; the mosaic holds train, then validation."""
-    index = json.loads(data.path("imagenet.json").read_text(encoding="ascii"))
-    side, columns = index["side"], index["columns"]
-    sheet = np.asarray(Image.open(data.path("imagenet.webp")).convert("RGB"))
-    tiles = sheet.reshape(-1, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    first = 0 if split == "train" else len(index["train"])
-    labels = np.array(index[split], dtype=np.int64)
-    return np.ascontiguousarray(tiles[first : first + len(labels)]), labels
+    """Pictures (n, 32, 32, 3) and labels (n,) of one split."""
+    return tiles("imagenet", split, "RGB"), np.array(index("imagenet.json")[split], dtype=np.int64)
 
 
 @cache
@@ -103,18 +85,11 @@ def padded_train(margin: int) -> NDArray[np.uint8]:
     return np.pad(clip_art("train")[0], ((0, 0), edge, edge, (0, 0)), constant_values=WHITE)
 
 
-@cache
+@cached_tensors
 def validation_batches(batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """All validation pictures and labels, in the file's order."""
-    with torch.inference_mode(False):  # cached: later callers may want gradients
-        pictures, labels = (torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation"))
+    pictures, labels = (torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation"))
     return tuple(zip(pictures, labels, strict=True))
-
-
-@cache
-def clip_art_classes() -> int:
-    """How many classes the mosaic has."""
-    return len(json.loads(data.path("imagenet.json").read_text(encoding="ascii"))["classes"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,28 +103,24 @@ class ClipArt(Classification):
 
     @property
     def num_classes(self) -> int:
-        return clip_art_classes()
+        return len(index("imagenet.json")["classes"])
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        pictures, labels = padded_train(self.max_shift), clip_art("train")[1]
-        mine = slice(part.index, None, part.count)
-        step = first_step
-        while True:
-            random = np.random.default_rng([seed, step])
-            chosen = random.integers(len(labels), size=self.batch_size)[mine]
-            corners = random.integers(2 * self.max_shift + 1, size=(self.batch_size, 2))[mine].tolist()
-            mirrored = (random.random(self.batch_size) < 0.5 * self.flip)[mine].tolist()
-            crops = [
-                pictures[i, y : y + self.side, x : x + self.side][:, :: -1 if mirror else 1]
-                for i, (y, x), mirror in zip(chosen.tolist(), corners, mirrored, strict=True)
-            ]
-            yield torch.from_numpy(np.stack(crops)), torch.from_numpy(labels[chosen])
-            step += 1
+    def source(self, split: str) -> Any:
+        if split == "train":
+            return padded_train(self.max_shift), clip_art("train")[1]
+        return validation_batches(self.eval_batch_size)
 
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split != "validation":
-            raise ValueError(f"the clip art has no split {split!r}; it has validation")
-        return validation_batches(self.eval_batch_size)[part.index :: part.count]
+    def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
+        pictures, labels = source
+        random = np.random.default_rng([seed, step])
+        chosen = random.integers(len(labels), size=self.batch_size)[part.every]
+        corners = random.integers(2 * self.max_shift + 1, size=(self.batch_size, 2))[part.every].tolist()
+        mirrored = (random.random(self.batch_size) < 0.5 * self.flip)[part.every].tolist()
+        crops = [
+            pictures[i, y : y + self.side, x : x + self.side][:, :: -1 if mirror else 1]
+            for i, (y, x), mirror in zip(chosen.tolist(), corners, mirrored, strict=True)
+        ]
+        return torch.from_numpy(np.stack(crops)), torch.from_numpy(labels[chosen])
 
 
 # --- ImageNet, from its folders --------------------------------------------------------------------------------
@@ -165,12 +136,16 @@ def normalized(pictures: Tensor) -> Tensor:
     return (pictures - mean) / std
 
 
-class Pictures(NamedTuple):
+@dataclass(frozen=True)
+class Pictures:
     """One split's pictures, class by class: paths below `folder` (n,) bytes, labels (n,) int64."""
 
     folder: Path
     paths: NDArray[np.bytes_]  # 1.3 million of them, sent to every worker process: an array, not a list
     labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, i: int) -> Image.Image:
         """Picture i in RGB. Raises: BadData."""
@@ -221,7 +196,7 @@ def listing(root: Path, split: str, num_classes: int) -> Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageNet(Classification):
+class ImageNet(Classification, FileTask):
     """ILSVRC 2012: random resized crops and flips, then RandAugment and mixup where asked for.
 
     randaugment: operations a picture. mixup: α of Beta(α, α), 0 for none. With mixup a training batch is
@@ -241,34 +216,26 @@ class ImageNet(Classification):
     num_workers: int = 16
     splits = ("validation", "test")
 
-    def pictures(self, split: str) -> Pictures:
-        """The listing of one split. Raises: BadData."""
+    def source(self, split: str) -> Pictures:
         return listing(data.dataset("imagenet", HOLDS), split, self.num_classes)
 
     def check_data(self) -> None:
         """Folders and classes of both splits, and one picture of each. Raises: BadData."""
-        train, validation = self.pictures("train"), self.pictures("validation")
-        if len(train.labels) < self.batch_size:
-            raise data.BadData(f"{train.folder}: has {len(train.labels)} pictures; a batch alone is {self.batch_size}")
+        train, validation = self.source("train"), self.source("validation")
+        if len(train) < self.batch_size:
+            raise data.BadData(f"{train.folder}: has {len(train)} pictures; a batch alone is {self.batch_size}")
         train.read(0)
         validation.read(0)
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        make = partial(self._train_batch, self.pictures("train"), seed, part)
-        return iter(load_batches(make, first_step, num_workers=self.num_workers))
-
-    def _train_batch(self, pictures: Pictures, seed: int, part: Part, step: int) -> Batch:
-        """Batch `step`: a slice of its epoch's order; the last pictures that fill no batch are left out."""
-        epoch, number = divmod(step - 1, len(pictures.labels) // self.batch_size)
-        whole = epoch_order((0, seed, epoch), len(pictures.labels))
-        order = whole[number * self.batch_size :][: self.batch_size]
+    def train_batch(self, source: Pictures, seed: int, part: Part, step: int) -> Batch:
+        _, _, order = epoch_batch((0, seed), step, self.batch_size, len(source))
         first, stop = (i * self.batch_size // part.count for i in (part.index, part.index + 1))
         mixed = self.mixup > 0
         crops = [
-            np.asarray(self._augmented(pictures.read(order[i]), np.random.default_rng([1, seed, step, i])))
+            np.asarray(self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])))
             for i in (place % self.batch_size for place in range(first - mixed, stop))
         ]
-        stacked, labels = torch.from_numpy(np.stack(crops)), torch.from_numpy(pictures.labels[order])
+        stacked, labels = torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[order])
         if not mixed:
             return stacked, labels[first:stop]
         weight = np.random.default_rng([2, seed, step]).beta(self.mixup, self.mixup)
@@ -299,19 +266,10 @@ class ImageNet(Classification):
         )
         return torch.lerp(neighbours, own, weight)
 
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in self.splits:
-            raise ValueError(f"ImageNet has no split {split!r}; it has validation and test")
-        pictures = self.pictures(split)
-        stop = -(-len(pictures.labels) // self.eval_batch_size)
-        make = partial(self._eval_batch, pictures)
-        return load_batches(make, part.index, stop, part.count, self.num_workers)
-
-    def _eval_batch(self, pictures: Pictures, number: int) -> Batch:
-        labels = pictures.labels[number * self.eval_batch_size :][: self.eval_batch_size]
-        first = number * self.eval_batch_size
-        crops = [self._centred(pictures.read(first + i)) for i in range(len(labels))]
-        return torch.from_numpy(np.stack(crops)), torch.from_numpy(labels.copy())
+    def eval_batch(self, source: Pictures, number: int) -> Batch:
+        numbers = self.numbers(source, number)
+        crops = [self._centred(source.read(i)) for i in numbers]
+        return torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[numbers])
 
     def _centred(self, picture: Image.Image) -> NDArray[np.uint8]:
         """The middle of the picture, its shorter side resized first."""
@@ -384,9 +342,3 @@ RANDAUGMENT: dict[str, Operation] = {
     "invert": lambda picture, _, __: ImageOps.invert(picture),
     "cutout": lambda picture, _, random: cutout(picture, random),
 }
-
-
-def lecun_normal_(weight: Tensor) -> None:
-    """Fill with N(0, 1/fan_in) cut off at two standard deviations, widened so that the variance is 1/fan_in."""
-    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation left after cutting
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workloads.algoperf import constants
-from workloads.imagenet import ClipArt, ImageNet, ink, lecun_normal_, normalized
+from workloads.imagenet import ClipArt, ImageNet, ink, normalized
+from workloads.layers import lecun_normal_
 from workloads.protocol import Workload
 
 
@@ -128,26 +129,10 @@ PRESETS: dict[str, Workload] = {
     "mini": SmallResNet(
         step_budget=6000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.0025,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.0025, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0045,
         eval_seconds=0.09,
     ),
-    "full": ResNet50(
-        step_budget=ALGOPERF.step_budget,
-        batch_size=ALGOPERF.batch_size,
-        optimizer=ALGOPERF.nadamw.optimizer,
-        schedule=ALGOPERF.nadamw.schedule,
-        step_seconds=ALGOPERF.step_seconds,
-        eval_seconds=ALGOPERF.eval_seconds(50_000),
-        metric=ALGOPERF.metric,
-        label_smoothing=ALGOPERF.nadamw.label_smoothing,
-    ),
+    "full": ResNet50(**ALGOPERF.preset(50_000), label_smoothing=ALGOPERF.nadamw.label_smoothing),
 }

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workloads.algoperf import constants
-from workloads.imagenet import ClipArt, ImageNet, ink, lecun_normal_, normalized
-from workloads.layers import Block, RMSNorm, linear
+from workloads.imagenet import ClipArt, ImageNet, ink, normalized
+from workloads.layers import Block, RMSNorm, glorot, lecun_normal_, linear, sinusoids
 from workloads.protocol import Workload
 
 
@@ -53,19 +53,8 @@ def sincos_positions(grid: int, width: int, device: torch.device) -> Tensor:
 
     Frequency i of width/4: 10000^(−i/(width/4 − 1)). Source: Chen et al. 2021 (MoCo v3), as AlgoPerf has it.
     """
-    num_frequencies = width // 4
-    frequency = 10000.0 ** (-torch.arange(num_frequencies, device=device) / (num_frequencies - 1))
-    angle = torch.arange(grid, device=device)[:, None] * frequency
-    column, row = angle.repeat(grid, 1), angle.repeat_interleave(grid, 0)
-    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
-
-
-def xavier(num_in: int, num_out: int, bias_std: float = 0.0) -> nn.Linear:
-    """A linear layer with Glorot-uniform weights and a bias drawn from N(0, bias_std²)."""
-    layer = nn.Linear(num_in, num_out)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.normal_(layer.bias, std=bias_std)
-    return layer
+    table = sinusoids(grid, width // 2, device)
+    return torch.cat([table.repeat(grid, 1), table.repeat_interleave(grid, 0)], dim=1)
 
 
 class SelfAttention(nn.Module):
@@ -74,7 +63,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.query, self.key, self.value, self.out = (xavier(width, width) for _ in range(4))
+        self.query, self.key, self.value, self.out = (glorot(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, width) -> (batch, length, width)."""
@@ -97,10 +86,10 @@ class EncoderBlock(nn.Module):
         )
         self.mlp = nn.Sequential(
             nn.LayerNorm(width, eps=1e-6),
-            xavier(width, hidden, bias_std=1e-6),
+            glorot(width, hidden, bias_std=1e-6),
             nn.GELU(approximate="tanh"),
             nn.Dropout(dropout),
-            xavier(hidden, width, bias_std=1e-6),
+            glorot(hidden, width, bias_std=1e-6),
             nn.Dropout(dropout),
         )
 
@@ -115,14 +104,7 @@ class EncoderClassifier(nn.Module):
     """Patches, sincos positions, pre-norm blocks, mean over patches, a tanh layer, a head that starts at zero."""
 
     def __init__(
-        self,
-        patch: int,
-        num_classes: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        hidden: int,
-        dropout: float,
+        self, patch: int, num_classes: int, width: int, depth: int, num_heads: int, hidden: int, dropout: float
     ) -> None:
         super().__init__()
         self.embedding = nn.Conv2d(3, width, patch, stride=patch)
@@ -183,13 +165,7 @@ class ViTS16(ImageNet):
 
     def model(self) -> nn.Module:
         return EncoderClassifier(
-            self.patch,
-            self.num_classes,
-            self.width,
-            self.depth,
-            self.num_heads,
-            self.hidden,
-            self.dropout,
+            self.patch, self.num_classes, self.width, self.depth, self.num_heads, self.hidden, self.dropout
         )
 
 
@@ -199,26 +175,13 @@ PRESETS: dict[str, Workload] = {
     "mini": SmallViT(
         step_budget=6000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.005,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.005,
         eval_seconds=0.11,
     ),
     "full": ViTS16(
-        step_budget=ALGOPERF.step_budget,
-        batch_size=ALGOPERF.batch_size,
-        optimizer=ALGOPERF.nadamw.optimizer,
-        schedule=ALGOPERF.nadamw.schedule,
-        step_seconds=ALGOPERF.step_seconds,
-        eval_seconds=ALGOPERF.eval_seconds(50_000),
-        metric=ALGOPERF.metric,
+        **ALGOPERF.preset(50_000),
         label_smoothing=ALGOPERF.nadamw.label_smoothing,
         dropout=ALGOPERF.nadamw.dropout,
         randaugment=2,

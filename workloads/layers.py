@@ -1,16 +1,78 @@
-"""Transformer layers shared by the language model and the vision transformer: few, large operations.
+"""Initial weights and layers that families share, and what makes tensors once a process.
 
-On one core a small model's time goes into the number of operations, so q, k, v are one matrix and so are
-the two inputs of SwiGLU.
+The transformer layers have few, large operations: on one core a small model's time goes into their number, so q, k, v
+are one matrix and so are the two inputs of SwiGLU.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def cached_tensors(make: Callable[..., T]) -> functools._lru_cache_wrapper[T]:
+    """`functools.cache`; the tensors can be trained with, though the first caller may be an evaluation."""
+
+    @functools.cache
+    @functools.wraps(make)
+    def outside_inference(*args: Any) -> T:
+        with torch.inference_mode(False):
+            return make(*args)
+
+    return outside_inference
+
+
+# --- layers with the initial weights that families share -------------------------------------------------------
+
+
+def linear(num_in: int, num_out: int, scale: float = 1.0, bias: bool = False) -> nn.Linear:
+    """A linear layer with weights drawn from N(0, scale² / num_in) and a bias, if any, of zero."""
+    layer = nn.Linear(num_in, num_out, bias=bias)
+    nn.init.normal_(layer.weight, std=scale * num_in**-0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def glorot(num_in: int, num_out: int, bias: bool = True, bias_std: float = 0.0) -> nn.Linear:
+    """A linear layer with weights uniform in ±√(6 / (in + out)) and a bias, if any, from N(0, bias_std²)."""
+    layer = nn.Linear(num_in, num_out, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.normal_(layer.bias, std=bias_std)
+    return layer
+
+
+def lecun(num_in: int, num_out: int) -> nn.Linear:
+    """A linear layer with weights of `lecun_normal_` and a bias of zero: Flax's default."""
+    layer = nn.Linear(num_in, num_out)
+    lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill with N(0, 1/fan_in) cut off at two standard deviations, widened so that the variance is 1/fan_in."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation left after cutting
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """(length, width): sines, then cosines of position · 10000^(−i / (width / 2 − 1)), i = 0 … width / 2 − 1."""
+    half = width // 2
+    frequency = 10000.0 ** (-torch.arange(half, device=device) / (half - 1))
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+# --- transformer layers ----------------------------------------------------------------------------------------
 
 
 class RMSNorm(nn.Module):
@@ -41,17 +103,16 @@ class SwiGLU(nn.Module):
         return y
 
 
-@cache
+@cached_tensors
 def rotary_angles(length: int, width: int, device: torch.device, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin of position × frequency, each (length, width); the sine carries the sign `rotate` needs.
 
     Frequency i of width/2: base^(−2i/width). Source: Su et al. 2021, section 3.2.2.
     """
-    with torch.inference_mode(False):  # cached: the first caller may be an evaluation, later ones train
-        frequency = base ** (-torch.arange(0, width, 2, device=device) / width)
-        angle = torch.arange(length, device=device)[:, None] * frequency
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    frequency = base ** (-torch.arange(0, width, 2, device=device) / width)
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
@@ -69,12 +130,7 @@ class Attention(nn.Module):
     """Multi-head self-attention, no biases; causal with rotary positions (a text), or neither (patches)."""
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        causal: bool,
-        out_scale: float = 1.0,
-        rotary_base: float = 10000.0,
+        self, width: int, num_heads: int, causal: bool, out_scale: float = 1.0, rotary_base: float = 10000.0
     ) -> None:
         super().__init__()
         self.num_heads, self.causal, self.rotary_base = num_heads, causal, rotary_base
@@ -100,13 +156,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        hidden: int,
-        depth: int,
-        causal: bool,
-        rotary_base: float = 10000.0,
+        self, width: int, num_heads: int, hidden: int, depth: int, causal: bool, rotary_base: float = 10000.0
     ) -> None:
         super().__init__()
         out_scale = (2 * depth) ** -0.5
@@ -120,12 +170,3 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x))
         y: Tensor = x + self.mlp(self.mlp_norm(x))
         return y
-
-
-def linear(num_in: int, num_out: int, scale: float = 1.0, bias: bool = False) -> nn.Linear:
-    """A linear layer with weights drawn from N(0, scale² / num_in) and a bias, if any, of zero."""
-    layer = nn.Linear(num_in, num_out, bias=bias)
-    nn.init.normal_(layer.weight, std=scale * num_in**-0.5)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer

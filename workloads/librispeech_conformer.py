@@ -9,17 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workloads.algoperf import constants
-from workloads.librispeech import (
-    BatchNorm,
-    ConvSubsampling,
-    LayerNorm,
-    LibriSpeech,
-    Prompts,
-    SpeechRecognition,
-    initialize,
-    valid_frames,
-)
+from workloads.layers import sinusoids
+from workloads.librispeech import LibriSpeech, Prompts
 from workloads.protocol import Workload
+from workloads.speech_layers import BatchNorm, ConvSubsampling, LayerNorm, initialize, valid_frames
 
 LN2 = 0.6931471805599453  # softplus(0)
 
@@ -101,14 +94,6 @@ class Block(nn.Module):
         return y
 
 
-def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """(length, width): sines, then cosines of position · 10000^(−i / (width / 2 − 1)), i = 0 … width / 2 − 1."""
-    half = width // 2
-    frequency = 10000.0 ** (-torch.arange(half, device=device) / (half - 1))
-    angle = torch.arange(length, device=device)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], -1)
-
-
 class Encoder(nn.Module):
     """Convolutional subsampling, positions, blocks, layer norm, a linear layer to the outputs."""
 
@@ -152,30 +137,22 @@ class Conformer:
         return Encoder(self, bins, num_outputs)
 
 
-FULL = constants()["librispeech_conformer"]
+ALGOPERF = constants()["librispeech_conformer"]
 
 PRESETS: dict[str, Workload] = {
-    "mini": SpeechRecognition(
-        corpus=Prompts(),
+    "mini": Prompts(
         network=Conformer(
             channels=16, width=64, depth=1, num_heads=4, hidden=256, kernel=5, momentum=0.03, dropout=0.0
         ),
         step_budget=3000,
         batch_size=4,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.018,
         eval_seconds=0.065,
     ),
-    "full": SpeechRecognition(
-        corpus=LibriSpeech(),
+    "full": LibriSpeech(
+        **ALGOPERF.preset(5567),
         network=Conformer(
             channels=512,
             width=512,
@@ -184,16 +161,9 @@ PRESETS: dict[str, Workload] = {
             hidden=2048,
             kernel=5,
             momentum=0.001,
-            dropout=FULL.nadamw.dropout,
+            dropout=ALGOPERF.nadamw.dropout,
         ),
-        step_budget=FULL.step_budget,
-        batch_size=FULL.batch_size,
-        optimizer=FULL.nadamw.optimizer,
-        schedule=FULL.nadamw.schedule,
-        step_seconds=FULL.step_seconds,
-        eval_seconds=FULL.eval_seconds(5567),
         batch_norm_parts=8,
         training={"accumulate": 8},  # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
-        metric=FULL.metric,
     ),
 }

@@ -9,17 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workloads.algoperf import constants
-from workloads.librispeech import (
-    BatchNorm,
-    ConvSubsampling,
-    LayerNorm,
-    LibriSpeech,
-    Prompts,
-    SpeechRecognition,
-    initialize,
-    valid_frames,
-)
+from workloads.librispeech import LibriSpeech, Prompts
 from workloads.protocol import Workload
+from workloads.speech_layers import BatchNorm, ConvSubsampling, LayerNorm, initialize, valid_frames
 
 
 class Recurrent(nn.Module):
@@ -99,44 +91,29 @@ class DeepSpeech:
         return Encoder(self, bins, num_outputs)
 
 
-FULL = constants()["librispeech_deepspeech"]
+ALGOPERF = constants()["librispeech_deepspeech"]
 
 PRESETS: dict[str, Workload] = {
-    "mini": SpeechRecognition(
-        corpus=Prompts(),
+    "mini": Prompts(
         network=DeepSpeech(channels=16, width=96, num_recurrent=1, num_feed_forward=1, momentum=0.03, dropout=0.0),
         step_budget=4000,
         batch_size=4,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.02,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0135,
         eval_seconds=0.05,
     ),
-    "full": SpeechRecognition(
-        corpus=LibriSpeech(),
+    "full": LibriSpeech(
+        **ALGOPERF.preset(5567),
         network=DeepSpeech(
             channels=512,
             width=512,
             num_recurrent=6,
             num_feed_forward=3,
             momentum=0.001,
-            dropout=FULL.nadamw.dropout,
+            dropout=ALGOPERF.nadamw.dropout,
         ),
-        step_budget=FULL.step_budget,
-        batch_size=FULL.batch_size,
-        optimizer=FULL.nadamw.optimizer,
-        schedule=FULL.nadamw.schedule,
-        step_seconds=FULL.step_seconds,
-        eval_seconds=FULL.eval_seconds(5567),
         batch_norm_parts=8,
-        training={"accumulate": 8},  # 32 recordings at a time, as on each of AlgoPerf's 8 devices
-        metric=FULL.metric,
+        training={"accumulate": 8},  # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
     ),
 }

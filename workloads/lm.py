@@ -6,10 +6,9 @@ parameters on the tokens of FineWeb-Edu (docs/workloads/lm.md).
 
 from __future__ import annotations
 
-import lzma
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.layers import Block, RMSNorm, linear
-from workloads.loading import epoch_order, load_batches
-from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
+from workloads.data.reading import unpacked
+from workloads.layers import Block, RMSNorm, cached_tensors, linear
+from workloads.loading import epoch_batch
+from workloads.protocol import Batch, Part, Summary, Sums, Workload
+from workloads.task import Task
 
 
 class Decoder(nn.Module):
@@ -65,34 +66,26 @@ class Decoder(nn.Module):
 @cache
 def text(split: str) -> NDArray[np.uint8]:
     """The bytes of one split."""
-    packed = data.path(f"lm_{split}.txt.xz").read_bytes()
-    return np.frombuffer(lzma.decompress(packed), dtype=np.uint8)
+    return np.frombuffer(unpacked(f"lm_{split}.txt.xz"), dtype=np.uint8)
 
 
-@cache
+@cached_tensors
 def validation_batches(context: int, num_windows: int, batch_size: int) -> tuple[Tensor, ...]:
     """`num_windows` windows of context + 1 bytes, evenly spaced over the validation text."""
     held_out = text("validation")
     starts = np.arange(num_windows) * (len(held_out) - context - 1) // (num_windows - 1)
     windows = held_out[starts[:, None] + np.arange(context + 1)].astype(np.int64)
-    with torch.inference_mode(False):  # cached: later callers may want gradients
-        return torch.split(torch.from_numpy(windows), batch_size)
+    return torch.split(torch.from_numpy(windows), batch_size)
 
 
-@dataclass(frozen=True)
-class LanguageModel:
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(Task):
     """Next-byte prediction on windows of `context` bytes; metric: mean cross-entropy, nats a byte.
 
     A batch is (batch_size, context + 1) int64: inputs are all but the last byte, targets all but the first.
     vocabulary: the text is ASCII.
     """
 
-    step_budget: int
-    batch_size: int
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
     context: int = 64
     width: int = 64
     depth: int = 2
@@ -104,23 +97,20 @@ class LanguageModel:
     init_std: float | None = None
     num_eval_windows: int = 256
     eval_batch_size: int = 64
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metric: str = field(default="loss", init=False)
-    higher_is_better: bool = field(default=False, init=False)
 
     def model(self) -> nn.Module:
         shape = (self.vocabulary, self.width, self.depth, self.num_heads, self.hidden)
         return Decoder(*shape, self.rotary_base, self.tied, self.init_std)
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        train, offsets = text("train"), np.arange(self.context + 1)
-        step = first_step
-        while True:
-            starts = np.random.default_rng([seed, step]).integers(len(train) - self.context, size=self.batch_size)[
-                part.index :: part.count
-            ]
-            yield torch.from_numpy(train[starts[:, None] + offsets].astype(np.int64))
-            step += 1
+    def source(self, split: str) -> Any:
+        if split == "train":
+            return text("train")
+        return validation_batches(self.context, self.num_eval_windows, self.eval_batch_size)
+
+    def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
+        starts = np.random.default_rng([seed, step]).integers(len(source) - self.context, size=self.batch_size)
+        windows = source[starts[part.every, None] + np.arange(self.context + 1)]
+        return torch.from_numpy(windows.astype(np.int64))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
@@ -128,19 +118,12 @@ class LanguageModel:
     def loss_weight(self, batch: Batch) -> float:
         return len(batch)
 
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split != "validation":
-            raise ValueError(f"lm has no split {split!r}; it has validation")
-        batches = validation_batches(self.context, self.num_eval_windows, self.eval_batch_size)
-        return batches[part.index :: part.count]
-
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
         losses = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
         return {"loss": losses.double().sum(), "examples": torch.tensor(len(batch))}
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
-        loss = float(sums["loss"] / (sums["examples"] * self.context))
-        return Summary(loss=loss, metric=loss, examples=int(sums["examples"]))
+        return self.summary(float(sums["loss"] / (sums["examples"] * self.context)), sums["examples"])
 
 
 # --- full: token shards ------------------------------------------------------------------------------------------
@@ -183,89 +166,70 @@ def tokens(path: Path) -> NDArray[np.uint16]:
 
 
 @dataclass(frozen=True)
-class TokenLanguageModel(LanguageModel):
-    """Next-token prediction on shards of tokens; a batch is as in `LanguageModel`.
+class Windows:
+    """The windows of `length` tokens in some shards, by their number; each shard's rest is left out."""
 
-    Each shard is cut into windows of context + 1 tokens, its rest left out. Every epoch goes through all windows
-    in a new order, as plainLM does; `num_eval_windows` evenly spaced ones of the validation shards are evaluated.
-    """
+    shards: tuple[Shard, ...]
+    length: int
+    vocabulary: int
 
-    num_workers: int = 4
+    def __len__(self) -> int:
+        return sum(shard.num_tokens // self.length for shard in self.shards)
 
-    def check_data(self) -> None:
-        for split, at_least in (("train", self.batch_size), ("validation", 1)):
-            folder = self.folder()
-            num_windows = self.num_windows(folder, split)
-            if num_windows < at_least:
-                raise data.BadData(
-                    f"{folder}: its {split} shards have {num_windows} windows of {self.context + 1} tokens, "
-                    f"fewer than {at_least}"
-                )
-
-    def folder(self) -> Path:
-        """Where the shards lie. Raises: BadData."""
-        return data.dataset("lm", holds=HOLDS)
-
-    def num_windows(self, folder: Path, split: str) -> int:
-        """How many windows the shards of a split have."""
-        return sum(shard.num_tokens // (self.context + 1) for shard in shards(folder, split))
-
-    def window(self, folder: Path, split: str, number: int) -> NDArray[np.int64]:
-        """Window `number` of a split: (context + 1,). Raises: BadData."""
-        length = self.context + 1
-        for shard in shards(folder, split):
-            if number < shard.num_tokens // length:
-                found = tokens(shard.path)[number * length : (number + 1) * length].astype(np.int64)
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        """(length,). Raises: BadData for a token beyond the vocabulary."""
+        for shard in self.shards:
+            if number < shard.num_tokens // self.length:
+                found = tokens(shard.path)[number * self.length :][: self.length].astype(np.int64)
                 if found.max() >= self.vocabulary:
                     raise data.BadData(
                         f"{shard.path}: it has token {found.max()}; the vocabulary ends at {self.vocabulary - 1}"
                     )
                 return found
-            number -= shard.num_tokens // length
+            number -= shard.num_tokens // self.length
         raise IndexError("there are fewer windows")
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        self.check_data()
-        make = partial(self.train_batch, self.folder(), seed, part)
-        return iter(load_batches(make, first_step, num_workers=self.num_workers))
 
-    def train_batch(self, folder: Path, seed: int, part: Part, step: int) -> Tensor:
-        """This part of batch `step`; the last windows of an epoch that fill no batch are left out."""
-        num_windows = self.num_windows(folder, "train")
-        epoch, batch = divmod(step - 1, num_windows // self.batch_size)
-        order = epoch_order((seed, epoch), num_windows)
-        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][part.index :: part.count]
-        return torch.from_numpy(np.stack([self.window(folder, "train", int(i)) for i in chosen]))
+@dataclass(frozen=True, kw_only=True)
+class TokenLanguageModel(LanguageModel):
+    """Next-token prediction on shards of tokens; a batch is as in `LanguageModel`.
 
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split != "validation":
-            raise ValueError(f"lm has no split {split!r}; it has validation")
-        self.check_data()
-        folder = self.folder()
-        size = min(self.num_eval_windows, self.num_windows(folder, split))
-        make = partial(self.eval_batch, folder, size)
-        num_batches = -(-size // self.eval_batch_size)
-        return load_batches(make, part.index, num_batches, part.count, num_workers=self.num_workers)
+    Every epoch goes through all windows in a new order, as plainLM does; `num_eval_windows` evenly spaced ones of the
+    validation shards are evaluated.
+    """
 
-    def eval_batch(self, folder: Path, size: int, batch: int) -> Tensor:
-        """Batch number `batch` of the `size` windows that are evaluated."""
-        num_windows = self.num_windows(folder, "validation")
-        numbers = range(batch * self.eval_batch_size, min((batch + 1) * self.eval_batch_size, size))
-        return torch.from_numpy(np.stack([self.window(folder, "validation", i * num_windows // size) for i in numbers]))
+    num_workers: int = 4
+
+    def check_data(self) -> None:
+        for split in ("train", "validation"):
+            self.source(split)
+
+    def source(self, split: str) -> Windows:
+        folder, at_least = data.dataset("lm", holds=HOLDS), self.batch_size if split == "train" else 1
+        found = Windows(shards(folder, split), self.context + 1, self.vocabulary)
+        if len(found) < at_least:
+            windows = f"{len(found)} windows of {found.length} tokens, fewer than {at_least}"
+            raise data.BadData(f"{folder}: its {split} shards have {windows}")
+        return found
+
+    def train_batch(self, source: Windows, seed: int, part: Part, step: int) -> Tensor:
+        _, _, chosen = epoch_batch((seed,), step, self.batch_size, len(source))
+        return torch.from_numpy(np.stack([source[int(i)] for i in chosen[part.every]]))
+
+    def num_eval_batches(self, source: Windows) -> int:
+        return -(-min(self.num_eval_windows, len(source)) // self.eval_batch_size)
+
+    def eval_batch(self, source: Windows, number: int) -> Tensor:
+        size = min(self.num_eval_windows, len(source))
+        numbers = range(size)[number * self.eval_batch_size :][: self.eval_batch_size]
+        return torch.from_numpy(np.stack([source[i * len(source) // size] for i in numbers]))
 
 
 PRESETS: dict[str, Workload] = {
     "mini": LanguageModel(
         step_budget=4000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},  # as plainLM
         step_seconds=0.0105,
         eval_seconds=0.095,

@@ -25,6 +25,23 @@ def epoch_order(stream: tuple[int, ...], size: int) -> NDArray[np.int64]:
     return np.random.default_rng(stream).permutation(size)
 
 
+def epoch_batch(stream: tuple[int, ...], step: int, batch_size: int, size: int) -> tuple[int, int, NDArray[np.int64]]:
+    """Batch `step` of epochs through `size` examples: its epoch, its place therein and the examples.
+
+    The last examples of an epoch that fill no batch are left out.
+    """
+    epoch, place = divmod(step - 1, size // batch_size)
+    order = epoch_order((*stream, epoch), size)
+    return epoch, place, order[place * batch_size :][:batch_size]
+
+
+def end_to_end(stream: tuple[int, ...], places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The examples at some ascending places of the epochs' orders, laid end to end."""
+    epochs, ranks = np.divmod(places, size)
+    chosen = [epoch_order((*stream, epoch), size)[ranks[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return np.concatenate(chosen)
+
+
 class _Numbered(Dataset[Batch]):
     """Batch i is make(i)."""
 
@@ -33,18 +50,6 @@ class _Numbered(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         return self.make(number)
-
-
-class _Numbers:
-    """The numbers in their order, anew at each iteration."""
-
-    def __init__(self, first: int, stop: int | None, step: int) -> None:
-        self.first, self.stop, self.step = first, stop, step
-
-    def __iter__(self) -> Iterator[int]:
-        if self.stop is None:
-            return itertools.count(self.first, self.step)
-        return iter(range(self.first, self.stop, self.step))
 
 
 def load_batches(
@@ -56,7 +61,7 @@ def load_batches(
     dataclass, a functools.partial of one). num_workers: 0 makes them here, when they are asked for. Neither
     touches the caller's random state.
     """
-    numbers = _Numbers(first, stop, step)
+    numbers = itertools.count(first, step) if stop is None else range(first, stop, step)
     if num_workers == 0:
         return map(make, numbers)
     loader = DataLoader(

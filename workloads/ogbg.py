@@ -6,26 +6,32 @@ network on ogbg-molpcba, 128 assays.
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workloads import algoperf, data
-from workloads.loading import epoch_order, load_batches
-from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
-
-NOT_MEASURED = -1  # a label that is missing: it counts neither in the loss nor in the metric
+from workloads import algoperf
+from workloads.layers import lecun
+from workloads.loading import end_to_end
+from workloads.ogbg_files import (
+    FILES,
+    NOT_MEASURED,
+    Molecules,
+    check_file,
+    moleculeace,
+    molpcba,
+    molpcba_folder,
+    offsets,
+    rows,
+)
+from workloads.protocol import Part, Summary, Sums, Workload
+from workloads.task import FileTask
 
 
 class Graphs(NamedTuple):
@@ -42,18 +48,6 @@ class Graphs(NamedTuple):
     labels: Tensor  # (graphs, tasks) int8: 1, 0 or NOT_MEASURED
 
 
-class Molecules(NamedTuple):
-    """All graphs of a data set, their atoms and bonds one after another; graph g has atoms atom_ends[g] to [g + 1]."""
-
-    nodes: NDArray[np.uint8]  # (atoms, node_features)
-    edges: NDArray[np.uint8]  # (bonds, edge_features)
-    ends: NDArray[np.uint16]  # (bonds, 2): atoms, numbered within their graph
-    node_offsets: NDArray[np.int64]  # (graphs + 1,)
-    edge_offsets: NDArray[np.int64]  # (graphs + 1,)
-    labels: NDArray[np.int8]  # (graphs, tasks)
-    splits: Mapping[str, NDArray[np.int64]]  # split -> its graphs
-
-
 class Update(nn.Module):
     """y = dropout(relu(norm(x))), x = W [inputs] + b: a layer whose product is taken input by input.
 
@@ -64,7 +58,7 @@ class Update(nn.Module):
     def __init__(self, num_inputs: Sequence[int], width: int, dropout: float) -> None:
         super().__init__()
         self.num_inputs = list(num_inputs)
-        self.linear = linear(sum(num_inputs), width)
+        self.linear = lecun(sum(num_inputs), width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
 
@@ -135,14 +129,14 @@ class GraphClassifier(nn.Module):
         residual: bool,
     ) -> None:
         super().__init__()
-        self.node_embedder = linear(node_features, width)
-        self.edge_embedder = linear(edge_features, width)
+        self.node_embedder = lecun(node_features, width)
+        self.edge_embedder = lecun(edge_features, width)
         self.num_tasks = num_tasks  # the graphs' state begins with as many zeros, as AlgoPerf's
         self.residual = residual
         self.rounds = nn.ModuleList(
             GraphNetwork(width, width, width if i else num_tasks, width, dropout, residual) for i in range(num_rounds)
         )
-        self.decoder = linear(width, num_tasks)
+        self.decoder = lecun(width, num_tasks)
 
     def forward(self, batch: Graphs) -> Tensor:
         """Graphs -> (graphs, tasks) logits."""
@@ -157,25 +151,6 @@ class GraphClassifier(nn.Module):
 def sums(values: Tensor, index: Tensor, count: int) -> Tensor:
     """Row i of (count, width): the sum of the rows of `values` (n, width) whose index (n,) is i."""
     return values.new_zeros(count, values.shape[1]).index_add(0, index, values)
-
-
-def linear(num_in: int, num_out: int) -> nn.Linear:
-    """A linear layer, W from a normal of variance 1/num_in cut at two deviations, b = 0: Flax's default."""
-    layer = nn.Linear(num_in, num_out)
-    deviation = num_in**-0.5 / 0.87962566103423978  # of a unit normal cut at ±2
-    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """(n,) -> (n + 1,): where each group begins, and the end."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def rows(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers start … start + count − 1 of each group, one group after another."""
-    return np.repeat(starts - offsets(counts)[:-1], counts) + np.arange(counts.sum())
 
 
 def batched(molecules: Molecules, chosen: NDArray[np.int64]) -> Graphs:
@@ -197,126 +172,6 @@ def batched(molecules: Molecules, chosen: NDArray[np.int64]) -> Graphs:
     )
 
 
-@cache
-def moleculeace() -> Molecules:
-    """The mini's molecules, features one-hot; the validation split is spread over the tasks from its head on."""
-    with np.load(data.path("ogbg.npz")) as file:
-        part = {name: file[name] for name in file.files}
-    atom_bonds = part["atom_bonds"].astype(np.int64)  # bonds to earlier atoms
-    num_graphs, num_train = len(part["num_atoms"]), int(part["num_train"])
-    node_offsets = offsets(part["num_atoms"])
-    late = np.repeat(np.arange(len(atom_bonds)), atom_bonds)
-    late -= np.repeat(node_offsets[:-1], part["num_atoms"])[late]
-    labels = np.full((num_graphs, len(part["tasks"])), NOT_MEASURED, np.int8)
-    labels[np.repeat(np.arange(num_graphs), part["num_labels"]), part["label_tasks"]] = part["label_values"]
-    return Molecules(
-        nodes=one_hot(part["atom_kinds"])[part["atoms"]],
-        edges=one_hot(part["bond_kinds"])[part["bonds"]],
-        ends=np.stack([late - part["bond_back"], late], 1).astype(np.uint16),
-        node_offsets=node_offsets,
-        edge_offsets=offsets(np.add.reduceat(atom_bonds, node_offsets[:-1])),
-        labels=labels,
-        splits={"train": np.arange(num_train), "validation": np.arange(num_train, num_graphs)},
-    )
-
-
-def one_hot(kinds: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """(kinds, properties) -> (kinds, values of all properties): 1 where the kind has this value."""
-    columns = [column[:, None] == np.unique(column) for column in kinds.T]
-    return np.concatenate(columns, axis=1).astype(np.uint8)
-
-
-FILES = {  # of ogbg-molpcba as the ogb package unpacks it: columns and their type
-    "raw/num-node-list.csv.gz": (1, pa.int64()),
-    "raw/num-edge-list.csv.gz": (1, pa.int64()),
-    "raw/node-feat.csv.gz": (9, pa.uint8()),
-    "raw/edge-feat.csv.gz": (3, pa.uint8()),
-    "raw/edge.csv.gz": (2, pa.uint16()),
-    "raw/graph-label.csv.gz": (128, pa.float32()),
-    "split/scaffold/train.csv.gz": (1, pa.int64()),
-    "split/scaffold/valid.csv.gz": (1, pa.int64()),
-    "split/scaffold/test.csv.gz": (1, pa.int64()),
-}
-
-
-def molpcba_folder() -> Path:
-    """Where ogbg-molpcba lies. Raises: data.BadData."""
-    holds = "ogbg_molpcba/ as the ogb package unpacks it (raw/*.csv.gz, split/scaffold/*.csv.gz)"
-    return data.dataset("ogbg", holds=holds) / "ogbg_molpcba"
-
-
-def table(folder: Path, name: str) -> NDArray[Any]:
-    """(rows, columns) of one file, missing values as NOT_MEASURED. Raises: data.BadData."""
-    columns, kind = FILES[name]
-    names = [str(i) for i in range(columns)]
-    check_file(folder, name)
-    try:
-        content = pa.csv.read_csv(
-            folder / name,
-            read_options=pa.csv.ReadOptions(column_names=names),
-            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, kind)),
-        )
-        if kind == pa.float32():
-            content = pa.table({i: content[i].fill_null(NOT_MEASURED).cast(pa.int8()) for i in names})
-        return np.stack([content[i].to_numpy() for i in names], 1)
-    except (OSError, EOFError, pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise data.BadData(f"{folder / name}: not {columns} columns of {kind} ({reason})") from error
-
-
-def check_file(folder: Path, name: str) -> None:
-    """Raises: data.BadData, where a file is not there or its first row has another number of columns."""
-    path, columns = folder / name, FILES[name][0]
-    if not path.is_file():
-        raise data.BadData(f"{path}: no such file; it should be a table of {columns} columns, gzipped")
-    try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
-            found = file.readline().count(",") + 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise data.BadData(f"{path}: not a gzipped table ({error})") from error
-    if found != columns:
-        raise data.BadData(f"{path}: its first row has {found} columns; there should be {columns}")
-
-
-@cache
-def molpcba(folder: Path) -> Molecules:
-    """ogbg-molpcba with the numbers of its features as they are; about 250 MB. Raises: data.BadData."""
-    part = {Path(name).name.removesuffix(".csv.gz"): table(folder, name) for name in FILES}
-    num_nodes, num_edges = part["num-node-list"][:, 0], part["num-edge-list"][:, 0]
-    num_graphs = len(num_nodes)
-    for name, found, expected in (
-        ("raw/num-edge-list.csv.gz", len(num_edges), num_graphs),
-        ("raw/graph-label.csv.gz", len(part["graph-label"]), num_graphs),
-        ("raw/node-feat.csv.gz", len(part["node-feat"]), num_nodes.sum()),
-        ("raw/edge-feat.csv.gz", len(part["edge-feat"]), num_edges.sum()),
-        ("raw/edge.csv.gz", len(part["edge"]), num_edges.sum()),
-    ):
-        if found != expected:
-            raise data.BadData(f"{folder / name}: {found} rows; the other files ask for {expected}")
-    for split in ("train", "valid", "test"):
-        outside = part[split][(part[split] < 0) | (part[split] >= num_graphs)]
-        if len(outside):
-            path = folder / f"split/scaffold/{split}.csv.gz"
-            raise data.BadData(f"{path}: there is no graph {outside[0]}; there are {num_graphs}")
-    if (part["graph-label"] > 1).any():
-        raise data.BadData(f"{folder / 'raw/graph-label.csv.gz'}: a label is 0, 1 or empty")
-    if (part["edge"] >= np.repeat(num_nodes, num_edges)[:, None]).any():
-        raise data.BadData(f"{folder / 'raw/edge.csv.gz'}: an edge leads to a node that its graph has not")
-    return Molecules(
-        nodes=part["node-feat"],
-        edges=part["edge-feat"],
-        ends=part["edge"],
-        node_offsets=offsets(num_nodes),
-        edge_offsets=offsets(num_edges),
-        labels=part["graph-label"],
-        splits={
-            "train": part["train"][:, 0],
-            "validation": part["valid"][:, 0],
-            "test": part["test"][:, 0],
-        },
-    )
-
-
 def mean_average_precision(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:
     """Mean over tasks of the average precision on the graphs measured there; NaN where no task has both labels.
 
@@ -335,24 +190,17 @@ def mean_average_precision(logits: NDArray[np.float32], labels: NDArray[np.int8]
     return float(np.mean(found)) if found else float("nan")
 
 
-@dataclass(frozen=True)
-class Ogbg:
+@dataclass(frozen=True, kw_only=True)
+class Ogbg(FileTask):
     """Many binary tasks a graph, most labels missing; metric: "loss" (nats a label) or "map".
 
     A batch is a `Graphs`; its loss is the mean binary cross-entropy over the labels that were measured.
-    source: "moleculeace" (in the package) or "ogbg-molpcba" (in $WA_DATA_DIR/ogbg).
     num_eval_graphs: the head of a split that is evaluated; None: all of it. num_workers: processes that make
     training batches; each reads the data for itself.
     """
 
-    step_budget: int
-    batch_size: int
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
-    source: str = "moleculeace"
-    metric: str = "loss"
+    METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "map": True}
+
     node_features: int = 37
     edge_features: int = 9
     num_tasks: int = 30
@@ -362,41 +210,32 @@ class Ogbg:
     residual: bool = True
     num_eval_graphs: int | None = 1200
     eval_batch_size: int = 128
-    num_workers: int = 0
-    higher_is_better: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.source not in ("moleculeace", "ogbg-molpcba"):
-            raise ValueError(f"source is {self.source!r}; it is moleculeace or ogbg-molpcba")
-        if self.metric not in ("loss", "map"):
-            raise ValueError(f"metric is {self.metric!r}; it is loss or map")
-        object.__setattr__(self, "higher_is_better", self.metric == "map")
 
     def model(self) -> nn.Module:
-        return GraphClassifier(
-            self.node_features,
-            self.edge_features,
-            self.num_tasks,
-            self.width,
-            self.num_rounds,
-            self.dropout,
-            self.residual,
-        )
+        features = (self.node_features, self.edge_features, self.num_tasks)
+        return GraphClassifier(*features, self.width, self.num_rounds, self.dropout, self.residual)
 
     def molecules(self) -> Molecules:
-        """The data, read once a process. Raises: data.BadData."""
-        return moleculeace() if self.source == "moleculeace" else molpcba(molpcba_folder())
+        """The data, read once a process. Raises: BadData."""
+        return moleculeace()
 
-    def check_data(self) -> None:
-        """Raises: data.BadData, where a file is missing or its first row is not what belongs there."""
-        if self.source == "ogbg-molpcba":
-            folder = molpcba_folder()
-            for name in FILES:
-                check_file(folder, name)
+    @property
+    def eval_workers(self) -> int:
+        """The data are in memory here; new workers would read them anew at every evaluation."""
+        return 0
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        make = TrainingBatch(self, seed, part)
-        return iter(load_batches(make, first_step, num_workers=self.num_workers))
+    def source(self, split: str) -> Any:
+        """The numbers of a split's graphs."""
+        chosen = self.molecules().splits[split]
+        return chosen if split == "train" else chosen[: self.num_eval_graphs]
+
+    def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Graphs:
+        """The next batch_size graphs of the epochs' orders, laid end to end."""
+        places = ((step - 1) * self.batch_size + np.arange(self.batch_size))[part.every]
+        return batched(self.molecules(), source[end_to_end((seed,), places, len(source))])
+
+    def eval_batch(self, source: Any, number: int) -> Graphs:
+        return batched(self.molecules(), source[self.numbers(source, number)])
 
     def loss(self, model: nn.Module, batch: Graphs) -> Tensor:
         losses, measured = self.losses(model(batch), batch.labels)
@@ -411,18 +250,6 @@ class Ogbg:
     def loss_weight(self, batch: Graphs) -> float:
         return float((batch.labels != NOT_MEASURED).sum())
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("validation",) if self.source == "moleculeace" else ("validation", "test")
-
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in self.splits:
-            raise ValueError(f"ogbg ({self.source}) has no split {split!r}; it has {', '.join(self.splits)}")
-        count = len(self.molecules().splits[split][: self.num_eval_graphs])
-        make = EvaluationBatch(self, split)
-        # made here: the data are in memory, and new workers would read them anew at every evaluation
-        return load_batches(make, part.index, -(-count // self.eval_batch_size), part.count)
-
     def eval_step(self, model: nn.Module, batch: Graphs) -> Sums:
         logits = model(batch).float()
         losses, measured = self.losses(logits, batch.labels)
@@ -435,43 +262,24 @@ class Ogbg:
         }
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
-        loss = float(sums["loss"] / sums["measured"])
         precision = mean_average_precision(sums["logits"].float().numpy(), sums["labels"].to(torch.int8).numpy())
-        metric = precision if self.metric == "map" else loss
-        return Summary(loss, metric, int(sums["examples"]), {"map": precision})
+        return self.summary(float(sums["loss"] / sums["measured"]), sums["examples"], {"map": precision})
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Batch `step` of a seed: the next batch_size graphs of the epochs' orders, laid end to end."""
+@dataclass(frozen=True, kw_only=True)
+class Molpcba(Ogbg):
+    """ogbg-molpcba, from $WA_DATA_DIR/ogbg."""
 
-    workload: Ogbg
-    seed: int
-    part: Part
+    splits = ("validation", "test")
 
-    def __call__(self, step: int) -> Graphs:
-        molecules = self.workload.molecules()
-        train = molecules.splits["train"]
-        first = (step - 1) * self.workload.batch_size
-        places = np.arange(first, first + self.workload.batch_size)[self.part.index :: self.part.count]
-        epochs, ranks = np.divmod(places, len(train))
-        chosen = [
-            epoch_order((self.seed, epoch), len(train))[ranks[epochs == epoch]] for epoch in np.unique(epochs).tolist()
-        ]
-        return batched(molecules, train[np.concatenate(chosen)])
+    def molecules(self) -> Molecules:
+        return molpcba(molpcba_folder())
 
-
-@dataclass(frozen=True)
-class EvaluationBatch:
-    """Batch `number` of a split, in the file's order."""
-
-    workload: Ogbg
-    split: str
-
-    def __call__(self, number: int) -> Graphs:
-        molecules, size = self.workload.molecules(), self.workload.eval_batch_size
-        graphs = molecules.splits[self.split][: self.workload.num_eval_graphs]
-        return batched(molecules, graphs[number * size : (number + 1) * size])
+    def check_data(self) -> None:
+        """Raises: BadData, where a file is missing or its first row is not what belongs there."""
+        folder = molpcba_folder()
+        for name in FILES:
+            check_file(folder, name)
 
 
 ALGOPERF = algoperf.constants()["ogbg"]
@@ -480,27 +288,13 @@ PRESETS: dict[str, Workload] = {
     "mini": Ogbg(
         step_budget=4000,
         batch_size=32,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-        },
+        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0096,
         eval_seconds=0.1,
     ),
-    "full": Ogbg(
-        step_budget=ALGOPERF.step_budget,
-        batch_size=ALGOPERF.batch_size,
-        optimizer=ALGOPERF.nadamw.optimizer,
-        schedule=ALGOPERF.nadamw.schedule,
-        step_seconds=ALGOPERF.step_seconds,
-        eval_seconds=ALGOPERF.eval_seconds(43_793),
-        source="ogbg-molpcba",
-        metric=ALGOPERF.metric,
+    "full": Molpcba(
+        **ALGOPERF.preset(43_793),
         node_features=9,
         edge_features=3,
         num_tasks=128,

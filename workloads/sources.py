@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,23 +12,26 @@ from pathlib import Path
 from types import ModuleType
 
 from workloads import data
+from workloads.dotted import import_dotted
 from workloads.protocol import load, module_name
 from workloads.user_errors import OUR_PACKAGES
 
 Files = dict[str, str]  # path relative to where the import begins -> sha256 of its bytes, or a listing's
 
 MOST_ENTRIES = 20_000  # of a data folder; what comes behind these, in the order of their names, is not looked at
-_FRAME = ("protocol", "dotted", "sources", "user_errors", "loading", "data")  # ours, but not what is trained
+_FRAME = ("attributes", "protocol", "dotted", "sources", "user_errors", "data")  # ours, but not what is trained
 
 
 def source_files(name: str) -> Files:
-    """The file of workload `name` and those it imports from the folder or package it lies in, theirs too.
+    """The file of workload or scheme `name` and those it imports from the folder or package it lies in, theirs too.
 
     Imports are read from the source, wherever in a file they stand; a module imported by a computed name is missed.
     Of an installed package only its own modules count: versions are recorded apart. Raises: UnknownWorkload.
     """
-    load(name)
+    if ":" in name:
+        import_dotted(name)
     module = module_name(name)
+    importlib.import_module(module)
     known = _read.get(module)
     if known is None or known[0] is not sys.modules[module]:
         _read[module] = sys.modules[module], _source_files(name, module)
@@ -67,7 +71,7 @@ def _is_frame(name: str, module: str) -> bool:
     parts = module.split(".")
     if ":" in name:
         return parts[0] in OUR_PACKAGES
-    return parts == ["workloads"] or parts[1] in _FRAME
+    return ".".join(parts[1:]) in ("", *_FRAME)
 
 
 def _imported(text: bytes, module: str, is_package: bool) -> Iterator[str]:

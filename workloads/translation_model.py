@@ -7,26 +7,28 @@ algorithmic_efficiency/workloads/wmt/wmt_pytorch/models.py.
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workloads.layers import cached_tensors, glorot
+
 PAD = 0  # fills up rows; as a decoder input it also stands before the first token of a sentence
 EOS = 2
 
 
-@cache
+@cached_tensors
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """(length, width): sin, then cos, of position · 10000^(−2i / (width − 2)), i = 0 … width / 2 − 1."""
-    with torch.inference_mode(False):  # cached: the first caller may be an evaluation, later ones train
-        index = torch.arange(width // 2, device=device)
-        angle = torch.arange(length, device=device)[:, None] * torch.exp(
-            index * (-math.log(10000.0) / (width // 2 - 1))
-        )
-        return torch.cat([angle.sin(), angle.cos()], -1)
+    """(length, width): sin, then cos, of position · 10000^(−2i / (width − 2)), i = 0 … width / 2 − 1.
+
+    As `layers.sinusoids`, but by exp and log, as AlgoPerf has it here: the last bits differ.
+    """
+    index = torch.arange(width // 2, device=device)
+    frequency = torch.exp(index * (-math.log(10000.0) / (width // 2 - 1)))
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def positions(segments: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.out = _linear(width, width, bias=False)
+        self.out = glorot(width, width, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
         """(batch, length, n · width) -> (batch, n · heads, length, width / heads)."""
@@ -70,7 +72,7 @@ class SelfAttention(Attention):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__(width, num_heads, dropout)
-        self.qkv = _linear(width, 3 * width, bias=False)
+        self.qkv = glorot(width, 3 * width, bias=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, length, width) -> q, k, v, each (batch, heads, length, width / heads)."""
@@ -86,8 +88,8 @@ class CrossAttention(Attention):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__(width, num_heads, dropout)
-        self.q = _linear(width, width, bias=False)
-        self.kv = _linear(width, 2 * width, bias=False)
+        self.q = glorot(width, width, bias=False)
+        self.kv = glorot(width, 2 * width, bias=False)
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, width) -> k, v, each (batch, heads, length, width / heads)."""
@@ -102,7 +104,9 @@ class FeedForward(nn.Sequential):
     """W₂ dropout(relu(W₁ x + b₁)) + b₂."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__(_linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), _linear(hidden, width))
+        super().__init__(
+            glorot(width, hidden, bias_std=1e-6), nn.ReLU(), nn.Dropout(dropout), glorot(hidden, width, bias_std=1e-6)
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -261,12 +265,3 @@ class TranslationModel(nn.Module):
             x = x + layer.self_attention.mix(q, k, v, None).view(x.shape)
             x = layer.rest(x, memory.source[i], memory.source_mask)  # the beams are rows of queries
         return self.logits(x), memory._replace(past=now)
-
-
-def _linear(num_in: int, num_out: int, bias: bool = True) -> nn.Linear:
-    """Weights uniform in ±√(6 / (in + out)), biases from N(0, 1e-12)."""
-    layer = nn.Linear(num_in, num_out, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.normal_(layer.bias, std=1e-6)
-    return layer

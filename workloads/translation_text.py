@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workloads.data import BadData
+from workloads.data.reading import tokenizer as sentencepieces
 from workloads.translation_model import EOS, PAD
 
 LANGUAGES = ("de", "en")
@@ -62,21 +63,11 @@ def parallel(folder: Path, name: str) -> tuple[Text, Text]:
     return german, english
 
 
-@cache
 def tokenizer(path: Path, vocabulary: int) -> Any:
-    """The sentencepiece model. Raises: BadData where it is missing, no such model, or of another size."""
-    import sentencepiece
-
-    what = f"it should be a sentencepiece model of {vocabulary:,} pieces with </s> as piece {EOS}"
-    if not path.is_file():
-        raise BadData(f"{path}: missing; {what}")
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError as error:
-        raise BadData(f"{path}: sentencepiece cannot read it; {what}") from error
-    if model.get_piece_size() != vocabulary or model.eos_id() != EOS:
-        found = f"it has {model.get_piece_size():,} pieces and </s> as piece {model.eos_id()}"
-        raise BadData(f"{path}: {found}; {what}")
+    """The sentencepiece model. Raises: BadData."""
+    model = sentencepieces(path, vocabulary)
+    if model.eos_id() != EOS:
+        raise BadData(f"{path}: </s> is piece {model.eos_id()}; it should be piece {EOS}")
     return model
 
 
@@ -88,12 +79,6 @@ def pairs(sides: tuple[Text, Text], numbers: Iterable[int], model: Any, longest:
         )
         if min(len(german), len(english)) > 1 and max(len(german), len(english)) <= longest:
             yield german, english
-
-
-@lru_cache(maxsize=2)
-def order(count: int, seed: int, epoch: int) -> NDArray[np.uint32]:
-    """The numbers 0 … count − 1 in the order of one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(np.arange(count, dtype=np.uint32))
 
 
 def pack(sentences: Iterable[Pair], num_rows: int, length: int) -> list[NDArray[np.int64]]:

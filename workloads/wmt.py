@@ -5,13 +5,11 @@ Model, search and text files: translation_model.py, translation_search.py, trans
 
 from __future__ import annotations
 
-import json
-import lzma
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +18,14 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.algoperf import constants
-from workloads.loading import load_batches
-from workloads.protocol import WHOLE, Batch, Part, Summary, Sums, Workload
+from workloads.data.reading import index, unpacked
+from workloads.layers import cached_tensors
+from workloads.loading import epoch_order
+from workloads.protocol import Batch, Part, Summary, Sums, Workload
+from workloads.task import FileTask, Task
 from workloads.translation_model import EOS, PAD, TranslationModel
 from workloads.translation_search import beam_search, greedy
-from workloads.translation_text import Pair, order, pack, padded, pairs, parallel, tokenizer
+from workloads.translation_text import Pair, pack, padded, pairs, parallel, tokenizer
 
 NGRAM_ORDERS = range(1, 5)
 BLEU_SUMS = (
@@ -74,8 +75,8 @@ def model_inputs(batch: Batch) -> list[Tensor]:
     return [sources, targets, *rest] if len(rest) == 2 else [trimmed(sources), trimmed(targets)]
 
 
-@dataclass(frozen=True)
-class Translation:
+@dataclass(frozen=True, kw_only=True)
+class Translation(Task):
     """What both presets share; metric: "loss" (cross-entropy, nats a target token) or "bleu".
 
     A training batch is (sources, targets), a sentence a row, or (sources, targets, source segments, target
@@ -83,13 +84,8 @@ class Translation:
     which rows count for BLEU. Tokens and segments are int64, (rows, length).
     """
 
-    step_budget: int
-    batch_size: int
-    optimizer: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    step_seconds: float
-    eval_seconds: float
-    metric: str
+    METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "bleu": True}
+
     vocabulary: int
     width: int
     num_heads: int
@@ -100,40 +96,20 @@ class Translation:
     attention_dropout: float
     label_smoothing: float
     num_beams: int  # 1: greedy
-    eval_batch_size: int
     length_penalty: float = 0.6
-    higher_is_better: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("loss", "bleu"):
-            raise ValueError(f"metric is {self.metric!r}; it is loss or bleu")
-        object.__setattr__(self, "higher_is_better", self.metric == "bleu")
 
     def detokenize(self, tokens: list[int]) -> str:
         """The sentence that the tokens spell; without padding and end mark."""
         raise NotImplementedError
 
     def model(self) -> nn.Module:
-        return TranslationModel(
-            self.vocabulary,
-            self.width,
-            self.num_heads,
-            self.hidden,
-            self.depth,
-            self.dropout,
-            self.attention_dropout,
-            self.max_length,
-        )
+        sizes = (self.vocabulary, self.width, self.num_heads, self.hidden, self.depth)
+        return TranslationModel(*sizes, self.dropout, self.attention_dropout, self.max_length)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = model_inputs(batch)
-        logits = model(*inputs)
-        return F.cross_entropy(
-            logits.flatten(0, 1),
-            inputs[1].flatten(),
-            ignore_index=PAD,
-            label_smoothing=self.label_smoothing,
-        )
+        logits, targets = model(*inputs).flatten(0, 1), inputs[1].flatten()
+        return F.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=self.label_smoothing)
 
     def loss_weight(self, batch: Batch) -> Tensor:
         """The number of target tokens."""
@@ -171,15 +147,16 @@ class Translation:
         }
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
-        loss, score = float(sums["loss"] / sums["tokens"]), bleu(sums)
-        metric = score if self.metric == "bleu" else loss
-        return Summary(loss, metric, int(sums["examples"]), {"bleu": score})
+        return self.summary(float(sums["loss"] / sums["tokens"]), sums["examples"], {"bleu": bleu(sums)})
+
+
+# --- mini: software catalogues -----------------------------------------------------------------------------------
 
 
 @cache
 def catalogue(split: str) -> list[Pair]:
     """The tokens of all pairs of a split of the software catalogues."""
-    stream = np.frombuffer(lzma.decompress(data.path(f"wmt_{split}.u16.xz").read_bytes()), dtype="<u2")
+    stream = np.frombuffer(unpacked(f"wmt_{split}.u16.xz"), dtype="<u2")
     sides = [side.tolist() for side in np.split(stream, np.flatnonzero(stream == EOS) + 1)[:-1]]
     return list(zip(sides[::2], sides[1::2], strict=True))
 
@@ -191,26 +168,18 @@ def catalogue_arrays(split: str, length: int) -> tuple[Any, Any]:
     return padded(sources, length), padded(targets, length)
 
 
-@cache
-def catalogue_pieces() -> list[str]:
-    """What each token spells; ▁ stands for a space."""
-    pieces: list[str] = json.loads(data.path("wmt_pieces.json").read_text(encoding="utf-8"))
-    return pieces
-
-
-@cache
+@cached_tensors
 def validation_batches(length: int, num_pairs: int, num_translated: int, batch_size: int) -> tuple[Batch, ...]:
     """The first validation pairs: those to be translated, then the others by length, so that batches are narrow."""
     first = catalogue("validation")[:num_pairs]
     others = sorted(first[num_translated:], key=lambda pair: len(pair[0]) + len(pair[1]))
     sources, targets = (padded(side, length) for side in zip(*first[:num_translated], *others, strict=True))
     translated = np.arange(len(sources)) < num_translated
-    with torch.inference_mode(False):  # cached: later callers may want gradients
-        split = [torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)]
+    split = [torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)]
     return tuple(zip(*split, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Catalogues(Translation):
     """Sentences of German software translated to English, drawn at random."""
 
@@ -218,26 +187,25 @@ class Catalogues(Translation):
     num_translated: int = 64
 
     def detokenize(self, tokens: list[int]) -> str:
-        pieces = catalogue_pieces()
+        pieces = index("wmt_pieces.json")  # ▁ stands for a space
         return "".join(pieces[token] for token in tokens if token != PAD).replace("▁", " ").strip()
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        sources, targets = catalogue_arrays("train", self.max_length)
-        step = first_step
-        while True:
-            chosen = np.random.default_rng([seed, step]).integers(len(sources), size=self.batch_size)
-            chosen = np.array_split(chosen, part.count)[part.index]
-            yield torch.from_numpy(sources[chosen]), torch.from_numpy(targets[chosen])
-            step += 1
+    def source(self, split: str) -> Any:
+        if split == "train":
+            return catalogue_arrays("train", self.max_length)
+        return validation_batches(self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size)
 
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split != "validation":
-            raise ValueError(f"the mini of wmt has no split {split!r}; it has validation")
-        batches = validation_batches(self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size)
-        return batches[part.index :: part.count]
+    def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
+        sources, targets = source
+        chosen = np.random.default_rng([seed, step]).integers(len(sources), size=self.batch_size)
+        chosen = np.array_split(chosen, part.count)[part.index]
+        return torch.from_numpy(sources[chosen]), torch.from_numpy(targets[chosen])
 
+
+# --- full: WMT17's news ------------------------------------------------------------------------------------------
 
 SPLITS = {"train": "train", "validation": "newstest2013", "test": "newstest2014"}  # as AlgoPerf
+MODEL = "wmt_sentencepiece_model"
 HOLDS = "wmt_sentencepiece_model and train, newstest2013, newstest2014, each as .de and .en"
 
 
@@ -249,8 +217,8 @@ def news_pairs(folder: Path, split: str, model_path: Path, vocabulary: int, long
     return sorted(pairs(sides, range(len(sides[0].starts) - 1), model, longest), key=lambda pair: len(pair[0]))
 
 
-@dataclass(frozen=True)
-class News(Translation):
+@dataclass(frozen=True, kw_only=True)
+class News(Translation, FileTask):
     """AlgoPerf's WMT17 German to English, `batch_size` rows of packed sentences a step."""
 
     rows_together: int = 8  # they are packed from one run of sentences
@@ -262,10 +230,10 @@ class News(Translation):
         return data.dataset("wmt", holds=HOLDS)
 
     def tokenizer(self) -> Any:
-        return tokenizer(self.folder() / "wmt_sentencepiece_model", self.vocabulary)
+        return tokenizer(self.folder() / MODEL, self.vocabulary)
 
     def check_data(self) -> None:
-        """Raises: workloads.data.BadData. Reads the text files once, to count their lines."""
+        """Raises: BadData. Reads the text files once, to count their lines."""
         self.tokenizer()
         for name in SPLITS.values():
             parallel(self.folder(), name)
@@ -273,21 +241,27 @@ class News(Translation):
     def detokenize(self, tokens: list[int]) -> str:
         return str(self.tokenizer().decode([token for token in tokens if token != PAD]))
 
+    def source(self, split: str) -> Any:
+        """Pairs of a held-out split; the training text is mapped into memory by each worker."""
+        if split == "train":
+            return None
+        return news_pairs(self.folder(), split, self.folder() / MODEL, self.vocabulary, self.max_length)
+
+    @property
+    def eval_workers(self) -> int:
+        return 0
+
     def rows(self, seed: int, number: int) -> list[Any]:
         """Packing `number`: rows_together rows of one run of an epoch's sentences."""
         sides = parallel(self.folder(), SPLITS["train"])
         count = len(sides[0].starts) - 1
-        runs = max(1, count // self.sentences_together)
-        epoch, run = divmod(number, runs)
-        numbers = order(count, seed, epoch)[run * self.sentences_together :][: self.sentences_together]
-        return pack(
-            pairs(sides, numbers.tolist(), self.tokenizer(), self.max_length),
-            self.rows_together,
-            self.max_length,
-        )
+        epoch, run = divmod(number, max(1, count // self.sentences_together))
+        numbers = epoch_order((seed, epoch), count)[run * self.sentences_together :][: self.sentences_together]
+        sentences = pairs(sides, numbers.tolist(), self.tokenizer(), self.max_length)
+        return pack(sentences, self.rows_together, self.max_length)
 
-    def batch(self, step: int, seed: int, part: Part) -> Batch:
-        """This part of batch `step`, rows in a run, so that parts share few packings."""
+    def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
+        """Its rows in a run, so that parts share few packings."""
         mine = np.array_split(np.arange(self.batch_size), part.count)[part.index]
         packings = -(-self.batch_size // self.rows_together)  # of a batch
         needed = range(int(mine[0]) // self.rows_together, int(mine[-1]) // self.rows_together + 1)
@@ -295,39 +269,19 @@ class News(Translation):
         first = int(mine[0]) - needed[0] * self.rows_together
         return tuple(torch.from_numpy(np.concatenate(column)[first : first + len(mine)].copy()) for column in columns)
 
-    def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
-        make = partial(self.batch, seed=seed, part=part)
-        return iter(load_batches(make, first_step, num_workers=self.num_workers))
-
-    def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
-        if split not in self.splits:
-            raise ValueError(f"wmt has no evaluation split {split!r}; it has validation and test")
-        return self._eval_batches(split, part)
-
-    def _eval_batches(self, split: str, part: Part) -> Iterator[Batch]:
-        model_path = self.folder() / "wmt_sentencepiece_model"
-        held_out = news_pairs(self.folder(), split, model_path, self.vocabulary, self.max_length)
-        starts = range(0, len(held_out), self.eval_batch_size)
-        for start in starts[part.index :: part.count]:
-            sides = zip(*held_out[start : start + self.eval_batch_size], strict=True)
-            sources, targets = (torch.from_numpy(padded(side, max(map(len, side)))) for side in sides)
-            yield sources, targets, torch.ones(len(sources), dtype=torch.bool)
+    def eval_batch(self, source: Any, number: int) -> Batch:
+        sides = zip(*(source[i] for i in self.numbers(source, number)), strict=True)
+        sources, targets = (torch.from_numpy(padded(side, max(map(len, side)))) for side in sides)
+        return sources, targets, torch.ones(len(sources), dtype=torch.bool)
 
 
-_FULL = constants()["wmt"]
+ALGOPERF = constants()["wmt"]
 
 PRESETS: dict[str, Workload] = {
     "mini": Catalogues(
         step_budget=5000,
         batch_size=8,
-        optimizer={
-            "name": "nadamw",
-            "lr": 0.005,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
         schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
         step_seconds=0.0097,
         eval_seconds=0.1,
@@ -345,22 +299,16 @@ PRESETS: dict[str, Workload] = {
         eval_batch_size=64,
     ),
     "full": News(
-        step_budget=_FULL.step_budget,
-        batch_size=_FULL.batch_size,
-        optimizer=_FULL.nadamw.optimizer,
-        schedule=_FULL.nadamw.schedule,
-        step_seconds=_FULL.step_seconds,
-        eval_seconds=480.0,  # a guess: beam search over 3,000 sentences, a minute on 8 GPUs
-        metric=_FULL.metric,
+        **ALGOPERF.preset(3000) | {"eval_seconds": 480.0},  # a guess: beam search, a minute on 8 GPUs
         vocabulary=32_000,
         width=1024,
         num_heads=16,
         hidden=1024,
         depth=6,
         max_length=256,
-        dropout=_FULL.nadamw.dropout,
+        dropout=ALGOPERF.nadamw.dropout,
         attention_dropout=0.1,  # AlgoPerf's own value where a search space names none
-        label_smoothing=_FULL.nadamw.label_smoothing,
+        label_smoothing=ALGOPERF.nadamw.label_smoothing,
         num_beams=4,
         eval_batch_size=128,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -17,7 +17,7 @@ STALLED = 0.1  # nor does a counter count steps that stands still in a larger sh
 _Group = tuple[str, str, str]  # submission, workload, framework
 
 
-def label(trials: Iterable[Trial], told: frozenset[str]) -> list[Trial]:
+def label(trials: Sequence[Trial], told: frozenset[str]) -> list[Trial]:
     """Labels the trials whose global_step cannot be optimizer steps.
 
     What a counter counts is the submission's own, so its trials on one workload are judged together, by their median
@@ -25,13 +25,12 @@ def label(trials: Iterable[Trial], told: frozenset[str]) -> list[Trial]:
     of those are faster than the hint. Where no trial is long enough to tell, the submission's other workloads in
     that framework do, if they agree. A counter that falls or stands still is seen in its own trial.
     """
-    trials = list(trials)
     paces: dict[_Group, list[float]] = {}
     for trial in trials:
         if (pace := _pace(trial.evaluations)) is not None:
-            paces.setdefault(_group(trial), []).append(pace)
+            paces.setdefault(trial.group, []).append(pace)
     usual = {group: median(of) for group, of in paces.items()}
-    hinted = {_group(trial): trial.facts.pace for trial in trials}
+    hinted = {trial.group: trial.facts.pace for trial in trials}
     off = {group: _off_pace(group, usual, hinted[group]) for group in usual}
     return [replace(trial, not_steps=_why(trial, off, told)) for trial in trials]
 
@@ -45,13 +44,9 @@ def _why(trial: Trial, off: dict[_Group, str | None], told: frozenset[str]) -> s
     stalled = sum(after.step == before.step for before, after in pairs)
     if stalled > max(1.0, STALLED * len(pairs)):
         return f"it stands still in {stalled} of {len(pairs)} intervals"
-    if _group(trial) in off:
-        return off[_group(trial)]
-    elsewhere = [
-        why
-        for (submission, _, framework), why in off.items()
-        if (submission, framework) == (trial.submission, trial.framework)
-    ]
+    if trial.group in off:
+        return off[trial.group]
+    elsewhere = [why for group, why in off.items() if group[::2] == trial.group[::2]]
     if trial.evaluations and elsewhere and all(elsewhere):
         return "too short to tell, and it counts none on any other workload"
     return None
@@ -68,12 +63,8 @@ def _off_pace(group: _Group, usual: dict[_Group, float], hinted: float) -> str |
     return f"it runs at {mine / hinted:.2g} times the hinted pace{whose}; the threshold is {limit}"
 
 
-def _group(trial: Trial) -> _Group:
-    return trial.submission, trial.workload, trial.framework
-
-
 def _pace(evaluations: tuple[Evaluation, ...]) -> float | None:
-    """Counts a second from the first evaluation on (before it lies compilation), null where too short to tell."""
+    """Counts a second from the first evaluation on (before it lies compilation), None where too short to tell."""
     if len(evaluations) < 2 or evaluations[-1].seconds <= evaluations[0].seconds:
         return None
     first, last = evaluations[0], evaluations[-1]

@@ -11,17 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.importers import algoperf_lines
-from sweeps.importers.algoperf_folders import LOG
-from sweeps.importers.algoperf_trials import LOWER_IS_BETTER, BadLogs, Facts, Place, Skipped, Trial
+from sweeps.importers import algoperf_logs
+from sweeps.importers.algoperf_trials import LOG, LOWER_IS_BETTER, BadLogs, Facts, Place, Skipped, Trial, Unusable
 
 MOST_JSON_BYTES, MOST_CSV_BYTES = 2**20, 2**23  # of one file, unpacked
 MOST_EVALUATIONS = 1_000_000
 META = "meta_data_0.json"
-
-
-class Unusable(ValueError):
-    """A file that says too little to use; the message says what is wrong, without the path."""
 
 
 def read(logs: Path, places: list[Place]) -> tuple[list[Trial], list[Skipped], int, list[str]]:
@@ -31,17 +26,19 @@ def read(logs: Path, places: list[Place]) -> tuple[list[Trial], list[Skipped], i
     Raises: BadLogs for links, devices, pickles, files too large, and two targets for one workload.
     """
     facts, remarks, no_facts = _facts_of_all(logs, places)
-    usual: dict[str, Facts] = {}
-    for place in places:
-        if place in facts:
-            usual.setdefault(place.workload, facts[place])
+    usual = {place.workload: facts[place] for place in reversed(places) if place in facts}
     trials: list[Trial] = []
     skipped: list[Skipped] = []
-    num_left, num_evaluations = 0, 0
+    num_left = num_evaluations = 0
     for place in places:
+        path = place.folder / "hparams.json"
         log = _read_bytes(place.folder / LOG, MOST_CSV_BYTES)
-        points, remark = _hyperparameters(logs, place)
-        remarks += [remark] if remark else []
+        try:
+            points: Mapping[str, Any] = _read_json(path)
+        except Unusable as error:
+            points = {}
+            if path.exists():
+                remarks.append(f"{path.relative_to(logs)}: {error}; its hyperparameters are unknown")
         mine = facts.get(place, usual.get(place.workload))
         try:
             if mine is None:
@@ -49,10 +46,10 @@ def read(logs: Path, places: list[Place]) -> tuple[list[Trial], list[Skipped], i
             if mine.metric not in LOWER_IS_BETTER:
                 allowed = ", ".join(LOWER_IS_BETTER)
                 raise Unusable(f"{META}: unknown metric {mine.metric[:40]!r}; allowed: {allowed}")
-            lines = algoperf_lines.read(log, str((place.folder / LOG).relative_to(logs)), mine.metric)
-        except (Unusable, algoperf_lines.NoLog) as error:
+            lines = algoperf_logs.read(log, str((place.folder / LOG).relative_to(logs)), mine.metric)
+        except Unusable as error:
             skipped.append(Skipped(str(place.folder.relative_to(logs)), str(error)))
-            num_left += algoperf_lines.count(log)
+            num_left += algoperf_logs.count(log)
             continue
         num_evaluations += len(lines.evaluations)
         if num_evaluations > MOST_EVALUATIONS:
@@ -65,30 +62,23 @@ def _facts_of_all(logs: Path, places: list[Place]) -> tuple[dict[Place, Facts], 
     """The facts that trials state themselves, remarks on metadata that is broken, and why a trial states none."""
     facts: dict[Place, Facts] = {}
     first: dict[str, Place] = {}
-    remarks, why = [], {}
+    broken: dict[Place, str] = {}
     for place in places:
         path = place.folder / META
         try:
             facts[place] = _facts(_read_json(path))
         except Unusable as error:
-            why[place] = f"{META}: {error}, as of every trial of {place.workload}"
-            if (place.folder / LOG).exists() or path.exists():
-                taken = f"the target is taken from other trials of {place.workload}"
-                remarks.append(f"{path.relative_to(logs)}: {error}; {taken}")
+            broken[place] = str(error)
             continue
         other = first.setdefault(place.workload, place)
         if facts[other].workload != facts[place].workload:
             raise BadLogs(f"{path}: another target, metric or hint than in {other.folder}")
-    remarks = [text for text in remarks if text.rpartition(" ")[2] in first]
-    return facts, remarks, why
-
-
-def _hyperparameters(logs: Path, place: Place) -> tuple[Mapping[str, Any], str | None]:
-    path = place.folder / "hparams.json"
-    try:
-        return _read_json(path), None
-    except Unusable as error:
-        return {}, (f"{path.relative_to(logs)}: {error}; its hyperparameters are unknown" if path.exists() else None)
+    remarks = [
+        f"{(one.folder / META).relative_to(logs)}: {said}; the target is taken from other trials of {one.workload}"
+        for one, said in broken.items()
+        if one.workload in first and ((one.folder / LOG).exists() or (one.folder / META).exists())
+    ]
+    return facts, remarks, {one: f"{META}: {said}, as of every trial of {one.workload}" for one, said in broken.items()}
 
 
 def _facts(meta: Mapping[str, Any]) -> Facts:
@@ -134,7 +124,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_bytes(path: Path, most: int) -> bytes | None:
-    """A plain file's bytes, or those of its .gz; null where there is neither.
+    """A plain file's bytes, or those of its .gz; None where there is neither.
 
     Raises: BadLogs for links, devices and large files.
     """

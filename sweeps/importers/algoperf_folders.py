@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from analysis.algoperf_score import WORKLOADS, base_workload
-from sweeps.importers.algoperf_trials import BadLogs, Place, Skipped
+from sweeps.importers.algoperf_trials import LOG, BadLogs, Place, Skipped
 
 MOST_TRIALS = 100_000
-LOG = "eval_measurements.csv"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _FRAMEWORK = re.compile(r"[A-Za-z0-9]{1,40}")
 
@@ -43,16 +42,14 @@ def find(logs: Path) -> tuple[list[Place], list[Skipped]]:
                     found.append(Place(trial, name, number, *of, point))
                     if len(found) > MOST_TRIALS:
                         raise BadLogs(f"{logs}: more than {MOST_TRIALS:,} trials")
-                    _name_deeper_logs(trial, skip)
+                    for deeper in sorted(trial.glob(f"*/{LOG}")):
+                        skip(deeper.parent, "results below a trial's folder, where they are not looked for")
         if len(found) == before:
             skip(submission, "no trial in it")
     if not found:
-        raise BadLogs(f"{logs}: no <submission>/study_<s>/<workload>_<framework>/trial_<t> in it{_first(skipped)}")
+        first = f"; {skipped[0].path}: {skipped[0].why}" if skipped else ""
+        raise BadLogs(f"{logs}: no <submission>/study_<s>/<workload>_<framework>/trial_<t> in it{first}")
     return found, skipped
-
-
-def _first(skipped: list[Skipped]) -> str:
-    return f"; {skipped[0].path}: {skipped[0].why}" if skipped else ""
 
 
 def _numbered(folder: Path, what: str, skip: Callable[[Path, str], None]) -> Iterator[tuple[Path, int]]:
@@ -84,11 +81,6 @@ def _workloads(folder: Path, skip: Callable[[Path, str], None]) -> Iterator[tupl
             skip(entry, "no <workload>_<framework>")
             continue
         yield entry, (name, framework)
-
-
-def _name_deeper_logs(trial: Path, skip: Callable[[Path, str], None]) -> None:
-    for entry in sorted(trial.glob(f"*/{LOG}")):
-        skip(entry.parent, "results below a trial's folder, where they are not looked for")
 
 
 def _folders(folder: Path, skip: Callable[[Path, str], None]) -> list[Path]:

@@ -11,14 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.algoperf_score import EVALUATIONS, EVALUATIONS_FILE
+from analysis.algoperf_score import ALL_BASE, EVALUATIONS, EVALUATIONS_FILE, HELD_OUT, LM, base_workload
 from analysis.finished import Finished
-from analysis.records import CELLS, TRIALS, rows_to_table
+from analysis.records import CELLS, RECORDS, TRIALS, rows_to_table
 from analysis.schema import FORMAT
 from sweeps.durable import write_atomic, write_table
-from sweeps.importers.algoperf_account import Account
-from sweeps.importers.algoperf_leaderboards import leaderboard
-from sweeps.importers.algoperf_trials import LOWER_IS_BETTER, Evaluation, Trial
+from sweeps.importers.algoperf_trials import Evaluation, Facts, Imported, Trial
 from sweeps.yaml_file import dump_yaml
 
 LOSSES = ("loss", "ctc_loss")  # the latter is speech's
@@ -34,7 +32,7 @@ HYPERPARAMETERS = {  # as submissions name them -> as cells do
 WARMUPS = ("warmup_factor", "warmup_steps_fraction")  # shares of the step hint
 
 
-def write(run: Path, study: str, trials: list[Trial], account: Account) -> None:
+def write(run: Path, study: str, trials: list[Trial], done: Imported) -> None:
     """Fill the empty folder `run`: cells, records, trials, every evaluation as logged, plan."""
     (run / "records").mkdir()
     names = _optimizer_names(trials)
@@ -50,12 +48,12 @@ def write(run: Path, study: str, trials: list[Trial], account: Account) -> None:
         written[submission] = asdict(Finished(rows=len(table), sha256=sha256))
     tried = pa.Table.from_pylist([_trial_row(trial) for trial in trials], schema=TRIALS)
     write_table(run / "trials.parquet", tried)
-    of = leaderboard(trials)
+    of = _leaderboard({trial.workload: trial.facts for trial in trials})
     logged = pa.Table.from_pylist(
         [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
     )
     write_table(run / EVALUATIONS_FILE, logged, "zstd")
-    document = _plan(study, trials, account) | {"format": FORMAT, "records": written}
+    document = _plan(study, trials, done) | {"format": FORMAT, "records": written}
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
     source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
     write_atomic(run / "spec.yaml", dump_yaml(source).encode())
@@ -118,6 +116,7 @@ def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
         "cell_id": trial.cell_id,
         "trajectory_id": trial.cell_id,
         "study": study,
+        "studies": [study],
         "workload": trial.workload,
         "preset": "full",
         "seed": trial.study,
@@ -134,7 +133,7 @@ def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
         # Evaluations go by the clock: the steps of one period at the hinted pace.
         "evaluate_every_steps": max(1, round(facts.eval_period_seconds * facts.pace)),
         "metric": facts.metric,
-        "higher_is_better": not LOWER_IS_BETTER[facts.metric],
+        "higher_is_better": facts.higher_is_better,
         "target": None if trial.not_steps else facts.target,
         "num_devices": facts.num_devices,
         "device": "gpu",
@@ -146,40 +145,36 @@ def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
 
 
 def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
-    facts, evaluations = trial.facts, trial.recorded
-    finite = [_is_finite(one, facts.metric) for one in evaluations]
+    metric, evaluations = trial.facts.metric, trial.recorded
+    finite = [math.isfinite(one.values[f"validation/{metric}"]) for one in evaluations]
     for place, one in enumerate(evaluations):
         for split in ("validation", "test"):
-            if f"{split}/{facts.metric}" not in one.values:
+            start = f"{split}/"
+            found = {name[len(start) :]: value for name, value in one.values.items() if name.startswith(start)}
+            if metric not in found:
                 continue
-            found = {
-                name.removeprefix(f"{split}/"): value
-                for name, value in one.values.items()
-                if name.startswith(f"{split}/")
-            }
             examples = found.pop("num_examples", math.nan)
-            metric = found[facts.metric]
+            value = found[metric]
             losses = [found.pop(name, None) for name in LOSSES]
-            loss = next((loss for loss in losses if loss is not None), math.nan)
-            found.pop(facts.metric, None)
-            yield {
-                "cell_id": trial.cell_id,
-                "trajectory_id": trial.cell_id,
-                "step": one.step,
-                "split": split,
-                "loss": loss,
-                "metric": metric,
-                "examples": int(examples) if 0 <= examples <= 2**53 else None,
-                "train_seconds": one.seconds,
-                "average_seconds": 0.0,
-                "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
-                "diverged": not any(finite[place:]),  # and never finite again
-                "metrics": found,
-            }
-
-
-def _is_finite(one: Evaluation, metric: str) -> bool:
-    return math.isfinite(one.values[f"validation/{metric}"])
+            found.pop(metric, None)
+            yield (
+                dict.fromkeys(RECORDS.names)
+                | {
+                    "cell_id": trial.cell_id,
+                    "trajectory_id": trial.cell_id,
+                    "step": one.step,
+                    "split": split,
+                    "loss": next((loss for loss in losses if loss is not None), math.nan),
+                    "metric": value,
+                    "examples": int(examples) if 0 <= examples <= 2**53 else None,
+                    "train_seconds": one.seconds,
+                    "average_seconds": 0.0,
+                    "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
+                    **dict.fromkeys(("train_loss", "step_lr", "examples_per_second"), math.nan),  # not of every log
+                    "diverged": not any(finite[place:]),  # and never finite again
+                    "metrics": found,
+                }
+            )
 
 
 def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:
@@ -197,7 +192,7 @@ def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:
             "seconds": one.seconds,
             "metric": one.values.get(f"validation/{facts.metric}", math.nan),
             "target": facts.target,
-            "higher_is_better": not LOWER_IS_BETTER[facts.metric],
+            "higher_is_better": facts.higher_is_better,
             "counts_steps": trial.not_steps is None,
             "num_devices": facts.num_devices,
         }
@@ -207,6 +202,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
     facts = trial.facts
     return {
         "trajectory_id": trial.cell_id,
+        "name": trial.cell_id,
         "attempt": 1,
         "host": None,
         "device_name": facts.device_name,
@@ -231,15 +227,15 @@ def _total_seconds(trial: Trial) -> float:
     return last.seconds + sum(part for part in parts if 0 <= part < math.inf)
 
 
-def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
+def _plan(study: str, trials: list[Trial], done: Imported) -> dict[str, Any]:
     of = {trial.workload: trial.facts for trial in trials}
     targets = {  # as `sweeps.targets.Target` has them, whose import would bring torch
         workload: {
             "value": facts.target,
             "metric": facts.metric,
-            "higher_is_better": not LOWER_IS_BETTER[facts.metric],
-            "preset": "full",
+            "higher_is_better": facts.higher_is_better,
             "rule": "published: workload.validation_target_value of the logs' meta_data_0.json",
+            "preset": "full",
             "seeds": [],
             "values": [],
             "versions": {},
@@ -248,36 +244,60 @@ def _plan(study: str, trials: list[Trial], account: Account) -> dict[str, Any]:
         for workload, facts in sorted(of.items())
     }
     hints = {
-        workload: {
-            "step_hint": facts.step_hint,
-            "max_allowed_runtime_sec": facts.max_seconds,
-            "test_target": facts.test_target,
-        }
-        for workload, facts in sorted(of.items())
+        name: {"step_hint": one.step_hint, "max_allowed_runtime_sec": one.max_seconds, "test_target": one.test_target}
+        for name, one in sorted(of.items())
     }
-    return {
+    told = {
         "study": study,
         "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
-        "created": "by wa import algoperf",
-        "imported": "AlgoPerf",
         "fuse": True,
         "seeds": sorted({trial.study for trial in trials}),
         "cells": [trial.cell_id for trial in trials],
         "targets": targets,
+    }
+    return {
+        **told,
+        "studies": [told],
+        "created": "by wa import algoperf",
+        "imported": "AlgoPerf",
         "hints": hints,
         "steps_withheld": {trial.cell_id: trial.not_steps for trial in trials if trial.not_steps},
-        "notes": account.notes,
-        "lines": {"read": account.num_read, "recorded": account.num_recorded, "left_out": account.left_out},
-        "left_out": [{"path": one.path, "why": one.why} for one in account.skipped],
-        "leaderboard": leaderboard(trials),
+        "notes": done.notes,
+        "lines": {"read": done.num_read, "recorded": done.num_recorded, "left_out": done.left_out},
+        "left_out": [one._asdict() for one in done.skipped],
+        "leaderboard": _leaderboard(of),
         "trajectories": [
-            {
-                "name": trial.cell_id,
-                "trajectory_id": trial.cell_id,
-                "cells": [trial.cell_id],
-                "expected_seconds": _total_seconds(trial),
-            }
+            {"name": cell, "trajectory_id": cell, "cells": [cell], "expected_seconds": _total_seconds(trial)}
             for trial in trials
+            for cell in [trial.cell_id]
         ],
         "versions": {},
     }
+
+
+# Step hints and longest submission times in seconds of ALL_BASE, as the published logs' metadata have them.
+_BUDGETS = {
+    "v0.5": (
+        (10_666, 36_189, 186_666, 186_666, 80_000, 48_000, 80_000, 133_333),
+        (7_703, 8_859, 63_008, 77_520, 61_068, 55_506, 18_477, 48_151),
+    ),
+    "v0.6": (
+        (10_666, 18_094, 195_999, 167_999, 76_000, 38_400, 52_000, 120_000),
+        (7_703, 4_430, 66_159, 69_768, 58_015, 44_405, 12_011, 43_336),
+    ),
+    "v1.0": (
+        (10_666, 18_094, 195_999, 167_999, 76_000, 38_400, 52_000, 120_000, 72_000),
+        (8_915, 2_745, 49_918, 64_292, 43_680, 36_949, 11_303, 16_114, 31_967),
+    ),
+}
+
+
+def _leaderboard(of: Mapping[str, Facts]) -> str:
+    """The one whose budgets most workloads have; without any, the one whose workloads they are."""
+    by_workloads = "v0.5" if of.keys() & {*HELD_OUT} else "v1.0" if LM in of else "v0.6"
+    votes = dict.fromkeys(_BUDGETS, 0)
+    for version, (steps, seconds) in _BUDGETS.items():
+        budgets = dict(zip(ALL_BASE, zip(steps, seconds, strict=True), strict=False))
+        for name, facts in of.items():
+            votes[version] += budgets.get(base_workload(name) or name) == (facts.step_hint, facts.max_seconds)
+    return max(votes, key=lambda name: (votes[name], name == by_workloads))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 LOWER_IS_BETTER = {
     **dict.fromkeys(("loss", "ce_loss", "l1_loss", "ctc_loss", "wer", "error_rate", "ppl", "perplexity"), True),
     **dict.fromkeys(("accuracy", "bleu", "ssim", "mean_average_precision"), False),
 }
+LOG = "eval_measurements.csv"
 
 # Why a line of a log is not among the records. Every line read has one of these reasons, or is recorded.
 TORN = "torn"
@@ -25,8 +29,14 @@ AGAIN = "of a step evaluated before"
 REASONS = (TORN, UNREADABLE, NO_EXAMPLES, REPEATED, SUPERSEDED, CLOCK_BACK, LEFT_OUT, CALLS, AGAIN)
 
 
-class BadLogs(ValueError):
+class BadLogs(click.ClickException, ValueError):
     """Not AlgoPerf logs, or a hostile file among them; the message has the path."""
+
+    exit_code = 2
+
+
+class Unusable(ValueError):
+    """A file that says too little to use; the message says what is wrong, without the path."""
 
 
 class Place(NamedTuple):
@@ -67,6 +77,10 @@ class Facts:
         return self.step_hint / self.max_seconds
 
     @property
+    def higher_is_better(self) -> bool:
+        return not LOWER_IS_BETTER[self.metric]
+
+    @property
     def workload(self) -> tuple[object, ...]:
         return self.metric, self.target, self.test_target, self.step_hint, self.max_seconds
 
@@ -81,14 +95,14 @@ class Evaluation:
     values: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lines:
     """The lines of one log: evaluations in the order of the clock, and what became of the others."""
 
     evaluations: tuple[Evaluation, ...] = ()
     num_read: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> lines
-    first: Mapping[str, str] = field(default_factory=dict)  # reason -> the first of them, path and line
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> lines
+    first: dict[str, str] = field(default_factory=dict)  # reason -> the first of them, path and line
     num_moved: int = 0  # stood out of order
     num_empty_tests: int = 0  # evaluations whose test split has no examples
     num_odd_cells: int = 0  # cells of other columns that are no numbers
@@ -96,7 +110,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial folder, read. `not_steps`: why its global_step is not taken for optimizer steps; null if it is."""
+    """One trial folder, read. `not_steps`: why its global_step is not taken for optimizer steps; None if it is."""
 
     folder: Path
     submission: str
@@ -118,6 +132,10 @@ class Trial:
         return f"{self.submission}.study{self.study}.{self.workload}_{self.framework}.trial{self.number}"
 
     @property
+    def group(self) -> tuple[str, str, str]:
+        return self.submission, self.workload, self.framework
+
+    @property
     def recorded(self) -> tuple[Evaluation, ...]:
         """The evaluations that become records: none where steps are not counted, a step evaluated again once."""
         if self.not_steps:
@@ -125,7 +143,20 @@ class Trial:
         return tuple({one.step: one for one in reversed(self.evaluations)}.values())[::-1]
 
     @property
-    def left_out(self) -> dict[str, int]:
+    def left_out(self) -> Counter[str]:
         """Reason -> lines: with those recorded they are the lines read."""
         unrecorded = len(self.evaluations) - len(self.recorded)
-        return {**self.lines.left_out, (CALLS if self.not_steps else AGAIN): unrecorded}
+        return self.lines.left_out + Counter({CALLS if self.not_steps else AGAIN: unrecorded})
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import wrote, and what it noticed, a sentence each; num_read = num_recorded + Σ left_out."""
+
+    num_trials: int
+    num_evaluations: int
+    num_read: int  # lines of the logs, headers apart
+    num_recorded: int
+    left_out: dict[str, int]  # reason -> lines
+    skipped: list[Skipped]
+    notes: list[str]

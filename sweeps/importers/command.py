@@ -14,7 +14,7 @@ from sweeps.wording import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.import_algoperf import Imported
+    from sweeps.importers.algoperf import Imported
 
 _EXACT = ("--algoperf-exact", "--exact")
 _LEADERBOARD = re.compile(r"v[0-9.]+")
@@ -25,14 +25,9 @@ class ImportCommand(click.Command):
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         spread: list[str] = []
-        for argument in arguments:
-            if spread and spread[-1] in _EXACT:
-                spread[-1] += f"={argument}" if _LEADERBOARD.fullmatch(argument) else "=as logged"
-                if _LEADERBOARD.fullmatch(argument):
-                    continue
-            spread.append(argument)
-        if spread and spread[-1] in _EXACT:
-            spread[-1] += "=as logged"
+        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            alone = word in _EXACT and not _LEADERBOARD.fullmatch(following)
+            spread += [word, "as logged"] if alone else [word]
         return super().parse_args(context, spread)
 
 
@@ -65,7 +60,7 @@ def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tu
     """
     from analysis import report as reports
     from sweeps import terminal
-    from sweeps.import_algoperf import import_algoperf as read_logs
+    from sweeps.importers.algoperf import import_algoperf as read_logs
 
     done = read_logs(logdir, out, frozenset(counts_calls))
     console = terminal.console()

@@ -20,6 +20,7 @@ import pytest
 from analysis import figure_files, report
 from analysis.records import CELLS, RECORDS, TRIALS
 from analysis.report import Report
+from analysis.schema import FORMAT
 from analysis.study import Study
 
 BUDGET = 1000
@@ -103,6 +104,7 @@ def write_run(folder: Path, plan: Plan) -> Path:
                 trajectories.append(
                     {
                         "trajectory_id": trajectory,
+                        "name": trajectory,
                         "cells": [c["cell_id"] for c in mine],
                         "expected_seconds": 9.0,
                     }
@@ -130,6 +132,7 @@ def _cell(task: Task, plan: Plan, length: float, seed: int, trajectory: str, ave
         "cell_id": f"{trajectory}-{average.scheme}-{average.horizon}-{average.every}",
         "trajectory_id": trajectory,
         "study": plan.study,
+        "studies": [plan.study],
         "workload": task.name,
         "preset": "mini",
         "seed": seed,
@@ -194,6 +197,7 @@ def _records(task: Task, plan: Plan, length: float, seed: int, average: Average,
                 "average_seconds": 0.0 if average.scheme == "none" else 0.001 * step,
                 "eval_seconds": 0.1 * number,
                 "diverged": diverged,
+                "metrics": [],
             }
         )
         if diverged:
@@ -204,6 +208,7 @@ def _records(task: Task, plan: Plan, length: float, seed: int, average: Average,
 def _trial(trajectory: str, status: str) -> dict[str, Any]:
     return {
         "trajectory_id": trajectory,
+        "name": trajectory,
         "attempt": 1,
         "host": "node-a",
         "device_name": "a CPU",
@@ -220,14 +225,19 @@ def _plan_json(plan: Plan, trajectories: list[dict[str, Any]], num_cells: int) -
     targets: dict[str, Any] = {}
     for task in plan.tasks:
         targets[task.name] = None if task.target is None else _target(task)
-    return {
+    study = {
         "study": plan.study,
         "question": "Does averaging reach the target in fewer steps?",
-        "created": "2026-01-01T00:00:00+00:00",
         "fuse": True,
-        "versions": {"torch": "2.13.0", "ray": "2.50"},
         "seeds": plan.seeds,
         "targets": targets,
+    }
+    return {
+        **study,
+        "format": FORMAT,
+        "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2.13.0", "ray": "2.50"},
+        "studies": [study],
         "trajectories": trajectories,
         "cells": num_cells,
     }

@@ -162,7 +162,8 @@ def test_versions_and_devices_that_differ_are_said(lm):
 
     rewrite(b, "trials.parquet", TRIALS, newer)
     rewrite(b, "cells.parquet", CELLS, lambda row: row.update(device="gpu", num_devices=1.0))
-    plan_of(b, lambda plan: plan["targets"]["lm"].update(rule="another", seeds=[5, 6, 7]))
+    told = {"rule": "another", "seeds": [5, 6, 7]}
+    plan_of(b, lambda plan: [one["targets"]["lm"].update(told) for one in (plan, *plan["studies"])])
     found = compare(a, b)
     said = {what: (one, other) for what, one, other in found.differences.to_numpy()}
     assert said == {

@@ -66,7 +66,7 @@ FOLDERS: dict[str, tuple[Odd, list[str], list[str]]] = {
     "constant": (Odd(fates={("*",): "constant"}), ["both sides miss", "closest came to 0.8"], []),
     "met at once": (Odd(fates={("*",): "at once"}), ["equal ratios in all seeds"], ["is slower"]),
     "a metric of either sign": (
-        Odd(workloads=("Signed",), averaging=ALL, asks="final_metric"),
+        Odd(workloads=("Signed",), averaging=ALL, report="final_metric"),
         ["EMA at"],
         ["by a factor of"],
     ),
@@ -169,7 +169,7 @@ FEATURES += [
     *({"averaging": of} for of in (ALL, (NONE, GRID), (GRID,), (NONE,), (NONE, WSM, TAIL))),
     *({"seeds": of} for of in ((7,), (0, 1))),
     *({"evaluate": of} for of in (1.0, 0.34)),
-    *({"asks": of} for of in ("final_metric", "horizon", "steps")),
+    *({"report": of} for of in ("final_metric", "horizon", "steps")),
     {"workloads": ("Signed", "LONG")},
     {"workloads": ("Accuracy", "Error", "Signed")},
     {"target": False},

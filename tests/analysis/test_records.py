@@ -8,14 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_rows import record
 
 from analysis.records import NAMES, RECORDS, BadRun, load_records, read_table, rows_of_cells, rows_to_table
+from analysis.run_files import read_parquet
 
 
 def row(cell: str, step: int, split: str = "validation", **more: Any) -> dict[str, Any]:
-    made = {"cell_id": cell, "trajectory_id": "t", "step": step, "split": split, "loss": 1.0, "metric": 1.0}
-    made |= {"examples": 8, "train_seconds": 0.1, "average_seconds": 0.0, "eval_seconds": 0.1}
-    return made | {"diverged": False} | more
+    return record(step, cell, **{"split": split, "loss": 1.0, "metric": 1.0, **more})
 
 
 def write(folder: Path, **parts: list[dict[str, Any]]) -> Path:
@@ -79,9 +79,9 @@ def test_no_records_is_an_empty_table_of_the_same_columns(tmp_path: Path) -> Non
 def test_names_are_read_as_a_dictionary_and_checked_as_strings(tmp_path: Path) -> None:
     run = write(tmp_path, a=[row("a", 1), row("a", 2)])
     path = run / "records" / "a.parquet"
-    table = read_table(path, RECORDS, NAMES)
-    assert pa.types.is_dictionary(table["cell_id"].type)
-    assert pa.types.is_string(read_table(path, RECORDS)["cell_id"].type)
+    table = read_table(path, RECORDS)
+    assert pa.types.is_dictionary(read_parquet(path, NAMES).table["cell_id"].type)
+    assert pa.types.is_string(table["cell_id"].type)
     wrong = table.set_column(0, "cell_id", pa.array([1, 2]))
     pq.write_table(wrong, path)
     with pytest.raises(BadRun, match=r"'cell_id' is int64, not string"):

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.compute as pc
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import recommend, report, study
+from analysis.pages import report_index
 from analysis.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -69,7 +71,7 @@ def test_each_study_has_the_report_of_a_folder_of_its_own(two, tmp_path):
     pq.write_table(trials, alone / "trials.parquet")
     plan = json.loads((alone / "plan.json").read_text())
     (own_entry,) = [one for one in plan.pop("studies") if one["study"] == "ema"]
-    (alone / "plan.json").write_text(json.dumps(plan | own_entry))
+    (alone / "plan.json").write_text(json.dumps(plan | own_entry | {"studies": [own_entry]}))
     report.write(alone)
     reports = two / "reports" / "ema"
     for path in (alone / "tables").iterdir():
@@ -163,3 +165,13 @@ def test_no_study_writes_elsewhere(name, make_run, average, undrawn, tmp_path):
     with pytest.raises(BadRun, match="cannot name a folder"):
         report.write(of_two(run, second=name))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_page_leads_to_its_runs_on_wandb_and_nowhere_else(tmp_path):
+    one = SimpleNamespace(plan={"study": "w"})
+    assert report_index.on_wandb(tmp_path, one) == []
+    (tmp_path / "wandb").mkdir()
+    links = tmp_path / "wandb" / "links.json"
+    for link, allowed in (("https://wandb.ai/t/p/groups/w", True), ("javascript:alert(1)", False), (1, False)):
+        links.write_text(json.dumps({"w": link, "another": "https://wandb.ai"}))
+        assert report_index.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])

@@ -95,12 +95,7 @@ def head() -> Iterator[Head]:
         command += ["--object-store-memory=100000000", f"--temp-dir={folder}"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command,
-                env=ray_env(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
+                command, env=ray_env(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         try:
             deadline = time.monotonic() + 60

@@ -29,12 +29,7 @@ def test_this_place_is_examined_and_left_as_it_was(tmp_path: Path) -> None:
 
 def test_every_bad_check_has_a_remedy_below_it() -> None:
     text = render([Check("a", True, "fine"), Check("longer", False, "broken", "mend it"), Check("c", None, "so")])
-    assert text.splitlines() == [
-        "ok  a       fine",
-        "BAD longer  broken",
-        "            → mend it",
-        "-   c       so",
-    ]
+    assert text.splitlines() == ["ok  a       fine", "BAD longer  broken", "            → mend it", "-   c       so"]
 
 
 def test_packages_names_the_missing() -> None:
@@ -94,11 +89,7 @@ def test_releases_of_one_minor_version_of_ray_go_together(
 @pytest.mark.parametrize(
     ("script", "ok", "expected"),
     [
-        (
-            "echo 'NVIDIA A, 81559 MiB, 560.1'; echo 'NVIDIA B, 1 MiB, 560.1'",
-            None,
-            "2: NVIDIA A, 81559 MiB, 560.1; ",
-        ),
+        ("echo 'NVIDIA A, 81559 MiB, 560.1'; echo 'NVIDIA B, 1 MiB, 560.1'", None, "2: NVIDIA A, 81559 MiB, 560.1; "),
         ("echo cannot talk to the driver; exit 9", False, "cannot talk"),
     ],
 )

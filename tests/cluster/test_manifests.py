@@ -61,8 +61,7 @@ def test_aws_is_what_ray_up_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"max_wokers": 2}, {"max_workers": "2"}, {"setup_commands": "pip install"}, {"head_node_type": "gone"}],
+    "wrong", [{"max_wokers": 2}, {"max_workers": "2"}, {"setup_commands": "pip install"}, {"head_node_type": "gone"}]
 )
 def test_aws_check_refuses_what_is_wrong(wrong: dict[str, Any]) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError)):

@@ -84,12 +84,7 @@ def start(job: dict[str, str]) -> "subprocess.Popen[bytes]":
     log = Path(job["CALLS"]).with_name("log").open("wb")
     with log:
         return subprocess.Popen(
-            ["bash", str(SCRIPT)],
-            env=job,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            ["bash", str(SCRIPT)], env=job, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweep_processes import MEASURED, STUDY, WA, num_records, wait
+from sweep_processes import STUDY, WA, num_records, wait
 
 from analysis.records import load_records, load_trials
+from analysis.schema import MEASURED
 from sweeps.launch import MAX_FAILURES
 
 pytestmark = pytest.mark.slow

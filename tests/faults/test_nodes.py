@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sweep_processes import MEASURED, STUDY, WA, num_records, wait, workers
+from sweep_processes import STUDY, WA, num_records, wait, workers
 
 from analysis.records import load_records
+from analysis.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 
@@ -42,20 +43,14 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]
     with tempfile.TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
         Path(folder, "ray").mkdir()  # where Ray keeps its sessions under RAY_TMPDIR
         command = [sys.executable, "-c", CLUSTER]
-        pipes: dict[str, Any] = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.DEVNULL,
-        }
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, text=True, env={**os.environ, "RAY_TMPDIR": folder}, **pipes) as cluster:
             yield cluster
             cluster.communicate(timeout=60)
 
 
 def test_a_sweep_over_two_nodes_survives_the_loss_of_one(
-    outside: Path,
-    undisturbed: pd.DataFrame,
-    two_nodes: subprocess.Popen[str],
+    outside: Path, undisturbed: pd.DataFrame, two_nodes: subprocess.Popen[str]
 ) -> None:
     assert two_nodes.stdout is not None
     assert two_nodes.stdin is not None

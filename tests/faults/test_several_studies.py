@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweep_processes import MEASURED, STUDY, WA, num_records, wait
+from sweep_processes import STUDY, WA, num_records, wait
 
 from analysis.records import load, load_cells, load_trials
+from analysis.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 OTHER = """

@@ -13,13 +13,7 @@ META = {
     "gpu_model_name": "Tesla V100-SXM2-16GB",
     "python_version": "3.8.10",
 }
-POINT = {
-    "learning_rate": 0.01,
-    "one_minus_beta1": 0.1,
-    "beta2": 0.99,
-    "weight_decay": 0.5,
-    "warmup_factor": 0.05,
-}
+POINT = {"learning_rate": 0.01, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.5, "warmup_factor": 0.05}
 HEADER = [
     *("accumulated_eval_time", "accumulated_submission_time", "global_step", "test/wer", "total_duration"),
     *("validation/ctc_loss", "validation/num_examples", "validation/wer"),
@@ -42,15 +36,7 @@ WHOLE = lines(FALLING)
 
 
 def put(
-    logs,
-    text=None,
-    submission="nadamw",
-    round_=0,
-    workload="wmt",
-    trial=1,
-    meta=META,
-    point=POINT,
-    framework="jax",
+    logs, text=None, submission="nadamw", round_=0, workload="wmt", trial=1, meta=META, point=POINT, framework="jax"
 ):
     """Writes one trial folder; its path."""
     folder = logs / submission / f"study_{round_}" / f"{workload}_{framework}" / f"trial_{trial}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import oddwork
+from record_rows import record
 
 from sweeps.attempts import Attempt
 from sweeps.cells import cells as cells_of
@@ -56,7 +57,7 @@ class Odd:
     spread: float = 0.02  # of the step at which the target is met, over seeds
     training: Wa = field(default_factory=dict)  # optimizer, schedule, … of the spec
     studies: tuple[str, ...] = ("odd",)
-    asks: str | None = None
+    report: str | None = None
     question: str | None = None
     fuse: bool = True
     compacted: bool = True
@@ -107,7 +108,7 @@ def _resolved(odd: Odd, study: str) -> Resolved:
         "fuse": odd.fuse,
         **odd.training,
     }
-    raw |= {key: value for key, value in (("asks", odd.asks), ("question", odd.question)) if value}
+    raw |= {key: value for key, value in (("report", odd.report), ("question", odd.question)) if value}
     spec = parse_spec(raw)
     return Resolved(spec, cells_of(spec), {name: _target(name) if odd.target else None for name in names})
 
@@ -166,20 +167,10 @@ def _rows(one: Trajectory, odd: Odd, end: str) -> Iterator[dict[str, Any]]:
             if cell.scheme is not None and not cell.scheme.exists(step):
                 continue
             metric = math.nan if gone else _metric(odd, cell, step)
-            yield {
-                "cell_id": cell.cell_id,
-                "trajectory_id": cell.trajectory_id,
-                "step": step,
-                "split": "validation",
-                "loss": metric,
-                "metric": metric,
-                "examples": 64,
-                "train_seconds": 0.01 * step,
-                "average_seconds": 0.0 if cell.scheme is None else 0.001 * step,
-                "eval_seconds": 0.1 * number,
-                "diverged": gone,
-                "metrics": {},
-            }
+            averaging = 0.0 if cell.scheme is None else 0.001 * step
+            clocks = {"train_seconds": 0.01 * step, "average_seconds": averaging, "eval_seconds": 0.1 * number}
+            of = {"trajectory_id": cell.trajectory_id, "loss": metric, "metric": metric, "diverged": gone}
+            yield record(step, cell.cell_id, examples=64, **of, **clocks)
         if gone:
             return
 

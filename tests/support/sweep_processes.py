@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 WA = str(Path(sys.executable).with_name("wa"))
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 STUDY = """
 study: kills
 workloads: "tinywork:Slow"

@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
+KEY = "secret0key0" * 4
+
 
 class WandbServer(ThreadingHTTPServer):
-    """runs: id -> what UpsertBucket said of it. history: id -> logged rows. requests: paths seen."""
+    """runs: id -> what UpsertBucket said of it. history: id -> logged rows. summary: id -> its last. requests: paths.
+
+    artifacts: name -> its run, its type and its files. views: id -> a workspace or report that was saved.
+    """
 
     daemon_threads = True
 
@@ -23,6 +28,10 @@ class WandbServer(ThreadingHTTPServer):
         self.deleted: set[str] = set()  # ids that are refused, as W&B refuses those of deleted runs
         self.runs: dict[str, dict[str, Any]] = {}
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
+        self.summary: dict[str, dict[str, Any]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.views: dict[str, dict[str, Any]] = {}
+        self.project = "proj"  # that is there
         self.finished: set[str] = set()
         self.requests: list[str] = []
         self.thread = threading.Thread(target=self.serve_forever, daemon=True)
@@ -64,7 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def do_PUT(self) -> None:
-        self._body()
+        body, (_, kind, *rest) = self._body(), self.path.split("/", 3)
+        if kind == "artifact":
+            self.server.artifacts[rest[0]]["files"][rest[1]] = body.decode()
         self._answer({})
 
     def do_POST(self) -> None:
@@ -86,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             rows = server.history.setdefault(run, {})
             for i, line in enumerate(part["content"]):
                 rows[part["offset"] + i] = json.loads(line)
+            for line in message.get("files", {}).get("wandb-summary.json", {}).get("content", []):
+                server.summary[run] = json.loads(line)
             if message.get("complete"):
                 server.finished.add(run)
             self._answer({})
@@ -103,6 +116,39 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"name": name, "uploadUrl": f"{self.server.url}/upload"} for name in variables.get("files", [])]
             run = variables.get("run")
             return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
+        if "mutation CreateArtifact " in query:
+            told = variables["input"]
+            name = told["artifactCollectionName"]
+            self.server.artifacts[name] = {"run": told["runName"], "type": told["artifactTypeName"], "files": {}}
+            return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": {"id": "s"}}}}
+        if "createArtifactManifest" in query:
+            file = {"id": "f", "uploadUrl": f"{self.server.url}/upload", "uploadHeaders": []}
+            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        if "createArtifactFiles" in query:
+            nodes = [
+                {"uploadUrl": f"{self.server.url}/artifact/{one['artifactID']}/{one['name']}", "uploadHeaders": []}
+                | {"storagePath": one["name"], "artifact": {"id": one["artifactID"]}}
+                for one in variables["input"]["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        if "commitArtifact" in query:
+            return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
+        if "upsertView" in query:
+            views = self.server.views
+            key = variables.get("id") or f"view{len(views)}"
+            views[key] = {**variables, "id": key}
+            project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+            told = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
+            now = "2026-01-01T00:00:00"
+            view = {**told, "id": key, "project": project, "updatedAt": now, "createdAt": now}
+            return {"upsertView": {"view": view, "inserted": True}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "p", "internalId": "cA=="}}
+        if "models" in query:
+            page = {"endCursor": None, "hasNextPage": False}
+            node = {"id": "p", "name": self.server.project, "entityName": "team", "user": None}
+            node |= {"createdAt": "2026-01-01", "isBenchmark": False}
+            return {"models": {"edges": [{"node": node, "cursor": "c"}], "pageInfo": page}}
         viewer = {"id": "u", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}
         info = {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}
         return {
@@ -119,6 +165,6 @@ def wandb_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """A running stand-in, with the client's environment pointing to it. `indirect` parameter: delay in seconds."""
     server = WandbServer(getattr(request, "param", 0.0))
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "secret0key0" * 4)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     yield server
     server.stop()

@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from trained import run
 
-from analysis.records import KEY, read_live, rows_to_table
-from sweeps import trajectory
 from sweeps.blocks import SpecError
 from sweeps.cell_row import cell_to_row
 from sweeps.cells import cells
@@ -50,9 +49,7 @@ def grid(workload: str = "lm", **training: Any) -> list[Cell]:
 
 def losses(found: list[Cell], folder: Path) -> pd.DataFrame:
     (one,) = trajectories(found, fuse=True)
-    trajectory.run(one, folder)
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    return frame.sort_values(KEY)[["step", "loss", "metric"]].reset_index(drop=True)
+    return run(one, folder)[["step", "loss", "metric"]]
 
 
 def test_a_step_is_computed_of_so_many_examples(sized: Path, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def test_every_file_broken_in_every_way(
     break_it(path)
     dear = ("report", "recommend", "compare", "dashboard")
     place = FILES.index(file) + WAYS.index(break_it)
-    tried = [name for name in (*CHEAP, dear[place % 4]) if not retrains(file, break_it, name)]
+    cheap = CHEAP[place % 3], CHEAP[(place + 1) % 3]  # every command meets every file, and every way
+    tried = [name for name in (*cheap, dear[place % 4]) if not retrains(file, break_it, name)]
     codes = {}
     for name in tried:
         # `wa run` ends with the report, whose pictures take seconds; `wa report` draws them here.
@@ -148,10 +149,7 @@ def test_every_file_broken_in_every_way(
             (line,) = done.stderr.splitlines()
             assert path.name in line or str(run) in line, line
             assert line.startswith("wa: ")
-    if file in ("plan.json", "cells.parquet", "records/*.parquet") and (file, break_it) != (
-        "plan.json",
-        delete,
-    ):
+    if file in ("plan.json", "cells.parquet", "records/*.parquet") and (file, break_it) != ("plan.json", delete):
         told = {code for name, code in codes.items() if "records" not in file or name != "dashboard"}
         assert told == {2}, codes  # the dashboard is made from plan and cells
         with pytest.raises(ValueError, match=path.name):
@@ -168,13 +166,7 @@ def retrains(file: str, break_it: Callable[[Path], None], command: str) -> bool:
 
 def test_foreign_files_change_nothing(run: Path) -> None:
     before = load(run)
-    for place in (
-        ".DS_Store",
-        "records/._x.parquet",
-        "records/.DS_Store",
-        "trajectories/.DS_Store",
-        "Thumbs.db",
-    ):
+    for place in (".DS_Store", "records/._x.parquet", "records/.DS_Store", "trajectories/.DS_Store", "Thumbs.db"):
         (run / place).write_bytes(b"\0\5\x16\7")
     (run / "trajectories" / "notes").mkdir()
     (run / "trajectories" / "notes" / "todo.txt").write_text("x")
@@ -239,7 +231,7 @@ def test_a_name_in_a_file_does_not_lead_out_of_the_folder(run: Path, tmp_path: P
     assert sorted(one for one in tmp_path.rglob("*")) == before
 
 
-def test_a_newer_format_is_refused_by_every_command(run: Path) -> None:
+def test_another_format_is_refused_by_every_command(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     assert plan["format"] == 1
     (run / "plan.json").write_text(json.dumps({**plan, "format": 2}))
@@ -274,17 +266,12 @@ def out_of(kind: str, tmp_path: Path) -> Path:
 
 
 OUTS = [
-    "a file",
-    "below a file",
-    "a dangling link",
-    "a link in circles",
-    "a long name",
-    "a pipe",
-    "somebody's",
+    *("a file", "below a file", "a dangling link", "a link in circles", "a long name", "a pipe", "somebody's"),
+    "a kernel's",
 ]
 
 
-@pytest.mark.parametrize("kind", [*OUTS, "a kernel's"])
+@pytest.mark.parametrize("kind", OUTS)
 def test_an_out_that_cannot_be_is_one_line_before_anything_is_written(trained: Path, tmp_path: Path, kind: str) -> None:
     out = out_of(kind, tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -329,7 +316,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("command", PATHS)
-@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run", "file:///run", "http://host/run"])
+@pytest.mark.parametrize("address", ["s3://bucket/run", "file:///run"])
 def test_an_address_is_no_path(trained: Path, command: str, address: str) -> None:
     before = sorted(trained.rglob("*"))
     done = wa(*PATHS[command], address)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from sweeps import calibrate
+from sweeps.axes import points
 from sweeps.blocks import SpecError
 from sweeps.cli import main
 from sweeps.spec import parse_spec
@@ -47,10 +48,10 @@ def test_a_target_rests_on_all_of_its_seeds() -> None:
 
 def test_the_calibration_study_is_the_baseline_at_length_075() -> None:
     spec = parse_spec(calibrate.study(["lm"], "mini"))
-    (schedule,) = spec.grids["lm"].schedules
-    assert schedule.block.length == 0.75
+    (schedule,) = points(spec.grids["lm"].schedule)
+    assert schedule.values == {"length": 0.75}
     assert spec.seeds == (1000, 1001, 1002)
-    assert [p.block.scheme for p in spec.grids["lm"].averagings] == ["none"]
+    assert [one.values for one in points(spec.grids["lm"].averaging)] == [{"scheme": "none"}]
 
 
 def target(**changes: Any) -> Target:

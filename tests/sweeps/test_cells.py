@@ -73,13 +73,7 @@ def test_averaging_blocks_in_steps(block: dict[str, Any], scheme: Any) -> None:
 def test_schedules_in_steps(block: dict[str, Any], steps: tuple[Any, ...]) -> None:
     base = {"warmup": 0.05} if block.get("shape") == "constant" else {"warmup": 0.05, "final_lr": 0.0}
     schedule = only(schedule={**base, **block}).training.schedule
-    found = (
-        schedule.shape,
-        schedule.length_steps,
-        schedule.warmup_steps,
-        schedule.lr_decay_steps,
-        schedule.final_lr,
-    )
+    found = (schedule.shape, schedule.length_steps, schedule.warmup_steps, schedule.lr_decay_steps, schedule.final_lr)
     assert found == steps
 
 
@@ -219,10 +213,7 @@ class Own:
 
 
 def of_own(
-    monkeypatch: pytest.MonkeyPatch,
-    optimizer: dict[str, Any],
-    changes: dict[str, Any] | None = None,
-    **own: Any,
+    monkeypatch: pytest.MonkeyPatch, optimizer: dict[str, Any], changes: dict[str, Any] | None = None, **own: Any
 ) -> Cell:
     made = Own()
     for key, value in {"optimizer": optimizer, **own}.items():
@@ -268,10 +259,7 @@ def test_what_study_and_workload_leave_out_is_torchs_default(
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (
-            {"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99)}},
-            "own optimizer.betas: unknown key",
-        ),
+        ({"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99)}}, "own optimizer.betas: unknown key"),
         ({"optimizer": {"name": "adamw", "lr": 0.1, "momentum": 0.9}}, "own optimizer.momentum: unknown key"),
         ({"optimizer": {"name": "adamW", "lr": 0.1}}, "did you mean 'adamw'"),
         ({"optimizer": {"lr": 0.1}}, "name is required"),
@@ -280,6 +268,8 @@ def test_what_study_and_workload_leave_out_is_torchs_default(
         ({"optimizer": {"name": "sgd", "lr": 0.1, "nesterov": True}}, "allowed: with a momentum > 0"),
         ({"schedule": {"warm_up": 0.1}}, "did you mean 'warmup'"),
         ({"training": {"precison": "bf16"}}, "did you mean 'precision'"),
+        ({"training": {"batch_size": 16}}, "own training.batch_size: unknown key"),
+        ({"optimizer": {"name": "sgd", "lr": [0.1, 0.2]}}, "own optimizer.lr: got [0.1, 0.2]; allowed: a number > 0"),
     ],
 )
 def test_a_workloads_own_blocks_are_held_to_the_same_keys(
@@ -304,12 +294,7 @@ def test_an_average_that_would_never_exist_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "shape"),
-    [
-        ({}, "constant"),
-        ({"length": 0.5}, "constant"),
-        ({"shape": "cosine"}, "cosine"),
-        ({"final_lr": 0.5}, "cosine"),
-    ],
+    [({}, "constant"), ({"length": 0.5}, "constant"), ({"shape": "cosine"}, "cosine"), ({"final_lr": 0.5}, "cosine")],
 )
 def test_schedule_free_keeps_its_lr_unless_a_schedule_says_otherwise(schedule: dict[str, Any], shape: str) -> None:
     cell = only(optimizer={"name": "schedule_free_adamw"}, schedule=schedule)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,22 +15,8 @@ from sweeps.cli import main
 from workloads.protocol import families
 
 COMMANDS = [
-    "plan",
-    "run",
-    "report",
-    "workloads",
-    "optimizers",
-    "schedules",
-    "schemes",
-    "check-workload",
-    "calibrate",
-    "import",
-    "recommend",
-    "compare",
-    "watch",
-    "dashboard",
-    "submit",
-    "doctor",
+    *("plan", "run", "report", "workloads", "optimizers", "schedules", "schemes", "check-workload", "calibrate"),
+    *("import", "recommend", "compare", "watch", "dashboard", "submit", "doctor"),
 ]
 
 
@@ -113,3 +101,28 @@ def test_doctor_reports_and_exits_by_what_it_finds(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["doctor", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "python" in done.output
+
+
+def told(*arguments: str) -> Any:
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+def test_a_plan_as_json_adds_up(outside: Path) -> None:
+    plan = told("plan", "quickstart")
+    trials, workloads = plan["trajectories"], plan["workloads"]
+    assert (plan["studies"], plan["trajectories_done"], plan["left_out"]) == (["quickstart"], 0, [])
+    assert sum(row["trajectories"] for row in workloads.values()) == len(trials)
+    assert sum(row["steps"] for row in workloads.values()) == sum(one["steps"] for one in trials)
+    assert plan["cells"] == len({cell for one in trials for cell in one["cells"]})
+    hours = sum(row["device_hours"] for row in workloads.values())
+    assert hours == pytest.approx(sum(one["expected_seconds"] for one in trials) / 3600)
+    assert plan["targets"].keys() == workloads.keys()
+
+
+def test_the_workloads_as_json_are_every_family_in_every_preset(outside: Path) -> None:
+    listed = told("workloads")
+    assert {one["workload"] for one in listed} == set(families())
+    assert {one["preset"] for one in listed} == {"mini", "full"}
+    assert all(one["step_budget"] >= 1 and one["target"]["metric"] for one in listed if one["target"])

@@ -12,28 +12,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_rows import record
 
 from analysis.live_records import LiveRows, as_line
 from analysis.plan_file import load_plan
-from analysis.records import (
-    RECORDS,
-    BadRun,
-    check_records,
-    load_records,
-    read_live,
-    read_table,
-    rows_to_table,
-)
+from analysis.records import RECORDS, BadRun, check_records, load_records, read_live, read_table, rows_to_table
 from analysis.run_files import MARK
 from sweeps import durable, run_folder
 from sweeps.recorder import Recorder
 
 
 def row(step: int, cell: str = "c", **changes: Any) -> dict[str, Any]:
-    values = {"cell_id": cell, "trajectory_id": "t", "step": step, "split": "validation", "loss": 0.1 * step}
-    clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 0.5}
-    more = {"metric": 1 / step, "examples": 9, **clocks, "diverged": False, "metrics": {"a": 0.5}}
-    return {**values, **more, **changes}
+    return record(step, cell, **{"metrics": {"a": 0.5}, **changes})
 
 
 def live(run: Path, *steps: int) -> Path:
@@ -115,11 +105,7 @@ def test_a_flipped_bit_of_a_parquet_file_is_found_or_changes_nothing(tmp_path: P
     assert pq.read_table(io.BytesIO(path.read_bytes())).equals(table)  # other readers look past the checksum
     data, rng = path.read_bytes(), np.random.default_rng(0)
     mark = data.index(MARK)
-    places = [
-        *rng.integers(len(data), size=300),
-        *range(mark - 3, mark + 80),
-        *range(len(data) - 8, len(data)),
-    ]
+    places = [*rng.integers(len(data), size=300), *range(mark - 3, mark + 80), *range(len(data) - 8, len(data))]
     same, told = set(), set()
     for at in map(int, places):
         changed = bytearray(data)
@@ -209,18 +195,21 @@ def test_a_line_whole_but_for_its_newline_counts_and_is_mended(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["../../..", "a/b", "", ".", "..", "a\0b", "/tmp/x", "a\n", "é"])
 def test_a_name_from_a_file_leads_nowhere_else(tmp_path: Path, name: str) -> None:
-    plan = {"study": "s", "trajectories": [{"name": name, "trajectory_id": "t", "cells": []}]}
+    study = {"study": "s", "question": None, "fuse": True, "seeds": [], "targets": {}}
+    trial = {"name": name, "trajectory_id": "t", "cells": [], "expected_seconds": 0.0}
+    plan = {**study, "format": 1, "versions": {}, "studies": [study], "trajectories": [trial]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(BadRun, match=r"plan\.json: trajectories\.0\.name"):
         load_plan(tmp_path)
-    (tmp_path / "plan.json").write_text(json.dumps({"study": name, "studies": [{"study": name}]}))
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "studies": [{**study, "study": name}]}))
     with pytest.raises(BadRun, match=r"plan\.json: studies\.0\.study"):
         load_plan(tmp_path)
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"study": "s", "format": 2}))
-    with pytest.raises(BadRun, match=r"plan\.json: the folder has format 2, newer than 1.*upgrade"):
+@pytest.mark.parametrize("told", [{"format": 2}, {"format": 0}, {"format": "1"}, {}])
+def test_another_format_is_refused(tmp_path: Path, told: dict[str, object]) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"study": "s", **told}))
+    with pytest.raises(BadRun, match=r"plan\.json: the folder has format .*; this reads 1; use the wa-sweeps that"):
         load_plan(tmp_path)
 
 

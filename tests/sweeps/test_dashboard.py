@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb_server
 from click.testing import CliRunner
-from wandb_server import WandbServer
+from wandb_server import KEY, WandbServer
 
 from analysis import study, tables
 from analysis.findings import conclusions
 from analysis.records import load_cells, load_records
-from sweeps import dashboard, run_folder, tracking, trajectory
+from sweeps import dashboard, publisher, run_folder, tracking, trajectory
 from sweeps.cli import main
 from sweeps.run import work
 from sweeps.spec import parse_spec
 
 GOLDEN = Path(__file__).with_name("workspace.json")
-KEY = "secret0key0" * 4
 RAW = {
     "question": "Does | it pay?",
     "workloads": "tinywork:Tiny",
@@ -98,15 +96,16 @@ def keys(value: Any, section: str = "") -> Iterator[tuple[str, str]]:
 
 
 def logged(run: Path) -> dict[str, set[str]]:
-    """What `sweeps.tracking` really sends for a trained folder."""
+    """What `sweeps.publisher` really sends for a trained folder."""
     records = load_records(run)
     found: dict[str, set[str]] = {"config": set(), "logged": set(), "summary": set()}
     for cell in load_cells(run).to_dict("records"):
         mine = records[records["cell_id"] == cell["cell_id"]]
-        found["config"] |= set(tracking._config({str(k): v for k, v in cell.items()}))
-        found["summary"] |= set(tracking.outcome({str(k): v for k, v in {**cell, "target": 0.3}.items()}, mine))
+        found["config"] |= set(publisher._config(cell))
+        found["summary"] |= set(publisher.outcome({**cell, "target": 0.3}, mine))
         for row in mine.to_dict("records"):
-            found["logged"] |= set(tracking._point(cell, {str(k): v for k, v in row.items()}))
+            found["logged"] |= set(publisher._point(cell, row))
+    found["summary"] |= {publisher.RATIO, publisher.VERDICT}  # of `publisher.conclusions`
     found["logged"] |= found["summary"]
     return found
 
@@ -119,7 +118,7 @@ def test_every_key_is_one_that_is_logged(outside: Path) -> None:
     assert {"validation/loss", "validation/accuracy", "seconds/train", "seconds/average", "seconds/eval"} <= {
         key for kind, key in used if kind == "logged"
     }
-    assert {("summary", tracking.STEPS), ("summary", tracking.BEST), ("config", "scheme.value")} <= set(used)
+    assert {("summary", publisher.STEPS), ("summary", publisher.BEST), ("config", "scheme.value")} <= set(used)
     assert {kind for kind, _ in used} == {"config", "logged", "summary", "run"}
 
 
@@ -130,7 +129,7 @@ def test_runs_are_those_of_every_study_in_the_folder(outside: Path) -> None:
     assert '"first"' in text
     assert '"second"' in text
     (cell,) = load_cells(run).head(1).to_dict("records")
-    assert tracking.tag(cell["study"]) in text
+    assert publisher.tag(cell["study"]) in text
 
 
 def test_the_grid_draws_the_axes_that_vary(outside: Path) -> None:
@@ -175,47 +174,14 @@ def test_a_push_without_a_key_or_a_server_is_one_line(outside: Path, monkeypatch
     assert KEY not in done.output
 
 
-class Views(WandbServer):
-    """The stand-in with W&B's views: what was saved, by id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.views: dict[str, dict[str, Any]] = {}
-        self.project = "proj"
-
-
 @pytest.fixture
-def views(monkeypatch: pytest.MonkeyPatch, outside: Path) -> Iterator[Views]:
-    server, answer = Views(), wandb_server._Handler._graphql
-
-    def graphql(handler: Any, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        if "upsertView" in query:
-            key = variables.get("id") or f"view{len(server.views)}"
-            server.views[key] = {**variables, "id": key}
-            project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
-            told = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
-            now = "2026-01-01T00:00:00"
-            view = {**told, "id": key, "project": project, "updatedAt": now, "createdAt": now}
-            return {"upsertView": {"view": view, "inserted": True}}
-        if "ProjectInternalId" in query:
-            return {"project": {"id": "p", "internalId": "cA=="}}
-        if "models" in query:
-            page = {"endCursor": None, "hasNextPage": False}
-            node = {"id": "p", "name": server.project, "entityName": "team", "user": None}
-            node |= {"createdAt": "2026-01-01", "isBenchmark": False}
-            return {"models": {"edges": [{"node": node, "cursor": "c"}], "pageInfo": page}}
-        return answer(handler, query, variables)
-
-    monkeypatch.setattr(wandb_server._Handler, "_graphql", graphql)
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+def views(monkeypatch: pytest.MonkeyPatch, outside: Path, wandb_server: WandbServer) -> WandbServer:
     monkeypatch.setenv("HOME", str(outside))
-    yield server
-    server.stop()
+    return wandb_server
 
 
 @pytest.mark.slow
-def test_a_push_saves_workspace_and_report_and_again_the_same_two(outside: Path, views: Views) -> None:
+def test_a_push_saves_workspace_and_report_and_again_the_same_two(outside: Path, views: WandbServer) -> None:
     run = planned(outside / "run", train=True)
     command = [str(Path(sys.executable).with_name("wa")), "dashboard", str(run), "--push"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -240,7 +206,7 @@ def test_a_push_saves_workspace_and_report_and_again_the_same_two(outside: Path,
 
 
 @pytest.mark.slow
-def test_a_project_without_runs_says_how_to_publish_them(outside: Path, views: Views) -> None:
+def test_a_project_without_runs_says_how_to_publish_them(outside: Path, views: WandbServer) -> None:
     views.project = "another"
     run = planned(outside / "run")
     with pytest.raises(dashboard.PushFailed, match="no project 'proj' of 'team'; publish the runs first"):
@@ -254,19 +220,18 @@ def test_a_finished_run_is_summed_up_as_the_analysis_counts(outside: Path) -> No
     (cell,) = [row for row in load_cells(run).to_dict("records") if row["scheme"] == "none"]
     mine = records[records["cell_id"] == cell["cell_id"]].sort_values("step")
     metric = mine["metric"].tolist()
-    told: dict[str, Any] = {str(k): v for k, v in cell.items()}
-    assert tracking.outcome(told, mine) == {"best/metric": max(metric)}
-    assert tracking.outcome({**told, "target": 2.0}, mine) == {
+    assert publisher.outcome(cell, mine) == {"best/metric": max(metric)}
+    assert publisher.outcome({**cell, "target": 2.0}, mine) == {
         "best/metric": max(metric),
         "target/met": False,
         "target/steps": 60.0,
     }
-    assert tracking.outcome({**told, "target": metric[0]}, mine)["target/steps"] == 20.0
-    assert tracking.outcome({**told, "target": metric[0]}, mine)["target/met"] is True
+    assert publisher.outcome({**cell, "target": metric[0]}, mine)["target/steps"] == 20.0
+    assert publisher.outcome({**cell, "target": metric[0]}, mine)["target/met"] is True
 
 
 @pytest.mark.slow
-def test_a_study_that_takes_over_a_published_run_is_told(outside: Path, views: Views) -> None:
+def test_a_study_that_takes_over_a_published_run_is_told(outside: Path, views: WandbServer) -> None:
     run = planned(outside / "run", train=True, seeds=[0], optimizer={"lr": 0.03})
 
     def publish() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from power_cut import Calls, Disk, write_tree
+from record_rows import record
 
 from analysis.records import load_records
 from sweeps import durable, run_folder
@@ -20,9 +21,7 @@ from sweeps.recorder import Recorder
 
 
 def row(step: int) -> dict[str, Any]:
-    values = {"cell_id": "c", "trajectory_id": "t", "step": step, "split": "validation", "loss": 0.1 * step}
-    clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 0.5}
-    return {**values, "metric": 1 / step, "examples": 9, **clocks, "diverged": False, "metrics": {"a": 0.5}}
+    return record(step, metrics={"a": 0.5})
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ def test_temporary_files_of_dead_writers_go_those_of_living_ones_stay(tmp_path: 
         path.write_bytes(b"half")
     with open(elsewhere, "rb") as stream:
         assert durable.try_lock(stream.fileno(), elsewhere)
-        with run_folder.locked(tmp_path):
+        with durable.locked(tmp_path):
             assert not any(path.exists() for path in dead)
             assert all(path.exists() for path in [*kept, elsewhere])
 

@@ -19,8 +19,7 @@ import sweeps.spec
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.overrides import set_path
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec import load_spec, parse_spec, set_path
 from sweeps.yaml_file import dump_yaml, parse_value
 from workloads.protocol import load
 
@@ -29,7 +28,8 @@ STUDIES = sorted(Path(sweeps.spec.__file__).parent.glob("*.yaml"))
 EVERY_KEY = """
 study: every_key
 question: Which?
-asks: steps
+report: steps
+primary: {scheme: lawa, horizon: 0.02}
 workloads: [lm, ogbg]
 preset: mini
 seeds: [0, 1]
@@ -230,48 +230,11 @@ COMMANDS: dict[str, tuple[int, list[str], list[str]]] = {
     "optimizers": (0, [], []),
     "nosuch": (1, ["--nope"], ["-z"]),
 }
-ARGUMENTS = [
-    *(
-        "quickstart",
-        "quickstrt",
-        "sweeps/quickstart.yaml",
-        "missing.yaml",
-        "here.yaml",
-        ".",
-        "folder",
-        "",
-        " ",
-        "-",
-    ),
-    *(
-        "--",
-        "-1",
-        "0",
-        "1e999",
-        "nan",
-        "lm",
-        "lmm",
-        "sys:exit",
-        "..:x",
-        "a:",
-        "x" * 5000,
-        "a/" * 3000,
-        "a\x00b",
-        "\udcff",
-    ),
-    *(
-        "\n",
-        "seeds=3",
-        "seeds=x",
-        "\u202e",
-        "s3://bucket/run",
-        "/dev/null",
-        "http://127.0.0.1:1",
-        "1e3",
-        "@x",
-        "*",
-    ),
-]
+ARGUMENTS = """
+quickstart quickstrt sweeps/quickstart.yaml missing.yaml here.yaml . folder - -- -1 0 1e999 nan lm lmm sys:exit ..:x a:
+seeds=3 seeds=x s3://bucket/run /dev/null http://127.0.0.1:1 1e3 @x *
+""".split()  # noqa: SIM905
+ARGUMENTS += ["", " ", "x" * 5000, "a/" * 3000, "a\x00b", "\udcff", "\n", "\u202e"]
 
 
 class Launched(Exception):
@@ -303,10 +266,7 @@ def test_a_hostile_command_line_is_one_line(tmp_path: Path, monkeypatch: pytest.
         done = CliRunner().invoke(main, [*command.split(), *line])
         case = [command, *(one[:60] for one in line)]
         assert time.process_time() - began < 2 * MOST_SECONDS, case
-        assert done.exception is None or isinstance(done.exception, SystemExit | Launched), (
-            case,
-            done.exc_info,
-        )
+        assert done.exception is None or isinstance(done.exception, SystemExit | Launched), (case, done.exc_info)
         codes.append(-1 if isinstance(done.exception, Launched) else done.exit_code)
         if codes[-1] == 2:
             assert len(done.stderr.splitlines()) == 1, (case, done.output)

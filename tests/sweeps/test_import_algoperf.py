@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from analysis import algoperf_score, device_hours, records, report, study
 from analysis.steps_to_target import steps_to_target
 from sweeps import cli
-from sweeps.import_algoperf import BadLogs, import_algoperf
 from sweeps.importers import command
+from sweeps.importers.algoperf import BadLogs, import_algoperf
 from sweeps.targets import Target
 
 
@@ -67,12 +67,7 @@ def test_a_trial_becomes_a_cell_and_its_evaluations_records(logs, run):
     assert (trial["seconds"], trial["num_devices"], trial["status"]) == (212.0, 8.0, "done")
     plan = records.load_plan(run)
     target = Target.model_validate(plan["targets"]["wmt"])
-    assert (target.value, target.metric, target.higher_is_better, target.preset) == (
-        0.1,
-        "wer",
-        False,
-        "full",
-    )
+    assert (target.value, target.metric, target.higher_is_better, target.preset) == (0.1, "wer", False, "full")
     assert "meta_data_0.json" in target.rule
     assert plan["hints"]["wmt"] == {"step_hint": 1000, "max_allowed_runtime_sec": 500.0, "test_target": 0.05}
 
@@ -123,12 +118,7 @@ def test_studies_are_seeds_and_trials_are_settings(logs, run):
 def test_trials_that_differ_where_cells_have_no_column_are_told_apart_by_name(logs, run):
     for trial, smoothing in enumerate((0.0, 0.1), start=1):
         for round_ in range(2):
-            put(
-                logs,
-                trial=trial,
-                round_=round_,
-                point=POINT | {"label_smoothing": smoothing, "dropout_rate": 0.1},
-            )
+            put(logs, trial=trial, round_=round_, point=POINT | {"label_smoothing": smoothing, "dropout_rate": 0.1})
     put(logs, submission="again")
     put(logs, submission="again", trial=2)
     import_algoperf(logs, run)
@@ -300,13 +290,7 @@ def test_the_same_logs_give_the_same_folder(logs, run):
     import_algoperf(logs, run)
     again = run.parent.parent / "again" / run.name
     import_algoperf(logs, again)
-    for name in (
-        "cells.parquet",
-        "plan.json",
-        "trials.parquet",
-        "algoperf.parquet",
-        "records/nadamw.parquet",
-    ):
+    for name in ("cells.parquet", "plan.json", "trials.parquet", "algoperf.parquet", "records/nadamw.parquet"):
         assert (run / name).read_bytes() == (again / name).read_bytes()
 
 

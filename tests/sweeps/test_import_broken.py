@@ -12,8 +12,8 @@ import pytest
 from algoperf_logs import META, WHOLE, lines, put
 
 from analysis import records
-from sweeps.import_algoperf import BadLogs, import_algoperf
 from sweeps.importers import algoperf_tables
+from sweeps.importers.algoperf import BadLogs, import_algoperf
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from algoperf_logs import FALLING, lines, put
 
 from analysis import algoperf_score, records, report, study
-from sweeps.import_algoperf import BadLogs, import_algoperf
+from sweeps.importers.algoperf import BadLogs, import_algoperf
 
 
 @pytest.fixture
@@ -30,22 +30,14 @@ def paced(pace, seconds=(50, 100, 150, 200)):
 def test_a_counter_far_off_the_hinted_pace(logs, run):
     # Calls of many steps run at most at .027, steps at least at .15 of the hinted pace; micro-batches beyond 16.
     for trial, pace in enumerate((0.027, 0.15, 3.7, 17), start=1):
-        put(
-            logs,
-            paced(pace),
-            submission=f"s{trial}",
-            workload=["wmt", "ogbg", "fastmri", "criteo1tb"][trial - 1],
-        )
+        put(logs, paced(pace), submission=f"s{trial}", workload=["wmt", "ogbg", "fastmri", "criteo1tb"][trial - 1])
     assert withheld(logs, run) == {
         "s1.study0.wmt_jax.trial1": "it runs at 0.027 times the hinted pace; the threshold is 1/16",
         "s4.study0.criteo1tb_jax.trial1": "it runs at 17 times the hinted pace; the threshold is 16",
     }
     cells = records.load_cells(run).set_index("optimizer")
     assert cells["target"].isna().to_dict() == {"s1": True, "s2": False, "s3": False, "s4": True}
-    assert set(study.read(run).records["cell_id"]) == {
-        "s2.study0.ogbg_jax.trial1",
-        "s3.study0.fastmri_jax.trial1",
-    }
+    assert set(study.read(run).records["cell_id"]) == {"s2.study0.ogbg_jax.trial1", "s3.study0.fastmri_jax.trial1"}
     found = algoperf_score.trials_to_target(algoperf_score.read_evaluations(run))
     assert found["seconds"].tolist() == [200] * 4
     assert found["step"].isna().tolist() == [True, False, False, True]

@@ -8,7 +8,7 @@ import pytest
 from algoperf_logs import FALLING, HEADER, WHOLE, lines, put
 
 from analysis import algoperf_score, records, study
-from sweeps.import_algoperf import import_algoperf
+from sweeps.importers.algoperf import import_algoperf
 
 
 @pytest.fixture
@@ -41,10 +41,7 @@ def test_an_evaluation_written_twice_counts_once(logs, run):
 
 def test_a_run_restored_from_a_checkpoint_goes_on_from_there(logs, run):
     # Evaluated at 100, 200, 300; restored at 150 with the clock of 150; evaluated again at 200 and 300.
-    put(
-        logs,
-        lines([0.9, 0.8, 0.05, 0.7, 0.6], steps=[100, 200, 300, 200, 300], seconds=[50, 100, 150, 100, 150]),
-    )
+    put(logs, lines([0.9, 0.8, 0.05, 0.7, 0.6], steps=[100, 200, 300, 200, 300], seconds=[50, 100, 150, 100, 150]))
     import_algoperf(logs, run)
     read = study.read(run).records
     assert read["step"].tolist() == [100, 200, 300]
@@ -152,10 +149,7 @@ def test_a_count_of_restarts_tells_a_restart_from_another_order(logs, run):
 
 
 def test_a_clock_that_goes_back_while_steps_go_on_is_left_out_and_said(logs, run):
-    put(
-        logs,
-        lines([0.9, 0.8, 0.7, 0.05, 0.04], steps=[100, 200, 300, 400, 500], seconds=[50, 100, 150, 10, 60]),
-    )
+    put(logs, lines([0.9, 0.8, 0.7, 0.05, 0.04], steps=[100, 200, 300, 400, 500], seconds=[50, 100, 150, 10, 60]))
     done = import_algoperf(logs, run)
     assert done.left_out == {"logged after the clock went back while the steps went on": 2}
     assert algoperf_score.score(algoperf_score.read_evaluations(run)).seconds["seconds"].tolist() == [math.inf]

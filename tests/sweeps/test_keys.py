@@ -6,10 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 import sweeps.spec
-from sweeps import keys, workload_list
-from sweeps.blocks import AVERAGING, OptimizerBlock, ScheduleBlock
+from sweeps import keys
+from sweeps.blocks import ScheduleBlock
 from sweeps.cli import main
 from sweeps.optimizers import OPTIMIZERS
+from sweeps.study_model import BLOCKS, GridBlock, StudyModel, optimizer_block
 from workloads.protocol import families
 
 DOCS = Path(sweeps.spec.__file__).parents[1] / "docs" / "keys.md"
@@ -19,10 +20,15 @@ def test_every_key_of_every_block_is_told_once() -> None:
     optimizers = [row[:2] for row in keys.optimizers().rows]
     assert len(set(optimizers)) == len(optimizers)
     assert {name for name, _ in optimizers} == set(OPTIMIZERS)
-    assert {key for _, key in optimizers} == set(OptimizerBlock.model_fields) - {"name"}
+    assert {key for _, key in optimizers} == set(optimizer_block().model_fields) - {"name"}
     assert [row[0] for row in keys.schedules().rows] == list(ScheduleBlock.model_fields)
+    study = {row[0]: row for row in keys.study().rows}
+    assert set(study) >= set(StudyModel.model_fields)
+    assert {key for key, row in study.items() if row[2] and "." not in key} == set(GridBlock.model_fields)
+    assert all(row[-1] for table in (keys.study, keys.optimizers, keys.schedules) for row in table().rows)
     schemes = [row for row in keys.schemes().rows if not row[0]]
-    assert len(schemes) == sum(len(block.model_fields) - 1 for block in AVERAGING.values())
+    assert all(row[-1] for row in schemes)
+    assert len(schemes) == sum(len(block.model_fields) - 1 for block in BLOCKS.values())
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,7 @@ def test_the_commands_show_keys_and_defaults(command: str, row: list[str]) -> No
     assert row in [line.split()[: len(row)] for line in done.output.splitlines()]
 
 
-@pytest.mark.parametrize("table", [keys.optimizers, keys.schedules, keys.schemes])
+@pytest.mark.parametrize("table", [keys.study, keys.optimizers, keys.schedules, keys.schemes])
 def test_the_docs_hold_the_same_tables(table: object) -> None:
     assert keys.markdown(table()) in DOCS.read_text()  # type: ignore[operator]
 
@@ -58,7 +64,7 @@ def test_workloads_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch)
     (wmt,) = [line for line, row in zip(lines, rows, strict=True) if row[:2] == ["wmt", "full"]]
     assert "30.8491" in wmt
     assert ("published" in wmt) == (width == 140)
-    assert len(workload_list.table(width)[1]) == 2 * len(families())
+    assert len(keys.workloads(width)[1]) == 2 * len(families())
 
 
 UNKNOWN = [("nosuch", "decay_length"), ("horizn", "horizon"), ("sweeps/quikstart.yaml", "quickstart")]

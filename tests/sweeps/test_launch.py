@@ -84,7 +84,7 @@ def test_no_wait_is_for_ever(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = launch._Fit(Hung())
     fit.start()
     stop = threading.Event()
-    said = launch._wait(fit, on, stop, interrupts)
+    said = launch._wait(fit, on, stop, interrupts, Heard())
     assert on.abandoned
     assert said is not None
     assert ("died" if why == "dead" else "interrupted by SIGINT") in said

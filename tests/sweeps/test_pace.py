@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from record_rows import record
 
-from analysis.records import RECORDS
 from sweeps import pace, plan, run_folder
 from sweeps.cells import cells
 from sweeps.cli import main
@@ -49,22 +48,6 @@ def test_assumed_seconds_are_called_assumed(silent: Path) -> None:
     assert "assumed" not in CliRunner().invoke(main, ["plan", str(silent)]).output
 
 
-def record(cell: Any, step: int, train_seconds: float, eval_seconds: float) -> dict[str, Any]:
-    values = (
-        cell.cell_id,
-        cell.trajectory_id,
-        step,
-        "validation",
-        1.0,
-        0.5,
-        200,
-        train_seconds,
-        0.0,
-        eval_seconds,
-    )
-    return dict(zip(RECORDS.names, (*values, False, {}), strict=True))
-
-
 def test_a_plan_counts_with_what_its_folder_measured(silent: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     specs = [load_spec(silent, ["seeds=[0, 1, 2]", "training.batch_size=16"])]
@@ -74,7 +57,8 @@ def test_a_plan_counts_with_what_its_folder_measured(silent: Path, tmp_path: Pat
     for one, seconds in zip(todo.trajectories, (3.0, 4.0, 9.0), strict=True):  # a second an evaluation, cumulative
         with Recorder(run_folder.trajectory_folder(run, one.name) / "records.jsonl") as recorder:
             for i, step in enumerate((10, 20), start=1):
-                rows = [record(cell, step, train_seconds=seconds * step, eval_seconds=1.0 * i) for cell in one.cells]
+                clocks = {"train_seconds": seconds * step, "eval_seconds": 1.0 * i}
+                rows = [record(step, c.cell_id, trajectory_id=c.trajectory_id, **clocks) for c in one.cells]
                 recorder.append(rows)
     measured = pace.measured(run, "cpu")
     assert measured == {("silentwork:Silent", "mini"): Pace(2.0, 1.0, f"measured in {run}")}  # 4 s at twice the batch

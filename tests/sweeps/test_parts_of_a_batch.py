@@ -70,7 +70,7 @@ RANKS = textwrap.dedent("""
     import json, os, sys, traceback, torch
     from pathlib import Path
     from sweeps import data_parallel, trajectory, training
-    from sweeps.evaluator import Evaluator
+    from sweeps.evaluate import Evaluator
     from sweeps.plan import from_dict
 
     training.RECOMPUTE_BATCHES = 3

@@ -8,33 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_rows import record
 
-from analysis.records import RECORDS, BadRun, load_records, read_live, read_table, rows_to_table
+from analysis.records import RECORDS, BadRun, load_records, read_live, rows_to_table
 from sweeps.durable import write_atomic
 from sweeps.recorder import FolderBusy, Recorder
 
 
 def row(cell: str = "c", step: int = 1, **changes: Any) -> dict[str, Any]:
-    values = {
-        "cell_id": cell,
-        "trajectory_id": "t",
-        "step": step,
-        "split": "validation",
-        "loss": 0.1 + step,
-        "metric": 1 / 3,
-        "examples": 10,
-        "train_seconds": 1.0,
-        "average_seconds": 0.0,
-        "eval_seconds": 0.5,
-        "diverged": False,
-        "metrics": {},
-    }
-    return {**values, **changes}
+    return record(step, cell, **changes)
 
 
 def live(tmp_path: Path) -> Path:
@@ -154,17 +140,3 @@ def test_write_atomic_leaves_no_other_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a", b"two")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"two"
-
-
-def test_a_folder_of_an_earlier_version_reads_as_what_was_true_then(tmp_path: Path) -> None:
-    folder = tmp_path / "records"
-    folder.mkdir()
-    pq.write_table(rows_to_table([row()]).drop_columns("metrics"), folder / "old.parquet")
-    pq.write_table(rows_to_table([row(step=2, metrics={"accuracy": 0.5})]), folder / "new.parquet")
-    frame = load_records(tmp_path)
-    assert frame["step"].tolist() == [1, 2]
-    assert frame["metric_accuracy"].isna().tolist() == [True, False]
-    old = {name: value for name, value in row(step=3).items() if name != "metrics"}
-    assert rows_to_table([old])["metrics"].to_pylist() == [[]]
-    filled = read_table(folder / "old.parquet", pa.schema([*RECORDS, ("processes", pa.int64())]))
-    assert filled["processes"].to_pylist() == [1]

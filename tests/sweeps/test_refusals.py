@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sweeps import durable, run_folder
 from sweeps import engine as engines
-from sweeps import run_folder
 from sweeps.blocks import SpecError
 from sweeps.cli import main
 from sweeps.run import work
@@ -56,7 +56,7 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def plan_only(folder: Path, *sets: str) -> None:
     todo = work(load_specs([folder / "study.yaml"], sets), None)
-    with run_folder.locked(folder / "run"):
+    with durable.locked(folder / "run"):
         run_folder.write_plan(folder / "run", todo.studies, todo.trajectories)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from analysis.records import load, load_cells, load_records, load_trials
-from sweeps import plan, run_folder, trajectory
+from sweeps import durable, plan, run_folder, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
 from sweeps.run import Work, work
@@ -107,11 +107,7 @@ def test_an_unfinished_trajectory_goes_on_with_its_cells(outside: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"evaluate": {"every": 10}}, "evaluate.every"),
-        ({"resources": {"cpu": 2}}, "resources"),
-    ],
+    ("change", "key"), [({"evaluate": {"every": 10}}, "evaluate.every"), ({"resources": {"cpu": 2}}, "resources")]
 )
 def test_a_conflict_is_one_clear_error(run: Path, change: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError, match="another --out folder") as caught:
@@ -129,7 +125,7 @@ def test_somebody_elses_folder_is_refused(outside: Path) -> None:
 
 
 def test_one_driver_at_a_time(run: Path) -> None:
-    with run_folder.locked(run), pytest.raises(SpecError, match="another `wa run`"), run_folder.locked(run):
+    with durable.locked(run), pytest.raises(SpecError, match="another `wa run`"), durable.locked(run):
         pass
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.axes import points
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec import Spec, load_spec
 from sweeps.yaml_file import dump_yaml
 
 FACE = """
@@ -45,10 +46,15 @@ def face(tmp_path: Path) -> Path:
 def test_the_face_of_the_design_reads(face: Path) -> None:
     spec = load_spec(face)
     assert spec.seeds == (0, 1, 2)
-    assert spec.grids["lm"].num_cells() == 2 * 5 * 9
-    assert spec.grids["imagenet_vit"].num_cells() == 1 * 5 * 9  # the override replaces the lr axis
-    assert {p.block.lr for p in spec.grids["imagenet_vit"].optimizers} == {0.002}
-    assert {p.block.lr for p in spec.grids["lm"].optimizers} == {0.003, 0.01}
+    assert list(spec.grids["lm"].sizes().values()) == [1, 2, 5, 1, 9]
+    assert list(spec.grids["imagenet_vit"].sizes().values()) == [1, 1, 5, 1, 9]  # the override replaces the lr axis
+    assert said(spec, "optimizer", "lr", "imagenet_vit") == [0.002]
+    assert said(spec, "optimizer", "lr") == [0.003, 0.01]
+
+
+def said(spec: Spec, block: str, key: str, workload: str = "lm") -> list[object]:
+    """What a grid says of one key, point by point."""
+    return [one.values[key] for one in points(getattr(spec.grids[workload], block)) if key in one.values]
 
 
 # (--set assignments on the face, key path in the message, what is allowed or the nearest name)
@@ -90,7 +96,17 @@ WRONG = [
     ("averaging[0]={scheme: wsm, lr_decay: 1.5}", "averaging[0].lr_decay", "(0, 1]"),
     ("averaging[0]={scheme: wsm, k: 2000000}", "averaging[0].k", "at most the step budget"),
     ("evaluate.test=yess", "evaluate.test", "true or false"),
-    ("asks=horizn", "asks", "did you mean 'horizon'"),
+    ("report=horizn", "report", "did you mean 'horizon'"),
+    ("report=predictions", "report", "allowed: steps, final_metric, horizon"),
+    ("asks=steps", "asks", "is called `report` now; write `report: …`"),
+    ("overrides.lm.asks=steps", "overrides.lm.asks", "unknown key"),
+    ("primary=ema", "primary", "a mapping such as {scheme: ema, horizon: 0.01}"),
+    ("primary.scheme=emma", "primary.scheme", "did you mean 'ema'"),
+    ("primary.scheme=none", "primary.scheme", "allowed: lawa, ema, tail, wsm"),
+    ("primary.scheme=nosuch:Scheme", "primary.scheme", "cannot import scheme 'nosuch:Scheme'"),
+    ("primary.horizon=2.0", "primary.horizon", "(write 2 for 2 steps"),
+    ("primary.horizon=[0.01, 0.02]", "primary.horizon", "(0, 1]"),
+    ("primary.decay=0.9", "primary.decay", "unknown key"),
     ("seeds=[]", "seeds", "empty list"),
     ("seeds=[0, 0]", "averaging[0]", "duplicate cell"),
     ("seeds=[0, one]", "seeds[1]", "an int from 0"),
@@ -244,11 +260,23 @@ def test_bad_input_exits_2_and_launches_nothing(
     assert [entry.name for entry in face.parent.iterdir()] == ["face.yaml"]
 
 
+def test_the_pre_specified_setting_is_the_studys_or_ema_of_one_percent(face: Path) -> None:
+    for assignments, scheme, horizon in (
+        ([], "ema", 0.01),
+        (["primary.scheme=lawa"], "lawa", 0.01),
+        (["primary={scheme: wsm, horizon: 40}"], "wsm", 40),
+    ):
+        spec = load_spec(face, assignments)
+        assert (spec.primary.scheme, spec.primary.horizon) == (scheme, horizon)
+        assert spec.raw["primary"] == {"scheme": scheme, "horizon": horizon}
+    assert load_spec(face).report is None
+
+
 def test_numbers_are_read_as_written(face: Path) -> None:
     spec = load_spec(face, ["seeds=[010, 0x1F]", "step_budget=[20x, 2.0, 0o20]", "training.batch_size=[2.0, 16x]"])
     assert spec.seeds == (10, 31)
-    assert [one.block for one in spec.grids["lm"].step_budgets] == [20.0, 2.0, 16]
-    assert [one.block.batch_size for one in spec.grids["lm"].trainings] == [2.0, 16.0]
+    assert [value for _, value in spec.grids["lm"].step_budget] == [20.0, 2.0, 16]
+    assert said(spec, "training", "batch_size") == [2.0, 16.0]
 
 
 def test_the_case_of_octal_and_exponent_is_refused() -> None:
@@ -277,23 +305,17 @@ def test_a_large_wrong_spec_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_cells_are_counted_before_any_is_made(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.axes.expand", None)
+    monkeypatch.setattr("sweeps.axes.Written.points", None)
     with pytest.raises(SpecError, match="a grid of 304,560 cells over 2 workloads") as caught:
         load_spec(face, [f"seeds={list(range(2256))}"])
     assert "(2,256 seeds and presets × 2 optimizers × 5 schedules × 9 averagings of lm)" in str(caught.value)
 
 
 def test_set_overrides_anything(face: Path) -> None:
-    assignments = [
-        "optimizer.lr=1e-3",
-        "averaging[1].k=[3]",
-        "evaluate.every=7",
-        "tracking.project=p",
-        "seeds=9",
-    ]
+    assignments = ["optimizer.lr=1e-3", "averaging[1].k=[3]", "evaluate.every=7", "tracking.project=p", "seeds=9"]
     spec = load_spec(face, assignments)
-    assert [p.block.lr for p in spec.grids["lm"].optimizers] == [0.001]  # 1e-3 is a number, as in YAML 1.2
-    assert [p.block.k for p in spec.grids["lm"].averagings if hasattr(p.block, "k")] == [3]
+    assert said(spec, "optimizer", "lr") == [0.001]  # 1e-3 is a number, as in YAML 1.2
+    assert said(spec, "averaging", "k") == [3]
     assert {cell.evaluate_every_steps for cell in cells(spec)} == {7}
     assert spec.tracking.project == "p"
     assert spec.seeds == (9,)
@@ -304,14 +326,3 @@ def test_the_resolved_spec_means_the_same_cells(face: Path, tmp_path: Path) -> N
     again = tmp_path / "spec.yaml"
     again.write_text(dump_yaml(dict(spec.raw)))
     assert cells(load_spec(again)) == cells(spec)
-
-
-def test_defaults_are_the_workloads_own() -> None:
-    made = cells(parse_spec({"study": "s", "workloads": "lm", "averaging": {"scheme": "none"}}))
-    (cell,) = made
-    from workloads.protocol import load
-
-    lm = load("lm")
-    assert cell.training.step_budget == lm.step_budget
-    assert dict(cell.training.settings)["lr"] == lm.optimizer["lr"]
-    assert cell.training.schedule.shape == lm.schedule["shape"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from sweep_processes import MEASURED
 
 from analysis import study as reading
 from analysis.records import BadRun, load, load_cells, load_plan, load_records, load_trials
+from analysis.schema import MEASURED
 from sweeps import run_folder, trajectory
 from sweeps.cli import main
 from sweeps.plan import Trajectory
@@ -102,6 +100,7 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
     plan = load_plan(run)
     assert [one["study"] for one in plan["studies"]] == ["speedup", "decay"]
     assert [one["seeds"] for one in plan["studies"]] == [[0, 1], [1, 2]]
+    assert [one["primary"] for one in plan["studies"]] == [{"scheme": "ema", "horizon": 0.01}] * 2
     assert [len(one["cells"]) for one in plan["studies"]] == [4, 8]
     assert (plan["study"], plan["question"], plan["seeds"]) == ("speedup", "Faster?", [0, 1])
     assert len(plan["cells"]) == len(set(plan["cells"])) == 11
@@ -114,10 +113,10 @@ def test_the_folder_tells_of_each_study(outside: Path) -> None:
 
 def test_a_report_knows_what_its_study_asks(outside: Path) -> None:
     run = outside / "run"
-    train(run, speedup(asks="final_metric"), only=0)
-    assert reading.read(run).plan["asks"] == reading.read(run, "speedup").plan["asks"] == "final_metric"
+    train(run, speedup(report="final_metric"), only=0)
+    assert reading.read(run).plan["report"] == reading.read(run, "speedup").plan["report"] == "final_metric"
     train(run, decay(), only=0)
-    assert [one.plan["asks"] for one in reading.read_each(run)] == ["final_metric", None]
+    assert [one.plan["report"] for one in reading.read_each(run)] == ["final_metric", None]
 
 
 def test_a_study_added_later_trains_what_is_new(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
@@ -179,22 +178,6 @@ def test_other_evaluation_steps_are_another_trajectory(outside: Path) -> None:
     assert len(found) == 2 + 4
     steps = {study: sorted(set(load(run, study=study)["step"])) for study in ("speedup", "decay")}
     assert steps == {"speedup": [10, 20, 30, 40], "decay": [20, 40]}
-
-
-def test_a_folder_of_an_earlier_version_takes_a_second_study(outside: Path, alone: dict[str, pd.DataFrame]) -> None:
-    run = outside / "run"
-    train(run, speedup())
-    for name, column in (("cells.parquet", "studies"), ("trials.parquet", "name")):
-        pq.write_table(pq.read_table(run / name).drop_columns(column), run / name)
-    plan = json.loads((run / "plan.json").read_text())
-    del plan["studies"]
-    (run / "plan.json").write_text(json.dumps(plan))
-    assert set(load_cells(run)["studies"]) == {("speedup",)}
-    assert len(load(run, study="speedup")) == len(load(run))
-    assert (reading.read(run, "speedup").cells["state"] == "finished").all()
-    train(run, decay())
-    assert_as_alone(run, alone)
-    assert [one["question"] for one in load_plan(run)["studies"]] == ["Faster?", None]
 
 
 def test_a_target_is_the_same_for_every_study(outside: Path) -> None:

@@ -6,12 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+from trained import assert_same, run, stop_at
 
 from analysis import study
 from analysis.pairs import pair, score
-from analysis.records import KEY, read_live, rows_to_table
+from analysis.records import read_live
 from analysis.sections import generalization
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
@@ -20,7 +20,6 @@ from sweeps.cells import cells
 from sweeps.plan import Trajectory, cost, trajectories
 from sweeps.spec import parse_spec
 from sweeps.studies import resolve
-from sweeps.trajectory import Progress
 
 TESTED = textwrap.dedent('''
     import numpy as np
@@ -42,7 +41,6 @@ TESTED = textwrap.dedent('''
     class Diverged(Diverging):
         splits = ("validation", "test")
 ''')
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 IDS = ["cell_id", "trajectory_id"]
 AVERAGES = [
     {"scheme": "none"},
@@ -67,19 +65,12 @@ def one_trajectory(*arguments: Any, **changes: Any) -> Trajectory:
     return one
 
 
-def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
-    trajectory.run(one, folder, **options)
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    assert not frame.duplicated(KEY).any()
-    return frame.sort_values(KEY).drop(columns=MEASURED).reset_index(drop=True)
-
-
 def test_every_cell_has_one_record_of_the_test_split_at_the_end(tmp_path: Path) -> None:
     one, without = one_trajectory(), one_trajectory(False)
     assert [cell.cell_id for cell in one.cells] == [cell.cell_id for cell in without.cells]
     found = run(one, tmp_path / "with")
     validation = found[found["split"] == "validation"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(validation, run(without, tmp_path / "without"), check_exact=True)
+    assert_same(validation, run(without, tmp_path / "without"))
     test = found[found["split"] == "test"].set_index("cell_id")
     assert set(test.index) == {cell.cell_id for cell in one.cells}
     assert set(test["step"]) == {60}
@@ -102,14 +93,10 @@ def test_the_seconds_of_a_split_are_its_own(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("step", [20, 60])
 def test_resuming_does_not_double_it(tmp_path: Path, step: int) -> None:
-    def stop(progress: Progress) -> None:
-        if progress.step == step:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(one_trajectory(), tmp_path / "a", checkpoint_seconds=0, report=stop)
+        run(one_trajectory(), tmp_path / "a", checkpoint_seconds=0, report=stop_at(step, KeyboardInterrupt))
     resumed = run(one_trajectory(), tmp_path / "a")
-    pd.testing.assert_frame_equal(resumed, run(one_trajectory(), tmp_path / "b"), check_exact=True)
+    assert_same(resumed, run(one_trajectory(), tmp_path / "b"))
 
 
 @pytest.mark.parametrize("kept", [1, 3, 6, 8])
@@ -117,17 +104,13 @@ def test_a_kill_within_the_last_write_loses_nothing(tmp_path: Path, kept: int) -
     """Ten lines are written at the end, five a split; a kill leaves some of them."""
     undisturbed = run(one_trajectory(), tmp_path / "b")
 
-    def stop(progress: Progress) -> None:
-        if progress.step == 60:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(one_trajectory(), tmp_path / "a", checkpoint_seconds=0, report=stop)
+        run(one_trajectory(), tmp_path / "a", checkpoint_seconds=0, report=stop_at(60, KeyboardInterrupt))
     path = tmp_path / "a" / "records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[: len(lines) - 10 + kept]) + b'{"cell_id"')
     resumed = run(one_trajectory(), tmp_path / "a")
-    pd.testing.assert_frame_equal(resumed, undisturbed, check_exact=True)
+    assert_same(resumed, undisturbed)
 
 
 @pytest.mark.parametrize("every", [20, 60])  # it diverges at step 31, so before the last evaluation and at it

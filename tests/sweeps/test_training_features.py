@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,16 +17,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from trained import assert_same, run, stop_at
 
-from analysis.records import KEY, read_live, rows_to_table
-from sweeps import trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.data_parallel import Team
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory, to_dict, trajectories
 from sweeps.spec import parse_spec
-from sweeps.trajectory import Progress
 
 PARTED = textwrap.dedent('''
     import torch
@@ -94,7 +93,6 @@ PARTED = textwrap.dedent('''
             time.sleep(0.02)
             return super().loss(model, batch)
 ''')
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 AVERAGES = [
     {"scheme": "none"},
     {"scheme": "lawa", "k": 3, "every": 2},
@@ -121,16 +119,10 @@ def one_trajectory(workload: str = "partedwork:Parted", averaging: Any = AVERAGE
     return one
 
 
-def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
-    trajectory.run(one, folder, **options)
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    return frame.sort_values(KEY).reset_index(drop=True)
-
-
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """What is not measured in seconds, without the ids."""
     orders = [dict(pairs).get("order", float("nan")) for pairs in frame["metrics"]]
-    return frame[["step", "loss", "metric", "examples"]].assign(order=orders)
+    return frame[["step", "loss", "metric", "examples", "train_loss", "step_lr"]].assign(order=orders)
 
 
 def assert_close(one: pd.DataFrame, other: pd.DataFrame, relative: float = 1e-4) -> None:
@@ -169,15 +161,17 @@ def test_two_processes_stopped_and_resumed(parted: Path, tmp_path: Path) -> None
     one = one_trajectory("partedwork:Drawing", NORMED)
     undisturbed = run(one, tmp_path / "undisturbed", processes=2, num_devices=2)
 
-    def stop(progress: Progress) -> None:
-        if progress.step == 28:
-            raise KeyboardInterrupt
-
     folder = tmp_path / "disturbed"
     with pytest.raises(KeyboardInterrupt):
-        run(one, folder, processes=2, num_devices=2, checkpoint_seconds=0, report=stop)
+        run(one, folder, processes=2, num_devices=2, checkpoint_seconds=0, report=stop_at(28, KeyboardInterrupt))
     after = run(one, folder, processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
+    assert_same(after, undisturbed)
+
+
+def begin(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(path for path in (str(folder), *sys.path) if path)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, cwd=folder)
 
 
 def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
@@ -187,39 +181,29 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
         textwrap.dedent("""
             import json, sys, torch
             from pathlib import Path
-            from sweeps import data_parallel, evaluator, trajectory
+            from sweeps import data_parallel, evaluate, trajectory
             from sweeps.plan import from_dict
 
             rank, folder = int(sys.argv[1]), Path(sys.argv[2])
             one = from_dict(json.loads((folder / "trajectory.json").read_text()))
-            keep = evaluator.Evaluator.evaluate
+            keep = evaluate.Evaluator.evaluate
 
-            def evaluate(self, state, trainer, diverged):
-                result = keep(self, state, trainer, diverged)
+            def spied(self, state, trainer, trained):
+                result = keep(self, state, trainer, trained)
                 if state.step == one.length_steps:
                     averages = {repr(s): state.bank.tensors(s) for s in state.bank}
                     torch.save({"model": state.model.state_dict(), **averages}, folder / f"rank{rank}")
                 return result
 
-            evaluator.Evaluator.evaluate = evaluate
+            evaluate.Evaluator.evaluate = spied
             with data_parallel.joined(rank, 2, "cpu", folder / "store"):
                 team = data_parallel.Team(rank, 2)
                 trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=2)
             """)
     )
-    import json
-
     one = one_trajectory("partedwork:Normed", NORMED[:3])
     (tmp_path / "trajectory.json").write_text(json.dumps(to_dict(one)))
-    path = os.pathsep.join(path for path in (str(parted), *sys.path) if path)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            cwd=parted,
-        )
-        for rank in (0, 1)
-    ]
+    ranks = [begin(parted, script, rank, tmp_path) for rank in (0, 1)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in (0, 1))
     assert len(first) == 3
@@ -239,16 +223,9 @@ def test_followers_end_with_a_killed_leader(parted: Path, tmp_path: Path) -> Non
         one = from_dict(json.loads(Path(sys.argv[1]).read_text()))
         trajectory.run(one, Path(sys.argv[2]), processes=2, num_devices=2, checkpoint_seconds=0)
         """)
-    import json
-
     one = one_trajectory("partedwork:Slow")
     (tmp_path / "t.json").write_text(json.dumps(to_dict(one)))
-    path = os.pathsep.join(path for path in (str(parted), *sys.path) if path)
-    leader = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "t.json"), str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=parted,
-    )
+    leader = begin(parted, "-c", code, tmp_path / "t.json", tmp_path / "run")
     records = tmp_path / "run" / "records.jsonl"
     deadline = time.monotonic() + 60
     while not (records.exists() and records.stat().st_size) and time.monotonic() < deadline:
@@ -263,7 +240,7 @@ def test_followers_end_with_a_killed_leader(parted: Path, tmp_path: Path) -> Non
     assert not any(is_alive(pid) for pid in followers)
     undisturbed = run(one, tmp_path / "undisturbed", processes=2, num_devices=2)
     after = run(one, tmp_path / "run", processes=2, num_devices=2)
-    pd.testing.assert_frame_equal(after.drop(columns=MEASURED), undisturbed.drop(columns=MEASURED), check_exact=True)
+    assert_same(after, undisturbed)
 
 
 def children(pid: int) -> list[int]:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from trained import Stop, assert_same, rows, run, stop_at
 
-from analysis.records import KEY, load_records, read_live, rows_to_table
-from sweeps import trajectory
+from analysis.records import KEY, load_records
+from analysis.schema import MEASURED
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
-from sweeps.plan import Trajectory, trajectories
+from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
+from sweeps.training import Trainer
 from workloads.protocol import load
 
-MEASURED = ["train_seconds", "average_seconds", "eval_seconds"]
 ALL_SCHEMES = [
     {"scheme": "none"},
     {"scheme": "lawa", "k": [2, 5], "every": 3},
@@ -36,33 +36,6 @@ ALL_SCHEMES = [
 def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
     spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
     return cells(parse_spec(spec))
-
-
-def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
-    trajectory.run(one, folder, **options)
-    return rows(folder)
-
-
-def rows(folder: Path) -> pd.DataFrame:
-    frame = rows_to_table(list(read_live(folder / "records.jsonl"))).to_pandas()
-    return frame.sort_values(KEY).reset_index(drop=True)
-
-
-def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    # check_exact: bit for bit; what is measured in seconds apart.
-    pd.testing.assert_frame_equal(one.drop(columns=MEASURED), other.drop(columns=MEASURED), check_exact=True)
-
-
-class Stop(Exception):
-    """Ends a trajectory as a kill would, but in process."""
-
-
-def stop_at(step: int) -> Callable[[trajectory.Progress], None]:
-    def report(progress: trajectory.Progress) -> None:
-        if progress.step == step:
-            raise Stop
-
-    return report
 
 
 def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
@@ -110,7 +83,29 @@ def test_resumed_equals_undisturbed(outside: Path, tmp_path: Path, step: int, ch
     assert len(kept) == len(before)
     for name in MEASURED:
         assert (kept[name] == kept[f"{name}_before"]).all()
-        assert (after.groupby("cell_id")[name].diff().dropna() >= 0).all()
+        assert name == "examples_per_second" or (after.groupby("cell_id")[name].diff().dropna() >= 0).all()
+
+
+def test_the_mean_loss_survives_a_kill_between_two_evaluations(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    undisturbed = run(one, tmp_path / "undisturbed")
+    assert undisturbed["train_loss"].nunique() == 9  # of each stretch its own
+
+    backward, calls = Trainer._backward, []
+
+    def dies_in_step_32(self: Trainer, parts: list[Any]) -> torch.Tensor:
+        calls.append(self)
+        if len(calls) == 32:
+            raise Stop
+        return backward(self, parts)
+
+    monkeypatch.setattr(Trainer, "_backward", dies_in_step_32)
+    with pytest.raises(Stop):
+        run(one, tmp_path / "disturbed", checkpoint_seconds=0)
+    assert rows(tmp_path / "disturbed")["step"].max() == 28
+    assert_same(run(one, tmp_path / "disturbed"), undisturbed)
 
 
 def test_a_damaged_checkpoint_means_starting_over(outside: Path, tmp_path: Path) -> None:
@@ -170,14 +165,20 @@ def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -
     optimizer = build(model.parameters(), **dict(training.settings))
     weights: dict[int, list[torch.Tensor]] = {}
     batches = work.batches(training.seed, 1)
+    losses: list[float] = []
     for step in range(1, 61):
-        optimizer.param_groups[0]["lr"] = 0.03 * training.schedule.lr_factor(step - 1)
+        optimizer.param_groups[0]["lr"] = lr = 0.03 * training.schedule.lr_factor(step - 1)
         optimizer.zero_grad()
-        work.loss(model, next(batches)).backward()
+        loss = work.loss(model, next(batches))
+        loss.backward()
+        losses.append(loss.item())
         optimizer.step()
         weights[step] = [p.detach().double().clone() for p in model.parameters()]
         if step % 7 and step != 60:
             continue
+        told = frame.loc[(grid[0].cell_id, step)]
+        assert (told["train_loss"], told["step_lr"]) == (pytest.approx(sum(losses) / len(losses), rel=1e-6), lr)
+        losses.clear()
         for cell in grid:
             coefficients = {step: 1.0} if cell.scheme is None else cell.scheme.coefficients(step)
             if not coefficients:
@@ -188,8 +189,8 @@ def test_each_record_is_of_the_average_it_names(outside: Path, tmp_path: Path) -
                     p.copy_(sum(c * weights[s][i] for s, c in coefficients.items()))
             model.eval()
             sums = [work.eval_step(model, batch) for batch in work.eval_batches("validation")]
-            loss = sum(float(s["loss"].detach()) for s in sums) / 200
-            assert frame.loc[(cell.cell_id, step), "loss"] == pytest.approx(loss, rel=1e-5)
+            mean = sum(float(s["loss"].detach()) for s in sums) / 200
+            assert frame.loc[(cell.cell_id, step), "loss"] == pytest.approx(mean, rel=1e-5)
             with torch.no_grad():
                 for p, value in zip(model.parameters(), live, strict=True):
                     p.copy_(value)
@@ -268,6 +269,8 @@ def test_seconds_are_measured_and_add_up(outside: Path, tmp_path: Path) -> None:
     none = end["cell_id"] == one.cells[0].cell_id
     assert (end[none]["average_seconds"] == 0).all()
     assert (end[~none]["average_seconds"] > 0).all()
+    first = frame[frame["cell_id"] == one.cells[0].cell_id].iloc[0]
+    assert first["examples_per_second"] == pytest.approx(7 * 8 / first["train_seconds"])
 
 
 def test_load_records_reads_running_trajectories(outside: Path, tmp_path: Path) -> None:

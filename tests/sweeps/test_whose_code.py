@@ -74,7 +74,7 @@ def crowded(tmp_path: Path, tiny_folder: Path) -> Path:
     ("module", "arguments", "code", "told"),
     [
         ("sweeps.cli", ["plan", "study.yaml"], 0, "2 cells, 1 trajectory to train"),
-        ("sweeps.tracking", ["run", "offline", "p", ""], 1, "no plan.json"),
+        ("sweeps.publisher", ["run", "offline", "p", ""], 1, "no plan.json"),
     ],
 )
 def test_python_m_runs_ours(crowded: Path, module: str, arguments: list[str], code: int, told: str) -> None:
@@ -200,12 +200,13 @@ def test_code_that_fails_is_one_line_and_does_not_stop_the_others(bad: Path, nam
 def test_the_others_run_and_the_study_is_incomplete(bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
 
-    def launch(spec: Any, todo: Any, *_: Any) -> bool:
+    def launch(engine: Any, todo: Any, *_: Any) -> bool:
         launched.extend(one.cells[0].training.workload for one in todo.trajectories)
         return True
 
-    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext())
-    monkeypatch.setattr(flow, "_train", launch)
+    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext("one"))
+    monkeypatch.setattr(flow.tracking, "start", lambda *_: None)
+    monkeypatch.setattr(flow, "_launch", launch)
     monkeypatch.setattr("sweeps.cli._conclude", lambda *_: None)
     (bad / "s.yaml").write_text(STUDY.replace('"tinywork:Tiny"', '"tinywork:Tiny", "badwork:Building"'))
     done = CliRunner().invoke(main, ["run", "s.yaml", "--out", "run"])

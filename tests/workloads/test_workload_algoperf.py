@@ -22,14 +22,7 @@ def test_a_full_study_uses_version_0_5() -> None:
     """As the paper does: its shares of T are shares of v0.5's step hints, longer than v0.6's on five of eight."""
     assert VERSION == "v0.5"
     longer = [name for name, of in constants().items() if of.step_hint["v0.5"] > of.step_hint["v0.6"]]
-    assert longer == [
-        "fastmri",
-        "imagenet_vit",
-        "librispeech_conformer",
-        "librispeech_deepspeech",
-        "ogbg",
-        "wmt",
-    ]
+    assert longer == ["fastmri", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech", "ogbg", "wmt"]
 
 
 def test_seconds_a_step_agree_between_versions() -> None:

@@ -13,32 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_data import line, small
 
 from workloads import data
-from workloads.criteo1tb import (
-    CATEGORIES,
-    DLRM,
-    PRESETS,
-    VOCABULARIES,
-    Clicks,
-    Flights,
-    Rows,
-    area_under_curve,
-    files,
-    fingerprint,
-    flights,
-    located,
-    mixed,
-    parse,
-    read_lines,
-)
+from workloads.criteo1tb import CATEGORIES, DLRM, PRESETS, Clicks, Flights, Rows, area_under_curve, flights, mixed
+from workloads.criteo1tb_files import VOCABULARIES, files, fingerprint, located, parse, read_lines
 from workloads.protocol import Part
 
+FAMILY = "criteo1tb"
+SMALL = small(FAMILY)
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Flights)
 assert isinstance(FULL, Clicks)
-BATCH = 5
-SMALL = dataclasses.replace(FULL, batch_size=BATCH, eval_batch_size=4, table_rows=4096, num_workers=0)
 MASK = 2**64 - 1
 
 
@@ -94,37 +80,7 @@ def test_dropout_zeroes_a_share_of_the_last_hidden_layer() -> None:
     assert torch.allclose(seen[0][~dropped], seen[1][~dropped] / 0.9)
 
 
-def test_full_has_algoperfs_number_of_parameters() -> None:
-    """DlrmSmall in AlgoPerf's algoperf/workloads/criteo1tb/criteo1tb_pytorch/models.py; 506 = 128 + 27·28/2."""
-    with torch.device("meta"):
-        model = FULL.model()
-    table = 4_194_304 * 128
-    bottom = 13 * 512 + 512 + 512 * 256 + 256 + 256 * 128 + 128
-    top = 506 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 256 + 256 + 256 + 1
-    assert table == 536_870_912
-    assert sum(p.numel() for p in model.parameters()) == table + bottom + top == 539_267_457
-
-
-def test_constants_of_full_are_algoperfs() -> None:
-    assert (FULL.step_budget, FULL.batch_size, FULL.metric) == (10_666, 262_144, "loss")
-    assert FULL.dropout == 0.1
-    assert FULL.optimizer["lr"] == 0.0017486
-
-
 # --- both ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_parts_losses_make_up_the_loss(count: int) -> None:
-    torch.manual_seed(0)
-    model = MINI.model().eval()
-    whole = next(MINI.batches(0, 7))
-    parts = [next(MINI.batches(0, 7, Part(index, count))) for index in range(count)]
-    assert sorted(row for part in parts for row in part.ids.tolist()) == sorted(whole.ids.tolist())
-    with torch.no_grad():
-        losses = [MINI.loss_weight(part) * MINI.loss(model, part).item() for part in parts]
-    mean = sum(losses) / sum(MINI.loss_weight(part) for part in parts)
-    assert mean == pytest.approx(MINI.loss(model, whole).item(), rel=1e-5)
 
 
 def test_loss_is_the_mean_cross_entropy() -> None:
@@ -173,10 +129,7 @@ def test_flights_are_the_files_rows() -> None:
     with np.load(io.BytesIO(lzma.decompress(data.path("criteo1tb.npz.xz").read_bytes()))) as file:
         columns = {name: file[name] for name in file.files}
     split = flights(4096)
-    assert {name: len(arrays[-1]) for name, arrays in split.items()} == {
-        "train": 294_578,
-        "validation": 32_768,
-    }
+    assert {name: len(arrays[-1]) for name, arrays in split.items()} == {"train": 294_578, "validation": 32_768}
     for name, value in (("train", 0), ("validation", 1)):
         numbers, ids, labels = split[name]
         chosen = np.flatnonzero(columns["held_out"] == value)
@@ -213,46 +166,7 @@ def test_mini_trains_on_training_flights_only() -> None:
         assert (numbers == row).all(axis=1).any()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("table_rows", 512), ("bottom", (32, 8)), ("top", (16, 1)), ("batch_size", 3), ("dropout", 0.5)],
-)
-def test_each_size_changes_the_loss(option: str, value: object) -> None:
-    assert getattr(MINI, option) != value
-    losses = []
-    for workload in (MINI, dataclasses.replace(MINI, **{option: value})):
-        torch.manual_seed(0)
-        losses.append(workload.loss(workload.model(), next(workload.batches(0, 1))).item())
-    assert losses[0] != losses[1]
-
-
 # --- full: AlgoPerf's files ----------------------------------------------------------------------------------------
-
-
-def line(number: int, rng: random.Random, width: int = 0) -> str:
-    """One row that carries its number in the first integer; some fields are missing or −1."""
-    integers = [f"{number:0{width}d}", *(rng.choice(["", "-1", "-2", "7", "812345"]) for _ in range(12))]
-    categories = ["" if rng.random() < 0.2 else f"{rng.getrandbits(32):08x}" for _ in range(26)]
-    if width:  # all lines of one length
-        integers[1:] = ["15"] * 12
-        categories = [f"{rng.getrandbits(32):08x}" for _ in range(26)]
-    return "\t".join([str(number % 2), *integers, *categories])
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The smallest folder in AlgoPerf's layout: ten rows a file, numbered through, all of one length."""
-    found, rng, number = tmp_path / "criteo1tb", random.Random(0), 0
-    found.mkdir()
-    for name in (
-        *(f"day_{day}_{piece:02d}" for day in range(23) for piece in range(2 if day == 3 else 1)),
-        *(f"day_23_{piece:02d}" for piece in range(36)),
-    ):
-        lines = [line(number + i, rng, width=4) for i in range(10)]
-        (found / name).write_text("\n".join(lines) + "\n", encoding="ascii")
-        number += 10
-    monkeypatch.setenv(data.VARIABLE, str(tmp_path))
-    return found
 
 
 def numbers_of(batch: Rows) -> list[int]:
@@ -308,7 +222,7 @@ def test_an_epoch_has_every_line_once_and_the_next_another_order(folder: Path) -
     ]
     for batches in epochs:
         assert sorted(itertools.chain.from_iterable(batches)) == list(range(240))
-        assert all(batch == list(range(batch[0], batch[0] + BATCH)) for batch in batches)
+        assert all(batch == list(range(batch[0], batch[0] + SMALL.batch_size)) for batch in batches)
     assert epochs[0] != epochs[1]
     assert numbers_of(next(SMALL.batches(0, 60))) == epochs[1][11]
     assert numbers_of(next(SMALL.batches(1, 1))) != epochs[0][0]
@@ -341,38 +255,6 @@ def test_lines_of_any_length_are_evaluated_once(tmp_path: Path) -> None:
     assert located([first, first], first.num_stretches + 3) == (first, 3)
 
 
-def test_workers_and_parts_change_nothing(folder: Path) -> None:
-    here = list(itertools.islice(SMALL.batches(4, 9), 4))
-    there = list(itertools.islice(dataclasses.replace(SMALL, num_workers=2).batches(4, 9), 4))
-    assert all(torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True))
-    for count in (2, 3, BATCH):
-        parts = [next(SMALL.batches(4, 9, Part(index, count))) for index in range(count)]
-        for whole, *pieces in zip(here[0], *parts, strict=True):
-            assert torch.equal(whole, torch.cat(pieces))
-
-
-def test_full_trains_and_evaluates(folder: Path) -> None:
-    """The real layers and files; only the table is small, it would be 2 GB."""
-    torch.manual_seed(0)
-    model = SMALL.model()
-    loss = SMALL.loss(model.train(), next(SMALL.batches(0, 1)))
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
-    model.eval()
-    sums = {"loss": 0.0, "examples": 0.0}
-    with torch.inference_mode():
-        for batch in SMALL.eval_batches("validation"):
-            for name, value in SMALL.eval_step(model, batch).items():
-                sums[name] += value.item()
-    summary = SMALL.summarize(sums)
-    assert summary.examples == 170
-    assert 0.1 < summary.loss < 3
-
-
-def test_good_data_passes_the_check(folder: Path) -> None:
-    SMALL.check_data()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -386,8 +268,8 @@ def test_good_data_passes_the_check(folder: Path) -> None:
         ("day_0_00", line(2, random.Random(0), 4).replace("15", "x5") + "\n", "int64"),
     ],
 )
-def test_bad_data_is_named(folder: Path, name: str, content: str | None, message: str) -> None:
-    path = folder / name
+def test_bad_data_is_named(own_folder: Path, name: str, content: str | None, message: str) -> None:
+    path = own_folder / name
     path.unlink()
     if content is not None:
         path.write_text(content * (10 if content else 1), encoding="ascii")
@@ -397,8 +279,8 @@ def test_bad_data_is_named(folder: Path, name: str, content: str | None, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_malformed_line_in_the_middle_is_bad_data(folder: Path) -> None:
-    path = folder / "day_23_19"
+def test_a_malformed_line_in_the_middle_is_bad_data(own_folder: Path) -> None:
+    path = own_folder / "day_23_19"
     lines = path.read_text(encoding="ascii").splitlines()
     lines[6] = lines[6][:-20]
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
@@ -408,9 +290,6 @@ def test_a_malformed_line_in_the_middle_is_bad_data(folder: Path) -> None:
 
 
 def test_no_folder_is_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(data.VARIABLE, raising=False)
-    with pytest.raises(data.BadData, match=data.VARIABLE):
-        SMALL.check_data()
     monkeypatch.setenv(data.VARIABLE, str(tmp_path))
     with pytest.raises(data.BadData, match="day_23_35"):
         SMALL.batches(0, 1)

@@ -59,7 +59,7 @@ def test_a_full_presets_folder_is_named_when_it_is_missing(tmp_path: Path, monke
 
 def test_build_scripts_name_no_host() -> None:
     scripts = sorted((FOLDER / "build").glob("*.py"))
-    stems = ["criteo1tb", "fastmri", "imagenet", "librispeech", "lm", "ogbg", "wmt"]
+    stems = ["criteo1tb", "fastmri", "imagenet", "librispeech", "lm", "ogbg", "sources", "wmt"]
     assert [script.stem for script in scripts] == stems
     for script in scripts:
         assert not re.search(r"https?:|\w\.(org|com|io|net)\b", script.read_text(encoding="utf-8"))

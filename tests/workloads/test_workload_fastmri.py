@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from full_data import small as small_preset
+from full_data import write_volume
 from torch import nn
 
 from workloads.data import BadData
@@ -22,30 +24,18 @@ from workloads.fastmri import (
     Knees,
     UNet,
     brain_slices,
-    evaluation_uniform,
     example,
     measured_columns,
-    philox,
     structural_similarity,
 )
+from workloads.fastmri_files import evaluation_uniform, philox
 from workloads.protocol import Part
 
+FAMILY = "fastmri"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 TRIVIAL_LOSS, TRIVIAL_SSIM = 0.2384, 0.5451  # of the zero-filled images, as documented
 assert isinstance(MINI, Brains)
 assert isinstance(FULL, Knees)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def equal(left: Example, right: Example) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def joined(parts: Iterable[Example]) -> Example:
@@ -67,9 +57,8 @@ def evaluated(workload: Brains | Knees, model: nn.Module, batches: Iterable[Any]
 @pytest.mark.parametrize(("columns", "center"), [(64, 5), (320, 25), (368, 29), (372, 29), (400, 32)])
 def test_the_middle_is_always_measured_and_a_quarter_on_average(columns: int, center: int) -> None:
     nothing_else = measured_columns(np.full(columns, 0.999, np.float32))
-    (found,) = np.nonzero(nothing_else)
     first = (columns - center + 1) // 2
-    assert found.tolist() == list(range(first, first + center))
+    assert np.flatnonzero(nothing_else).tolist() == list(range(first, first + center))
     assert nothing_else[columns // 2], "the zero frequency"
     assert measured_columns(np.zeros(columns, np.float32)).all()
     draws = np.random.default_rng(0).random((2000, columns), np.float32)
@@ -169,15 +158,6 @@ def test_ssim_is_that_of_a_naive_oracle() -> None:
 # the network
 
 
-def test_parameters_are_as_many_as_algoperfs() -> None:
-    """AlgoPerf's fastmri_pytorch/models.py, UNet() with its defaults."""
-    with torch.device("meta"):
-        model = FULL.model()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 7_756_097
-    assert not list(model.buffers())
-    assert sum(parameter.numel() for parameter in MINI.model().parameters()) == 29_137
-
-
 def test_initial_weights_are_lecun_normal_cut_at_two_deviations() -> None:
     torch.manual_seed(0)
     model = UNet(num_channels=16, num_pools=2)
@@ -259,35 +239,11 @@ def test_evaluation_is_the_mean_over_slices() -> None:
     assert summary.loss == summary.metric == pytest.approx(np.mean(losses), rel=1e-6)
     assert summary.loss == pytest.approx(TRIVIAL_LOSS, abs=5e-4)
     assert summary.metrics["ssim"] == pytest.approx(TRIVIAL_SSIM, abs=5e-4)
-    by_parts = itertools.chain(*(MINI.eval_batches("validation", Part(i, 2)) for i in (0, 1)))
-    assert evaluated(MINI, Repeating(), by_parts) == pytest.approx(sums, rel=1e-12)
 
 
-def test_metric_is_loss_or_ssim() -> None:
-    sums = {"loss": 6.0, "ssim": 3.0, "examples": 4.0}
-    assert (MINI.metric, MINI.higher_is_better) == ("loss", False)
-    assert MINI.summarize(sums) == (1.5, 1.5, 4, {"ssim": 0.75})
-    by_ssim = dataclasses.replace(MINI, metric="ssim")
-    assert by_ssim.higher_is_better
-    assert by_ssim.summarize(sums)[:3] == (1.5, 0.75, 4)
-    with pytest.raises(ValueError, match="loss or ssim"):
-        dataclasses.replace(MINI, metric="psnr")
-
-
-def test_a_batch_is_the_sum_of_its_parts() -> None:
-    workload = dataclasses.replace(MINI, batch_size=5)
-    torch.manual_seed(0)
-    model = workload.model().eval()
-    whole = next(workload.batches(3, 7))
-    parts = [next(workload.batches(3, 7, Part(i, 2))) for i in (0, 1)]
-    mixed = Example(*(torch.stack([*a, *b]) for a, b in zip(*parts, strict=True)))
-    assert sorted(mixed.mean.tolist()) == sorted(whole.mean.tolist())
-    assert [len(part.inputs) for part in parts] == [3, 2]
-    weights = [workload.loss_weight(part) for part in parts]
-    losses = [workload.loss(model, part).item() for part in parts]
-    assert np.average(losses, weights=weights) == pytest.approx(workload.loss(model, whole).item(), rel=1e-5)
+def test_a_batch_has_no_more_parts_than_slices() -> None:
     with pytest.raises(ValueError, match="no 6 parts"):
-        next(workload.batches(0, 1, Part(0, 6)))
+        next(dataclasses.replace(MINI, batch_size=5).batches(0, 1, Part(0, 6)))
 
 
 def test_masks_are_fresh_and_slices_are_of_the_training_brain() -> None:
@@ -317,70 +273,15 @@ def test_the_two_brains_share_no_slice() -> None:
 # the full preset
 
 
-def write_volume(path: Path, columns: int, num_slices: int, seed: int) -> None:
-    """A file as fastMRI has them: random smooth images, their k-space, the magnitude of their middle."""
-    random = np.random.default_rng(seed)
-    kspace = np.zeros((num_slices, 640, columns), np.complex64)
-    kspace[:, 300:340, columns // 2 - 20 : columns // 2 + 20] = random.normal(size=(num_slices, 40, 40, 2)) @ [1, 1j]
-    image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (1, 2)), norm="ortho"), (1, 2)) * 1e-4
-    left = (columns - 320) // 2
-    truth = np.abs(image[:, 160:480, left : left + 320]).astype(np.float32)
-    with h5py.File(path, "w") as file:
-        file["kspace"] = (kspace * 1e-4).astype(np.complex64)
-        file["reconstruction_esc"] = truth
-        file.attrs["max"], file.attrs["norm"] = truth.max(), np.linalg.norm(truth)
-        file.attrs["acquisition"], file.attrs["patient_id"] = "CORPD_FBK", "0"
-
-
-@pytest.fixture(scope="module")
-def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"train": [(368, 3), (372, 2)], "val": [(372, 2), (320, 1), (368, 2)]}
-    for split, files in sizes.items():
-        folder = root / "fastmri" / f"knee_singlecoil_{split}"
-        folder.mkdir(parents=True)
-        for i, (columns, num_slices) in enumerate(files):
-            write_volume(folder / f"file100000{i}.h5", columns, num_slices, seed=i)
-    return root
-
-
 @pytest.fixture
-def small(knees: Path, monkeypatch: pytest.MonkeyPatch) -> Knees:
-    monkeypatch.setenv("WA_DATA_DIR", str(knees))
-    return dataclasses.replace(FULL, batch_size=2, eval_batch_size=2, num_validation_volumes=2, num_workers=0)
+def small(folder: Path) -> Knees:
+    found = small_preset(FAMILY)
+    assert isinstance(found, Knees)
+    return found
 
 
-def test_constants_are_algoperfs() -> None:
-    assert (FULL.step_budget, FULL.batch_size, FULL.metric, FULL.higher_is_better) == (
-        36_189,
-        32,
-        "ssim",
-        True,
-    )
-    assert (FULL.optimizer["lr"], FULL.schedule["warmup"], FULL.dropout) == (0.0013082, 0.10, 0.0)
-    assert FULL.num_validation_volumes == 100
-
-
-def test_a_real_step_and_a_real_evaluation(small: Knees) -> None:
-    small.check_data()
-    small = dataclasses.replace(small, batch_size=1, eval_batch_size=1)
-    torch.manual_seed(0)
-    model = small.model()
-    batch = next(iter(small.batches(0, 1)))
-    assert batch.inputs.shape == batch.targets.shape == (1, 320, 320)
-    loss = small.loss(model.train(), batch)
-    loss.backward()
-    assert loss.isfinite()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    sums = evaluated(small, model, itertools.islice(small.eval_batches("validation"), 1))
-    summary = small.summarize(sums)
-    assert summary.examples == 1
-    assert -1 <= summary.metric < 1
-    assert (summary.metric, summary.loss) == (sums["ssim"], sums["loss"])
-
-
-def test_examples_are_those_of_the_files(small: Knees, knees: Path) -> None:
-    path = knees / "fastmri" / "knee_singlecoil_val" / "file1000000.h5"
+def test_examples_are_those_of_the_files(small: Knees, folder: Path) -> None:
+    path = folder / "knee_singlecoil_val" / "file1000000.h5"
     batch = next(iter(small.eval_batches("validation")))
     with h5py.File(path) as file:
         kspace, truth, volume_max = file["kspace"][1], file["reconstruction_esc"][1], file.attrs["max"]
@@ -393,8 +294,7 @@ def test_examples_are_those_of_the_files(small: Knees, knees: Path) -> None:
     sums = evaluated(small, Repeating(), [Example(*(x[1:] for x in batch))])
     middle = np.s_[100:130, 100:130]  # the whole would take the oracle too long
     found = structural_similarity(
-        *(torch.from_numpy(x[middle] * std + mean).float()[None] for x in (inputs, targets)),
-        batch.volume_max[1:2],
+        *(torch.from_numpy(x[middle] * std + mean).float()[None] for x in (inputs, targets)), batch.volume_max[1:2]
     )
     assert found.item() == pytest.approx(
         naive_ssim(inputs[middle] * std + mean, targets[middle] * std + mean, volume_max), abs=1e-4
@@ -430,26 +330,9 @@ def test_splits_are_the_first_volumes_and_the_rest(small: Knees) -> None:
         dataclasses.replace(small, num_validation_volumes=3).eval_batches("test")
 
 
-def test_workers_and_parts_change_nothing(small: Knees) -> None:
-    parallel = dataclasses.replace(small, num_workers=2)
-    alone = list(itertools.islice(small.batches(1, 1), 4))
-    assert all(equal(a, b) for a, b in zip(alone, parallel.batches(1, 1), strict=False))
-    assert equal(alone[2], next(iter(small.batches(1, 3))))
-    halves = [next(iter(small.batches(1, 2, Part(i, 2)))) for i in (0, 1)]
-    assert equal(joined(halves), alone[1])
-    held_out = list(small.eval_batches("validation"))
-    by_parts = [list(small.eval_batches("validation", Part(i, 2))) for i in (0, 1)]
-    assert all(equal(a, b) for a, b in zip([*by_parts[0], *by_parts[1]], held_out, strict=True))
-
-
 def test_missing_and_malformed_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workload = dataclasses.replace(FULL, batch_size=1, num_workers=0)
-    monkeypatch.delenv("WA_DATA_DIR", raising=False)
-    with pytest.raises(BadData, match="WA_DATA_DIR"):
-        workload.check_data()
     monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
-    with pytest.raises(BadData, match="no such folder"):
-        workload.check_data()
     for split in ("train", "val"):
         (tmp_path / "fastmri" / f"knee_singlecoil_{split}").mkdir(parents=True)
     with pytest.raises(BadData, match=r"knee_singlecoil_train: no \*\.h5"):

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +15,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from full_data import CLASSES, TEST_PICTURES, TRAIN_PICTURES, VALIDATION_PICTURES, small, write_picture
 from PIL import Image
 from torch import Tensor, nn
 
 from wa import LAWA, Bank
 from wa.buffers import recompute_statistics
-from workloads.data import VARIABLE, BadData
-from workloads.imagenet import (
-    MEAN,
-    STD,
-    clip_art,
-    lecun_normal_,
-    listing,
-    normalized,
-    random_box,
-)
+from workloads.data import BadData
+from workloads.imagenet import MEAN, STD, clip_art, listing, normalized, random_box
 from workloads.imagenet_resnet import PRESETS, Residual, ResNet50, SmallResNet
+from workloads.layers import lecun_normal_
 from workloads.loading import epoch_order
-from workloads.protocol import Part
 
+FAMILY = "imagenet_resnet"
+tiny = partial(small, FAMILY)
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, SmallResNet)
 assert isinstance(FULL, ResNet50)
-CLASSES = ("n01440764", "n01443537", "n02102040")
-TRAIN_PICTURES, VALIDATION_PICTURES, TEST_PICTURES = 3, 2, 1  # a class
-
-
-def write_picture(path: Path, width: int, height: int, seed: int) -> None:
-    """Coarse noise, so that JPEG keeps most of it."""
-    coarse = np.random.default_rng(seed).integers(256, size=(5, 6, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    numbers = itertools.count()
-    for label, name in enumerate(CLASSES):
-        for i in range(TRAIN_PICTURES):
-            write_picture(root / "imagenet" / "train" / name / f"{name}_{i}.JPEG", 300 - 40 * i, 260, next(numbers))
-        for i in range(VALIDATION_PICTURES):
-            file = f"ILSVRC2012_val_{label + 3 * i:08}.JPEG"
-            write_picture(root / "imagenet" / "val" / name / file, 231, 341 - 150 * i, next(numbers))
-        write_picture(root / "imagenet" / "imagenet_v2" / str(label) / "a.jpeg", 256, 256, next(numbers))
-    return root
-
-
-@pytest.fixture
-def folder(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(VARIABLE, str(written))
-    return written / "imagenet"
-
-
-@pytest.fixture
-def own_folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to spoil."""
-    shutil.copytree(written / "imagenet", tmp_path / "imagenet")
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    return tmp_path / "imagenet"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tiny(**changes: Any) -> ResNet50:
-    """The full preset on three classes, two pictures a batch, loaded here."""
-    assert isinstance(FULL, ResNet50)
-    few: dict[str, Any] = {"num_classes": 3, "batch_size": 2, "eval_batch_size": 4, "num_workers": 0}
-    return dataclasses.replace(FULL, **{**few, **changes})
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -227,59 +171,7 @@ def test_all_buffer_policies(preset: str, folder: Path) -> None:
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["mini", "full"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_parts_make_the_whole(preset: str, count: int, folder: Path) -> None:
-    workload: Any = MINI if preset == "mini" else tiny(depths=(1,), side=32, batch_size=5)
-    torch.manual_seed(0)
-    model = workload.model().eval()
-    whole = next(workload.batches(3, 4))
-    parts = [next(workload.batches(3, 4, Part(i, count))) for i in range(count)]
-    pictures, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    assert sorted(p.numpy().tobytes() for p in pictures) == sorted(p.numpy().tobytes() for p in whole[0])
-    assert sorted(labels.tolist()) == sorted(whole[1].tolist())
-    weights = [workload.loss_weight(part) for part in parts]
-    losses = [workload.loss(model, part).item() for part in parts]
-    assert np.average(losses, weights=weights) == pytest.approx(workload.loss(model, whole).item(), rel=1e-5)
-    batches = list(workload.eval_batches("validation"))
-    for i in range(count):
-        own = list(workload.eval_batches("validation", Part(i, count)))
-        assert len(own) == len(batches[i::count])
-        assert all(equal(a, b) for a, b in zip(own, batches[i::count], strict=True))
-
-
 # --- ResNet-50 -------------------------------------------------------------------------------------------------
-
-
-def test_it_has_algoperfs_parameters() -> None:
-    """25,557,032: its workloads/imagenet_resnet/imagenet_pytorch/models.py, resnet50; convolutions stride as v1.5."""
-    with torch.device("meta"):
-        model = FULL.model()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
-    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    assert [m.kernel_size[0] for m in strided] == [7, 3, 1, 3, 1, 3, 1]  # stem, then branch and shortcut
-    assert (FULL.metric, FULL.higher_is_better, FULL.label_smoothing) == ("accuracy", True, 0.1)
-    assert (FULL.step_budget, FULL.batch_size, FULL.randaugment, FULL.mixup) == (186_666, 1024, 0, 0.0)
-
-
-def test_a_real_step_and_a_real_evaluation(folder: Path) -> None:
-    workload = tiny()
-    workload.check_data()
-    torch.manual_seed(0)
-    model = workload.model().train()
-    batch = next(workload.batches(0, 1))
-    assert batch[0].shape == (2, 224, 224, 3)
-    assert batch[0].dtype == torch.uint8
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = workload.loss(model, batch)
-    loss.backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    with torch.no_grad():
-        steps = [workload.eval_step(model.eval(), held_out) for held_out in workload.eval_batches("validation")]
-    summary = workload.summarize({name: float(sum(step[name] for step in steps)) for name in steps[0]})
-    assert summary.examples == 6
-    assert summary.metric == summary.metrics["accuracy"]
-    assert np.isfinite(summary.loss)
 
 
 def test_label_smoothing_is_in_training_alone() -> None:
@@ -303,12 +195,8 @@ def test_label_smoothing_is_in_training_alone() -> None:
 
 
 def test_labels_are_places_of_sorted_folders(folder: Path) -> None:
-    for split, each in (
-        ("train", TRAIN_PICTURES),
-        ("validation", VALIDATION_PICTURES),
-        ("test", TEST_PICTURES),
-    ):
-        pictures = tiny().pictures(split)
+    for split, each in (("train", TRAIN_PICTURES), ("validation", VALIDATION_PICTURES), ("test", TEST_PICTURES)):
+        pictures = tiny().source(split)
         assert pictures.labels.tolist() == [label for label in range(3) for _ in range(each)]
         folders = [path.split(b"/")[0].decode() for path in pictures.paths]
         names = [str(i) for i in range(3)] if split == "test" else CLASSES
@@ -317,24 +205,6 @@ def test_labels_are_places_of_sorted_folders(folder: Path) -> None:
     assert batch[1].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="validation and test"):
         tiny().eval_batches("train")
-
-
-def test_worker_processes_change_nothing(folder: Path) -> None:
-    here, there = (tiny(side=48, batch_size=4, eval_batch_size=2, num_workers=number) for number in (0, 2))
-    part = Part(1, 2)
-    first, second = (itertools.islice(workload.batches(1, 3, part), 4) for workload in (here, there))
-    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
-    first, second = (iter(workload.eval_batches("validation")) for workload in (here, there))
-    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_batch_s_is_a_function_of_seed_and_s(folder: Path) -> None:
-    workload = tiny(side=32)
-    whole = list(itertools.islice(workload.batches(5, 1), 10))
-    late = list(itertools.islice(workload.batches(5, 8), 3))
-    assert all(equal(a, b) for a, b in zip(whole[7:], late, strict=True))
-    others = [next(workload.batches(seed, step)) for seed, step in ((5, 1), (5, 2), (5, 5), (6, 1))]
-    assert not any(equal(a, b) for a, b in itertools.combinations(others, 2))
 
 
 def test_an_epoch_meets_each_picture_once(folder: Path) -> None:
@@ -395,7 +265,7 @@ def test_a_training_picture_is_a_crop_maybe_mirrored(own_folder: Path) -> None:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_evaluation_sees_the_resized_middle(index: int, folder: Path) -> None:
-    pictures = tiny().pictures("validation")
+    pictures = tiny().source("validation")
     original = np.asarray(pictures.read(index))  # 231 × 341, 231 × 191
     height, width = original.shape[:2]
     scale = 256 / min(height, width)
@@ -426,12 +296,6 @@ def test_grey_and_cmyk_files_are_read_as_rgb(own_folder: Path) -> None:
 
 
 # --- data that is not there, or not right ----------------------------------------------------------------------
-
-
-def test_no_folder_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(BadData, match=rf"{VARIABLE}.*imagenet/ with train/<class>"):
-        FULL.check_data()
 
 
 def spoil(folder: Path, how: str) -> Path:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from wa import EMA, Bank, recompute_statistics
-from workloads import librispeech
-from workloads.data import BadData
-from workloads.librispeech import BatchNorm, LibriSpeech, Prompts, SpecAugment, SpeechRecognition, Utterances
+from workloads import librispeech, speech_features, speech_layers
+from workloads.librispeech import SpeechRecognition, Utterances
 from workloads.librispeech_deepspeech import Recurrent
-from workloads.protocol import Part, load
+from workloads.protocol import load
+from workloads.speech_features import SpecAugment
+from workloads.speech_layers import BatchNorm
 
 FAMILIES = ("librispeech_conformer", "librispeech_deepspeech")
 
@@ -29,14 +28,6 @@ def workload(name: str, preset: str) -> SpeechRecognition:
     found = load(name, preset)
     assert isinstance(found, SpeechRecognition)
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterable[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -57,101 +48,6 @@ def summary(task: SpeechRecognition, model: nn.Module, batches: Iterable[Any]) -
     return task.summarize(totals)
 
 
-# ---- the prompts ----
-
-
-def test_no_text_is_in_both_splits() -> None:
-    train, validation = (librispeech.prompts(split) for split in ("train", "validation"))
-    assert (len(train), len(validation)) == (369, 120)
-    assert not {prompt.text for prompt in train} & {prompt.text for prompt in validation}
-    for prompt in (*train, *validation):
-        assert prompt.levels.shape[1] == 32
-        assert prompt.levels.max() <= 63
-        assert len(prompt.levels) <= 700
-        assert set(prompt.text) <= set(librispeech.CHARACTERS)
-    speech = max(train, key=lambda prompt: len(prompt.levels)).levels
-    assert speech.std() > 5  # not the stored differences
-
-
-def test_validation_is_every_prompt_once(mini: SpeechRecognition) -> None:
-    batches = list(mini.eval_batches("validation"))
-    found = [
-        (row[:length].tobytes(), "".join(librispeech.CHARACTERS[n - 1] for n in numbers[:size]))
-        for batch in batches
-        for row, length, numbers, size in zip(
-            batch.sound.numpy(), batch.lengths, batch.targets, batch.target_lengths, strict=True
-        )
-    ]
-    expected = [(prompt.levels.tobytes(), prompt.text) for prompt in librispeech.prompts("validation")]
-    assert sorted(found) == sorted(expected)
-    parts = [list(mini.eval_batches("validation", Part(i, 2))) for i in range(2)]
-    assert all(map(same, batches[::2], parts[0]))
-    assert all(map(same, batches[1::2], parts[1]))
-    with pytest.raises(ValueError, match="validation"):
-        mini.eval_batches("test")
-
-
-def test_a_training_example_is_one_or_two_prompts_at_another_speed() -> None:
-    recordings: dict[str, list[np.ndarray]] = {}
-    for prompt in librispeech.prompts("train"):
-        recordings.setdefault(prompt.text, []).append(prompt.levels)
-    num_joined, speeds = 0, []
-    for batch in itertools.islice(workload(FAMILIES[0], "mini").batches(7, 1), 60):
-        for sound, length, target, size in zip(*batch[:4], strict=True):
-            text = "".join(librispeech.CHARACTERS[n - 1] for n in target[:size])
-            needed = size + sum(a == b for a, b in itertools.pairwise(text))
-            assert needed <= -(-length // 4)  # else its CTC loss is infinite
-            words = text.split(" ")
-            halves = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
-            joined = [
-                np.concatenate(pair)
-                for first, second in halves
-                for pair in itertools.product(recordings.get(first, []), recordings.get(second, []))
-            ]
-            rows = [row.tobytes() for row in sound[:length].numpy()]
-            sources = [
-                levels
-                for levels in recordings.get(text, []) + joined
-                if set(rows) <= {row.tobytes() for row in levels} and rows[0] == levels[0].tobytes()
-            ]
-            assert sources
-            num_joined += len(sources[0]) > max((len(x) for x in recordings.get(text, [])), default=0)
-            speeds.append(len(sources[0]) / int(length))
-    assert 80 < num_joined < 160  # half of 240, less those that do not fit
-    assert 0.89 < min(speeds) < 0.93
-    assert 1.07 < max(speeds) < 1.12
-
-
-def test_without_augmentation_an_example_is_a_prompt() -> None:
-    plain = Prompts(augment=SpecAugment(0, 0, 0, 0.0), max_stretch=0.0, join=0.0)
-    known = {(prompt.levels.tobytes(), prompt.text) for prompt in librispeech.prompts("train")}
-    task = dataclasses.replace(workload(FAMILIES[0], "mini"), corpus=plain)
-    for batch in itertools.islice(task.batches(0, 1), 20):
-        assert batch.kept_frames.all()
-        assert batch.kept_bins.all()
-        for sound, length, target, size in zip(*batch[:4], strict=True):
-            text = "".join(librispeech.CHARACTERS[n - 1] for n in target[:size])
-            assert (sound[:length].numpy().tobytes(), text) in known
-
-
-def test_parts_make_up_the_batch_and_its_loss(mini: SpeechRecognition) -> None:
-    torch.manual_seed(0)
-    model = mini.model().eval()
-    whole = next(mini.batches(3, 5))
-    parts = [next(mini.batches(3, 5, Part(i, 2))) for i in range(2)]
-    for i, part in enumerate(parts):
-        for got, want in zip(part, whole, strict=True):
-            rows = want[i::2]
-            rows = rows[:, : got.shape[1]] if got.ndim > 1 else rows
-            assert torch.equal(got, rows)
-            assert got.ndim == 1 or got.dtype == torch.bool or not want[i::2][:, got.shape[1] :].any()
-    weights = [mini.loss_weight(part) for part in parts]
-    with torch.no_grad():
-        losses = [mini.loss(model, part).item() for part in parts]
-        together = mini.loss(model, whole).item()
-    assert np.average(losses, weights=weights) == pytest.approx(together, rel=1e-5)
-
-
 # ---- features, masks ----
 
 
@@ -159,7 +55,7 @@ def test_log_mel_is_that_of_a_plain_fourier_sum() -> None:
     random = np.random.default_rng(0)
     audio = (random.normal(size=(2, 1500)) * 3000).astype(np.int16)
     audio[1, 700:] = 0
-    got, lengths = librispeech.log_mel(torch.from_numpy(audio), torch.tensor([1500, 700]))
+    got, lengths = speech_features.log_mel(torch.from_numpy(audio), torch.tensor([1500, 700]))
     num_frames = 1 + (1500 - 401) // 160
     assert got.shape == (2, num_frames, 80)
     assert lengths.tolist() == [num_frames, 5]  # frames that begin before sample 700
@@ -175,7 +71,7 @@ def test_log_mel_is_that_of_a_plain_fourier_sum() -> None:
         left, middle, right = (1127 * np.log(1 + corner / 700) for corner in corners[bin_ : bin_ + 3])
         weight = np.interp(mel, [left, middle, right], [0, 1, 0])
         expected = np.log(max(weight @ power, 1e-5))
-        expected = (expected - librispeech.MEL_MEAN[bin_]) / librispeech.MEL_STD[bin_]
+        expected = (expected - speech_features.MEL_MEAN[bin_]) / speech_features.MEL_STD[bin_]
         assert got[row, t, bin_].item() == pytest.approx(expected, abs=2e-3)
 
 
@@ -284,7 +180,7 @@ def test_batch_norm_is_that_of_the_valid_frames() -> None:
     nn.init.normal_(norm.scale)
     nn.init.normal_(norm.bias)
     x, lengths = torch.randn(3, 9, 6) * 3 + 1, torch.tensor([9, 4, 1])
-    valid = librispeech.valid_frames(lengths, 9)
+    valid = speech_layers.valid_frames(lengths, 9)
     frames = x[valid]
     mean, var = torch.zeros(6), torch.ones(6)
     got = norm.train()(x, valid)
@@ -308,7 +204,7 @@ def test_the_recurrent_layer_is_a_packed_two_way_lstm() -> None:
         one_way = layer.backwards if name.endswith("_reverse") else layer.forwards
         parameter.data = one_way.get_parameter(name.removesuffix("_reverse"))
     x, lengths = torch.randn(3, 7, 8), torch.tensor([7, 3, 5])
-    valid, place = librispeech.valid_frames(lengths, 7), torch.arange(7)
+    valid, place = speech_layers.valid_frames(lengths, 7), torch.arange(7)
     turned = torch.where(valid, lengths[:, None] - 1 - place, place)
     normalized = layer.batch_norm(x, valid)
     packed = pack_padded_sequence(normalized, lengths, batch_first=True, enforce_sorted=False)
@@ -418,205 +314,3 @@ def test_every_policy_evaluates_an_average(mini: SpeechRecognition) -> None:
         torch.testing.assert_close(means, expected)
     assert len(set(losses.values())) == 3
     assert all(map(torch.equal, seen[-1], [norm.running_mean for norm in norms(model)]))
-
-
-# ---- full ----
-
-
-def test_parameters_are_as_many_as_algoperf_s() -> None:
-    """Counted by hand from algoperf/workloads/librispeech_{conformer,deepspeech}/librispeech_pytorch/models.py."""
-    d, outputs = 512, 1024
-    subsampling = (9 * d + d) + (9 * d * d + d) + (80 // 4 * d * d + d)
-    ends = 2 * d + d * outputs + outputs
-    feed_forward = 2 * d + (4 * d * d + 4 * d) + (4 * d * d + d)
-    attention = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + d // 8
-    convolution = 2 * d + 2 * (d * d + d) + 5 * d + 2 * d + (d * d + d)
-    conformer = subsampling + 4 * (2 * feed_forward + attention + convolution + 2 * d) + ends
-    lstm = 2 * d + 2 * (4 * 256 * (512 + 256) + 2 * 4 * 256)
-    deepspeech = subsampling + 6 * lstm + 3 * (2 * d + d * d + d) + ends
-    for name, expected in zip(FAMILIES, (conformer, deepspeech), strict=True):
-        with torch.device("meta"):
-            model = workload(name, "full").model()
-        assert sum(parameter.numel() for parameter in model.parameters()) == expected
-    assert (conformer, deepspeech) == (32_321_792, 18_393_600)
-
-
-WORDS = "THE QUICK BROWN FOX JUMPS OVER A LAZY DOG WHILE SEVEN WIZARDS BOX FIVE DOZEN LIQUOR JUGS".split()  # noqa: SIM905
-SECOND = 16000
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LibriSpeech of a few short recordings, and its tokenizer."""
-    import sentencepiece
-    import soundfile
-
-    random = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("data") / "librispeech"
-    lines = []
-    subsets = [subset for subsets in librispeech.SUBSETS.values() for subset in subsets]
-    for speaker, subset in enumerate(subsets, start=10):
-        for chapter in (1, 2):
-            place = root / "LibriSpeech" / subset / str(speaker) / str(chapter)
-            place.mkdir(parents=True)
-            transcript = []
-            for i in range(2):
-                name = f"{speaker}-{chapter}-{i:04d}"
-                size = int(SECOND * random.uniform(0.6, 1.0))
-                sound = (random.normal(size=size) * 2000).astype(np.int16)
-                soundfile.write(place / f"{name}.flac", sound, SECOND)
-                transcript.append(f"{name} {' '.join(random.choice(WORDS, 3))}")
-            lines += [line.partition(" ")[2] for line in transcript]
-            (place / f"{speaker}-{chapter}.trans.txt").write_text("\n".join(transcript) + "\n")
-    with (root / "spm_model.vocab").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=40, minloglevel=2
-        )
-    return root
-
-
-@pytest.fixture
-def tiny(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LibriSpeech:
-    monkeypatch.setenv("WA_DATA_DIR", str(folder.parent))
-    return LibriSpeech(max_samples=SECOND, max_tokens=48, eval_batch_size=3, num_workers=0, num_outputs=40)
-
-
-def small(name: str, corpus: LibriSpeech) -> SpeechRecognition:
-    return dataclasses.replace(workload(name, "full"), corpus=corpus, batch_size=2)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_full_trains_and_evaluates(name: str, tiny: LibriSpeech) -> None:
-    task = small(name, tiny)
-    task.check_data()
-    torch.manual_seed(0)
-    model = task.model().train()
-    batch = next(task.batches(0, 1))
-    assert batch.sound.dtype == torch.int16
-    loss = task.loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())  # type: ignore[arg-type]
-    batches = list(task.eval_batches("validation"))
-    assert [len(held_out.sound) for held_out in batches] == [3, 3, 2]
-    found = summary(task, model, batches[:1])
-    assert np.isfinite(found.loss)
-    assert found.metric == found.metrics["wer"]
-    assert found.examples == 3
-
-
-def test_a_batch_is_what_lies_on_disk(tiny: LibriSpeech, folder: Path) -> None:
-    import sentencepiece
-    import soundfile
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm_model.vocab"))
-    batch = next(iter(small(FAMILIES[0], tiny).eval_batches("test")))
-    place = folder / "LibriSpeech" / "test-clean" / "15" / "1"
-    lines = (place / "15-1.trans.txt").read_text().splitlines()
-    for row, line in enumerate(lines):
-        name, _, text = line.partition(" ")
-        sound, _ = soundfile.read(place / f"{name}.flac", dtype="int16")
-        assert np.array_equal(batch.sound[row, : batch.lengths[row]].numpy(), sound)
-        assert not batch.sound[row, batch.lengths[row] :].any()
-        expected = [*model.encode(text), model.eos_id()]
-        assert batch.targets[row, : batch.target_lengths[row]].tolist() == expected
-        assert tiny.texts([expected]) == [text]
-
-
-def test_an_epoch_has_every_recording_once_and_parts_make_up_batches(tiny: LibriSpeech) -> None:
-    task = small(FAMILIES[0], tiny)
-    epoch = list(itertools.islice(task.batches(4, 1), 6))  # 12 recordings
-    assert len({row.numpy().tobytes() for batch in epoch for row in batch.sound}) == 12
-    assert all(map(same, epoch[3:], itertools.islice(task.batches(4, 4), 3)))
-    assert not same(epoch[0], next(task.batches(4, 7)))  # another order
-    assert not epoch[0].kept_frames.all()
-    for i in range(2):
-        part = next(task.batches(4, 2, Part(i, 2)))
-        assert same(part, Utterances(*(tensor[i::2] for tensor in epoch[1])))
-    parts = [list(task.eval_batches("validation", Part(i, 2))) for i in range(2)]
-    whole = list(task.eval_batches("validation"))
-    assert all(map(same, whole[::2], parts[0]))
-    assert all(map(same, whole[1::2], parts[1]))
-
-
-def test_workers_make_the_same_batches(tiny: LibriSpeech) -> None:
-    alone, helped = (small(FAMILIES[1], dataclasses.replace(tiny, num_workers=n)) for n in (0, 2))
-    pairs = zip(alone.batches(0, 1), helped.batches(0, 1), strict=False)
-    assert all(same(a, Utterances(*b)) for a, b in itertools.islice(pairs, 3))
-
-
-def test_long_recordings_are_left_out(tiny: LibriSpeech, folder: Path) -> None:
-    lengths = [librispeech.num_samples(path) for path in (folder / "LibriSpeech").glob("dev-*/*/*/*.flac")]
-    limit = sorted(lengths)[3]
-    shorter = dataclasses.replace(tiny, max_samples=limit)
-    batches = list(small(FAMILIES[0], shorter).eval_batches("validation"))
-    found = [length for batch in batches for length in batch.lengths.tolist()]
-    assert sorted(found) == sorted(length for length in lengths if length <= limit)
-
-
-def spoil(root: Path, what: str) -> str:
-    """Damage a copy of the data; the path that the message should name."""
-    speech = root / "LibriSpeech"
-    flac = next(iter(sorted(speech.glob("train-clean-100/*/*/*.flac"))))
-    if what == "subset":
-        (speech / "dev-other").rename(root / "elsewhere")
-        return "dev-other"
-    if what == "recording":
-        flac.unlink()
-    elif what == "not flac":
-        flac.write_bytes(b"RIFF" + bytes(60))
-    elif what == "cut":
-        flac.write_bytes(flac.read_bytes()[:100])
-    elif what == "rate":
-        import soundfile
-
-        soundfile.write(flac, np.zeros(4000, np.int16), 8000)
-    elif what == "transcript":
-        transcript = next(flac.parent.glob("*.trans.txt"))
-        transcript.write_text("a-line-without-text\n")
-        return transcript.name
-    else:
-        tokenizer = root / "spm_model.vocab"
-        if what == "no tokenizer":
-            tokenizer.unlink()
-        else:
-            tokenizer.write_bytes(b"<unk>\t0\n")
-        return tokenizer.name
-    return flac.name
-
-
-@pytest.mark.parametrize(
-    "what",
-    ["subset", "recording", "not flac", "cut", "rate", "transcript", "no tokenizer", "not a tokenizer"],
-)
-def test_bad_data_is_named(
-    what: str, tiny: LibriSpeech, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
-    root = tmp_path / "librispeech"
-    shutil.copytree(folder, root)
-    named = spoil(root, what)
-    monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
-    task = small(FAMILIES[0], tiny)
-    with pytest.raises(BadData, match=named):
-        task.check_data()
-
-    def read() -> None:
-        list(itertools.islice(task.batches(0, 1), 6))
-        list(task.eval_batches("validation"))
-
-    with pytest.raises(BadData, match=named):
-        read()
-
-
-def test_no_data_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: LibriSpeech) -> None:
-    with pytest.raises(BadData, match=r"40 pieces; a sentencepiece model of 1,024"):
-        workload(FAMILIES[0], "full").check_data()
-    monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
-    with pytest.raises(BadData, match="librispeech"):
-        workload(FAMILIES[0], "full").check_data()
-    monkeypatch.delenv("WA_DATA_DIR")
-    with pytest.raises(BadData, match="WA_DATA_DIR"):
-        workload(FAMILIES[1], "full").check_data()
-    workload(FAMILIES[1], "mini").check_data()
-    assert "WA_DATA_DIR" not in os.environ

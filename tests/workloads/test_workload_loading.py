@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from workloads.protocol import UnknownWorkload, Workload, load, source_file
+from sweeps.cells import cells
+from sweeps.cli import main
+from sweeps.spec import parse_spec
+from workloads import protocol
+from workloads.attributes import complaint
+from workloads.protocol import FAMILIES, UnknownWorkload, Workload, load, presets, source_file
 
 USER_MODULE = '''
 import torch
@@ -116,3 +122,78 @@ def test_what_a_half_workload_lacks_is_named(user_module: str) -> None:
 
 def test_a_preset_is_the_same_object_at_every_call() -> None:
     assert load("lm") is load("lm", "mini")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "allowed"),
+    [
+        ("step_budget", 100.0, "an int ≥ 1 (steps)"),
+        ("step_budget", "100", "an int ≥ 1 (steps)"),
+        ("step_budget", True, "an int ≥ 1 (steps)"),
+        ("batch_size", 0, "an int ≥ 1 (examples)"),
+        ("batch_size", None, "an int ≥ 1 (examples)"),
+        ("metric", "", "a name of ≤ 100 printable characters"),
+        ("metric", "a\nb", "a name of ≤ 100 printable characters"),
+        ("higher_is_better", "no", "True or False"),
+        ("higher_is_better", 1, "True or False"),
+        ("step_seconds", "x", "a number ≥ 0"),
+        ("eval_seconds", float("nan"), "a number ≥ 0"),
+        ("splits", "validation", 'a tuple of names, "validation" among them'),
+        ("splits", ("test",), 'a tuple of names, "validation" among them'),
+        ("batch_norm_parts", 2.5, "an int ≥ 1"),
+    ],
+)
+def test_an_attribute_of_the_wrong_kind_is_one_line_with_what_is_allowed(
+    user_module: str, attribute: str, value: object, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = load(f"{user_module}:Line")
+    monkeypatch.setattr(type(line), attribute, value, raising=False)
+    with pytest.raises(UnknownWorkload) as error:
+        load(f"{user_module}:Line")
+    assert str(error.value) == f"workload '{user_module}:Line': its {attribute} is {value!r}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("block", "value", "told"),
+    [
+        ("training", {"batch_size": 4}, "training.batch_size: its attribute `batch_size` says it; allowed: precision,"),
+        ("training", {"acumulate": 4}, "training.acumulate: unknown key (did you mean 'accumulate'?); allowed: "),
+        ("training", {"accumulate": "4"}, "training.accumulate: got '4'; allowed: an int from 1 to 65536"),
+        ("training", {"compile": "gcc"}, "training.compile: got 'gcc'; allowed: true, false or a backend"),
+        ("training", 5, "training: got 5; allowed: a mapping such as"),
+        ("training", None, "training: got None; allowed: a mapping such as"),
+        ("optimizer", None, "optimizer: got None; allowed: a mapping such as"),
+        ("optimizer", {"lr": 0.1}, "optimizer: name is required"),
+        ("optimizer", {"name": "sgdd", "lr": 0.1}, "optimizer.name: got 'sgdd' (did you mean 'sgd'?); allowed: "),
+        ("optimizer", {"name": "sgd", "lr": "0.1"}, "optimizer.lr: got '0.1'; allowed: a number > 0"),
+        ("optimizer", {"name": "sgd", "lr": [0.1]}, "optimizer.lr: got [0.1]; allowed: a number > 0"),
+        ("optimizer", {"name": "sgd"}, "optimizer.lr: is required by sgd"),
+        ("optimizer", {"name": "sgd", "lr": 0.1, "beta1": 0.9}, "optimizer.beta1: unknown key; allowed: name, lr,"),
+        ("schedule", {"shape": "cos"}, "schedule.shape: got 'cos' (did you mean 'cosine'?); allowed: "),
+        ("schedule", {"length": 1e9}, "schedule.length: got 1000000000.0; allowed: an int ≥ 1 (steps) or a float in"),
+        ("schedule", {"shape": "constant", "lr_decay": 0.5}, "schedule: a constant one does not decay; allowed: shape"),
+    ],
+)
+def test_a_workloads_own_blocks_are_checked_before_anything_is_planned(
+    user_module: str, block: str, value: object, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(load(f"{user_module}:Line")), block, value, raising=False)
+    (tmp_path / "t.yaml").write_text(f"study: t\nworkloads: {user_module}:Line\naveraging: {{scheme: none}}\n")
+    for command in ("plan", "run"):
+        done = CliRunner().invoke(main, [command, "t.yaml"])
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"wa: t.yaml: {user_module}:Line: its own {told}")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shipped_attributes_and_blocks_pass_the_same_checks(family: str) -> None:
+    for preset in presets(family):
+        assert complaint(load(family, preset)) is None
+        cells(parse_spec({"study": "t", "workloads": family, "preset": preset, "averaging": {"scheme": "none"}}))
+
+
+def test_the_list_of_families_is_the_files_that_offer_presets() -> None:
+    files = Path(protocol.__file__).parent.glob("*.py")
+    assert [path.stem for path in sorted(files) if "\nPRESETS" in path.read_text(encoding="utf-8")] == list(FAMILIES)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import gzip
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,32 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_data import small
+from full_data import write_table as write
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor, nn
 
-from workloads import algoperf, data
-from workloads.ogbg import (
-    PRESETS,
-    GraphClassifier,
-    Graphs,
-    Ogbg,
-    batched,
-    mean_average_precision,
-    moleculeace,
-)
-from workloads.protocol import Part, Summary
+from workloads import data
+from workloads.ogbg import PRESETS, GraphClassifier, Graphs, Molpcba, Ogbg, batched, mean_average_precision
+from workloads.ogbg_files import moleculeace
+from workloads.protocol import Summary
 
+FAMILY = "ogbg"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Ogbg)
-assert isinstance(FULL, Ogbg)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterable[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+assert isinstance(FULL, Molpcba)
 
 
 def equal(left: Graphs, right: Graphs) -> bool:
@@ -125,17 +111,6 @@ def test_the_order_of_atoms_does_not_matter() -> None:
         assert torch.allclose(model(batch), model(moved), atol=1e-4)
 
 
-def test_full_has_algoperfs_parameters() -> None:
-    """3,554,176: printed for ogbg by AlgoPerf's runs; its algoperf/workloads/ogbg/ogbg_pytorch/models.py."""
-    with torch.device("meta"):
-        model = FULL.model()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 3_554_176
-    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.1}
-    constants = algoperf.constants()["ogbg"]
-    assert (FULL.metric, FULL.higher_is_better, FULL.batch_size) == ("map", True, 512)
-    assert FULL.step_budget == constants.step_hint["v0.5"]
-
-
 # --- the mini's data
 
 
@@ -193,32 +168,6 @@ def test_batches_cross_the_end_of_an_epoch() -> None:
     assert not torch.equal(whole[: count - 20], second[10:])  # another order
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_parts_make_up_the_batch_and_its_loss(count: int) -> None:
-    torch.manual_seed(0)
-    model = MINI.model().eval()
-    whole = next(MINI.batches(1, 7))
-    parts = [next(MINI.batches(1, 7, Part(i, count))) for i in range(count)]
-    labels = torch.empty_like(whole.labels)
-    for i, part in enumerate(parts):
-        labels[i::count] = part.labels
-    assert torch.equal(labels, whole.labels)
-    assert sum(len(part.nodes) for part in parts) == len(whole.nodes)
-    weights = [MINI.loss_weight(part) for part in parts]
-    assert sum(weights) == MINI.loss_weight(whole) == (whole.labels >= 0).sum()
-    losses = [MINI.loss(model, part).item() for part in parts]
-    mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert mean == pytest.approx(MINI.loss(model, whole).item(), rel=1e-5)
-
-
-def test_parts_of_the_evaluation() -> None:
-    whole = list(MINI.eval_batches("validation"))
-    assert sum(len(batch.labels) for batch in whole) == MINI.num_eval_graphs
-    parts = [list(MINI.eval_batches("validation", Part(i, 3))) for i in range(3)]
-    assert sum(map(len, parts)) == len(whole)
-    assert all(equal(whole[i], parts[i % 3][i // 3]) for i in range(len(whole)))
-
-
 # --- loss and metric
 
 
@@ -251,20 +200,6 @@ def test_map_is_the_mean_area_under_the_precision_recall_steps() -> None:
     assert np.isnan(mean_average_precision(logits[:, 3:4], labels[:, 3:4]))
 
 
-def test_metric_is_loss_or_map() -> None:
-    torch.manual_seed(0)
-    model = MINI.model()
-    batches = list(itertools.islice(MINI.eval_batches("validation"), 2))
-    by_loss = evaluated(MINI, model, batches)
-    by_map = evaluated(dataclasses.replace(MINI, metric="map"), model, batches)
-    assert by_loss.metric == by_loss.loss == by_map.loss
-    assert by_map.metric == by_map.metrics["map"] == by_loss.metrics["map"] != by_loss.loss
-    with pytest.raises(ValueError, match="loss or map"):
-        dataclasses.replace(MINI, metric="mAP")
-    with pytest.raises(ValueError, match="moleculeace or ogbg-molpcba"):
-        dataclasses.replace(MINI, source="zinc")
-
-
 def test_evaluation_agrees_with_the_training_loss_however_it_is_cut() -> None:
     torch.manual_seed(0)
     model = dataclasses.replace(MINI, dropout=0.0).model()
@@ -274,19 +209,6 @@ def test_evaluation_agrees_with_the_training_loss_however_it_is_cut() -> None:
     one, many = (evaluated(cut, model, cut.eval_batches("validation")) for cut in cuts)
     assert one.examples == many.examples == 200
     assert one.loss == pytest.approx(many.loss, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("width", 16), ("num_rounds", 2), ("dropout", 0.3), ("residual", False), ("batch_size", 3)],
-)
-def test_each_option_changes_the_loss(option: str, value: float) -> None:
-    assert getattr(MINI, option) != value
-    losses = []
-    for workload in (MINI, dataclasses.replace(MINI, **{option: value})):
-        torch.manual_seed(0)
-        losses.append(workload.loss(workload.model().train(), next(workload.batches(0, 1))).item())
-    assert losses[0] != losses[1]
 
 
 def test_bfloat16_gives_nearly_the_same() -> None:
@@ -304,47 +226,16 @@ def test_bfloat16_gives_nearly_the_same() -> None:
 # --- ogbg-molpcba's files, as the ogb package unpacks them
 
 
-NUM_NODES, NUM_EDGES = [3, 2, 1, 4, 3, 2], [2, 1, 0, 4, 2, 1]
-
-
 @pytest.fixture
-def molpcba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six small graphs in WA_DATA_DIR; the folder that holds raw/ and split/."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "ogbg" / "ogbg_molpcba"
-    edges = [[[0, 1], [1, 2]], [[0, 1]], [], [[0, 1], [1, 2], [2, 3], [0, 3]], [[0, 2], [0, 1]], [[0, 1]]]
-    labels = random.integers(-1, 2, size=(6, 128))
-    write(folder / "raw/num-node-list.csv.gz", [[n] for n in NUM_NODES])
-    write(folder / "raw/num-edge-list.csv.gz", [[n] for n in NUM_EDGES])
-    write(folder / "raw/node-feat.csv.gz", random.integers(0, 119, size=(15, 9)).tolist())
-    write(folder / "raw/edge-feat.csv.gz", random.integers(0, 5, size=(10, 3)).tolist())
-    write(folder / "raw/edge.csv.gz", [edge for graph in edges for edge in graph])
-    write(
-        folder / "raw/graph-label.csv.gz",
-        [["" if v < 0 else f"{v}.0" for v in row] for row in labels.tolist()],
-    )
-    for split, graphs in (("train", [5, 0, 3]), ("valid", [1, 4]), ("test", [2])):
-        write(folder / f"split/scaffold/{split}.csv.gz", [[graph] for graph in graphs])
-    np.save(tmp_path / "labels.npy", labels)
-    monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
-    return folder
-
-
-def write(path: Path, rows: list[list[object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="ascii") as file:
-        file.writelines(",".join(map(str, row)) + "\n" for row in rows)
-
-
-def small_full(**changes: object) -> Ogbg:
-    return dataclasses.replace(FULL, batch_size=2, eval_batch_size=1, num_workers=0, **changes)  # type: ignore[arg-type]
+def molpcba(own_folder: Path) -> Path:
+    return own_folder / "ogbg_molpcba"
 
 
 def test_full_reads_the_files(molpcba: Path) -> None:
-    full = small_full()
+    full = small(FAMILY)
     full.check_data()
     validation, test = list(full.eval_batches("validation")), list(full.eval_batches("test"))
-    labels = np.load(molpcba.parent.parent / "labels.npy")
+    labels = np.load(molpcba.parent / "labels.npy")
     assert np.array_equal(torch.cat([batch.labels for batch in validation]).numpy(), labels[[1, 4]])
     assert np.array_equal(test[0].labels.numpy(), labels[[2]])
     assert test[0].edges.shape == (0, 3)
@@ -354,43 +245,19 @@ def test_full_reads_the_files(molpcba: Path) -> None:
     assert np.array_equal(validation[1].edges.numpy(), np.concatenate([edges[7:9]] * 2))
     assert validation[1].senders.tolist() == [0, 0, 2, 1]
     assert validation[1].receivers.tolist() == [2, 1, 0, 0]
-    with pytest.raises(ValueError, match="validation, test"):
+    with pytest.raises(ValueError, match="validation and test"):
         full.eval_batches("tset")
-
-
-def test_full_takes_a_step_and_evaluates(molpcba: Path) -> None:
-    full = small_full()
-    torch.manual_seed(0)
-    model = full.model().train()
-    before = copy.deepcopy(model.state_dict())
-    full.loss(model, next(full.batches(0, 1))).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert not torch.equal(before["decoder.weight"], model.state_dict()["decoder.weight"])
-    summary = evaluated(full, model, full.eval_batches("validation"))
-    assert summary.examples == 2
-    assert 0 < summary.loss < 10
-    assert 0 <= summary.metric <= 1
-
-
-def test_worker_processes_give_the_same_batches(molpcba: Path) -> None:
-    here, there = small_full(), dataclasses.replace(small_full(), num_workers=2)
-    batches = there.batches(4, 2)
-    assert all(equal(a, b) for a, b in zip(itertools.islice(here.batches(4, 2), 4), batches, strict=False))
-    parts = [next(here.batches(4, 2, Part(i, 2))) for i in range(2)]
-    assert torch.equal(torch.cat([part.labels for part in parts]), next(here.batches(4, 2)).labels)
 
 
 def test_a_missing_folder_or_file_is_named(molpcba: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (molpcba / "raw/edge.csv.gz").unlink()
-    for ask in (small_full().check_data, lambda: next(small_full().batches(0, 1))):
+    for ask in (small(FAMILY).check_data, lambda: next(small(FAMILY).batches(0, 1))):
         with pytest.raises(data.BadData, match=r"raw/edge.csv.gz: no such file.* 2 columns") as error:
             ask()
         assert "\n" not in str(error.value)
     monkeypatch.setenv("WA_DATA_DIR", str(molpcba))
     with pytest.raises(data.BadData, match="ogbg_molpcba"):
-        small_full().check_data()
-    MINI.check_data()
+        small(FAMILY).check_data()
 
 
 @pytest.mark.parametrize(
@@ -410,7 +277,7 @@ def test_a_missing_folder_or_file_is_named(molpcba: Path, monkeypatch: pytest.Mo
 def test_a_malformed_file_is_named(molpcba: Path, name: str, rows: list[list[object]], message: str) -> None:
     write(molpcba / name, rows)
     with pytest.raises(data.BadData, match=message) as error:
-        next(small_full().batches(0, 1))
+        next(small(FAMILY).batches(0, 1))
     assert name.split("/")[1] in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -418,9 +285,9 @@ def test_a_malformed_file_is_named(molpcba: Path, name: str, rows: list[list[obj
 def test_a_file_that_is_no_gzip_is_named(molpcba: Path) -> None:
     (molpcba / "raw/edge.csv.gz").write_bytes(b"0,1\n1,2\n")
     with pytest.raises(data.BadData, match=r"edge.csv.gz: not a gzipped table"):
-        small_full().check_data()
+        small(FAMILY).check_data()
     whole = (molpcba / "raw/node-feat.csv.gz").read_bytes()
     write(molpcba / "raw/edge.csv.gz", [[0, 1]] * 10)
     (molpcba / "raw/node-feat.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.BadData, match=r"node-feat.csv.gz"):
-        next(small_full().batches(0, 1))
+        next(small(FAMILY).batches(0, 1))

@@ -11,31 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_data import small
 from torch import Tensor
 
 from workloads.data import BadData
+from workloads.data.reading import tokenizer
 from workloads.protocol import Part
 from workloads.translation_model import EOS, PAD, TranslationModel, positions, sinusoids
 from workloads.translation_search import beam_search, greedy, length_penalty
-from workloads.translation_text import Pair, pack
-from workloads.wmt import (
-    BLEU_SUMS,
-    PRESETS,
-    Catalogues,
-    News,
-    bleu,
-    bleu_statistics,
-    catalogue,
-)
+from workloads.translation_text import Pair, pack, text
+from workloads.wmt import MODEL, PRESETS, Catalogues, News, bleu_statistics, catalogue
 
+FAMILY = "wmt"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Catalogues)
 assert isinstance(FULL, News)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def small_model(vocabulary: int = 12, seed: int = 0, spread: float = 3.0) -> TranslationModel:
@@ -69,14 +59,6 @@ def rows(*sentences: list[int]) -> Tensor:
 
 
 # --- the model ---
-
-
-def test_full_has_algoperfs_number_of_parameters() -> None:
-    """133,521,408: counted on mlcommons/algorithmic-efficiency's wmt_pytorch/models.py."""
-    with torch.device("meta"):
-        model = FULL.model()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 133_521_408
-    assert not list(model.buffers())
 
 
 def test_positions_are_the_closed_form() -> None:
@@ -223,68 +205,6 @@ def test_greedy_takes_the_likeliest_token_each_time(copier: TranslationModel) ->
         assert not any(row.tolist()[len(tokens) :])
 
 
-# --- BLEU ---
-
-
-def test_summed_statistics_give_sacrebleus_corpus_score() -> None:
-    import sacrebleu
-
-    references = [MINI.detokenize(pair[1][:-1]) for pair in catalogue("validation")[:60]]
-    random = np.random.default_rng(0)
-    cut = [sentence.split() for sentence in references]
-    translations = [" ".join(words[: 1 + int(random.integers(len(words)))]) for words in cut]
-    translations[7] = ""
-    translations[9] = "something else altogether"
-    expected = sacrebleu.corpus_bleu(translations, [references]).score
-    sums = np.zeros(len(BLEU_SUMS))
-    for start, stop in itertools.pairwise((0, 1, 8, 8, 60)):
-        sums += bleu_statistics(translations[start:stop], references[start:stop])
-    assert 5 < expected < 95
-    assert bleu(dict(zip(BLEU_SUMS, sums.tolist(), strict=True))) == pytest.approx(expected, abs=1e-9)
-    same = dict(zip(BLEU_SUMS, bleu_statistics(references, references), strict=True))
-    assert bleu(same) == pytest.approx(100)
-    assert bleu(dict.fromkeys(BLEU_SUMS, 0)) == 0
-
-
-EARLY = {  # translations of "the quick brown fox jumps over it", as of a model that has just begun
-    "no four words in a row": ["the quick brown cat jumps at it"],
-    "no three": ["the quick cat jumps over a cat"],
-    "no two": ["fox the a jumps a it a"],
-    "none at all": ["a a a a a a a"],
-    "shorter than four words": ["the quick"],
-    "empty": [""],
-    "one good, one not": ["the quick brown fox jumps over it", "b b b b"],
-}
-
-
-@pytest.mark.parametrize("translations", EARLY.values(), ids=EARLY.keys())
-def test_early_scores_are_smoothed_as_sacrebleus(translations: list[str]) -> None:
-    import sacrebleu
-
-    references = ["the quick brown fox jumps over it", "another one of them"][: len(translations)]
-    expected = sacrebleu.corpus_bleu(translations, [references]).score
-    sums = dict(zip(BLEU_SUMS, bleu_statistics(translations, references), strict=True))
-    assert bleu(sums) == pytest.approx(expected, rel=1e-12)
-
-
-def test_smoothing_against_its_formula() -> None:
-    # 5 of 7 words, 2 of 6 pairs, 0 of 5 triples and 0 of 4 quadruples: those count 1/2 and 1/4.
-    sums = dict(zip(BLEU_SUMS, (5, 2, 0, 0, 7, 6, 5, 4, 7, 7), strict=True))
-    precisions = [5 / 7, 2 / 6, 1 / 2 / 5, 1 / 4 / 4]
-    assert bleu(sums) == pytest.approx(100 * math.prod(precisions) ** (1 / 4))
-
-
-def test_metric_is_loss_or_bleu() -> None:
-    sums = {"loss": 6.0, "tokens": 4.0, "examples": 2.0, **dict.fromkeys(BLEU_SUMS, 10.0)}
-    assert not MINI.higher_is_better
-    assert FULL.higher_is_better
-    assert MINI.summarize(sums)[:3] == (1.5, 1.5, 2)
-    assert MINI.summarize(sums).metrics == {"bleu": pytest.approx(100)}
-    assert FULL.summarize(sums)[:3] == (1.5, pytest.approx(100), 2)
-    with pytest.raises(ValueError, match="loss or bleu"):
-        dataclasses.replace(MINI, metric="blue")
-
-
 # --- mini ---
 
 
@@ -361,152 +281,30 @@ def test_evaluation_translates_the_chosen_pairs_only() -> None:
     assert seen[0].examples == seen[1].examples == 60
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        *(("width", 32), ("depth", 1), ("hidden", 64), ("num_heads", 1), ("batch_size", 3)),
-        *(("dropout", 0.1), ("attention_dropout", 0.1), ("label_smoothing", 0.1)),
-    ],
-)
-def test_each_option_changes_the_loss(option: str, value: float) -> None:
-    assert getattr(MINI, option) != value
-    losses = []
-    for workload in (MINI, dataclasses.replace(MINI, **{option: value})):
-        torch.manual_seed(0)
-        losses.append(workload.loss(workload.model().train(), next(workload.batches(0, 1))).item())
-    assert losses[0] != losses[1]
-
-
 # --- full ---
 
 
 def test_sentences_are_packed_in_order_while_both_sides_fit() -> None:
-    pairs: list[Pair] = [
-        ([8, 7, 2], [4, 2]),
-        ([3, 4, 5, 2], [5, 6, 2]),
-        ([9, 2], [7, 8, 9, 2]),
-        ([6, 2], [6, 2]),
-    ]
+    pairs: list[Pair] = [([8, 7, 2], [4, 2]), ([3, 4, 5, 2], [5, 6, 2]), ([9, 2], [7, 8, 9, 2]), ([6, 2], [6, 2])]
     sources, targets, source_segments, target_segments = pack(iter(pairs), 2, 8)
     assert sources.tolist() == [[8, 7, 2, 3, 4, 5, 2, 0], [9, 2, 6, 2, 0, 0, 0, 0]]
     assert targets.tolist() == [[4, 2, 5, 6, 2, 0, 0, 0], [7, 8, 9, 2, 6, 2, 0, 0]]
     assert source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0, 0, 0]]
     assert target_segments.tolist() == [[1, 1, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 2, 2, 0, 0]]
-    assert positions(torch.from_numpy(source_segments)).tolist() == [
-        [0, 1, 2, 0, 1, 2, 3, 0],
-        [0, 1, 0, 1, 0, 1, 2, 3],
-    ]
+    assert positions(torch.from_numpy(source_segments)).tolist() == [[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 0, 1, 2, 3]]
     asked = iter(pairs * 5)
     pack(asked, 1, 8)
     assert next(asked) == pairs[3]  # it stops at the first that does not fit
 
 
-VOCABULARY = 200
-MODEL, TRAIN = "wmt_sentencepiece_model", "train.de"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder as docs/workloads/wmt.md lays it out, of a few sentences of the catalogues."""
-    import sentencepiece
-
-    root = tmp_path_factory.mktemp("data")
-    (root / "wmt").mkdir()
-    numbers = {"train": range(400), "newstest2013": range(400, 405), "newstest2014": range(405, 408)}
-    for name, chosen in numbers.items():
-        for side, language in enumerate(("de", "en")):
-            lines = [MINI.detokenize(catalogue("train")[i][side][:-1]) for i in chosen]
-            (root / "wmt" / f"{name}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=",".join(str(root / "wmt" / f"train.{language}") for language in ("de", "en")),
-        model_prefix=str(root / "pieces"),
-        vocab_size=VOCABULARY,
-        minloglevel=2,
-        num_threads=1,
-    )
-    (root / "pieces.model").rename(root / "wmt" / MODEL)
-    return root
+TRAIN = "train.de"
 
 
 @pytest.fixture
-def news(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> News:
-    """The full preset, its embedding table, rows and batches made small."""
-    monkeypatch.setenv("WA_DATA_DIR", str(corpus))
-    return dataclasses.replace(
-        FULL,
-        vocabulary=VOCABULARY,
-        batch_size=5,
-        max_length=96,
-        eval_batch_size=4,
-        num_workers=0,
-        rows_together=2,
-    )
-
-
-def same(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def test_full_trains_and_evaluates_on_its_real_format(news: News) -> None:
-    workload = dataclasses.replace(news, batch_size=2, max_length=48)
-    workload.check_data()
-    torch.manual_seed(0)
-    model = workload.model().train()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 133_521_408 - 31_800 * 1024
-    loss = workload.loss(model, next(workload.batches(0, 1)))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())  # type: ignore[arg-type]
-    short = dataclasses.replace(workload, max_length=12)
-    sources, targets, _ = next(iter(workload.eval_batches("test")))
-    with torch.inference_mode():
-        sums = short.eval_step(model.eval(), (sources[:1], targets[:1], torch.tensor([True])))
-    summary = workload.summarize({name: float(value) for name, value in sums.items()})
-    assert summary.metric == summary.metrics["bleu"]
-    assert summary.examples == 1
-    assert math.isfinite(summary.loss)
-
-
-def test_full_is_of_algoperfs_constants() -> None:
-    assert (FULL.batch_size, FULL.step_budget, FULL.metric) == (128, 133_333, "bleu")
-    assert (FULL.num_beams, FULL.length_penalty, FULL.max_length) == (4, 0.6, 256)
-    assert (FULL.dropout, FULL.attention_dropout, FULL.label_smoothing) == (0.0, 0.1, 0.0)
-    assert FULL.optimizer["lr"] == 0.0013082
-
-
-def test_full_batches_depend_on_seed_and_step_alone(news: News) -> None:
-    whole = list(itertools.islice(news.batches(5, 1), 6))
-    assert same(whole[4], next(news.batches(5, 5)))
-    assert len({tuple(row.tolist()) for batch in whole for row in batch[0]}) == 6 * 5  # nothing comes twice
-    assert not same(whole[0], next(news.batches(6, 1)))
-    assert all(column.shape == (5, 96) for column in whole[0])
-    assert all(column.dtype == torch.int64 for column in whole[0])
-
-
-def test_full_batches_are_the_same_from_workers(news: News) -> None:
-    here = list(itertools.islice(news.batches(5, 3), 3))
-    with_two = dataclasses.replace(news, num_workers=2).batches(5, 3)
-    assert all(same(a, b) for a, b in zip(here, with_two, strict=False))
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_parts_make_up_the_batch(news: News, count: int) -> None:
-    whole = next(news.batches(1, 7))
-    parts = [next(news.batches(1, 7, Part(index, count))) for index in range(count)]
-    assert same(tuple(torch.cat(column) for column in zip(*parts, strict=True)), whole)
-
-
-def test_parts_add_up_by_target_tokens(news: News) -> None:
-    workload = dataclasses.replace(news, width=32, hidden=32, depth=1, num_heads=2)
-    torch.manual_seed(0)
-    model = workload.model().eval()
-    parts = [next(workload.batches(1, 1, Part(index, 2))) for index in range(2)]
-    with torch.no_grad():
-        whole = workload.loss(model, next(workload.batches(1, 1))).item()
-        weights = [float(workload.loss_weight(part)) for part in parts]
-        losses = [workload.loss(model, part).item() for part in parts]
-    assert weights[0] != weights[1]
-    assert np.average(losses, weights=weights) == pytest.approx(whole, rel=1e-5)
+def news(folder: Path) -> News:
+    found = small(FAMILY)
+    assert isinstance(found, News)
+    return found
 
 
 def test_an_epoch_has_no_sentence_twice(news: News) -> None:
@@ -533,76 +331,38 @@ def test_evaluation_covers_each_held_out_sentence_once(news: News) -> None:
         assert [len(batch[0]) for batch in batches] == ([4, 1] if split == "validation" else [3])
         assert all(batch[2].all() for batch in batches)
         assert sorted(itertools.chain.from_iterable(news.sentences(b[1]) for b in batches)) == sorted(lines)
-        parts = [list(news.eval_batches(split, Part(index, 2))) for index in range(2)]
-        dealt = [parts[i % 2][i // 2] for i in range(len(batches))]
-        assert all(same(a, b) for a, b in zip(dealt, batches, strict=True))
     with pytest.raises(ValueError, match="validation"):
         news.eval_batches("tset")
 
 
-def damage(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Path], Path]:
-    def apply(folder: Path) -> Path:
-        path = folder / name
-        path.write_bytes(change(path.read_bytes())) if change else path.unlink()
-        return path
-
-    return apply
-
-
 @pytest.mark.parametrize(
-    ("apply", "says"),
+    ("name", "change", "says"),
     [
-        (damage(TRAIN, None), "missing or empty"),
-        (damage("newstest2014.en", lambda _: b""), "missing or empty"),
-        (damage("train.en", lambda content: content + b"one more\n"), "401 lines where train.de has 400"),
-        (damage(MODEL, None), "sentencepiece model of 200 pieces"),
-        (damage(MODEL, lambda _: b"no model"), "sentencepiece cannot read it"),
+        (TRAIN, None, "missing or empty"),
+        ("newstest2014.en", lambda _: b"", "missing or empty"),
+        ("train.en", lambda content: content + b"one more\n", "401 lines where train.de has 400"),
+        (MODEL, None, "sentencepiece model of 200 pieces"),
+        (MODEL, lambda _: b"no model", "sentencepiece cannot read it"),
     ],
 )
 def test_bad_files_are_named_before_training(
-    corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    news: News,
-    apply: Callable[[Path], Path],
-    says: str,
+    own_folder: Path, news: News, name: str, change: Callable[[bytes], bytes] | None, says: str
 ) -> None:
-    (tmp_path / "wmt").mkdir()
-    for path in (corpus / "wmt").iterdir():
-        (tmp_path / "wmt" / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
     news.check_data()
-    for module_cache in (_text_cache, _tokenizer_cache):
-        module_cache()
-    path = apply(tmp_path / "wmt")
+    text.cache_clear()
+    tokenizer.cache_clear()
+    path = own_folder / name
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
     with pytest.raises(BadData, match=says) as error:
         news.check_data()
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def _text_cache() -> None:
-    from workloads.translation_text import text
-
-    text.cache_clear()
-
-
-def _tokenizer_cache() -> None:
-    from workloads.translation_text import tokenizer
-
-    tokenizer.cache_clear()
-
-
-def test_other_bad_data_is_named_too(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, news: News) -> None:
+def test_other_bad_data_is_named_too(own_folder: Path, news: News) -> None:
     with pytest.raises(BadData, match="it has 200 pieces"):
         dataclasses.replace(news, vocabulary=32_000).check_data()
-    monkeypatch.setenv("WA_DATA_DIR", str(tmp_path))
-    with pytest.raises(BadData, match="newstest2013"):
-        news.check_data()
-    (tmp_path / "wmt").mkdir()
-    for path in (corpus / "wmt").iterdir():
-        (tmp_path / "wmt" / path.name).write_bytes(path.read_bytes())
-    spoiled = tmp_path / "wmt" / TRAIN
+    spoiled = own_folder / TRAIN
     spoiled.write_bytes(spoiled.read_bytes().replace("ü".encode(), b"\xff"))
     with pytest.raises(BadData, match=r"train\.de: line \d+ is not UTF-8"):
         list(itertools.islice(news.batches(0, 1), 20))

