@@ -1,0 +1,146 @@
+"""Does what averaging saves depend on how tight the target is?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis import chart as charts
+from analysis import saving_curve as curves
+from analysis.chart import Look
+from analysis.core import Core
+from analysis.saving_curve import SAME
+from analysis.study import SCHEME_NAMES, Study
+from analysis.style import REFERENCE_LINE
+
+TITLE = "Saving curve"
+CAPTION = (
+    "The ratio at every target level, from easy (left) to the baseline's best; below 1 averaging needs fewer steps, or "
+    "device-hours, by the switch. Bands are 95 % intervals; a hollow point marks a level that some run misses."
+)
+RULE = (
+    "Level q is the metric that the baseline, its running best at the median over seeds, has reached after a share "
+    "q of its training. At each level, for each seed, the steps of the average are divided by the baseline's; the "
+    "curve is the geometric mean over seeds, then workloads, the band its interval, level by level. Device-hours are "
+    "those of training and of this one average up to the interpolated step. Missed levels count as a missed target."
+)
+WIDEST = 1.6  # a ratio up to which an axis makes room for bands
+_UNIT = "saving_unit"  # the parameter that says what is drawn: steps or device-hours
+
+
+def tables(core: Core) -> dict[str, pd.DataFrame]:
+    """saving_curve: one row a (versus, setting, share) · pooled_curve: one row a (versus, scheme, share)."""
+    measured = curves.measure(core.cells, core.records, core.pairs)
+    return {
+        "saving_curve": core.labelled(curves.saving_curve(measured)),
+        "pooled_curve": curves.pooled_curve(measured, core.chosen),
+    }
+
+
+def chart(
+    saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd.DataFrame, study: Study, look: Look
+) -> alt.ConcatChart | None:
+    """The ratio at every target level, same schedule, with its band and the targets; a toggle: steps, device-hours."""
+    table = saving_curve[(saving_curve["versus"] == SAME) & saving_curve["setting"].isin(look.shown["setting"])]
+    table = table[table["ratio"].notna()]
+    if table.empty:
+        return None
+    pick = charts.legend_pick(look.chosen, "saving_pick")
+    colours = {label: colour for label, colour in look.colours.items() if label != SCHEME_NAMES["none"]}
+    axis = _axis(table[table["scheme_label"].isin(look.chosen)])
+    parts: list[Any] = []
+    pooled, targets = over_workloads(pooled_curve, chosen), target_shares(study.cells, look.shown)
+    if len(pooled):
+        layers = [*_curve(pooled, pick, colours, _axis(pooled), "pooled"), *_places(targets)]
+        parts.append(charts.titled(alt.layer(*layers), f"all {int(pooled['num_workloads'].max())} workloads"))
+    for place, workload in enumerate(look.workloads):
+        mine = table[table["workload"] == workload]
+        if mine.empty:
+            continue
+        share = targets.get(workload, np.nan)
+        marked = charts.marked_at(share, "target") if share < 1 else []
+        layers = [*_curve(mine, pick, colours, axis, str(place), first=not parts), *marked]
+        parts.append(charts.titled(alt.layer(*layers), workload))
+    radio = alt.binding_radio(options=["steps", "device-hours"], name="ratio in ")
+    found = charts.grid(parts)
+    return None if found is None else found.add_params(alt.param(name=_UNIT, value="steps", bind=radio))
+
+
+def over_workloads(pooled_curve: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The pooled curve of each scheme, under the label of its horizon; the band over seeds where there is no other."""
+    table = pooled_curve[pooled_curve["versus"] == SAME].copy()
+    labels = chosen[chosen["near"]].groupby("scheme")["scheme_label"].agg(lambda all_: all_.mode()[0])
+    table["scheme_label"] = table["scheme"].map(labels)
+    for unit in ("", "hours_"):
+        for end in ("low", "high"):
+            table[unit + end] = table[unit + end].fillna(table[f"{unit}seeds_{end}"])
+    return table.assign(setting=-1 - pd.factorize(table["scheme"])[0])
+
+
+def target_shares(cells: pd.DataFrame, shown: pd.DataFrame) -> dict[str, float]:
+    """Where on the axis each target lies: the last iterate's median steps to it ÷ its schedule's length."""
+    raw = shown[shown["scheme"] == "none"]
+    length = cells.drop_duplicates("setting").set_index("setting")[["length_steps", "step_budget"]].min(axis=1)
+    share = raw["steps_to_target"].to_numpy(dtype=float) / length.loc[list(raw["setting"])].to_numpy(dtype=float)
+    return {str(w): float(s) for w, s in zip(raw["workload"], share, strict=True) if s == s}
+
+
+def _curve(
+    table: pd.DataFrame,
+    pick: alt.Parameter,
+    colours: dict[str, str],
+    domain: list[float],
+    name: str,
+    first: bool = True,
+) -> list[Any]:
+    """Line at 1, bands, lines and points of one panel. first: it holds the legend's switch for all."""
+    table = table.assign(all_reach=table["num_exact"] == table["num_pairs"])
+    x = alt.X(
+        "share:Q",
+        title="target level: where the baseline is after this share of its training (→ tighter)",
+        axis=alt.Axis(format=".0%", grid=False, values=[0.1, 0.25, 0.5, 0.75, 1.0]),
+        scale=alt.Scale(domain=[0.08, 1.0], nice=False),
+    )
+    scale = alt.Scale(domain=domain, nice=False, zero=False)
+    y = alt.Y("shown:Q", title="steps (or device-hours) ÷ baseline's", scale=scale)
+    base = alt.Chart(table)
+    for end, of in (("", "ratio"), ("_low", "low"), ("_high", "high")):
+        shown = f"{_UNIT} === 'steps' ? datum.{of} : datum.hours_{of}"
+        base = base.transform_calculate(**{f"shown{end}": shown})
+    base = base.transform_filter(pick).encode(x=x, color=charts.setting_colour(colours), detail="setting:N")
+    band = base.mark_area(clip=True, opacity=0.16).encode(y=alt.Y("shown_low:Q"), y2="shown_high:Q")
+    line = base.mark_line(clip=True, strokeWidth=2).encode(y=y, strokeDash=charts.dashes())
+    line = charts.zoomable(line, f"saving_zoom_{name}")
+    line = line.add_params(pick) if first else line
+    hover = charts.tooltips(
+        *("scheme_label:N:setting", "share:Q:target at share:.1%", "ratio:Q:ratio in steps:.3f", "low:Q:from:.3f"),
+        *("high:Q:to:.3f", "hours_ratio:Q:in device-hours:.3f", "hours_low:Q:from:.3f", "hours_high:Q:to:.3f"),
+        *("num_exact:Q:pairs that reach it:d", "num_pairs:Q:pairs:d"),
+        *(["num_workloads:Q:workloads:d"] if "num_workloads" in table else ["level:Q:target level:.4g"]),
+    )
+    full = alt.when(alt.datum.all_reach).then(alt.value(1)).otherwise(alt.value(0))
+    fill = alt.Color("scheme_label:N", legend=None, scale=charts.scale(colours))
+    dots = base.mark_point(clip=True, size=20, strokeWidth=1.2, opacity=1)
+    return [charts.level_rule(1.0), band, line, dots.encode(y=y, tooltip=hover, fill=fill, fillOpacity=full)]
+
+
+def _places(targets: dict[str, float]) -> list[Any]:
+    """A tick along the bottom for the target of each workload of this study."""
+    table = pd.DataFrame({"workload": list(targets), "share": list(targets.values())})
+    if table.empty:
+        return []
+    ticks = alt.Chart(table).mark_tick(color=REFERENCE_LINE, thickness=2, size=12, clip=True)
+    hover = charts.tooltips("workload:N:target of", "share:Q:at share:.0%")
+    return [ticks.encode(x=alt.X("share:Q"), y=alt.value(charts.HEIGHT - 6), tooltip=hover)]
+
+
+def _axis(table: pd.DataFrame) -> list[float]:
+    """Holds every ratio of both units and 1; wild bands run off it."""
+    low, high = charts.span(
+        table, ["low", "high", "hours_low", "hours_high", "ratio", "hours_ratio"], include=1.0
+    )
+    least, most = charts.span(table, ["ratio", "hours_ratio"], include=1.0)
+    return [max(low, least - 0.15), min(high, max(WIDEST, most))]
