@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 
 from analysis.pairs import AT_LEAST, AT_MOST, EXACT
 from analysis.records import rows_of_cells
-from analysis.resampling import FEWEST, RESAMPLES, bootstrap_each, interval, multisets, weighted_means, widening
-from analysis.steps_to_target import curves, first_crossings, least_steps, running_best
+from analysis.resampling import (
+    FEWEST,
+    bootstrap_each,
+    draws_of,
+    grid_floor,
+    interval,
+    pooled_floor,
+    resample_workloads,
+    weighted_means,
+    widening,
+)
+from analysis.steps_to_target import curves, first_crossings, grid_sd, least_steps, running_best
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -38,7 +48,8 @@ class Curve(NamedTuple):
     """One setting against one kind of baseline. Matrices: (seeds, levels), in pairs of equal seeds.
 
     level: (levels,), the metric · misses, baseline_misses: the side does not reach the level · log_ratio,
-    log_hours_ratio: ln(average / baseline), a miss counted as a bound, NaN where both miss.
+    log_hours_ratio: ln(average / baseline), a miss counted as a bound, NaN where both miss · grid: standard deviation of
+    log_ratio that the evaluation grid leaves.
     """
 
     versus: str
@@ -51,6 +62,7 @@ class Curve(NamedTuple):
     baseline_misses: Bools
     log_ratio: Floats
     log_hours_ratio: Floats
+    grid: Floats
 
     def counts(self) -> dict[str, NDArray[np.int64]]:
         """How many pairs are of each kind at each level, by the names of COUNTS."""
@@ -61,11 +73,13 @@ class Curve(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One run at every level: steps (NaN: missed), the same with misses counted, device-hours paid. Shape (levels,)."""
+    """One run at every level: steps (NaN: missed), the same with misses counted, device-hours paid, and the standard
+    deviation of ln(steps) that the evaluation grid leaves. Shape (levels,)."""
 
     steps: Floats
     counted: Floats
     hours: Floats
+    grid: Floats
 
 
 def levels(series: list[Series], length: float, higher: bool, shares: Floats) -> Floats:
@@ -114,7 +128,9 @@ def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, sha
             known = [series[cell_id] for cell_id in baselines.get(baseline, []) if cell_id in series]
             goals[baseline] = levels(known, length, bool(first["higher_is_better"]), shares)
         top, bottom = (
-            Side(*(np.stack(column) for column in zip(*(side(cell_id, baseline) for cell_id in part[name]), strict=True)))
+            Side(
+                *(np.stack(column) for column in zip(*(side(cell_id, baseline) for cell_id in part[name]), strict=True))
+            )
             for name in ("cell_id", "baseline_cell_id")
         )
         versus, workload, training, setting = key
@@ -128,7 +144,11 @@ def _side(cell: dict[Any, Any], curve: Series, clock: Series, goals: Floats) -> 
     at, seconds = clock
     paid = np.where(np.isnan(steps), at[-1] if len(at) else 0.0, steps)
     hours = np.interp(paid, np.append(0.0, at), np.append(0.0, seconds)) * float(cell["num_devices"]) / 3600
-    return Side(steps, np.where(np.isnan(steps), least_steps(cell), steps), hours)
+    place, known = np.searchsorted(at, steps), ~np.isnan(steps)
+    ends = np.append(0.0, at)[place[known]], at[place[known]]
+    error = np.zeros(len(steps))
+    error[known] = grid_sd(*ends)
+    return Side(steps, np.where(known, steps, least_steps(cell)), hours, error)
 
 
 def _curve(names: tuple[str, str, int, int], shares: Floats, goals: Floats, top: Side, bottom: Side) -> Curve:
@@ -138,7 +158,7 @@ def _curve(names: tuple[str, str, int, int], shares: Floats, goals: Floats, top:
     steps, hours = (
         _log(a[:, k], b[:, k], misses & other) for a, b in ((top.counted, bottom.counted), (top.hours, bottom.hours))
     )
-    return Curve(*names, shares[k], goals[k], misses, other, steps, hours)
+    return Curve(*names, shares[k], goals[k], misses, other, steps, hours, np.hypot(top.grid, bottom.grid)[:, k])
 
 
 def _clocks(records: pd.DataFrame) -> dict[str, Series]:
@@ -160,8 +180,9 @@ def saving_curve(measured: list[Curve]) -> pd.DataFrame:
     hours_low, hours_high, of device-hours · num_pairs, num_exact (both reach the level), num_at_least (the average
     does not), num_at_most (the baseline does not), num_both_missed.
     """
-    ratios = bootstrap_each([curve.log_ratio for curve in measured], scale=1.0)
-    hours_ratios = bootstrap_each([curve.log_hours_ratio for curve in measured], scale=1.0)
+    grids = [curve.grid for curve in measured]
+    ratios = bootstrap_each([curve.log_ratio for curve in measured], scale=1.0, grids=grids)
+    hours_ratios = bootstrap_each([curve.log_hours_ratio for curve in measured], scale=1.0, grids=grids)
     tables = [
         {name: np.repeat(np.array([getattr(curve, name)]), len(curve.share)) for name in COLUMNS[:4]}
         | {"share": curve.share, "level": curve.level}
@@ -210,8 +231,9 @@ def _levels(curves: list[Curve]) -> pd.DataFrame:
     steps = [_on(shares, curve, curve.log_ratio) for curve in curves]
     hours = [_on(shares, curve, curve.log_hours_ratio) for curve in curves]
     table: dict[str, Any] = {"share": shares}
-    table |= dict(zip(POOLED_ENDS, np.exp(_pooled(steps)), strict=True))
-    table |= dict(zip(POOLED_COLUMNS[8:13], np.exp(_pooled(hours)), strict=True))
+    grids = [_on(shares, curve, curve.grid) for curve in curves]
+    table |= dict(zip(POOLED_ENDS, np.exp(_pooled(steps, grids)), strict=True))
+    table |= dict(zip(POOLED_COLUMNS[8:13], np.exp(_pooled(hours, grids)), strict=True))
     table["num_workloads"] = np.stack([~np.isnan(part).all(axis=0) for part in steps]).sum(axis=0)
     for curve in curves:
         at = np.searchsorted(shares, curve.share)
@@ -229,40 +251,24 @@ def _on(shares: Floats, curve: Curve, matrix: Floats) -> Floats:
     return wide
 
 
-def _pooled(logs: list[Floats]) -> Floats:
-    """Args: logs: (seeds, levels) a workload. Returns: (5, levels): the mean, and its ends over both and over seeds."""
-    centres = np.stack([weighted_means(np.full((1, len(part)), 1 / len(part)), part)[0] for part in logs])
-    known = ~np.isnan(centres)
-    value = _divided(np.where(known, centres, 0.0).sum(axis=0), known.sum(axis=0))
+def _pooled(logs: list[Floats], grids: list[Floats]) -> Floats:
+    """Args: logs, grids: (seeds, levels) a workload. Returns: (5, levels): the mean, its ends over both, over seeds."""
+    means = np.stack([weighted_means(np.full((1, len(part)), 1 / len(part)), part)[0] for part in logs])
+    known = ~np.isnan(means)
     sizes = np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1).tolist()
-    narrow = [widening(*(size for size in column if size)) for column in sizes]
-    wide = [widening(num) if num >= FEWEST else np.nan for num in known.sum(axis=0).tolist()]
-    resampled = [_resampled(part) for part in logs]
-    both = interval(value, _draws(resampled, stay=False), np.array(wide), scale=1.0)
-    return np.vstack([both, interval(value, _draws(resampled, stay=True), np.array(narrow), scale=1.0)[1:]])
+    narrow = np.array([widening(*(size for size in column if size)) for column in sizes])
+    wide = np.array([widening(num) if num >= FEWEST else np.nan for num in known.sum(axis=0).tolist()])
+    floors = np.stack([grid_floor(part, grid) for part, grid in zip(logs, grids, strict=True)])
+    floor, value = pooled_floor(np.where(known, floors, np.nan)), _mean(means, 0)
+    seeds = np.stack([draws_of(part, 1 + place, _mean) for place, part in enumerate(logs)], axis=-1)
+    both = np.moveaxis(resample_workloads(np.moveaxis(seeds, 1, 0)), 0, 1)
+    found = interval(value, _mean(both, -1), wide, scale=1.0, floor=floor)
+    return np.vstack([found, interval(value, _mean(seeds, -1), narrow, scale=1.0, floor=floor)[1:]])
 
 
-def _resampled(logs: Floats) -> tuple[Floats, Floats]:
-    """The means of the different resamples of the seeds, (u, levels), and how likely each is, (u,)."""
-    weights, times = multisets(len(logs))
-    return weighted_means(weights, logs), times / times.sum()
-
-
-def _draws(resampled: list[tuple[Floats, Floats]], stay: bool) -> Floats:
-    """Means over as many workloads, (RESAMPLES, levels); they stay, or are drawn with replacement."""
-    num, rng = len(resampled), np.random.default_rng([0, len(resampled), stay])
-    total = np.zeros((RESAMPLES, resampled[0][0].shape[1]))
-    known = np.zeros(total.shape, dtype=np.int64)
-    for position in range(num):
-        which = np.full(RESAMPLES, position) if stay else rng.integers(num, size=RESAMPLES)
-        for place, (means, chance) in enumerate(resampled):
-            rows = np.flatnonzero(which == place)
-            drawn = means[rng.choice(len(means), size=len(rows), p=chance)]
-            there = ~np.isnan(drawn)
-            total[rows] += np.where(there, drawn, 0.0)
-            known[rows] += there
-    return _divided(total, known)
-
-
-def _divided(total: Floats, by: NDArray[Any]) -> Floats:
-    return np.asarray(np.divide(total, by, out=np.full(total.shape, np.nan), where=by > 0))
+def _mean(values: Floats, axis: int) -> Floats:
+    """NaN left out; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    number = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.asarray(np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0))

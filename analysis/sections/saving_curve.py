@@ -139,8 +139,6 @@ def _places(targets: dict[str, float]) -> list[Any]:
 
 def _axis(table: pd.DataFrame) -> list[float]:
     """Holds every ratio of both units and 1; wild bands run off it."""
-    low, high = charts.span(
-        table, ["low", "high", "hours_low", "hours_high", "ratio", "hours_ratio"], include=1.0
-    )
+    low, high = charts.span(table, ["low", "high", "hours_low", "hours_high", "ratio", "hours_ratio"], include=1.0)
     least, most = charts.span(table, ["ratio", "hours_ratio"], include=1.0)
     return [max(low, least - 0.15), min(high, max(WIDEST, most))]

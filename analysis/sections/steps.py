@@ -129,7 +129,9 @@ def sentences(ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.Dat
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
-        held = over_workloads(seeds.assign(value=np.log(seeds["held_ratio"].astype(float))))
+        held = over_workloads(
+            seeds.assign(value=np.log(seeds["held_ratio"].astype(float)), grid_sd=seeds["held_grid_sd"])
+        )
         bound = sign(overall_bound(seeds["held_bound"]))
         said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
     return said
