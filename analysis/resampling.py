@@ -30,7 +30,7 @@ RULE = (
     "Intervals: nonparametric bootstrap over seeds, 10,000 resamples with a fixed seed, percentile, widened by "
     "√(n/(n−1))·t/z for n seeds (Hesterberg 2015); over three workloads or more workloads are resampled too. None is "
     "narrower than the evaluation grid leaves it: a crossing is known within one evaluation interval, and seeds whose "
-    "ratios are equal share that error, however many they are. One seed has no interval."
+    "ratios are closer than that share the error, however many they are. One seed has no interval."
 )
 
 
@@ -66,7 +66,7 @@ def interval(
     *,
     logs: Any = False,
     scale: float | None = None,
-    floor: Any = 0.0,
+    floor: Floats | None = None,
 ) -> Floats:
     """The value and the (1 ± LEVEL)/2 quantiles of its draws, their distance from it stretched by the factor.
 
@@ -85,25 +85,28 @@ def interval(
         moved = np.where(logs, value * (ends / value) ** factor, value + factor * (ends - value))
         stays = ~np.isnan(factor) & (np.isinf(ends) | np.isinf(value) | (np.asarray(logs) & (value == 0)))
         found = np.where(differ, np.where(stays, ends, moved), np.nan)
+    if floor is not None:
         away = np.where(~np.isnan(factor) & (floor > 0), floor, np.nan) * np.array([[-1], [1]])
         least = np.where(logs, value * np.exp(away), value + away)
-    return np.vstack([value, np.fmin(found[0], least[0]), np.fmax(found[1], least[1])])
+        found = np.stack([np.fmin(found[0], least[0]), np.fmax(found[1], least[1])])
+    return np.vstack([value[None], found])
 
 
 def grid_floor(values: Floats, grid: Floats) -> Floats:
-    """z·√(Σ (Σ sd of the equal ones)²)/n: the half-width that the evaluation grid leaves to a mean of n values.
+    """z·√(Σᵢ sdᵢ Σⱼ sdⱼ)/n over pairs i, j closer than sdᵢ: the half-width the evaluation grid leaves to a mean of n.
 
-    Values that differ have errors of their own, which average out; equal ones crossed alike and share theirs.
+    Values that lie apart have errors of their own, which average out; those closer than their error share it.
     Args: values: logs of ratios, shape (n, …), NaN left out. grid: standard deviations of their errors, same shape.
+    Returns: shape (…), NaN where there is no value.
     """
     known = ~np.isnan(values)
     sd = np.where(known, grid, 0.0)
     with np.errstate(invalid="ignore"):
         total = sum(
-            one * np.where(np.abs(values - at) <= ROUNDING, sd, 0.0).sum(axis=0)
+            one * np.where(np.abs(values - at) <= np.maximum(one, ROUNDING), sd, 0.0).sum(axis=0)
             for at, one in zip(values, sd, strict=True)
         )
-    return np.asarray(Z * np.sqrt(total) / np.maximum(known.sum(axis=0), 1))
+        return np.asarray(Z * np.sqrt(total) / known.sum(axis=0))
 
 
 def widening(*sizes: float) -> float:
@@ -159,14 +162,20 @@ def bootstrap_columns(
     total = np.where(np.isnan(of), 0.0, of).sum(axis=0)
     value = np.divide(total, sizes, out=np.full(m, np.nan), where=sizes > 0)
     value = np.exp(value) if logs else value
-    floor = np.zeros(m) if grid is None else grid_floor(of if logs or scale else np.log(matrix), grid)
-    floor = floor if logs or scale else floor * np.abs(value)
+    floor = None if grid is None else grid_floor(of if logs or scale else np.log(matrix), grid)
+    floor = floor if floor is None or logs or scale else floor * value
     width = max(1, AT_ONCE // len(weights))
     for block in (slice(start, start + width) for start in range(0, m, width)):
         draws = weighted_means(weights, of[:, block])
         draws = np.exp(draws) if logs else draws
         found[:, block] = interval(
-            value[block], draws, factors[block], counts, logs=logs, scale=scale, floor=floor[block]
+            value[block],
+            draws,
+            factors[block],
+            counts,
+            logs=logs,
+            scale=scale,
+            floor=None if floor is None else floor[block],
         )
     return found
 
@@ -214,13 +223,12 @@ def stratified_geometric_mean(
     Args: levels: of `resampled`. grids: like strata, of `bootstrap_columns`. Returns: Interval; low and high NaN unless
     each stratum has 2 values or more, and where all are equal and there are no grids.
     """
-    errors = grids or [np.zeros(len(values)) for values in strata]
-    known = [~np.isnan(values) for values in strata]
-    kept = [place for place, mine in enumerate(known) if mine.any()]
-    logs = [np.log(strata[place][known[place]]) for place in kept]
+    logs = [np.log(values[~np.isnan(values)]) for values in strata]
+    logs = [part for part in logs if len(part)]
     if not logs:
         return Interval(np.nan, np.nan, np.nan)
-    floor = pooled_floor([grid_floor(part, errors[at][known[at]]) for part, at in zip(logs, kept, strict=True)])
+    errors = [grid_floor(np.log(values), grid) for values, grid in zip(strata, grids or [], strict=bool(grids))]
+    floor = pooled_floor([error for error in errors if not np.isnan(error)]) if grids else None
     sizes = [len(part) for part in logs]
     value = float(np.mean([part.mean() for part in logs]))
     if min(sizes) < 2:

@@ -48,8 +48,8 @@ class Curve(NamedTuple):
     """One setting against one kind of baseline. Matrices: (seeds, levels), in pairs of equal seeds.
 
     level: (levels,), the metric · misses, baseline_misses: the side does not reach the level · log_ratio,
-    log_hours_ratio: ln(average / baseline), a miss counted as a bound, NaN where both miss · grid: standard deviation of
-    log_ratio that the evaluation grid leaves.
+    log_hours_ratio: ln(average / baseline), a miss counted as a bound, NaN where both miss · grid: standard
+    deviation of log_ratio that the evaluation grid leaves.
     """
 
     versus: str
