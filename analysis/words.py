@@ -14,6 +14,7 @@ from scipy.stats import binom, t
 
 from analysis.pairs import AT_LEAST, AT_MOST, EXACT, sign
 from analysis.resampling import Interval, of_row, with_interval
+from analysis.study import percent
 
 SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
 MARGIN = 0.01  # of steps: a change by less than 1 % is no effect worth having
@@ -78,6 +79,15 @@ def needed(found: Verdict, what: str = "seeds") -> str:
     if found.word != UNDECIDED:
         return ""
     return f"about {found.needed} {what} would decide" if found.needed else f"more than {MOST:,} {what} would decide"
+
+
+def told(found: Verdict, ratio: float, what: str = "seeds") -> str:
+    """'a saving is shown', or 'undecided, about 12 seeds would decide'. Args: ratio: of steps, or of hours."""
+    if found.word == SHOWN:
+        return "a saving is shown" if ratio < 1 else "a loss is shown"
+    if found.word == EXCLUDED:
+        return f"a change of more than {percent(MARGIN)} is excluded"
+    return f"undecided, {needed(found, what)}"
 
 
 def by_luck(number: int, of: int, side: float = 0.025) -> float:

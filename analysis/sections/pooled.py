@@ -15,7 +15,7 @@ from analysis.core import Core
 from analysis.pairs import EXACT, sign
 from analysis.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
 from analysis.resampling import FEWEST, Interval, with_interval
-from analysis.study import SCHEME_NAMES, percent
+from analysis.study import SCHEME_NAMES
 from analysis.style import REFERENCE_LINE
 from analysis.table_format import Column, Shown
 
@@ -158,7 +158,8 @@ def sentences(pooled: pd.DataFrame, leave_one_out: pd.DataFrame, families: pd.Da
         best = whole.loc[(AGAINST_BEST, scheme)]
         said += f"; of the best non-averaged schedule's {_number(best)}: {_told(best)}"
     counts = families[families["versus"] == SAME].set_index("scheme")
-    alone = [f"{name} {_alone(counts.loc[scheme])}, {words.chance(counts.loc[scheme, 'by_luck'])}"]
+    mine = counts.loc[scheme]
+    alone = [f"{name} {_alone(mine)}" + (f", {words.chance(mine['by_luck'])}" if mine["num_fewer"] else "")]
     alone += [
         f"{SCHEME_NAMES.get(o, o)}, over all {_number(whole.loc[(SAME, o)])}, {_alone(counts.loc[o])}" for o in others
     ]
@@ -168,13 +169,13 @@ def sentences(pooled: pd.DataFrame, leave_one_out: pd.DataFrame, families: pd.Da
 
 
 def _alone(count: pd.Series) -> str:
-    return f"on {count['num_fewer']} of {count['num_families']} a saving is shown"
+    return f"saves, shown, on {count['num_fewer']} of {count['num_families']}"
 
 
 def _ways(same: pd.DataFrame) -> str:
-    same = same.loc[[one for one in FRONT if one in same.index], "value"]
-    low, high = same.idxmin(), same.idxmax()
-    return f"Counted in {len(same)} ways these runs give {same[low]:.2f} ({low}) to {same[high]:.2f} ({high})"
+    values = same.loc[[one for one in FRONT if one in same.index], "value"]
+    low, high = values.idxmin(), values.idxmax()
+    return f"Counted in {len(values)} ways these runs give {values[low]:.2f} ({low}) to {values[high]:.2f} ({high})"
 
 
 def _without_one(left: pd.DataFrame, whole: pd.Series) -> str:
@@ -187,13 +188,7 @@ def _without_one(left: pd.DataFrame, whole: pd.Series) -> str:
 
 
 def _told(row: pd.Series) -> str:
-    """The verdict in words, with how many would decide."""
-    found = _verdict(row)
-    if found.word == words.SHOWN:
-        return "a saving is shown" if row["value"] < 1 else "more steps, shown"
-    if found.word == words.EXCLUDED:
-        return f"a change of more than {percent(words.MARGIN)} is excluded"
-    return f"undecided, {words.needed(found, 'workloads' if row['low'] == row['low'] else 'seeds')}"
+    return words.told(_verdict(row), row["value"], "workloads" if row["low"] == row["low"] else "seeds")
 
 
 def _verdict(row: Any) -> words.Verdict:

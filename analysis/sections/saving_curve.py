@@ -10,10 +10,13 @@ import pandas as pd
 
 from analysis import chart as charts
 from analysis import saving_curve as curves
+from analysis import words
 from analysis.chart import Look
 from analysis.core import Core
+from analysis.pairs import AT_LEAST, AT_MOST, EXACT, in_front, sign
+from analysis.resampling import Interval, with_interval
 from analysis.saving_curve import SAME
-from analysis.study import SCHEME_NAMES, Study
+from analysis.study import SCHEME_NAMES, Study, percent
 from analysis.style import REFERENCE_LINE
 
 TITLE = "Saving curve"
@@ -27,6 +30,7 @@ RULE = (
     "curve is the geometric mean over seeds, then workloads, the band its interval, level by level. Device-hours are "
     "those of training and of this one average up to the interpolated step. Missed levels count as a missed target."
 )
+LEVELS = (0.5, 0.75, 0.9)  # an easy, a middling and a tight one
 WIDEST = 1.6  # a ratio up to which an axis makes room for bands
 _UNIT = "saving_unit"  # the parameter that says what is drawn: steps or device-hours
 
@@ -112,15 +116,14 @@ def _curve(
         base = base.transform_calculate(**{f"shown{end}": shown})
     base = base.transform_filter(pick).encode(x=x, color=charts.setting_colour(colours), detail="setting:N")
     band = base.mark_area(clip=True, opacity=0.16).encode(y=alt.Y("shown_low:Q"), y2="shown_high:Q")
-    line = base.mark_line(clip=True, strokeWidth=2).encode(y=y, strokeDash=charts.dashes())
-    line = charts.zoomable(line, f"saving_zoom_{name}")
-    line = line.add_params(pick) if first else line
     hover = charts.tooltips(
         *("scheme_label:N:setting", "share:Q:target at share:.1%", "ratio:Q:ratio in steps:.3f", "low:Q:from:.3f"),
         *("high:Q:to:.3f", "hours_ratio:Q:in device-hours:.3f", "hours_low:Q:from:.3f", "hours_high:Q:to:.3f"),
         *("num_exact:Q:pairs that reach it:d", "num_pairs:Q:pairs:d"),
         *(["num_workloads:Q:workloads:d"] if "num_workloads" in table else ["level:Q:target level:.4g"]),
     )
+    line = base.mark_line(clip=True, strokeWidth=2).encode(y=y, strokeDash=charts.dashes(), tooltip=hover)
+    line = charts.zoomable(line.add_params(pick) if first else line, f"saving_zoom_{name}")
     full = alt.when(alt.datum.all_reach).then(alt.value(1)).otherwise(alt.value(0))
     fill = alt.Color("scheme_label:N", legend=None, scale=charts.scale(colours))
     dots = base.mark_point(clip=True, size=20, strokeWidth=1.2, opacity=1)
@@ -142,3 +145,65 @@ def _axis(table: pd.DataFrame) -> list[float]:
     low, high = charts.span(table, ["low", "high", "hours_low", "hours_high", "ratio", "hours_ratio"], include=1.0)
     least, most = charts.span(table, ["ratio", "hours_ratio"], include=1.0)
     return [max(low, least - 0.15), min(high, max(WIDEST, most))]
+
+
+def sentences(saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+    """Where the pre-specified average saves most and up to which level, in steps, in device-hours, on how many."""
+    single = saving_curve[(saving_curve["versus"] == SAME) & saving_curve["setting"].isin(in_front(chosen)["setting"])]
+    single = single[single["ratio"].notna()]
+    if single.empty:
+        return []
+    scheme = "ema" if (single["scheme"] == "ema").any() else str(single["scheme"].iloc[0])
+    single, name = single[single["scheme"] == scheme], SCHEME_NAMES.get(scheme, scheme)
+    missed = [single[f"num_{kind}"] > 0 for kind in ("at_least", "at_most")]
+    single = single.assign(bound=np.select([missed[0] & missed[1], *missed], ["mixed", AT_LEAST, AT_MOST], EXACT))
+    pooled = pooled_curve[(pooled_curve["versus"] == SAME) & (pooled_curve["scheme"] == scheme)]
+    whole = pooled if len(pooled) else single[single["setting"] == single["setting"].iloc[0]]
+    wide = bool(len(pooled)) and bool(whole["low"].notna().any())
+    of = "workloads and seeds" if wide else "seeds"
+    where = f"over {whole['num_workloads'].max()} workloads" if len(pooled) else f"on {whole['workload'].iloc[0]}"
+    steps, hours = (_verdicts(whole, unit, wide or pooled.empty) for unit in ("", "hours_"))
+    found = [f"{name}, pre-specified, {where} (95 % over {of}): {_lowest(steps)}; {_up_to(steps)}."]
+    found += [f"In device-hours: {_lowest(hours)}; {_up_to(hours)}."] if len(hours) else []
+    each = _verdicts(single, "", True)
+    number = each["workload"].nunique()
+    at = [each[np.isclose(each["share"], share)] for share in LEVELS]
+    counts = [int((one["saves"]).sum()) for one in at]
+    if number > 1:
+        shares = ", ".join(f"{n} at {percent(share)}" for n, share in zip(counts, LEVELS, strict=True))
+        luck = words.chance(words.by_luck(counts[0], number))
+        tail = f" ({counts[0]} or more at one level {luck})" if counts[0] else ""
+        found.append(f"Workload by workload a saving is shown on this many of {number}: {shares}{tail}.")
+    return found
+
+
+def _verdicts(table: pd.DataFrame, unit: str, wide: bool) -> pd.DataFrame:
+    """share, ratio, low, high, word and saves of each level. unit: of the columns, steps or ``hours_``."""
+    ends = {end: table[f"{unit}{'' if wide else 'seeds_'}{end}"] for end in ("low", "high")}
+    found = table.assign(ratio=table[f"{unit}ratio"], **ends)
+    found = found[found["ratio"].notna()]
+    seeds = "num_workloads" if wide and "num_workloads" in found else "num_pairs"
+    told = [
+        words.verdict(Interval(row["ratio"], row["low"], row["high"]), int(row[seeds]), bound=row["bound"])
+        for row in found.to_dict("records")
+    ]
+    shown = np.array([one.word == words.SHOWN for one in told], dtype=bool)
+    return found.assign(word=[one.word for one in told], saves=shown & (found["ratio"] < 1).to_numpy())
+
+
+def _lowest(table: pd.DataFrame) -> str:
+    row = table.loc[table["ratio"].idxmin()]
+    number = sign(row["bound"]) + with_interval(Interval(row["ratio"], row["low"], row["high"]))
+    return f"lowest, {number}, at the level the baseline reaches after {percent(row['share'])} of its training"
+
+
+def _up_to(table: pd.DataFrame) -> str:
+    """At how many levels a saving is shown, and what is said of the tightest one."""
+    saves, last = table[table["saves"]], table.loc[table["share"].idxmax()]
+    end = "a saving" if last["saves"] else "a loss" if last["word"] == words.SHOWN else last["word"]
+    if saves.empty:
+        return f"a saving is shown at none of {len(table)} levels, the tightest is {end}"
+    return (
+        f"a saving is shown at {len(saves)} of {len(table)} levels, up to {percent(saves['share'].max())}, and the "
+        f"verdict on the tightest is {end}"
+    )
