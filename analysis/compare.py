@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization, records
-from analysis.pairs import direction, ratios, ratios_by_seed
-from analysis.resampling import of_row
+from analysis import device_hours, generalization, records, words
+from analysis.pairs import ratios, ratios_by_seed
 from analysis.steps_to_target import steps_to_target
 from analysis.study import AVERAGING, TRAINING, Study, counted, read
 from analysis.table_format import Column, Shown, aligned, table
@@ -182,7 +181,7 @@ def _settings(
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
     every = pairs.groupby("setting").size()
     found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(every)).astype("int64")
-    found["steps"] = [direction(of_row(row, "steps_ratio"), row["bound"]) for row in found.to_dict("records")]
+    found["steps"] = [words.side(row, "steps_ratio", row["num_pairs"]) for row in found.to_dict("records")]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
     several = found["num_pairs"] > 1  # which have no interval where all are equal, but no effect either
     found["steps"] = found["steps"].mask(several & (found["steps_ratio"] == 1), "none")

@@ -3,12 +3,12 @@ and what bounds it where a run misses, and means over seeds and workloads."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.resampling import (
     FEWEST,
@@ -19,6 +19,7 @@ from analysis.resampling import (
     bootstrap_groups,
     stratified_geometric_mean,
 )
+from analysis.steps_to_target import grid_sd
 
 EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
@@ -142,8 +143,8 @@ def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame
     Returns the pairs that have a target, with
       steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
       ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid
-      leaves it, exact pairs only · held_ratio, held_bound: of 3 evaluations in a row · device_hours,
-      baseline_device_hours, hours_ratio (with the same bound).
+      leaves it, exact pairs only · grid_sd: standard deviation of its log over that range · held_ratio, held_bound,
+      held_grid_sd: of 3 evaluations in a row · device_hours, baseline_device_hours, hours_ratio (with the same bound).
     """
     table = pairs.merge(_side(steps, hours, ""), on="cell_id", how="inner")
     table = table.merge(_side(steps, hours, "baseline_"), on="baseline_cell_id", how="inner")
@@ -156,7 +157,12 @@ def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame
     with np.errstate(divide="ignore", invalid="ignore"):
         table["ratio_low"] = (table["lower"] / table["baseline_upper"]).where(exact)
         table["ratio_high"] = (table["upper"] / table["baseline_lower"]).where(exact)
-    drop = ["lower", "upper", "baseline_lower", "baseline_upper", "status", "baseline_status", "censored"]
+    apart = table["cell_id"] != table["baseline_cell_id"]  # a run against itself has no error
+    for name in ("", "held_"):
+        ends = [(table[f"{side}{name}lower"], table[f"{side}{name}upper"]) for side in ("", "baseline_")]
+        table[f"{name}grid_sd"] = apart * np.hypot(*(grid_sd(*of) for of in ends))
+    drop = [f"{side}held_{end}" for side in ("", "baseline_") for end in ("lower", "upper")]
+    drop += ["lower", "upper", "baseline_lower", "baseline_upper", "status", "baseline_status", "censored"]
     drop += ["baseline_censored", "held_censored", "baseline_held_censored"]
     order = ["versus", "setting", "seed", "cell_id"]
     return table.drop(columns=drop).sort_values(order, kind="stable").reset_index(drop=True)
@@ -188,7 +194,8 @@ def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
         table[bound] = pd.Series(some, dtype="str")
     for name, (column, statistic) in _MEANS.items():
         values = by_seed[column].to_numpy(dtype=np.float64)
-        ends = bootstrap_groups(values, group, len(table), statistic)
+        grid = by_seed["held_grid_sd" if column == "held_ratio" else "grid_sd"].to_numpy(dtype=np.float64)
+        ends = bootstrap_groups(values, group, len(table), statistic, grid)
         table[[name, f"{name}_low", f"{name}_high"]] = ends.T
     return table[_RATIO_COLUMNS]
 
@@ -226,29 +233,6 @@ def overall_bound(bounds: pd.Series) -> str:
     return str((kinds - {EXACT} or {EXACT}).pop())
 
 
-def direction(ratio: Interval, bound: object) -> str | None:
-    """Which side of 1 a ratio lies on: ``fewer`` steps, ``more``, ``none`` where its interval covers 1.
-
-    ``undecided`` where it is a bound on the wrong side of what it would show; null without an interval.
-    """
-    if np.isnan(ratio.low):
-        return None
-    if ratio.low <= 1 <= ratio.high:
-        return "none"
-    if ratio.high < 1:
-        return "fewer" if bound in (EXACT, AT_MOST) else "undecided"
-    return "more" if bound in (EXACT, AT_LEAST) else "undecided"
-
-
-def misses(bounds: pd.Series) -> str:
-    """'the average misses the target in 2 of 3 pairs, the baseline in 0'; empty where neither does."""
-    count = Counter(bounds)
-    average, baseline = (count[kind] + count[BOTH_MISSED] for kind in (AT_LEAST, AT_MOST))
-    if not average + baseline:
-        return ""
-    return f"the average misses the target in {average} of {len(bounds)} pairs, the baseline in {baseline}"
-
-
 def sign(bound: object, mixed: str = "about ") -> str:
     """What stands before a ratio that is a bound: ≥, ≤, or `mixed` where its pairs bound it from both sides."""
     return {AT_LEAST: "≥ ", AT_MOST: "≤ ", "mixed": mixed}.get(str(bound), "")
@@ -256,7 +240,7 @@ def sign(bound: object, mixed: str = "about ") -> str:
 
 def _side(steps: pd.DataFrame, hours: pd.DataFrame, prefix: str) -> pd.DataFrame:
     names = {"counted_steps": "steps", "held_counted_steps": "held_steps"}
-    keep = [*("cell_id", "status", "censored", "held_censored", "lower", "upper"), *names]
+    keep = [*("cell_id", "status", "censored", "held_censored", "lower", "upper", "held_lower", "held_upper"), *names]
     side = steps[keep].merge(hours[["cell_id", "device_hours"]], on="cell_id", how="left")
     return side.rename(columns={name: prefix + names.get(name, name) for name in side.columns})
 
@@ -292,13 +276,13 @@ def steps_ratios(top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, h
 
     Args: top, bottom: rows of `analysis.study.describe`, at most one a (workload, seed). steps: of
     `analysis.steps_to_target`. hours: of `analysis.device_hours.hours_to_target`.
-    Returns: workload, seed, value (the log of the ratio; NaN where both miss or one is not finished), bound.
+    Returns: workload, seed, value (the log of the ratio; NaN where both miss or one is not finished), bound, grid_sd.
     """
     pairs = top[[*KEYS, "training", "setting", "cell_id"]].merge(
         bottom[[*KEYS, "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"}), on=KEYS
     )
     table = ratios_by_seed(pairs.assign(versus="pair"), steps, hours)
-    return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound"]]
+    return table.assign(value=np.log(table["ratio"].astype(float)))[[*KEYS, "value", "bound", "grid_sd"]]
 
 
 def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Mapping[Any, bool]) -> pd.DataFrame:
@@ -321,7 +305,7 @@ def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for workload, part in pairs.groupby("workload", sort=True):
-        found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean")
+        found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", _grid(part))
         rows.append((workload, *found, int(part["value"].notna().sum())))
     return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
 
@@ -330,17 +314,14 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
     """exp of the mean over workloads of the mean over seeds of value; workloads and the seeds within are resampled.
 
     With fewer than FEWEST workloads only the seeds are, and the interval speaks of these workloads.
-    Args: pairs: workload, seed, value. Returns: Interval; low and high NaN where a workload has one seed, or all
-    seeds are equal.
+    Args: pairs: workload, seed, value and, of crossings, grid_sd. Returns: Interval; low and high NaN where a workload
+    has one seed, or all seeds are equal and there is no grid_sd.
     """
-    known = pairs[pairs["value"].notna()]
-    ratios = [np.exp(part["value"].to_numpy(dtype=float)) for _, part in known.groupby("workload", sort=True)]
-    return stratified_geometric_mean(ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",))
+    parts = [part for _, part in pairs[pairs["value"].notna()].groupby("workload", sort=True)]
+    ratios = [np.exp(part["value"].to_numpy(dtype=float)) for part in parts]
+    grids = [grid for part in parts if (grid := _grid(part)) is not None]
+    return stratified_geometric_mean(ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",), grids)
 
 
-def sides(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
-    """Workloads whose interval lies below 1, covers it, lies above it. Args: table: of `by_workload`."""
-    below = table.loc[table["high"] < 1, "workload"]
-    above = table.loc[table["low"] > 1, "workload"]
-    covers = table.loc[(table["low"] <= 1) & (table["high"] >= 1), "workload"]
-    return list(below), list(covers), list(above)
+def _grid(pairs: pd.DataFrame) -> NDArray[np.float64] | None:
+    return pairs["grid_sd"].to_numpy(dtype=np.float64) if "grid_sd" in pairs else None

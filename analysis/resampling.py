@@ -24,16 +24,20 @@ FEWEST = 3  # workloads, for an interval that resamples workloads
 AT_ONCE = 2**16  # numbers in a block of resampled columns: it stays in the cache
 ROUNDING = 1e-9  # values that differ by a smaller share of themselves are equal
 
+Z = float(norm.ppf((1 + LEVEL) / 2))
+
 RULE = (
     "Intervals: nonparametric bootstrap over seeds, 10,000 resamples with a fixed seed, percentile, widened by "
-    "√(n/(n−1))·t/z for n seeds (Hesterberg 2015), since a plain percentile interval of 3 seeds covers 75 times in "
-    "100; over several workloads seeds are resampled within each. One seed has no interval. Nor have seeds that are "
-    "all equal: how far other seeds would lie from them is then unknown, not zero, and nothing is decided by them."
+    "√(n/(n−1))·t/z for n seeds (Hesterberg 2015); over three workloads or more workloads are resampled too. None is "
+    "narrower than the evaluation grid leaves it: a crossing is known within one evaluation interval, and seeds whose "
+    "ratios are closer than that share the error, however many they are. One seed has no interval."
 )
 
 
 class Interval(NamedTuple):
-    """A statistic and its interval; low and high are NaN where one value, or equal ones, give none. Ends may be ∞."""
+    """A statistic and its interval; low and high are NaN where one value, or equal ones without a known grid, give
+    none. Ends may be ∞.
+    """
 
     value: float
     low: float
@@ -62,14 +66,16 @@ def interval(
     *,
     logs: Any = False,
     scale: float | None = None,
+    floor: Floats | None = None,
 ) -> Floats:
     """The value and the (1 ± LEVEL)/2 quantiles of its draws, their distance from it stretched by the factor.
 
     No interval (NaN) where no two draws differ by more than ROUNDING of themselves, or of `scale`: of equal values
     nothing is known of other seeds. Stretched on the log scale where `logs`; an infinite end stays, and from an
     infinite value, or on the log scale from 0, nothing can be moved away: there a finite end stays too.
-    Args: value, factor, logs: shape (m,) or one for all. draws: (u, m), NaN left out; counts: (u,), how often each
-    came up. Returns: shape (3, m): value, low, high.
+    Args: value, factor, logs: shape (m,) or one for all. floor: half-width, on the scale that is stretched, that the
+    interval has at least wherever there is a factor: of `grid_floor`. draws: (u, m), NaN left out; counts: (u,), how
+    often each came up. Returns: shape (3, m): value, low, high.
     """
     value = np.broadcast_to(np.asarray(value, dtype=np.float64), draws.shape[1:])
     ends = _quantiles(draws, counts)
@@ -78,7 +84,29 @@ def interval(
         differ = (ends[1] > ends[0]) & (np.isinf(size) | (ends[1] - ends[0] > ROUNDING * size))
         moved = np.where(logs, value * (ends / value) ** factor, value + factor * (ends - value))
         stays = ~np.isnan(factor) & (np.isinf(ends) | np.isinf(value) | (np.asarray(logs) & (value == 0)))
-    return np.vstack([value[None], np.where(differ, np.where(stays, ends, moved), np.nan)])
+        found = np.where(differ, np.where(stays, ends, moved), np.nan)
+    if floor is not None:
+        away = np.where(~np.isnan(factor) & (floor > 0), floor, np.nan) * np.array([[-1], [1]])
+        least = np.where(logs, value * np.exp(away), value + away)
+        found = np.stack([np.fmin(found[0], least[0]), np.fmax(found[1], least[1])])
+    return np.vstack([value[None], found])
+
+
+def grid_floor(values: Floats, grid: Floats) -> Floats:
+    """z·√(Σᵢ sdᵢ Σⱼ sdⱼ)/n over pairs i, j closer than sdᵢ: the half-width the evaluation grid leaves to a mean of n.
+
+    Values that lie apart have errors of their own, which average out; those closer than their error share it.
+    Args: values: logs of ratios, shape (n, …), NaN left out. grid: standard deviations of their errors, same shape.
+    Returns: shape (…), NaN where there is no value.
+    """
+    known = ~np.isnan(values)
+    sd = np.where(known, grid, 0.0)
+    with np.errstate(invalid="ignore"):
+        total = sum(
+            one * np.where(np.abs(values - at) <= np.maximum(one, ROUNDING), sd, 0.0).sum(axis=0)
+            for at, one in zip(values, sd, strict=True)
+        )
+        return np.asarray(Z * np.sqrt(total) / known.sum(axis=0))
 
 
 def widening(*sizes: float) -> float:
@@ -110,19 +138,25 @@ def for_all(ratio: Interval, number: int, degrees: int) -> Interval:
     return Interval(ratio.value, low, high)
 
 
-def bootstrap(values: Floats, statistic: Statistic = "mean") -> Interval:
+def bootstrap(values: Floats, statistic: Statistic = "mean", grid: Floats | None = None) -> Interval:
     """The mean or geometric mean of a sample, NaN dropped, with its interval.
 
     Infinite values (a censored one) stay: an end is ∞ where a resample's statistic is. Args: values: shape (n,).
+    grid: of `bootstrap_columns`.
     """
-    found = bootstrap_columns(values[~np.isnan(values)][:, None], statistic)[:, 0]
-    return Interval(*found.tolist())
+    known = ~np.isnan(values)
+    grid = None if grid is None else grid[known][:, None]
+    return Interval(*bootstrap_columns(values[known][:, None], statistic, grid=grid)[:, 0].tolist())
 
 
-def bootstrap_columns(matrix: Floats, statistic: Statistic = "mean", scale: float | None = None) -> Floats:
+def bootstrap_columns(
+    matrix: Floats, statistic: Statistic = "mean", scale: float | None = None, grid: Floats | None = None
+) -> Floats:
     """The statistic of each column with its interval, rows resampled together, so that bands stay paired.
 
-    A NaN takes no part in its column. Args: matrix: shape (n, m). scale: of `interval`. Returns: shape (3, m).
+    A NaN takes no part in its column. Args: matrix: shape (n, m). scale: of `interval`; where it is given the values
+    are logs. grid: shape (n, m), the standard deviation of the log of each value that the evaluation grid leaves.
+    Returns: shape (3, m).
     """
     n, m = matrix.shape
     logs = statistic == "geometric_mean"
@@ -137,30 +171,45 @@ def bootstrap_columns(matrix: Floats, statistic: Statistic = "mean", scale: floa
     total = np.where(np.isnan(of), 0.0, of).sum(axis=0)
     value = np.divide(total, sizes, out=np.full(m, np.nan), where=sizes > 0)
     value = np.exp(value) if logs else value
+    floor = None if grid is None else grid_floor(of if logs or scale else np.log(matrix), grid)
+    floor = floor if floor is None or logs or scale else floor * value
     width = max(1, AT_ONCE // len(weights))
     for block in (slice(start, start + width) for start in range(0, m, width)):
         draws = weighted_means(weights, of[:, block])
         draws = np.exp(draws) if logs else draws
-        found[:, block] = interval(value[block], draws, factors[block], counts, logs=logs, scale=scale)
+        found[:, block] = interval(
+            value[block],
+            draws,
+            factors[block],
+            counts,
+            logs=logs,
+            scale=scale,
+            floor=None if floor is None else floor[block],
+        )
     return found
 
 
-def bootstrap_each(matrices: Sequence[Floats], scale: float | None = None) -> list[Floats]:
+def bootstrap_each(
+    matrices: Sequence[Floats], scale: float | None = None, grids: Sequence[Floats] | None = None
+) -> list[Floats]:
     """`bootstrap_columns` of every matrix, those with equally many rows side by side: a thousand in one go."""
     found: list[Floats] = [np.empty((3, 0))] * len(matrices)
     for rows in sorted({len(matrix) for matrix in matrices}):
         mine = [place for place, matrix in enumerate(matrices) if len(matrix) == rows]
-        bands = bootstrap_columns(np.hstack([matrices[place] for place in mine]), scale=scale)
+        grid = None if grids is None else np.hstack([grids[place] for place in mine])
+        bands = bootstrap_columns(np.hstack([matrices[place] for place in mine]), scale=scale, grid=grid)
         edges = np.cumsum([matrices[place].shape[1] for place in mine])
         for place, band in zip(mine, np.split(bands, edges[:-1], axis=1), strict=True):
             found[place] = band
     return found
 
 
-def bootstrap_groups(values: Floats, group: Counts, num_groups: int, statistic: Statistic = "mean") -> Floats:
+def bootstrap_groups(
+    values: Floats, group: Counts, num_groups: int, statistic: Statistic = "mean", grid: Floats | None = None
+) -> Floats:
     """`bootstrap` of every group, groups of one size as columns together.
 
-    Args: values, group: shape (n,), groups numbered from 0. Returns: shape (3, num_groups): value, low, high.
+    Args: values, group, grid: shape (n,), groups numbered from 0. Returns: shape (3, num_groups): value, low, high.
     """
     known = ~np.isnan(values)
     order = np.argsort(group[known], kind="stable")
@@ -169,27 +218,39 @@ def bootstrap_groups(values: Floats, group: Counts, num_groups: int, statistic: 
     found = np.full((3, num_groups), np.nan)
     for n in np.unique(sizes[sizes > 0]).tolist():
         mine = np.flatnonzero(sizes == n)
-        found[:, mine] = bootstrap_columns(ordered[starts[mine] + np.arange(n)[:, None]], statistic)
+        rows = starts[mine] + np.arange(n)[:, None]
+        of_rows = None if grid is None else grid[known][order][rows]
+        found[:, mine] = bootstrap_columns(ordered[rows], statistic, grid=of_rows)
     return found
 
 
-def stratified_geometric_mean(strata: Sequence[Floats], levels: Collection[str] = ("seed",)) -> Interval:
+def stratified_geometric_mean(
+    strata: Sequence[Floats], levels: Collection[str] = ("seed",), grids: Sequence[Floats] | None = None
+) -> Interval:
     """The geometric mean over strata (workloads) of the geometric mean within each (seeds), NaN dropped.
 
-    levels: of `resampled`. Returns: Interval; low and high NaN unless each stratum has 2 values or more, and where
-    the values of each are equal.
+    Args: levels: of `resampled`. grids: like strata, of `bootstrap_columns`. Returns: Interval; low and high NaN unless
+    each stratum has 2 values or more, and where all are equal and there are no grids.
     """
     logs = [np.log(values[~np.isnan(values)]) for values in strata]
     logs = [part for part in logs if len(part)]
     if not logs:
         return Interval(np.nan, np.nan, np.nan)
+    errors = [grid_floor(np.log(values), grid) for values, grid in zip(strata, grids or [], strict=bool(grids))]
+    floor = pooled_floor([error for error in errors if not np.isnan(error)]) if grids else None
     sizes = [len(part) for part in logs]
     value = float(np.mean([part.mean() for part in logs]))
     if min(sizes) < 2:
         return Interval(float(np.exp(value)), np.nan, np.nan)
     factor = widening(len(logs)) if "workload" in levels else widening(*sizes)
-    found = interval(value, resampled(logs, levels).mean(axis=1)[:, None], factor, scale=1.0)
+    found = interval(value, resampled(logs, levels).mean(axis=1)[:, None], factor, scale=1.0, floor=floor)
     return Interval(*np.exp(found[:, 0]).tolist())
+
+
+def pooled_floor(floors: Any) -> Floats:
+    """The `grid_floor` of a mean over workloads. Args: floors: one a workload, on the first axis; NaN left out."""
+    floors = np.asarray(floors)
+    return np.asarray(np.sqrt(np.nansum(floors**2, axis=0)) / np.maximum((~np.isnan(floors)).sum(axis=0), 1))
 
 
 def resampled(strata: Sequence[Floats], levels: Collection[str] = ("seed",)) -> Floats:

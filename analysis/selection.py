@@ -80,7 +80,7 @@ def pairs_of(core: Core) -> pd.DataFrame:
     for name in varying:
         tail = ", " + name.replace("_", " ") + " " + options[name] + tail
     named = named.assign(family=family + tail, name=family + " " + pd.Series(shares, named.index) + tail)
-    columns = ["versus", "workload", "training", "setting", "seed", "ratio", "bound"]
+    columns = ["versus", "workload", "training", "setting", "seed", "ratio", "bound", "grid_sd"]
     table = core.by_seed[columns].merge(named, on="setting")
     fold = table.groupby("workload")["seed"].rank(method="dense")
     return table.assign(fold=fold, value=np.log(table["ratio"].astype(float)))
@@ -163,7 +163,7 @@ def _held_out(pairs: pd.DataFrame) -> Interval:
             measured.append(pairs[out & (pairs["name"] == pick)])
     if not measured:
         return UNKNOWN
-    rows = pd.concat(measured).groupby(["workload", "seed"], as_index=False)["value"].mean()
+    rows = pd.concat(measured).groupby(["workload", "seed"], as_index=False)[["value", "grid_sd"]].mean()
     return over_workloads(rows)
 
 

@@ -52,6 +52,19 @@ def first_crossing(steps: Floats, metric: Floats, target: float, higher: bool, i
     return Crossing(lower, upper, _between(lower, upper, quality[index - 1], quality[index], goal))
 
 
+def grid_sd(lower: Any, upper: Any) -> Floats:
+    """Standard deviation of the log of a crossing that lies anywhere in (lower, upper] steps; 0 where never met.
+
+    √(1 − (h / sinh h)²) with h = ½ ln(upper/lower), of a uniform distribution: ln(upper/lower)/√12 where the interval
+    is short, 1 where it begins at step 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        half = 0.5 * np.log(np.asarray(upper, dtype=np.float64) / np.asarray(lower, dtype=np.float64))
+        share = np.where(half > 1e-6, half / np.sinh(half), 1.0)
+    share = np.where(np.isinf(half), 0.0, share)
+    return np.asarray(np.where(np.isnan(half), 0.0, np.sqrt(1 - np.minimum(share, 1.0) ** 2)))
+
+
 def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool) -> Floats:
     """The `point` of `first_crossing` for many targets at once, NaN where a target is never met.
 

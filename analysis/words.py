@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binom, t
 
-from analysis.pairs import sign
-from analysis.resampling import Interval, with_interval
+from analysis.pairs import AT_LEAST, AT_MOST, EXACT, sign
+from analysis.resampling import Interval, of_row, with_interval
 from analysis.study import percent
 
 SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
@@ -32,17 +32,22 @@ class Verdict(NamedTuple):
         return self.word
 
 
-def verdict(interval: Interval, n: int, *, none: float = 1.0, margin: float = MARGIN, logs: bool = True) -> Verdict:
+def verdict(
+    interval: Interval, n: int, *, none: float = 1.0, margin: float = MARGIN, logs: bool = True, bound: object = EXACT
+) -> Verdict:
     """Whether an effect is shown, excluded beyond a margin, or undecided, and how many more would decide.
 
     Args: n: seeds (or workloads) behind the interval. none: the value that means no effect. margin: a share of it where
-    `logs`, else in its units.
+    `logs`, else in its units. bound: of `analysis.pairs`, where runs missed: nothing is shown on the side that the
+    bound leaves open, and nothing excluded.
     """
     value, low, high = (math.log(max(one, 1e-300) / none) if logs else one - none for one in interval)
     if math.isnan(low) or math.isnan(high):
         return Verdict(UNDECIDED)
     if not low <= 0 <= high:
-        return Verdict(SHOWN)
+        return Verdict(SHOWN if bound in (EXACT, AT_MOST if high < 0 else AT_LEAST) else UNDECIDED)
+    if bound != EXACT:
+        return Verdict(UNDECIDED)
     inside = math.log1p(margin) if logs else margin
     if max(abs(low), abs(high)) <= inside:
         return Verdict(EXCLUDED)
@@ -52,6 +57,17 @@ def verdict(interval: Interval, n: int, *, none: float = 1.0, margin: float = MA
         if width < abs(value) or abs(value) + width <= inside:
             return Verdict(UNDECIDED, more)
     return Verdict(UNDECIDED)
+
+
+def side(row: Any, name: str, n: int) -> str | None:
+    """``fewer`` or ``more`` (steps, shown), ``excluded``, ``undecided``; None without an interval. From a row's columns
+    name, name_low, name_high and bound.
+    """
+    interval = of_row(row, name)
+    if math.isnan(interval.low):
+        return None
+    word = verdict(interval, n, bound=row["bound"]).word
+    return ("fewer" if interval.high < 1 else "more") if word == SHOWN else word
 
 
 def _shrinks(n: int, more: int) -> float:
@@ -95,12 +111,25 @@ def phrase(found: Verdict, what: str = "seeds") -> str:
     return "an effect is shown" if found.word == SHOWN else f"a change of over {percent(MARGIN)} is excluded"
 
 
+def told(found: Verdict, ratio: float, what: str = "seeds") -> str:
+    """'a saving is shown', or 'undecided, about 12 seeds would decide'. Args: ratio: of steps, or of hours."""
+    if found.word == SHOWN:
+        return "a saving is shown" if ratio < 1 else "a loss is shown"
+    if found.word == EXCLUDED:
+        return f"a change of more than {percent(MARGIN)} is excluded"
+    return f"undecided, {needed(found, what)}"
+
+
 def by_luck(number: int, of: int, side: float = 0.025) -> float:
     """The chance that `number` or more of `of` independent intervals miss the truth on one side: a binomial tail."""
     return float(binom.sf(number - 1, of, side))
 
 
+def chance(by_luck: float) -> str:
+    """'by luck 2.5 times in 100'."""
+    return f"by luck {100 * by_luck:.2g} times in 100" if by_luck >= 1e-3 else "by luck less than once in 1,000"
+
+
 def ratio(row: Any, name: str = "ratio", form: str = ".2f") -> str:
     """'≥ 0.90 [0.88, 0.92]', from a row's columns name, name_low, name_high and bound."""
-    interval = Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
-    return sign(row.get("bound")) + with_interval(interval, form)
+    return sign(row.get("bound")) + with_interval(of_row(row, name), form)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis import families, survival, words
+from analysis import survival, words
 from analysis.chart import Look
 from analysis.core import Core
 from analysis.pairs import RULE as PAIRED
@@ -55,9 +55,8 @@ COLUMNS = {
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
-    """families: on how many workloads each scheme saves · restricted_means: RMST, one row a setting."""
+    """restricted_means: RMST, one row a setting."""
     return {
-        "families": families.families(core.ratios, core.chosen),
         "restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps)),
     }
 
@@ -124,7 +123,9 @@ def sentences(
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
-        held = over_workloads(seeds.assign(value=np.log(seeds["held_ratio"].astype(float))))
+        held = over_workloads(
+            seeds.assign(value=np.log(seeds["held_ratio"].astype(float)), grid_sd=seeds["held_grid_sd"])
+        )
         bound = sign(overall_bound(seeds["held_bound"]))
         said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
     return said

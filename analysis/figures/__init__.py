@@ -1,1 +1,0 @@
-"""What tables look like: Altair panels, one look for all, and their files. Nothing is computed here."""

@@ -1,1 +1,0 @@
-"""What tables say, in computed sentences with their intervals: answers and findings."""
