@@ -16,7 +16,6 @@ from analysis.pairs import (
     by_workload,
     over_workloads,
     overall_bound,
-    sides,
     sign,
 )
 from analysis.paper import batch_size, numbers
@@ -175,7 +174,8 @@ def on_how_many(pairs: pd.DataFrame, below: str, above: str) -> str:
 
     The chance that so many would be on that side by luck stands with them: binomial, (1 − LEVEL)/2 a workload.
     """
-    low, _, high = sides(by_workload(pairs))
+    table = by_workload(pairs)
+    low, high = (list(table.loc[mask, "workload"]) for mask in (table["high"] < 1, table["low"] > 1))
     total = pairs["workload"].nunique()
     parts = []
     for names, word in ((low, below), (high, above)):

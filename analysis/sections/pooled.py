@@ -174,7 +174,7 @@ def _alone(count: pd.Series) -> str:
 
 def _ways(same: pd.DataFrame) -> str:
     values = same.loc[[one for one in FRONT if one in same.index], "value"]
-    low, high = values.idxmin(), values.idxmax()
+    low, high = str(values.idxmin()), str(values.idxmax())
     return f"Counted in {len(values)} ways these runs give {values[low]:.2f} ({low}) to {values[high]:.2f} ({high})"
 
 

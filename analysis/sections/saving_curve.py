@@ -192,14 +192,14 @@ def _verdicts(table: pd.DataFrame, unit: str, wide: bool) -> pd.DataFrame:
 
 
 def _lowest(table: pd.DataFrame) -> str:
-    row = table.loc[table["ratio"].idxmin()]
+    row = table.iloc[int(table["ratio"].argmin())]
     number = sign(row["bound"]) + with_interval(Interval(row["ratio"], row["low"], row["high"]))
     return f"lowest, {number}, at the level the baseline reaches after {percent(row['share'])} of its training"
 
 
 def _up_to(table: pd.DataFrame) -> str:
     """At how many levels a saving is shown, and what is said of the tightest one."""
-    saves, last = table[table["saves"]], table.loc[table["share"].idxmax()]
+    saves, last = table[table["saves"]], table.iloc[int(table["share"].argmax())]
     end = "a saving" if last["saves"] else "a loss" if last["word"] == words.SHOWN else last["word"]
     if saves.empty:
         return f"a saving is shown at none of {len(table)} levels, the tightest is {end}"

@@ -55,7 +55,7 @@ def test_over_seeds(truth, expected):
 
 
 def on_a_grid(spread, n, floor=True, studies=600, every=10.0):
-    """Steps-to-target known to the next evaluation only, seeds `spread` apart: how often the interval holds ln ratio."""
+    """Steps known to the next evaluation only, seeds `spread` apart: how often the interval holds ln ratio."""
     rng = np.random.default_rng(n)
     truth = -0.1 + 0.02 * rng.random(studies)
     bottom = 600 + 20 * rng.random(studies)
