@@ -34,11 +34,12 @@ test: install  ## the tests, two files at a time; then those that measure time, 
 	$(BIN)/python -m pytest tests/benchmarks
 
 LEFTOVERS := '\.(orig|rej|bak|tmp|swp)$$|~$$'
-lint: install  ## ruff, import-linter, and no file that an editor or a merge left behind
+lint: install  ## ruff, import-linter, sizes, and no file that an editor or a merge left behind
 	@! git ls-files | grep -E $(LEFTOVERS) || { echo 'lint: tracked leftovers, listed above: git rm them'; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	@$(BIN)/python .ci/sizes.py $$(git ls-files '*.py')
 
 types: install  ## mypy, strict
 	$(BIN)/mypy
