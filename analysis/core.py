@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization
+from analysis import device_hours, generalization, words
 from analysis.pairs import CHOSEN_HORIZON, chosen_settings, pair, ratios, ratios_by_seed, reference_training, score
+from analysis.resampling import of_row
 from analysis.steps_to_target import median_curves, steps_to_target
 from analysis.study import Study
 
@@ -122,9 +124,10 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
 
     steps_to_target: median over seeds, missed ranked at the step budget, and where more than half missed a lower bound
-    of it; null while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
+    of it; NaN while seeds that are not finished may change it · num_unfinished: seeds that go on, num_open: those of
     them that have not met the target · num_censored: seeds that missed ·
-    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`pairs.ratios`).
+    ratio, ratio_low, ratio_high: geometric mean with interval · bound: what the ratio is (`pairs.ratios`) ·
+    verdict: of `analysis.words`; None without a ratio.
     """
     names = ["cell_id", "counted_steps", "ranked_steps", "censored", "status"]
     merged = cells.merge(steps[names], on="cell_id", how="left")
@@ -158,7 +161,14 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     table["steps_to_target"] = table["steps_to_target"].mask(2 * table["num_censored"] > table["num_seeds"], least)
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
-    table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound"]], "left", on="setting")
+    told: list[Any] = [
+        words.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]).word
+        if row["bound"] != "none"
+        else None
+        for row in same.to_dict("records")
+    ]
+    same = same.assign(verdict=told)
+    table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound", "verdict"]], "left", on="setting")
     if "best_metric" in general:
         keep = ["setting", "best_metric", "final_metric", "effect"]
         return table.merge(general[keep], on="setting", how="left")
