@@ -160,13 +160,10 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     table["steps_to_target"] = table["steps_to_target"].mask(2 * table["num_censored"] > table["num_seeds"], least)
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
-    told: list[Any] = [
-        words.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]).word
-        if row["bound"] != "none"
-        else None
-        for row in same.to_dict("records")
+    found = [
+        words.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]) for row in same.to_dict("records")
     ]
-    same = same.assign(verdict=told)
+    same["verdict"] = pd.Series([one.word for one in found], same.index, dtype="str").where(same["bound"] != "none")
     table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound", "verdict"]], "left", on="setting")
     if "best_metric" in general:
         keep = ["setting", "best_metric", "final_metric", "effect"]
