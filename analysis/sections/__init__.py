@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.core import Core
+from analysis.resampling import FEWEST
 
 ORDER: tuple[str, ...] = (
     *("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization"),
@@ -46,7 +47,9 @@ def of_study(core: Core) -> list[ModuleType]:
     """The sections of a study, the one it asks for first."""
     if "imported" in core.study.plan:
         return [named(name) for name in OF_LOGS if name in every()]
-    first = FIRST.get(str(core.study.plan.get("report")), "")
+    first = FIRST.get(str(core.study.plan.get("report")), "steps")
+    if first == "steps" and core.cells["workload"].nunique() >= FEWEST:
+        first = "pooled"
     rank = {name: place for place, name in enumerate(ORDER)} | {first: -1}
     names = [name for name in every() if name != "submissions"]
     return [named(name) for name in sorted(names, key=lambda name: (rank.get(name, len(rank)), name))]

@@ -117,8 +117,8 @@ def sentences(
     ]
     fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
     told = words.tally(found, "a saving", "a loss")
-    luck = 100 * words.by_luck(len(fewer), len(rows))
-    tail = f" Where nothing is saved, {len(fewer)} or more come by luck {luck:.2g} times in 100." if fewer else ""
+    luck = words.chance(words.by_luck(len(fewer), len(rows)))
+    tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer else ""
     said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {told}.{tail}"]
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
