@@ -116,7 +116,8 @@ def test_a_selected_setting_is_measured_on_seeds_that_had_no_say(frame_of):
     pairs = frame_of(workload="lm", seed=seeds, fold=seeds, name=names, value=values, bound="exact", grid_sd=0.0)
     assert selection._held_out(pairs).value == pytest.approx(1.1)
     # One that is .8 on every seed wins in every fold and is measured as such.
-    steady = frame_of(workload="lm", seed=[0, 1, 2], fold=[0, 1, 2], name="d", value=np.log(0.8), grid_sd=0.0)
+    steady = frame_of(workload="lm", seed=[0, 1, 2], fold=[0, 1, 2], name="d", value=np.log(0.8))
+    steady = steady.assign(bound="exact", grid_sd=0.0)
     assert selection._held_out(pd.concat([pairs, steady], ignore_index=True)).value == pytest.approx(0.8)
 
 
