@@ -181,9 +181,8 @@ def _degrees(pairs: pd.DataFrame) -> int:
 def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
     """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
     whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
-    both = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
-    low, high = (float(of(*(one[end] for one in both))) for of, end in ((np.fmin, 1), (np.fmax, 2)))
-    return Interval(whole.value, low, high)
+    one, other = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
+    return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
 
 
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
