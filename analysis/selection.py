@@ -94,8 +94,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
         return Choice(where, "no ratio", num_settings=num_settings, **_count(pairs))
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
-    ratio, expected = found.ratio, _held_out(pairs)
-    corrected = for_all(ratio, num_settings, _degrees(mine))
+    expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
     seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
@@ -177,6 +176,13 @@ def num_units(pairs: pd.DataFrame) -> int:
 def _degrees(pairs: pd.DataFrame) -> int:
     seeds = pairs[pairs["value"].notna()].groupby("workload")["seed"].nunique()
     return len(seeds) - 1 if len(seeds) >= FEWEST else int((seeds - 1).sum())
+
+
+def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
+    """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
+    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
+    one, other = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
+    return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
 
 
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
