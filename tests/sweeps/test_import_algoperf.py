@@ -327,6 +327,31 @@ def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, r
     assert not run.with_name("x").exists()
 
 
+def test_the_baseline_that_the_report_measures_against(logs, run):
+    """As named on import, kept for later reports; named again, for one report; a wrong name writes nothing."""
+    for submission, wers in (("nadamw", [0.9, 0.3, 0.1]), ("ours", [0.9, 0.1]), ("theirs", FALLING)):
+        for dropout in (0.0, 0.1):  # cells' names then are not the submissions'
+            put(logs, lines(wers), submission, trial=int(dropout * 10), point={**POINT, "dropout": dropout})
+
+    def wa(*words):
+        return CliRunner().invoke(cli.main, [*map(str, words)])
+
+    def measured(baseline=None):
+        (read,) = report.of_run(run, baseline)
+        return set(read.frames["against_baseline"]["baseline"])
+
+    refused = wa("import", "algoperf", logs, "-o", run, "--baseline", "mine")
+    assert (refused.exit_code, run.exists()) == (2, False)
+    assert "no submission 'mine'; allowed: nadamw, ours, theirs" in refused.output
+    done = wa("import", "algoperf", logs, "-o", run, "--baseline", "ours")
+    assert done.exit_code == 0, done.output
+    assert set(pd.read_csv(run / "tables" / "against_baseline.csv")["baseline"]) == {"ours"}
+    assert (measured("theirs"), measured()) == ({"theirs"}, {"ours"})
+    refused = wa("report", run, "--baseline", "theirs (dropout 0.1)")
+    assert refused.exit_code == 2
+    assert "allowed: nadamw, ours, theirs" in refused.output
+
+
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "algoperf_v10"
 
 
