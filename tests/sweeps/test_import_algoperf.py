@@ -223,6 +223,7 @@ def test_other_spellings_of_the_same_layout_are_read(logs, run):
     assert "deeper/study_0/wmt_jax/trial_1/results" in done.notes[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_language_model_is_a_workload_of_the_leaderboard(logs, run):
     meta = {
         **META,
@@ -312,6 +313,7 @@ def test_the_exact_rule_stands_alone_or_names_its_leaderboard(asked, exact, firs
     assert (found["exact"], found["logdir"], found["out"]) == (exact, Path("LOGS"), Path("RUN"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, run):
     v05 = {**META, "workload.step_hint": 133_333, "workload.max_allowed_runtime_sec": 48_151}
     put(logs, lines(FALLING, steps=[100, 200, 300, 400]) + "2.0,5", meta=v05)
@@ -327,6 +329,7 @@ def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, r
     assert not run.with_name("x").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_baseline_that_the_report_measures_against(logs, run):
     """As named on import, kept for later reports; named again, for one report; a wrong name writes nothing."""
     for submission, wers in (("nadamw", [0.9, 0.3, 0.1]), ("ours", [0.9, 0.1]), ("theirs", FALLING)):
