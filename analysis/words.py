@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom, t
 
 from analysis.pairs import AT_LEAST, AT_MOST, EXACT, sign
@@ -51,12 +54,11 @@ def verdict(
     inside = math.log1p(margin) if logs else margin
     if max(abs(low), abs(high)) <= inside:
         return Verdict(EXCLUDED)
-    half = max(high - value, value - low)
-    for more in range(max(n, 2) + 1, MOST + 1):
-        width = half * _shrinks(n, more)
-        if width < abs(value) or abs(value) + width <= inside:
-            return Verdict(UNDECIDED, more)
-    return Verdict(UNDECIDED)
+    n, widths = max(n, 2), _widths()
+    width = max(high - value, value - low) * widths / widths[n]
+    decides = (width < abs(value)) | (abs(value) + width <= inside)
+    more = np.flatnonzero(decides[n + 1 :])
+    return Verdict(UNDECIDED, n + 1 + int(more[0]) if len(more) else None)
 
 
 def side(row: Any, name: str, n: int) -> str | None:
@@ -70,9 +72,13 @@ def side(row: Any, name: str, n: int) -> str | None:
     return ("fewer" if interval.high < 1 else "more") if word == SHOWN else word
 
 
-def _shrinks(n: int, more: int) -> float:
-    """By what an interval over n values narrows with more of them: t(m)/√m ÷ t(n)/√n."""
-    return float(t.ppf(0.975, more - 1) / math.sqrt(more) / (t.ppf(0.975, max(n, 2) - 1) / math.sqrt(max(n, 2))))
+@cache
+def _widths() -> NDArray[np.float64]:
+    """How wide an interval over m values is, in their standard deviations: t(m)/√m, for m up to MOST."""
+    m = np.arange(MOST + 1, dtype=float)
+    widths = np.full(MOST + 1, np.inf)
+    widths[2:] = t.ppf(0.975, m[2:] - 1) / np.sqrt(m[2:])
+    return widths
 
 
 def needed(found: Verdict, what: str = "seeds") -> str:

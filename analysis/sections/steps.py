@@ -17,12 +17,12 @@ from analysis.pairs import leading, over_workloads, overall_bound, sign
 from analysis.resampling import of_row, with_interval
 from analysis.steps_to_target import HELD
 from analysis.study import SCHEME_NAMES, counted
-from analysis.table_format import Column, Shown
+from analysis.table_format import Shown
 
 TITLE = "Steps to target"
 CAPTION = (
-    "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed. Left of 1 the average needs "
-    "fewer steps. A hollow dot is a bound: some run missed the target."
+    "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed; left of 1 the average needs "
+    "fewer steps. Hollow: a bound, as some run missed the target."
 )
 RULE = PAIRED
 SHOWN = (
@@ -33,25 +33,9 @@ SHOWN = (
             *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
             *("best_metric", "num_censored"),
         ),
-        lambda frame: in_order(frame),
-    ),
-    Shown(
-        "ratios",
-        "Ratios to the baseline",
-        (
-            *("versus", "workload", "training_label", "scheme_label", "geometric_mean", "held_geometric_mean"),
-            *("hours_ratio", "num_exact"),
-        ),
-        lambda frame: frame[frame["scheme"] != "none"],
+        lambda frame: in_order(frame[frame["reference"]]),
     ),
 )
-COLUMNS = {
-    "best_metric": Column("best metric", lambda row: f"{row['best_metric']:.4g}"),
-    "geometric_mean": Column("steps ÷ baseline's", ".3f"),
-    "held_geometric_mean": Column("sustained", ".3f", "held_bound"),
-    "hours_ratio": Column("device-hours ÷ baseline's", ".3f"),
-    "num_exact": Column("pairs both met", lambda row: f"{row['num_exact']}/{row['num_pairs']}"),
-}
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
