@@ -28,8 +28,8 @@ Z = float(norm.ppf((1 + LEVEL) / 2))
 
 RULE = (
     "Nonparametric bootstrap over seeds, over three workloads or more over workloads too; 10,000 resamples, a fixed "
-    "seed, percentile, widened by √(n/(n−1))·t/z for n seeds (Hesterberg 2015). None is narrower than the evaluation "
-    "grid leaves it: a crossing is known within one evaluation interval. One seed has no interval."
+    "seed, percentile, widened by √(n/(n−1))·t/z for n seeds (Hesterberg 2015). No interval is narrower than the "
+    "evaluation grid leaves it: a crossing is known within one evaluation interval. One seed has no interval."
 )
 
 

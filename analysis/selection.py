@@ -46,6 +46,7 @@ class Choice:
     corrected: Interval = UNKNOWN
     expected: Interval = UNKNOWN
     own: Interval = UNKNOWN
+    own_bound: str = "none"
     flat: tuple[float, float] | None = None
     num_pairs: int = 0
     missed: int = 0
@@ -96,7 +97,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     found = _measured(every, mine, where)
     ratio, expected = found.ratio, _held_out(pairs)
     corrected = for_all(ratio, num_settings, _degrees(mine))
-    seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
+    seen = [words.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
         word = words.Verdict(words.SHOWN)  # slower is shown
@@ -111,8 +112,8 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
     first = mine.iloc[0]
     own = every[(every["versus"] == "same schedule") & every["setting"].isin(mine["setting"])]
     decays = mine["lr_decay"].dropna().astype(float)
-    ratio = over_workloads(mine)
-    word = words.verdict(ratio, num_units(mine))
+    ratio, bound = over_workloads(mine), overall_bound(mine["bound"])
+    word = words.verdict(ratio, num_units(mine), bound=bound)
     return Choice(
         where,
         word.word if not np.isnan(ratio.value) else "no ratio",
@@ -124,19 +125,25 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
         (float(decays.min()), float(decays.max())) if len(decays) else None,
         num_settings=1,
         ratio=ratio,
-        bound=overall_bound(mine["bound"]),
+        bound=bound,
         own=over_workloads(own),
+        own_bound=overall_bound(own["bound"]),
         **_count(mine),
     )
 
 
 def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
-    """The setting that the study names as primary, on the reference schedule of each workload."""
+    """The setting that the study names as primary, on the reference schedule of each workload; the verdict is on its
+    ratio to that schedule's last iterate.
+    """
     mine = core.chosen[core.chosen["near"] & (core.chosen["scheme"] == core.primary[0])]
     rows = pairs[pairs["setting"].isin(mine["setting"])]
     if not (rows["versus"] == "best baseline").any():
         return Choice(EVERYWHERE, "no ratio")
-    return _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
+    found = _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
+    own = rows[rows["versus"] == "same schedule"]
+    word = words.verdict(found.own, num_units(own) if len(own) else 0, bound=found.own_bound)
+    return replace(found, verdict=word.word, needed=word.needed)
 
 
 def _allowed(pairs: pd.DataFrame) -> pd.Series:

@@ -16,7 +16,7 @@ from analysis.pairs import RULE as PAIRED
 from analysis.pairs import leading, over_workloads, overall_bound, sign
 from analysis.resampling import of_row, with_interval
 from analysis.steps_to_target import HELD
-from analysis.study import SCHEME_NAMES, counted
+from analysis.study import SCHEME_NAMES
 from analysis.table_format import Shown
 
 TITLE = "Steps to target"
@@ -101,9 +101,11 @@ def sentences(
     ]
     fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
     told = words.tally(found, "a saving", "a loss")
+    several = len(rows) > 1
     luck = words.chance(words.by_luck(len(fewer), len(rows)))
-    tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer else ""
-    said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {told}.{tail}"]
+    tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer and several else ""
+    of = f"of {len(rows)} workloads, " if several else ""
+    said = [f"{rows[0]['scheme_label']}, pre-specified: {of}{told}.{tail}"]
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
@@ -111,5 +113,6 @@ def sentences(
             seeds.assign(value=np.log(seeds["held_ratio"].astype(float)), grid_sd=seeds["held_grid_sd"])
         )
         bound = sign(overall_bound(seeds["held_bound"]))
-        said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
+        over = ", over workloads" if several else ""
+        said.append(f"Sustained for {HELD} evaluations{over}: {bound}{with_interval(held)} of the baseline's steps.")
     return said

@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import recommend, report, study
-from analysis.pages import report_index
+from analysis import recommend, report, report_index, study
 from analysis.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
