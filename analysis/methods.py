@@ -45,7 +45,7 @@ def notices(core: Core) -> Iterator[str]:
         )
     diverged = cells.loc[cells["state"] == "diverged", "trajectory_id"].nunique()
     if diverged:
-        yield f"{counted(diverged, 'trajectory')} diverged and count as missing a target not met before."
+        yield f"{counted(diverged, 'trajectory')} diverged: a target not met before counts as missed."
     untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted:
         yield f"No target for {', '.join(untargeted)}: wa calibrate computes one by rule."

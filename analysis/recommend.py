@@ -122,7 +122,7 @@ def _selected(core: Core, one: Choice) -> str:
     if np.isnan(one.expected.value):
         return (
             f"Of {many} settings {one.setting} has the smallest ratio, {_number(one, one.ratio)} {steps}; one seed "
-            f"cannot both select and measure, so nothing is decided ({where})."
+            f"with a ratio cannot both select and measure, so nothing is decided ({where.partition(';')[0]})."
         )
     if one.verdict == words.SHOWN and one.expected.high < 1:
         return (
@@ -208,7 +208,8 @@ def _whose(core: Core) -> str:
     seeds = core.cells.groupby("workload")["seed"].nunique()
     each = f"{counted(int(seeds.min()), 'seed')}{' each' if len(seeds) > 1 else ''}"
     resampled = "workloads and seeds" if len(seeds) >= FEWEST else "seeds"
-    return f"{counted(len(seeds), 'workload')}, {each}; 95 % over {resampled}"
+    whose = f"; 95 % over {resampled}" if seeds.min() > 1 else ""
+    return f"{counted(len(seeds), 'workload')}, {each}{whose}"
 
 
 def _why_not(core: Core, one: Choice) -> str | None:
