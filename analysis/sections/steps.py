@@ -96,7 +96,11 @@ def sentences(
         return []
     rows = mine.to_dict("records")
     found = [
-        (row["workload"], row["geometric_mean"] - 1, words.verdict(of_row(row, "geometric_mean"), row["num_pairs"]))
+        (
+            row["workload"],
+            row["geometric_mean"] - 1,
+            words.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]),
+        )
         for row in rows
     ]
     fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
