@@ -83,9 +83,9 @@ class Report:
         """The result table for a terminal: one row a setting; of more than `most` the reference schedules alone."""
         table = self.core.settings
         if most is not None and len(table) > most:
-            table = table[table["training"].isin(list(self.core.reference.values()))]
+            table = table[table["reference"]]
         steps = sections.named("steps")
-        return table_format.table(steps.in_order(table), steps.SHOWN[0], steps.COLUMNS, len(table))
+        return table_format.table(steps.in_order(table), steps.SHOWN[0], {}, len(table))
 
 
 def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
