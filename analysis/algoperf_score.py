@@ -78,11 +78,7 @@ class Leaderboard(NamedTuple):
     held_out: tuple[str, ...]  # variants, each of which voids its base workload where it is missed
 
 
-LEADERBOARDS = {
-    "v0.5": Leaderboard(BASE, HELD_OUT),
-    "v0.6": Leaderboard(BASE, ()),
-    "v1.0": Leaderboard(ALL_BASE, ()),
-}
+LEADERBOARDS = {"v0.5": Leaderboard(BASE, HELD_OUT), "v0.6": Leaderboard(BASE, ()), "v1.0": Leaderboard(ALL_BASE, ())}
 TAU: NDArray[np.float64] = np.linspace(1.0, 4.0, 100)
 
 RULES = pd.DataFrame(
@@ -252,10 +248,7 @@ def seconds_to_target(studies: pd.DataFrame) -> pd.DataFrame:
         seconds=("seconds", "median"),
         seconds_before=("seconds_before", "median"),
         gpu_hours=("gpu_hours", "median"),
-        steps=(
-            "steps",
-            lambda steps: float(np.median(steps)),
-        ),  # one uncounted step leaves the median unknown
+        steps=("steps", lambda steps: float(np.median(steps))),  # one uncounted step leaves the median unknown
         num_studies=("study", "nunique"),
         num_missed=("missed", "sum"),
     )

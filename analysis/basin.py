@@ -30,17 +30,7 @@ def widths(cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell
     num_met, at_edge (the basin touches an end of the grid, so that it may be wider).
     """
     trainings = axes.loc[axes["axis"] == "lr", "training"]
-    columns = [
-        "cell_id",
-        "workload",
-        "averaging",
-        "scheme",
-        "scheme_label",
-        "seed",
-        "lr",
-        "state",
-        "higher_is_better",
-    ]
+    columns = ["cell_id", "workload", "averaging", "scheme", "scheme_label", "seed", "lr", "state", "higher_is_better"]
     table = cells.loc[cells["training"].isin(trainings) & cells["target"].notna(), columns]
     known = ["cell_id", "target", "status", "counted_steps", "step_budget"]
     table = table.merge(steps[known], on="cell_id").merge(by_cell[["cell_id", "best_metric"]], on="cell_id")
@@ -79,11 +69,7 @@ def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
     keys = ["workload", "rule", "averaging", "scheme", "scheme_label"]
     for key, part in by_seed.groupby(keys, sort=True):
         row: dict[str, Any] = dict(zip(keys, key, strict=True))
-        row |= {
-            "grid": part["grid"].iloc[0],
-            "num_seeds": len(part),
-            "num_pending": int(part["width"].isna().sum()),
-        }
+        row |= {"grid": part["grid"].iloc[0], "num_seeds": len(part), "num_pending": int(part["width"].isna().sum())}
         row |= {"num_met": int(part["num_met"].sum()), "num_runs": int(part["num_lrs"].sum())}
         row["num_at_edge"] = int(part["at_edge"].sum())
         paired = raw.reindex(pd.MultiIndex.from_frame(part[["workload", "rule", "seed"]])).to_numpy(dtype=float)

@@ -127,10 +127,7 @@ def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
 def row_size(table: pd.DataFrame) -> dict[str, Any]:
     """A panel with one row a setting: its height, and the width that is left beside the longest label."""
     longest = int(table["scheme_label"].str.len().max())
-    return {
-        "height": 24 * int(table["scheme_label"].nunique()) + 14,
-        "width": max(220, 500 - 6 * max(12, longest)),
-    }
+    return {"height": 24 * int(table["scheme_label"].nunique()) + 14, "width": max(220, 500 - 6 * max(12, longest))}
 
 
 def legend_pick(shown: list[str], name: str) -> alt.Parameter:

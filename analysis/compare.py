@@ -150,11 +150,7 @@ def _targets(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, float]:
 
 
 def _settings(
-    cells: pd.DataFrame,
-    rows: pd.DataFrame,
-    pairs: pd.DataFrame,
-    twins: pd.DataFrame,
-    numbers: dict[str, int],
+    cells: pd.DataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, twins: pd.DataFrame, numbers: dict[str, int]
 ) -> pd.DataFrame:
     names = twins.assign(setting=twins["setting_key"].map(numbers)).drop_duplicates("setting")
     names = names[["setting", "workload", "training_label", "scheme_label"]]

@@ -107,12 +107,7 @@ def _runs(core: Core) -> pd.DataFrame:
 
 
 def _measured(
-    measure: str,
-    times: pd.DataFrame,
-    studies: pd.DataFrame,
-    every: pd.DataFrame,
-    paired: bool,
-    intervals: bool = True,
+    measure: str, times: pd.DataFrame, studies: pd.DataFrame, every: pd.DataFrame, paired: bool, intervals: bool = True
 ) -> dict[str, pd.DataFrame]:
     """Args: times: submissions × workloads that the score takes. every: all medians, with those it does not take."""
     shown = np.unique(np.concatenate([[1.0, TAU[-1]], ratios_to_best(times).to_numpy(dtype=float).ravel()]))
@@ -148,11 +143,7 @@ def _leads(scores: pd.DataFrame) -> pd.DataFrame:
     """How far the highest score lies above each other one."""
     first, rest = scores.iloc[0], scores.iloc[1:]
     return pd.DataFrame(
-        {
-            "submission": first["submission"],
-            "versus": rest["submission"],
-            "difference": first["score"] - rest["score"],
-        }
+        {"submission": first["submission"], "versus": rest["submission"], "difference": first["score"] - rest["score"]}
     )
 
 

@@ -70,11 +70,7 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
             lines += [f"![what the field predicts]({figure})", ""]
         lines += [line for finding in found for line in _section(finding, None)]
     if logs_run is not None:
-        lines += [
-            "## What AlgoPerf's logs say",
-            "",
-            f"Of the imported submissions (docs/algoperf_logs.md). {RULE}",
-        ]
+        lines += ["## What AlgoPerf's logs say", "", f"Of the imported submissions (docs/algoperf_logs.md). {RULE}"]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
     workload_pages.write(of, docs)
     path = docs / "results.md"

@@ -8,16 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.pairs import (
-    AT_LEAST,
-    AT_MOST,
-    BOTH_MISSED,
-    KEYS,
-    by_workload,
-    over_workloads,
-    overall_bound,
-    sign,
-)
+from analysis.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, KEYS, by_workload, over_workloads, overall_bound, sign
 from analysis.paper import batch_size, numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
 from analysis.paper.evidence import Evidence, mean

@@ -56,9 +56,7 @@ COLUMNS = {
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """restricted_means: RMST, one row a setting."""
-    return {
-        "restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps)),
-    }
+    return {"restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps))}
 
 
 def chart(

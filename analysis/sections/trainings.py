@@ -201,12 +201,7 @@ def _final(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
     seeds = seeds.assign(missed=False, status="final")
     title = charts.metric_title(rows["metric_name"].iloc[0], bool(rows["higher_is_better"].iloc[0]))
     scale = alt.Scale(domain=_most(rows, seeds["value"]), nice=False, zero=False)
-    return (
-        rows,
-        seeds,
-        [],
-        alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")),
-    )
+    return (rows, seeds, [], alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")))
 
 
 def _summary(rows: pd.DataFrame, name: str) -> pd.DataFrame:
