@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import figure_files, output
 from analysis import records as schema
 from analysis.device_hours import unit
-from analysis.paper import charts, logs, measure, numbers, workload_pages
+from analysis.paper import charts, logs, measure, numbers
 from analysis.paper.claims import Finding, claims
 from analysis.paper.evidence import evidence
 from analysis.report import Report
@@ -72,7 +72,7 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
     if logs_run is not None:
         lines += ["## What AlgoPerf's logs say", "", f"Of the imported submissions (docs/algoperf_logs.md). {RULE}"]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
-    workload_pages.write(of, docs)
+    numbers.write_pages(of, docs)
     path = docs / "results.md"
     output.write(path, "\n".join(lines).rstrip() + "\n")
     return path

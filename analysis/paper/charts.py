@@ -8,9 +8,9 @@ import altair as alt
 import pandas as pd
 
 from analysis import chart as panels
+from analysis.chart import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.paper.numbers import OURS, PAPER, regression
 from analysis.study import SCHEME_NAMES
-from analysis.style import REFERENCE_LINE, SCHEME_COLOURS
 
 HEIGHT = 380
 ROWS = 5  # of names along an edge, so that neighbours do not meet

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from algoperf_logs import FALLING, lines, put
+from analysis.figures import figure_files
 from sweeps.import_algoperf import import_algoperf
 
-from analysis.figures import figure_files
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure
-from analysis.paper.batch_size import horizon_exponent
 from analysis.paper.claims import IN_PART, REFUTED, REPRODUCED, UNDECIDED, claims
 from analysis.paper.evidence import evidence
+from analysis.paper.measure import horizon_exponent
 from analysis.records import CELLS, RECORDS, read_table
 from analysis.study import read
 
