@@ -152,6 +152,12 @@ def legend_pick(shown: list[str], name: str) -> alt.Parameter:
     return alt.selection_point(fields=["scheme_label"], bind="legend", name=name, value=start, empty=False)
 
 
+def switch(name: str, title: str, options: list[str]) -> alt.Parameter:
+    """One of a few values, the first at first; on the page a button each, where there are several."""
+    radio = alt.binding_radio(options=options, name=title)
+    return alt.param(name=name, value=options[0], bind=radio if len(options) > 1 else alt.Undefined)
+
+
 def scale(colours: dict[str, str]) -> alt.Scale:
     return alt.Scale(domain=list(colours), range=list(colours.values()))
 
@@ -254,26 +260,21 @@ def _named_rule(at: float, label: str, **look: Any) -> tuple[alt.Chart, alt.Char
 
 def dots_and_whiskers(
     table: pd.DataFrame,
-    seeds: pd.DataFrame | None,
     value: str,
-    seed_value: str,
     y: alt.Y,
     title: str,
     colour: alt.Color,
     at: float,
-    by_bound: bool = False,
+    seeds: pd.DataFrame | None = None,
 ) -> Any:
-    """A dot a setting, its interval, a tick a seed, and a line at the value that means no change.
+    """A dot a setting, its interval, and a line at the value that means no change.
 
-    by_bound: a hollow dot where the value is a bound (a seed missed the target).
+    Args: seeds: for a tick each, column value; then a dot is hollow where it is a bound (a seed missed the target).
     """
     table = table.rename(columns={f"{value}_low": "low", f"{value}_high": "high", value: "value"})
-    ends = [table[["low", "high", "value"]]]
-    if seeds is not None:
-        seeds = seeds.rename(columns={seed_value: "value"})
-        ends.append(seeds[["value"]])
-    low, high = span(pd.concat(ends), ["low", "high", "value"], include=at)
-    axis = alt.Axis(grid=True, tickCount=6, format=".2f" if by_bound else "~g")
+    names = ["low", "high", "value"]
+    low, high = span(table if seeds is None else pd.concat([table[names], seeds[["value"]]]), names, include=at)
+    axis = alt.Axis(grid=True, tickCount=6, format="~g" if seeds is None else ".2f")
     x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
     layers: list[alt.Chart] = [vertical_rule(at, title)]
     base = alt.Chart(table).encode(y=y, color=colour)
@@ -283,15 +284,15 @@ def dots_and_whiskers(
         layers.append(ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover))
     layers.append(base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q"))
     lines = ["scheme_label:N:setting", "value:Q:mean:.4g", "low:Q:from:.4g", "high:Q:to:.4g"]
-    lines += ["bound:N:it is", "num_pairs:Q:seeds:d"] if by_bound else ["effect:N:effect", "pairs:Q:seeds:d"]
+    lines += ["effect:N:effect", "pairs:Q:seeds:d"] if seeds is None else ["bound:N:it is", "num_pairs:Q:seeds:d"]
     dots = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(x=x, tooltip=tooltips(*lines))
-    if by_bound:
+    if seeds is None:
+        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
+    else:
         filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
         spec: Any = colour.to_dict()
         fill = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
         layers.append(dots.encode(fill=fill, fillOpacity=filled))
-    else:
-        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
     return alt.layer(*layers)
 
 

@@ -113,21 +113,12 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
     decays = mine["lr_decay"].dropna().astype(float)
     ratio = over_workloads(mine)
     word = words.verdict(ratio, num_units(mine))
+    verdict = "no ratio" if np.isnan(ratio.value) else word.word
     return Choice(
-        where,
-        word.word if not np.isnan(ratio.value) else "no ratio",
-        word.needed,
-        str(first["name"]),
-        str(first["schedule"]),
-        str(first["scheme"]),
-        float(mine["horizon_fraction"].median()),
-        (float(decays.min()), float(decays.max())) if len(decays) else None,
-        num_settings=1,
-        ratio=ratio,
-        bound=overall_bound(mine["bound"]),
-        own=over_workloads(own),
-        **_count(mine),
-    )
+        where, verdict, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
+        float(mine["horizon_fraction"].median()), (float(decays.min()), float(decays.max())) if len(decays) else None,
+        num_settings=1, ratio=ratio, bound=overall_bound(mine["bound"]), own=over_workloads(own), **_count(mine),
+    )  # fmt: skip
 
 
 def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
@@ -201,13 +192,9 @@ def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
 def _count(pairs: pd.DataFrame) -> dict[str, Any]:
     kinds = pairs["bound"].value_counts()
     both = int(kinds.get("both missed", 0))
-    return {
-        "num_pairs": len(pairs),
-        "missed": int(kinds.get("at least", 0)) + both,
-        "baseline_missed": int(kinds.get("at most", 0)) + both,
-        "both_missed": both,
-        "pending": int(kinds.get("pending", 0)),
-    }
+    missed, baseline_missed = (int(kinds.get(one, 0)) + both for one in ("at least", "at most"))
+    counts = {"num_pairs": len(pairs), "missed": missed, "baseline_missed": baseline_missed}
+    return counts | {"both_missed": both, "pending": int(kinds.get("pending", 0))}
 
 
 def snapshots(overall: Choice, pairs: pd.DataFrame, every: float | None) -> Iterator[Snapshots]:

@@ -240,9 +240,7 @@ TITLES = {
     "lr": "peak LR",
     "length": "length of the schedule, share of the step budget",
     "schedule": "LR schedule",
-    "batch_size": "batch size",
-    "optimizer": "optimizer",
-    "training": "training",
+    **{"batch_size": "batch size", "optimizer": "optimizer", "training": "training"},
 }
 
 
@@ -266,9 +264,9 @@ def training_axes(cells: pd.DataFrame) -> pd.DataFrame:
     columns = ["workload", "training", "axis", "place", "name", "end_lr"]
     table = pd.DataFrame(rows, columns=columns).astype({"training": "int64", "place": "float64", "end_lr": "float64"})
     # Names alone are sorted by how much of the LR is left, most first: constant, to half, to zero.
-    order = table.assign(most=-table["end_lr"])
-    order = order.sort_values(["workload", "place", "most", "training"], kind="stable")
-    return table.loc[order.index].reset_index(drop=True)
+    order = ["workload", "place", "most", "training"]
+    table = table.assign(most=-table["end_lr"]).sort_values(order, kind="stable", ignore_index=True)
+    return table.drop(columns="most")
 
 
 def end_lr(row: Any) -> float:
@@ -294,11 +292,9 @@ def _place(axis: str, row: dict[Any, Any], schedules: list[str]) -> tuple[float,
         return float(row[axis]), f"{row[axis]:.4g}"
     if axis == "length":
         return float(row["length_fraction"]), percent(float(row["length_fraction"]))
-    if axis == "optimizer":
-        return float("nan"), str(row["optimizer"])
     if axis == "schedule":
         return float("nan"), _schedule(row, schedules)
-    return float("nan"), str(row["training_label"])
+    return float("nan"), str(row["optimizer" if axis == "optimizer" else "training_label"])
 
 
 def _schedule(row: dict[Any, Any], varying: list[str]) -> str:

@@ -30,12 +30,9 @@ def tightness(points: pd.DataFrame) -> alt.ConcatChart | None:
     """
     if not (points["source"] == OURS).any():
         return None
-    return panels.grid(
-        [
-            panels.titled(_panel(mine, SCHEME_COLOURS[str(scheme)]), SCHEME_NAMES[str(scheme)], height=HEIGHT)
-            for scheme, mine in points.groupby("scheme", sort=True)
-        ]
-    )
+    parts = ((str(scheme), mine) for scheme, mine in points.groupby("scheme", sort=True))
+    made = [panels.titled(_panel(mine, SCHEME_COLOURS[s]), SCHEME_NAMES[s], height=HEIGHT) for s, mine in parts]
+    return panels.grid(made)
 
 
 def _panel(points: pd.DataFrame, colour: str) -> Any:

@@ -47,10 +47,8 @@ def points(of: Evidence) -> pd.DataFrame:
     paper = pd.DataFrame(rows).assign(ratio_low=np.nan, ratio_high=np.nan, bound="exact")
     taken = of.pick("speedup").merge(of.steps[["cell_id", "ranked_steps"]], on="cell_id")
     share = (taken["ranked_steps"] / taken["step_budget"]).groupby(taken["workload"]).median().rename("share")
-    ours = [
-        by_workload(of, "speedup", scheme).join(share).assign(source=OURS, scheme=scheme).reset_index()
-        for scheme in SCHEMES
-    ]
+    mine = ((scheme, by_workload(of, "speedup", scheme).join(share)) for scheme in SCHEMES)
+    ours = [table.assign(source=OURS, scheme=scheme).reset_index() for scheme, table in mine]
     table = pd.concat([paper, *ours]).astype(dict.fromkeys(["share", "ratio", "ratio_low", "ratio_high"], float))
     table = table.dropna(subset=["share", "ratio"])
     return table.sort_values(["source", "scheme", "workload"], kind="stable").reset_index(drop=True)[POINTS]

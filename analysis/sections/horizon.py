@@ -65,13 +65,9 @@ def caption(horizon_map: pd.DataFrame, flat_region: pd.DataFrame, horizon_curve:
 
 
 def sentences(
-    horizon_map: pd.DataFrame,
-    horizon_fit: pd.DataFrame,
-    ratios_by_seed: pd.DataFrame,
-    chosen: pd.DataFrame,
-    look: Look,
-    primary: tuple[str, float],
-) -> list[str]:
+    horizon_map: pd.DataFrame, horizon_fit: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame,
+    look: Look, primary: tuple[str, float],
+) -> list[str]:  # fmt: skip
     """What the pre-specified horizon costs against the best one run, where the optimum lies, and what does not fit."""
     mine = horizon_map[horizon_map["training"].isin(look.shown["training"])]
     fits = horizon_fit[horizon_fit["training"].isin(look.shown["training"])]

@@ -83,17 +83,10 @@ def chart(score_scores: pd.DataFrame, score_profile: pd.DataFrame, score_times: 
     if score_scores.empty:
         return None
     names = list(score_scores.loc[score_scores["measure"] == score_scores["measure"].iloc[0], "submission"])
-    measures, colours = list(dict.fromkeys(score_scores["measure"])), colours_of(names)
-    radio = alt.binding_radio(options=measures, name="by: ")
-    bound = radio if len(measures) > 1 else alt.Undefined
-    pick = alt.param(name="score_measure", value=measures[0], bind=bound)
-    shown = "datum.measure == score_measure"
-    left = charts.titled(
-        _steps(score_profile, colours).transform_filter(shown),
-        "Performance profile",
-        "share of workloads within τ times the fastest",
-        width=400,
-    )
+    colours, shown = colours_of(names), "datum.measure == score_measure"
+    pick = charts.switch("score_measure", "by: ", list(dict.fromkeys(score_scores["measure"])))
+    left = _steps(score_profile, colours).transform_filter(shown)
+    left = charts.titled(left, "Performance profile", "share of workloads within τ times the fastest", width=400)
     made = charts.grid([left, _ratios(score_times, colours, shown)])
     return None if made is None else made.add_params(pick)
 
@@ -108,16 +101,10 @@ def colours_of(names: list[str]) -> dict[str, str]:
 
 
 def _steps(profile: pd.DataFrame, colours: dict[str, str]) -> Any:
-    base = alt.Chart(profile).encode(
-        x=alt.X(
-            "tau:Q",
-            title="τ, times the fastest (log)",
-            scale=alt.Scale(type="log", domain=[1, float(TAU[-1])], nice=False),
-            axis=alt.Axis(values=_TICKS, format="~g", grid=True),
-        ),
-        y=alt.Y("share:Q", title="ρ(τ), share of workloads", scale=alt.Scale(domain=[0, 1.02], nice=False)),
-        color=_colour(colours),
-    )
+    x = alt.X("tau:Q", title="τ, times the fastest (log)", axis=alt.Axis(values=_TICKS, format="~g", grid=True))
+    x = x.scale(type="log", domain=[1, float(TAU[-1])], nice=False)
+    y = alt.Y("share:Q", title="ρ(τ), share of workloads", scale=alt.Scale(domain=[0, 1.02], nice=False))
+    base = alt.Chart(profile).encode(x=x, y=y, color=_colour(colours))
     names = list(colours)
     dash = alt.StrokeDash(
         "submission:N",
@@ -140,13 +127,10 @@ def _ratios(times: pd.DataFrame, colours: dict[str, str], shown: str) -> Any:
         said=[_time(value) for value in times["time"]],
         missed=[f"{row.num_missed}/{row.num_studies}" for row in times.itertuples()],
     )
+    axis = alt.Axis(values=[tick for tick in _TICKS if tick <= end], format="~g", grid=True)
+    x = alt.X("at:Q", title="median time ÷ the fastest's (log; cross at the edge: missed)", axis=axis)
     base = alt.Chart(table).encode(
-        x=alt.X(
-            "at:Q",
-            title="median time ÷ the fastest's (log; cross at the edge: missed)",
-            scale=alt.Scale(type="log", domain=[0.99, edge * 1.02], nice=False),
-            axis=alt.Axis(values=[tick for tick in _TICKS if tick <= end], format="~g", grid=True),
-        ),
+        x=x.scale(type="log", domain=[0.99, edge * 1.02], nice=False),
         y=alt.Y("workload:N", title=None, axis=alt.Axis(ticks=False, domain=False, grid=True)),
         yOffset=alt.YOffset("submission:N", sort=list(colours)),
         color=_colour(colours),
@@ -194,14 +178,13 @@ def of_submissions(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
         exact = measure == EXACT
         code = code_of(evaluations, exact)
         studies = best_trials(trials_to_target(evaluations, exact), exact)
-        studies = studies.rename(columns={"seconds": "time"})
-        medians = seconds_to_target(studies.rename(columns={"time": "seconds"}))
+        medians = seconds_to_target(studies)
         times = scored_times(medians, code)
         if times.empty:
             continue
-        every = medians.rename(columns={"seconds": "time"})[
-            ["submission", "workload", "time", "num_studies", "num_missed"]
-        ]
+        every = medians.rename(columns={"seconds": "time"})
+        every = every[["submission", "workload", "time", "num_studies", "num_missed"]]
+        studies = studies.rename(columns={"seconds": "time"})
         parts[measure] = _measured(measure, times, studies, every, paired=False, intervals=not exact)
     return _joined(parts) | {"score_differences": differences(evaluations)} if CLEAN in parts else {}
 
@@ -267,21 +250,16 @@ def _measured(
     else:
         scores, leads = (table.assign(low=np.nan, high=np.nan) for table in (scores, leads))
     columns = ["submission", "score", "low", "high", "integral", "num_fastest", "num_workloads"]
-    found = {
-        "times": every.assign(ratio=ratio, scored=every["workload"].isin(times.columns)),
-        "scores": scores[columns],
-        "leads": leads,
-        "profile": profile,
-    }
+    every = every.assign(ratio=ratio, scored=every["workload"].isin(times.columns))
+    found = {"times": every, "scores": scores[columns], "leads": leads, "profile": profile}
     return {name: table.assign(measure=measure).reset_index(drop=True) for name, table in found.items()}
 
 
 def _leads(scores: pd.DataFrame) -> pd.DataFrame:
     """How far the highest score lies above each other one."""
     first, rest = scores.iloc[0], scores.iloc[1:]
-    return pd.DataFrame(
-        {"submission": first["submission"], "versus": rest["submission"], "difference": first["score"] - rest["score"]}
-    )
+    apart = {"versus": rest["submission"], "difference": first["score"] - rest["score"]}
+    return pd.DataFrame({"submission": first["submission"]} | apart)
 
 
 def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Mapping[str, Floats]:
