@@ -236,12 +236,8 @@ AXES = {
     "schedule": {"schedule", "lr_decay", "final_lr", *_FOLLOWS},
     "batch_size": {"batch_size", "step_budget", *_FOLLOWS},
 }
-TITLES = {
-    "lr": "peak LR",
-    "length": "length of the schedule, share of the step budget",
-    "schedule": "LR schedule",
-    **{"batch_size": "batch size", "optimizer": "optimizer", "training": "training"},
-}
+TITLES = {"lr": "peak LR", "length": "length of the schedule, share of the step budget", "schedule": "LR schedule"}
+TITLES |= {"batch_size": "batch size", "optimizer": "optimizer", "training": "training"}
 
 
 def training_axes(cells: pd.DataFrame) -> pd.DataFrame:
