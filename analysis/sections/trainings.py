@@ -333,8 +333,8 @@ def _panel(
         *("ratio:Q:steps ÷ raw run's:.3f", "best_ratio:Q:steps ÷ best raw training's:.3f"),
     )
     dots = base.mark_point(size=45, strokeWidth=2, opacity=1, clip=True)
-    fill = fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
-    dots = dots.encode(y=y, tooltip=hover, fill=fill)
+    filled = fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
+    dots = dots.encode(y=y, tooltip=hover, fill=filled)
     dots = dots.add_params(pick) if first else dots
     between = [lines] if rows["place"].notna().all() else []  # between names there is nothing to join
     return alt.layer(*rules, ticks, *between, whiskers, dots)
