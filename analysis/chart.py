@@ -1,4 +1,8 @@
-"""What charts are made of: panels, scales, tooltips, rules. One chart grammar for HTML, SVG and PNG."""
+"""What charts are made of: panels, scales, tooltips, rules, colours and the theme, for HTML, SVG and PNG alike.
+
+A scheme has one colour everywhere, shades of it for horizons, the baseline grey; each has a contrast of 3:1 or more on
+the light and the dark page (WCAG 2.1, 1.4.11), and the hues are told apart with colour-vision deficiencies.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """records.jsonl: a trajectory's rows while it trains, a JSON object a line, each with a checksum.
 
 The last field of a line, ``crc32``, is that of the line's text before it and of all such text above, so a line that
-is changed, lost, repeated or moved is found.
+is changed, lost, repeated or moved is found. Beside it the done marker, written when the last row is on disk: what the
+rows must amount to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One file of a run folder, read: what is wrong with it is one line with its path and what to do.
 
 A Parquet file that we write carries the sha256 of its own bytes before its footer, where other readers look past it;
-a file that another program wrote again carries none.
+a file that another program wrote again carries none. plan.json's names become paths, so they are checked first.
 """
 
 from __future__ import annotations

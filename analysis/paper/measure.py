@@ -31,7 +31,9 @@ from analysis.steps_to_target import steps_to_target
 from analysis.study import percent
 from analysis.words import by_luck
 
+Floats = NDArray[np.float64]
 Frames = Mapping[str, pd.DataFrame]
+OWN_LEVEL = 0.75  # share of the budget whose baseline's level is a batch size's own target
 NOTHING = Measured([Interval(np.nan, np.nan, np.nan)], {})
 WORDS = {"steps": ("fewer", "more"), "final_metric": ("better", "worse")}
 POINTS = ["claim", "workload", "series", "x", "value", "low", "high"]
@@ -193,15 +195,11 @@ def on_how_many(pairs: pd.DataFrame, below: str, above: str) -> str:
     return ", ".join(parts)
 
 
-Floats = NDArray[np.float64]
-
-OWN_LEVEL = 0.75  # share of the budget whose baseline's level is a batch size's own target
-
-
 def best_horizons(of: Evidence, cells: pd.DataFrame) -> tuple[Interval, dict[str, str], pd.DataFrame] | None:
     """The exponent, words for its sentence, and the points: ratios by batch size and horizon. None without a fit.
 
-    The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median over seeds.
+    γ → γ^κ at a batch κ times as large (Busbridge et al. 2023) keeps an average's reach in examples, so its horizon in
+    steps would go as 1/κ. The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median over seeds.
     Args: cells: of one workload, with their baselines; several trainings a batch size make no fit.
     """
     baseline = cells[(cells["scheme"] == "none") & (cells["state"] != "unfinished")]

@@ -25,6 +25,16 @@ RULE = (
     "interval leaves out 0. Where a fourth power's does, neither fits: no curve is drawn, and the optimum lies between "
     "the neighbours of the horizons not told from the best."
 )
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FIXED = ("ema", "lawa")  # schemes whose horizon does not grow with the run: they share one fit
+GRID = 81  # horizons a curve, evenly spread in the logarithm
+PARABOLA, CUBIC, NEITHER = "parabola", "cubic", "neither"
+CURVE = ["workload", "training", "scheme", "horizon_fraction", "ratio", "low", "high", "best", "flat"]
+FIT = ["workload", "training", "scheme", "shape", "optimum", "optimum_low", "optimum_high", "edge", "ratio"]
+FIT += ["ratio_low", "ratio_high", "slope", "curvature", "cubic", "cubic_low", "cubic_high", "r2", "flat_from"]
+FIT += ["flat_to", "num_horizons", "num_seeds", "num_pairs", "num_left_out", "bound"]
+_ENDS = ("", "_low", "_high")
 HEIGHT = 240  # of a panel, whose strips lie along the bottom
 
 
@@ -182,19 +192,6 @@ def _strips(flat: pd.DataFrame, look: Look, colour: alt.Color, ends: list[float]
             strip = strip.encode(x=x, x2="end:Q", color=colour, tooltip=hover)
             strips.append(strip.encode(y=alt.value(HEIGHT - 6 - 10 * place)))
     return strips
-
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-FIXED = ("ema", "lawa")  # schemes whose horizon does not grow with the run: they share one fit
-GRID = 81  # horizons a curve, evenly spread in the logarithm
-PARABOLA, CUBIC, NEITHER = "parabola", "cubic", "neither"
-
-CURVE = ["workload", "training", "scheme", "horizon_fraction", "ratio", "low", "high", "best", "flat"]
-FIT = ["workload", "training", "scheme", "shape", "optimum", "optimum_low", "optimum_high", "edge", "ratio"]
-FIT += ["ratio_low", "ratio_high", "slope", "curvature", "cubic", "cubic_low", "cubic_high", "r2", "flat_from"]
-FIT += ["flat_to", "num_horizons", "num_seeds", "num_pairs", "num_left_out", "bound"]
 
 
 def horizon_fit(by_seed: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -374,9 +371,6 @@ def _lowest_mean(known: pd.DataFrame) -> dict[str, Any]:
     ends = axis[max(alike[0] - 1, 0)], axis[min(alike[-1] + 1, last)]
     found = dict(zip(names, (axis[best], *ends, value[best], low[best], high[best]), strict=True))
     return {name: float(one) for name, one in found.items()} | {"edge": best in (0, last)}
-
-
-_ENDS = ("", "_low", "_high")
 
 
 def _value(coefficients: Floats, at: Floats) -> Floats:

@@ -35,6 +35,16 @@ CAPTION = (
     "Left: on how many workloads a scheme is within τ times the fastest; the score is the area below, to τ = 4. Right: "
     "how far each is from the fastest; at the edge it missed. Pre-specified settings, on the reference schedule."
 )
+RULE = (
+    "t(s, w): the median over studies, a miss counted as ∞; r: its ratio to the best submission's; ρ(τ): the share of "
+    "workloads on which r ≤ τ; score: the area under ρ from 1 to 4, divided by 3, by trapezoid on 100 points "
+    "(AlgoPerf's definition; Dahl et al. 2023). It depends on who else takes part. Intervals resample studies within "
+    "each workload (10,000 resamples, percentile, widened for few): they speak of these workloads."
+)
+Floats = NDArray[np.float64]
+CLEAN, EXACT, STEPS = "clean", "algoperf-exact", "steps"
+FEWEST = 3  # workloads, for a profile of a study of ours
+FRAMES = ("times", "scores", "leads", "profile")
 LEAST = 1.3  # how far the axis of ratios reaches at least
 _TICKS = [1, 1.1, 1.25, 1.5, 2, 3, 4]
 
@@ -153,19 +163,6 @@ def _colour(colours: dict[str, str]) -> alt.Color:
 
 def _time(value: float) -> str:
     return f"{value:,.4g}" if np.isfinite(value) and value < 1000 else f"{value:,.0f}".replace("inf", "∞")
-
-
-Floats = NDArray[np.float64]
-CLEAN, EXACT, STEPS = "clean", "algoperf-exact", "steps"
-FEWEST = 3  # workloads, for a profile of a study of ours
-FRAMES = ("times", "scores", "leads", "profile")
-
-RULE = (
-    "t(s, w): the median over studies, a miss counted as ∞; r: its ratio to the best submission's; ρ(τ): the share of "
-    "workloads on which r ≤ τ; score: the area under ρ from 1 to 4, divided by 3, by trapezoid on 100 points "
-    "(AlgoPerf's definition; Dahl et al. 2023). It depends on who else takes part. Intervals resample studies within "
-    "each workload (10,000 resamples, percentile, widened for few): they speak of these workloads."
-)
 
 
 def of_submissions(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
