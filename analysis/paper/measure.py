@@ -199,7 +199,8 @@ def best_horizons(of: Evidence, cells: pd.DataFrame) -> tuple[Interval, dict[str
     """The exponent, words for its sentence, and the points: ratios by batch size and horizon. None without a fit.
 
     γ → γ^κ at a batch κ times as large (Busbridge et al. 2023) keeps an average's reach in examples, so its horizon in
-    steps would go as 1/κ. The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median over seeds.
+    steps would go as 1/κ. The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median
+    over seeds.
     Args: cells: of one workload, with their baselines; several trainings a batch size make no fit.
     """
     baseline = cells[(cells["scheme"] == "none") & (cells["state"] != "unfinished")]
