@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from analysis.output import write_csv
 from analysis.records import BadRun, read_table
-from analysis.study import Study
 
 EVALUATIONS_FILE = "algoperf.parquet"  # in an imported run folder, beside its records
 
@@ -78,11 +77,7 @@ class Leaderboard(NamedTuple):
     held_out: tuple[str, ...]  # variants, each of which voids its base workload where it is missed
 
 
-LEADERBOARDS = {
-    "v0.5": Leaderboard(BASE, HELD_OUT),
-    "v0.6": Leaderboard(BASE, ()),
-    "v1.0": Leaderboard(ALL_BASE, ()),
-}
+LEADERBOARDS = {"v0.5": Leaderboard(BASE, HELD_OUT), "v0.6": Leaderboard(BASE, ()), "v1.0": Leaderboard(ALL_BASE, ())}
 TAU: NDArray[np.float64] = np.linspace(1.0, 4.0, 100)
 
 RULES = pd.DataFrame(
@@ -127,32 +122,6 @@ def read_evaluations(run: str | Path) -> pd.DataFrame:
         raise BadRun(f"{run}: no {EVALUATIONS_FILE}; `wa import algoperf LOGDIR -o {run}` makes one")
     frame: pd.DataFrame = read_table(path, EVALUATIONS).to_pandas()
     return frame
-
-
-def study_evaluations(study: Study) -> pd.DataFrame:
-    """A study of ours as AlgoPerf sees one: a scheme submits, its seeds are studies, its trainings are trials.
-
-    Seconds are those of training and of this one average. Returns: the columns of EVALUATIONS.
-    """
-    cells = study.cells[study.cells["target"].notna()]
-    table = study.records.merge(cells.drop(columns="trajectory_id"), on="cell_id", how="inner")
-    return pd.DataFrame(
-        {
-            "submission": table["scheme_label"],
-            "workload": table["workload"],
-            "study": table["seed"],
-            "trial": table["training"],
-            "cell_id": table["cell_id"],
-            "evaluation": table.groupby("cell_id").cumcount(),
-            "global_step": table["step"],
-            "seconds": table["train_seconds"] + table["average_seconds"],
-            "metric": table["metric"].where(~table["diverged"].astype(bool)),
-            "target": table["target"],
-            "higher_is_better": table["higher_is_better"].astype(bool),
-            "counts_steps": True,
-            "num_devices": table["num_devices"],
-        }
-    )
 
 
 def code_of(evaluations: pd.DataFrame, exact: bool | str = True) -> str | None:
@@ -252,10 +221,7 @@ def seconds_to_target(studies: pd.DataFrame) -> pd.DataFrame:
         seconds=("seconds", "median"),
         seconds_before=("seconds_before", "median"),
         gpu_hours=("gpu_hours", "median"),
-        steps=(
-            "steps",
-            lambda steps: float(np.median(steps)),
-        ),  # one uncounted step leaves the median unknown
+        steps=("steps", lambda steps: float(np.median(steps))),  # one uncounted step leaves the median unknown
         num_studies=("study", "nunique"),
         num_missed=("missed", "sum"),
     )
@@ -303,13 +269,8 @@ def performance_profile(times: pd.DataFrame, tau: NDArray[np.float64] = TAU) -> 
     """
     ratio = ratios_to_best(times).to_numpy(dtype=float)
     share = (ratio[:, :, None] <= tau).sum(axis=1) / (times.shape[1] or np.nan)  # of no workload no share
-    return pd.DataFrame(
-        {
-            "submission": np.repeat(times.index.to_numpy(), len(tau)),
-            "tau": np.tile(tau, len(times)),
-            "share": share.ravel(),
-        }
-    )
+    names = np.repeat(times.index.to_numpy(), len(tau))
+    return pd.DataFrame({"submission": names, "tau": np.tile(tau, len(times)), "share": share.ravel()})
 
 
 def areas(times: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
@@ -330,24 +291,23 @@ def differences(evaluations: pd.DataFrame, exact: bool | str = True) -> pd.DataF
     Returns: what (``score``, ``seconds``: t(s, w), ``scored seconds``: after cuts and voids), submission, workload
     (null for a score), clean, exact.
     """
-    columns: dict[bool, dict[tuple[str, str, str | None], float]] = {}
+    sides = []
     for code in (None, code_of(evaluations, exact)):
         seconds = seconds_to_target(best_trials(trials_to_target(evaluations, bool(code)), bool(code)))
         times = scored_times(seconds, code)
         scores = areas(times, performance_profile(times))
-        found: dict[tuple[str, str, str | None], float] = {}
-        for row in scores.itertuples():
-            found["score", str(row.submission), None] = float(row.score)  # type: ignore[arg-type]
-        for row in seconds.itertuples():
-            found["seconds", str(row.submission), str(row.workload)] = float(row.seconds)  # type: ignore[arg-type]
-        for name in times.columns:
-            for submission, value in times[name].items():
-                found["scored seconds", str(submission), str(name)] = float(value)
-        columns[bool(code)] = found
+        own = zip(scores["submission"], scores["score"], strict=True)
+        found: dict[Any, float] = {("score", submission, None): value for submission, value in own}
+        places = zip(seconds["submission"], seconds["workload"], seconds["seconds"], strict=True)
+        found |= {("seconds", submission, workload): value for submission, workload, value in places}
+        for name in times:
+            found |= {("scored seconds", submission, name): value for submission, value in times[name].items()}
+        sides.append(found)
+    clean, theirs = sides
     rows = [
-        (*key, columns[False].get(key, np.nan), columns[True].get(key, np.nan))
-        for key in dict.fromkeys([*columns[False], *columns[True]])
-        if columns[False].get(key) != columns[True].get(key)
+        (*key, clean.get(key, np.nan), theirs.get(key, np.nan))
+        for key in dict.fromkeys([*clean, *theirs])
+        if clean.get(key) != theirs.get(key)
     ]
     table = pd.DataFrame(rows, columns=["what", "submission", "workload", "clean", "exact"])
     # Of a base workload neither cut nor voided, the scored seconds say nothing that the seconds do not.

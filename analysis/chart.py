@@ -1,4 +1,8 @@
-"""What charts are made of: panels, scales, tooltips, rules. One chart grammar for HTML, SVG and PNG."""
+"""What charts are made of: panels, scales, tooltips, rules, colours and the theme, for HTML, SVG and PNG alike.
+
+A scheme has one colour everywhere, shades of it for horizons, the baseline grey; each has a contrast of 3:1 or more on
+the light and the dark page (WCAG 2.1, 1.4.11), and the hues are told apart with colour-vision deficiencies.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,24 @@ import pandas as pd
 
 from analysis.pairs import in_front
 from analysis.study import SCHEME_NAMES
-from analysis.style import REFERENCE_LINE, scheme_colours, setting_colours
 
+# The colour of the shortest horizon, of the pre-specified one and of the longest.
+SHADES = {
+    "none": ("#808080", "#808080", "#808080"),
+    "ema": ("#1fa0ad", "#2f86d1", "#6a5fd6"),
+    "lawa": ("#b8853a", "#d9661f", "#c8344a"),
+    "tail": ("#6f9f1c", "#1a9e77", "#0f7a8a"),
+    "wsm": ("#cb78b0", "#b565c4", "#8a4fd0"),
+}
+MORE_SHADES = [  # for schemes this version does not know, in order
+    ("#8a9348", "#b08a00", "#8f6a2e"),
+    ("#e0657f", "#d1477a", "#a8328f"),
+    ("#6f97c4", "#5f7fe0", "#3f6fa0"),
+]
+SCHEME_COLOURS = {name: pure for name, (_, pure, _) in SHADES.items()}
+REFERENCE_LINE = "#8a8a8a"
+TEXT, MUTED, GRID = "#1f2328", "#59636e", "#e6e8eb"  # the page's style sheet puts its own in their place
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 WIDTH, HEIGHT, COLUMNS = 420, 280, 2
 ALONE = 640  # the width of a single panel
 ZOOM = "wheel![event.ctrlKey || event.metaKey || event.altKey]"
@@ -127,16 +147,19 @@ def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
 def row_size(table: pd.DataFrame) -> dict[str, Any]:
     """A panel with one row a setting: its height, and the width that is left beside the longest label."""
     longest = int(table["scheme_label"].str.len().max())
-    return {
-        "height": 24 * int(table["scheme_label"].nunique()) + 14,
-        "width": max(220, 500 - 6 * max(12, longest)),
-    }
+    return {"height": 24 * int(table["scheme_label"].nunique()) + 14, "width": max(220, 500 - 6 * max(12, longest))}
 
 
 def legend_pick(shown: list[str], name: str) -> alt.Parameter:
     """Settings shown at first; on the page a button each adds one or takes it away."""
     start = [{"scheme_label": label} for label in shown]
     return alt.selection_point(fields=["scheme_label"], bind="legend", name=name, value=start, empty=False)
+
+
+def switch(name: str, title: str, options: list[str]) -> alt.Parameter:
+    """One of a few values, the first at first; on the page a button each, where there are several."""
+    radio = alt.binding_radio(options=options, name=title)
+    return alt.param(name=name, value=options[0], bind=radio if len(options) > 1 else alt.Undefined)
 
 
 def scale(colours: dict[str, str]) -> alt.Scale:
@@ -241,26 +264,21 @@ def _named_rule(at: float, label: str, **look: Any) -> tuple[alt.Chart, alt.Char
 
 def dots_and_whiskers(
     table: pd.DataFrame,
-    seeds: pd.DataFrame | None,
     value: str,
-    seed_value: str,
     y: alt.Y,
     title: str,
     colour: alt.Color,
     at: float,
-    by_bound: bool = False,
+    seeds: pd.DataFrame | None = None,
 ) -> Any:
-    """A dot a setting, its interval, a tick a seed, and a line at the value that means no change.
+    """A dot a setting, its interval, and a line at the value that means no change.
 
-    by_bound: a hollow dot where the value is a bound (a seed missed the target).
+    Args: seeds: for a tick each, column value; then a dot is hollow where it is a bound (a seed missed the target).
     """
     table = table.rename(columns={f"{value}_low": "low", f"{value}_high": "high", value: "value"})
-    ends = [table[["low", "high", "value"]]]
-    if seeds is not None:
-        seeds = seeds.rename(columns={seed_value: "value"})
-        ends.append(seeds[["value"]])
-    low, high = span(pd.concat(ends), ["low", "high", "value"], include=at)
-    axis = alt.Axis(grid=True, tickCount=6, format=".2f" if by_bound else "~g")
+    names = ["low", "high", "value"]
+    low, high = span(table if seeds is None else pd.concat([table[names], seeds[["value"]]]), names, include=at)
+    axis = alt.Axis(grid=True, tickCount=6, format="~g" if seeds is None else ".2f")
     x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
     layers: list[alt.Chart] = [vertical_rule(at, title)]
     base = alt.Chart(table).encode(y=y, color=colour)
@@ -270,15 +288,15 @@ def dots_and_whiskers(
         layers.append(ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover))
     layers.append(base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q"))
     lines = ["scheme_label:N:setting", "value:Q:mean:.4g", "low:Q:from:.4g", "high:Q:to:.4g"]
-    lines += ["bound:N:it is", "num_pairs:Q:seeds:d"] if by_bound else ["effect:N:effect", "pairs:Q:seeds:d"]
+    lines += ["effect:N:effect", "pairs:Q:seeds:d"] if seeds is None else ["bound:N:it is", "num_pairs:Q:seeds:d"]
     dots = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(x=x, tooltip=tooltips(*lines))
-    if by_bound:
+    if seeds is None:
+        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
+    else:
         filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
         spec: Any = colour.to_dict()
         fill = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
         layers.append(dots.encode(fill=fill, fillOpacity=filled))
-    else:
-        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
     return alt.layer(*layers)
 
 
@@ -315,3 +333,62 @@ def thin(table: pd.DataFrame, key: str, most: int) -> pd.DataFrame:
     every = np.ceil(size / most).astype(int).clip(lower=1)
     kept: pd.DataFrame = table[(size - 1 - place) % every == 0]
     return kept
+
+
+def theme() -> dict[str, Any]:
+    """The Vega-Lite config of every chart."""
+    return {
+        "background": "#ffffff",
+        "font": FONT,
+        "view": {"stroke": None, "continuousWidth": 400, "continuousHeight": 260},
+        "title": {"color": TEXT, "fontSize": 14, "anchor": "start", "fontWeight": 600, "offset": 10}
+        | {"subtitleColor": MUTED, "subtitleFontSize": 12},
+        "axis": {"labelColor": MUTED, "titleColor": TEXT, "gridColor": GRID, "domainColor": MUTED}
+        | {"tickColor": MUTED, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500}
+        | {"labelLimit": 240, "titlePadding": 8},
+        "legend": {"labelColor": TEXT, "titleColor": MUTED, "labelFontSize": 12, "titleFontSize": 12}
+        | {"titleFontWeight": 500, "orient": "bottom", "columns": 6, "symbolStrokeWidth": 3}
+        | {"labelLimit": 240, "columnPadding": 18, "rowPadding": 5},
+        "concat": {"spacing": 34},
+    }
+
+
+def scheme_colours(schemes: list[str]) -> dict[str, str]:
+    """scheme -> colour, the same in every figure and run for the schemes that SHADES names."""
+    return {name: pure for name, (_, pure, _) in _shades(schemes).items()}
+
+
+def submission_colours(names: list[str]) -> dict[str, str]:
+    """submission -> colour, in the order given; they repeat after 21."""
+    hues = [*(shades for name, shades in SHADES.items() if name != "none"), *MORE_SHADES]
+    spare = [shades[place] for place in (1, 0, 2) for shades in hues]
+    return {name: spare[place % len(spare)] for place, name in enumerate(names)}
+
+
+def setting_colours(settings: pd.DataFrame, chosen: list[str]) -> dict[str, str]:
+    """scheme_label -> colour: its scheme's, towards one end for horizons shorter than the chosen, the other for longer.
+
+    Args: settings: columns scheme, scheme_label, horizon_fraction. chosen: labels that get the pure colour.
+    """
+    rows = settings.drop_duplicates("scheme_label")
+    shades = _shades(sorted(set(rows["scheme"])))
+    colours: dict[str, str] = {}
+    for scheme, part in rows.groupby("scheme", sort=False):
+        short, pure, long = shades[str(scheme)]
+        labels = list(part.sort_values(["horizon_fraction", "scheme_label"])["scheme_label"])
+        middle = next((i for i, label in enumerate(labels) if label in chosen), len(labels) // 2)
+        for place, label in enumerate(labels):
+            end, most = (short, middle) if place < middle else (long, len(labels) - 1 - middle)
+            colours[label] = _mix(pure, end, abs(place - middle) / max(1, most))
+    return colours
+
+
+def _shades(schemes: list[str]) -> dict[str, tuple[str, str, str]]:
+    unknown = sorted(set(schemes) - set(SHADES))
+    extra = {name: MORE_SHADES[i % len(MORE_SHADES)] for i, name in enumerate(unknown)}
+    return {name: shades for name, shades in {**SHADES, **extra}.items() if name in schemes}
+
+
+def _mix(colour: str, other: str, share: float) -> str:
+    pairs = [(int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round((1 - share) * a + share * b):02x}" for a, b in pairs)

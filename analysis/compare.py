@@ -58,13 +58,10 @@ class Comparison:
         identical = f", {self.num_identical:,} the same to the last bit" if self.num_shared else ""
         parts.append(f"{both}{identical}; {num_a:,} only in A, {num_b:,} only in B.")
         parts += [_verdict(self.settings)] if self.num_shared else []
-        if len(self.differences):
-            parts += ["", "What differs around them", _aligned(self.differences)]
-        else:
-            parts.append("Targets, versions and devices are the same.")
+        differ = ["", "What differs around them", _aligned(self.differences)]
+        parts += differ if len(self.differences) else ["Targets, versions and devices are the same."]
         if self.num_shared:
-            shown = Shown("", "", tuple(_COLUMNS))
-            parts += ["", aligned(table(self.settings, shown, _COLUMNS, _SHOWN))]
+            parts += ["", aligned(table(self.settings, Shown("", "", tuple(_COLUMNS)), _COLUMNS, _SHOWN))]
         for name, side in (("A", self.only_a), ("B", self.only_b)):
             if len(side):
                 parts += ["", f"Only in {name}", _aligned(_by_schedule(side))]
@@ -87,33 +84,19 @@ def of_studies(a: Study, b: Study, name_a: str = "A", name_b: str = "B") -> Comp
     cells_a, cells_b = (_keyed(study, prefix) for study, prefix in ((a, "a:"), (b, "b:")))
     twins = cells_b.merge(cells_a[["key", "cell_id"]], on="key", suffixes=("", "_a"))
     numbers = {key: number for number, key in enumerate(sorted(set(twins["setting_key"])))}
-    pairs = pd.DataFrame(
-        {
-            "versus": "same schedule",  # what ratios and metrics call a baseline of the same training
-            "workload": twins["workload"],
-            "training": 0,
-            "setting": twins["setting_key"].map(numbers).astype("int64"),
-            "seed": twins["seed"],
-            "cell_id": twins["cell_id"],
-            "baseline_cell_id": twins["cell_id_a"],
-        }
-    )
+    twins = twins.assign(setting=twins["setting_key"].map(numbers).astype("int64"), training=0)
+    # What ratios and metrics call a baseline of the same training.
+    pairs = twins.assign(versus="same schedule", baseline_cell_id=twins["cell_id_a"])
+    pairs = pairs[["versus", "workload", "training", "setting", "seed", "cell_id", "baseline_cell_id"]]
     both = pd.concat([cells_a, cells_b], ignore_index=True)
     targets = _targets(cells_a, cells_b)
     both = both.assign(training=0, setting=both["setting_key"].map(numbers), target=both["workload"].map(targets))
     both = both[both["setting"].notna()].astype({"setting": "int64"})
     rows = pd.concat([_prefixed(a.records, "a:"), _prefixed(b.records, "b:")], ignore_index=True, join="inner")
     rows = rows[rows["cell_id"].isin(both["cell_id"])].reset_index(drop=True)
-    return Comparison(
-        name_a,
-        name_b,
-        _differences(a, b, cells_a, cells_b),
-        _settings(both, rows, pairs, twins, numbers),
-        _only(cells_a, set(cells_b["key"])),
-        _only(cells_b, set(cells_a["key"])),
-        len(twins),
-        _identical(rows, pairs),
-    )
+    only = _only(cells_a, set(cells_b["key"])), _only(cells_b, set(cells_a["key"]))
+    around, settings = _differences(a, b, cells_a, cells_b), _settings(both, rows, pairs, twins)
+    return Comparison(name_a, name_b, around, settings, *only, len(twins), _identical(rows, pairs))
 
 
 def _original_names(study: Study, run: str | Path) -> Study:
@@ -149,17 +132,9 @@ def _targets(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(value) for name, value in known.groupby("workload")["target"].first().items()}
 
 
-def _settings(
-    cells: pd.DataFrame,
-    rows: pd.DataFrame,
-    pairs: pd.DataFrame,
-    twins: pd.DataFrame,
-    numbers: dict[str, int],
-) -> pd.DataFrame:
-    names = twins.assign(setting=twins["setting_key"].map(numbers)).drop_duplicates("setting")
-    names = names[["setting", "workload", "training_label", "scheme_label"]]
-    names = names.rename(columns={"training_label": "schedule", "scheme_label": "scheme"})
-    names = names.sort_values("setting", kind="stable")
+def _settings(cells: pd.DataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, twins: pd.DataFrame) -> pd.DataFrame:
+    names = twins.drop_duplicates("setting")[["setting", "workload", "training_label", "scheme_label"]]
+    names = names.sort_values("setting", kind="stable").set_axis(["setting", "workload", "schedule", "scheme"], axis=1)
     steps = steps_to_target(cells, rows)
     hours = device_hours.hours_to_target(cells, rows, steps)
     over_seeds = ratios(ratios_by_seed(pairs, steps, hours))
@@ -191,31 +166,17 @@ def _settings(
 
 
 def _identical(rows: pd.DataFrame, pairs: pd.DataFrame) -> int:
-    of = dict(iter(rows.groupby("cell_id", sort=False)[["step", "metric"]]))
-    same = 0
-    for mine, theirs in zip(pairs["cell_id"], pairs["baseline_cell_id"], strict=True):
-        one, other = of.get(mine), of.get(theirs)
-        if one is None or other is None:
-            continue
-        same += np.array_equal(
-            one.to_numpy(dtype=np.float64, na_value=np.nan),
-            other.to_numpy(dtype=np.float64, na_value=np.nan),
-            equal_nan=True,
-        )
-    return same
+    groups = rows.groupby("cell_id", sort=False)[["step", "metric"]]
+    of = {name: part.to_numpy(dtype=np.float64, na_value=np.nan) for name, part in groups}
+    ids = zip(pairs["cell_id"], pairs["baseline_cell_id"], strict=True)
+    return sum(a in of and b in of and np.array_equal(of[a], of[b], equal_nan=True) for a, b in ids)
 
 
 def _only(cells: pd.DataFrame, others: set[str]) -> pd.DataFrame:
     """What the other run lacks: a row a setting, with the seeds that it lacks there."""
-    mine = cells[~cells["key"].isin(others)]
+    mine, names = cells[~cells["key"].isin(others)], ["workload", "training_label", "scheme_label"]
     rows = [
-        {
-            "workload": part["workload"].iloc[0],
-            "schedule": part["training_label"].iloc[0],
-            "scheme": part["scheme_label"].iloc[0],
-            "seeds": ", ".join(str(seed) for seed in sorted(set(part["seed"]))),
-            "num_cells": len(part),
-        }
+        (*part.iloc[0][names], ", ".join(map(str, sorted(set(part["seed"])))), len(part))
         for _, part in mine.groupby("setting_key", sort=True)
     ]
     return pd.DataFrame(rows, columns=["workload", "schedule", "scheme", "seeds", "num_cells"])
@@ -266,17 +227,13 @@ def _version_facts(study: Study) -> list[tuple[str, str]]:
 
 
 def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
-    trials = study.trials
-    return [
-        ("device", " / ".join(sorted(set(trials["device_name"].dropna())))),
-        ("host", " / ".join(sorted(set(trials["host"].dropna())))),
-        ("kind of device", " / ".join(sorted(set(cells["device"].dropna())))),
-        ("devices a trial", " / ".join(f"{one:g}" for one in sorted(set(cells["num_devices"].dropna())))),
-        ("processes a trial", " / ".join(str(one) for one in sorted(set(cells["processes"].dropna())))),
-    ]
+    facts = {"device": study.trials["device_name"], "host": study.trials["host"], "kind of device": cells["device"]}
+    facts |= {"devices a trial": cells["num_devices"], "processes a trial": cells["processes"]}
+    return [(what, " / ".join(map(_plain, sorted(set(column.dropna()))))) for what, column in facts.items()]
 
 
-# --- the text ----------------------------------------------------------------------------------------------------
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _verdict(settings: pd.DataFrame) -> str:

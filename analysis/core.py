@@ -121,6 +121,11 @@ def core(study: Study, run: Path | None = None) -> Core:
     return Core(study, steps, hours, scores, pairs, by_seed, ratios(by_seed), by_cell, run)
 
 
+# Equal in all cells of a setting.
+SAME = ["workload", "training", "training_label", "scheme", "scheme_label", "horizon_fraction", "metric_name"]
+SAME += ["higher_is_better", "target", "step_budget"]
+
+
 def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, general: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: labels, seeds, steps-to-target, ratio to the same schedule, best metric.
 
@@ -138,16 +143,7 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     merged["at_least"] = merged["ranked_steps"].mask(merged["open"], merged["last_step"].astype(float))
     merged["at_most"] = merged["ranked_steps"].mask(merged["open"], np.inf)
     table = merged.groupby("setting", as_index=False, sort=True).agg(
-        workload=("workload", "first"),
-        training=("training", "first"),
-        training_label=("training_label", "first"),
-        scheme=("scheme", "first"),
-        scheme_label=("scheme_label", "first"),
-        horizon_fraction=("horizon_fraction", "first"),
-        metric_name=("metric_name", "first"),
-        higher_is_better=("higher_is_better", "first"),
-        target=("target", "first"),
-        step_budget=("step_budget", "first"),
+        **{name: (name, "first") for name in SAME},
         num_seeds=("seed", "nunique"),
         num_unfinished=("unfinished", "sum"),
         num_open=("open", "sum"),

@@ -50,16 +50,10 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
     last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
     hours = last[_SECONDS].mul(last["num_devices"], axis=0) / 3600
     once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum()
-    averaging, evaluation = hours["average_seconds"].sum(), hours["eval_seconds"].sum()
-    rows = [
-        ("paid", "all", paid(trials)),
-        ("one trial a trajectory", "training", float(once)),
-        ("one trial a trajectory", "averaging", float(averaging)),
-        ("one trial a trajectory", "evaluation", float(evaluation)),
-        ("one trial a cell", "training", float(hours["train_seconds"].sum())),
-        ("one trial a cell", "averaging", float(averaging)),
-        ("one trial a cell", "evaluation", float(evaluation)),
-    ]
+    both = [("averaging", float(hours["average_seconds"].sum())), ("evaluation", float(hours["eval_seconds"].sum()))]
+    rows = [("paid", "all", paid(trials))]
+    for way, training in (("one trial a trajectory", once), ("one trial a cell", hours["train_seconds"].sum())):
+        rows += [(way, part, number) for part, number in (("training", float(training)), *both)]
     return pd.DataFrame(rows, columns=["way", "part", "device_hours"])
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import altair as alt
 import vl_convert
 
-from analysis import output, style
-from analysis.chart import HOVER
+from analysis import output
+from analysis.chart import HOVER, theme
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5
@@ -44,7 +44,7 @@ def spec(chart: alt.ConcatChart | None) -> dict[str, Any] | None:
 
 def write(chart: dict[str, Any], folder: Path, name: str) -> int:
     """Writes a spec as folder/name.{svg,png,pdf}; returns its height in pixels."""
-    config = style.theme() | IN_FILES
+    config = theme() | IN_FILES
     svg = _numbered(str(vl_convert.vegalite_to_svg(_still(chart), vl_version=_VEGALITE, config=config)))
     output.write(folder / f"{name}.svg", svg)
     output.write(folder / f"{name}.png", vl_convert.svg_to_png(_clipped_once(svg), scale=PNG_SCALE))

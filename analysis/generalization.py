@@ -75,6 +75,11 @@ def effect(difference: Interval, higher_is_better: bool) -> str | None:
     return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
+def as_columns(name: str, interval: Interval) -> dict[str, float]:
+    """An interval as a row's columns: name, name_low, name_high."""
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 def over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """One row a setting: num_seeds, and the mean of each column over its seeds with bootstrap _low and _high."""
     groups = table.groupby(SETTING, sort=True)

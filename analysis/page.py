@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from analysis import figure_files, style
+from analysis import chart, figure_files
 
 
 def render(template: str, **values: Any) -> str:
@@ -30,7 +30,7 @@ def report(charts: Mapping[str, dict[str, Any]], **values: Any) -> str:
     """
     shown = {name: figure_files.on_page(chart) for name, chart in charts.items()}
     vega = markupsafe.Markup(figure_files.bundle()) if charts else ""
-    theme = style.theme() | {"background": None, "aria": False}  # the page's own colour, and its own description
+    theme = chart.theme() | {"background": None, "aria": False}  # the page's own colour, and its own description
     return render("report_template.html", charts=shown, theme=theme, vega=vega, endings=figure_files.ENDINGS, **values)
 
 

@@ -81,17 +81,11 @@ def of_core(core: Core, every: float | None = None) -> Recommendation:
     names = sorted(set(core.cells["workload"]))
     alone = [selection.choose(pairs[pairs["workload"] == name], name) for name in names]
     overall = selection.choose(pairs, selection.EVERYWHERE) if len(names) > 1 else alone[0]
-    primary = selection.pre_specified(core, pairs)
-    return Recommendation(
-        str(core.study.plan.get("study", "study")),
-        core.study.plan.get("question"),
-        tuple(_answer(core, overall, primary)),
-        overall,
-        primary,
-        tuple(alone),
-        tuple(selection.snapshots(overall, pairs, every)),
-        tuple(_basis(core, overall)),
-    )
+    primary, plan = selection.pre_specified(core, pairs), core.study.plan
+    answer, basis = tuple(_answer(core, overall, primary)), tuple(_basis(core, overall))
+    steps = tuple(selection.snapshots(overall, pairs, every))
+    name, question = str(plan.get("study", "study")), plan.get("question")
+    return Recommendation(name, question, answer, overall, primary, tuple(alone), steps, basis)
 
 
 def _answer(core: Core, overall: Choice, primary: Choice) -> Iterator[str]:
@@ -259,14 +253,8 @@ def _row(one: Choice) -> list[str]:
     flat = "–" if one.flat is None else " – ".join(dict.fromkeys(percent(end) for end in one.flat))
     shown = [_number(one, ratio) if ratio.value > 0 else "–" for ratio in (one.ratio, one.expected)]
     verdict = "; ".join(p for p in (one.verdict, words.needed(words.Verdict(one.verdict, one.needed))) if p)
-    return [
-        one.where,
-        verdict,
-        one.setting or "–",
-        *shown,
-        flat,
-        f"{one.missed} ({one.baseline_missed}) of {one.num_pairs}",
-    ]
+    missed = f"{one.missed} ({one.baseline_missed}) of {one.num_pairs}"
+    return [one.where, verdict, one.setting or "–", *shown, flat, missed]
 
 
 def _steps_row(one: Snapshots) -> list[str]:

@@ -18,10 +18,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.finished import Finished, finished
-from analysis.live_records import LiveRows, again, read_live
-from analysis.plan_file import load_plan, load_plan_if_any
-from analysis.run_files import IMPORT, RESTORE, BadRun, broken, read_bytes, read_parquet
+from analysis.live_records import Finished, LiveRows, again, finished, read_live
+from analysis.run_files import IMPORT, RESTORE, BadRun, broken, load_plan, load_plan_if_any, read_bytes, read_parquet
 from analysis.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
 __all__ = [

@@ -184,10 +184,6 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
 
 def _shown(report: Report, section: ModuleType) -> dict[str, Any]:
     name = sections.name(section)
-    return {
-        "name": name,
-        "title": section.TITLE,
-        "sentences": report.words(section),
-        "caption": sections.call(section.caption, report.known) if hasattr(section, "caption") else section.CAPTION,
-        "tables": report.tables(section),
-    }
+    caption = sections.call(section.caption, report.known) if hasattr(section, "caption") else section.CAPTION
+    words, tables = report.words(section), report.tables(section)
+    return {"name": name, "title": section.TITLE, "sentences": words, "caption": caption, "tables": tables}

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import device_hours, output, page
-from analysis.plan_file import NAME
 from analysis.records import BadRun, load_trials
-from analysis.run_files import wandb_links
+from analysis.run_files import NAME, wandb_links
 from analysis.study import Study
 
 

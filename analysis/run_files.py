@@ -1,7 +1,7 @@
 """One file of a run folder, read: what is wrong with it is one line with its path and what to do.
 
 A Parquet file that we write carries the sha256 of its own bytes before its footer, where other readers look past it;
-a file that another program wrote again carries none.
+a file that another program wrote again carries none. plan.json's names become paths, so they are checked first.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from textwrap import shorten
+from typing import Annotated, Any, NamedTuple
 
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from analysis.schema import FORMAT
 
 RESTORE = "restore it from a copy of the folder"
 IMPORT = f"{RESTORE}, or import the logs again into a new one"
@@ -122,3 +126,74 @@ def _digest(data: bytes, path: Path, remedy: str) -> str | None:
         if MARK in data:
             raise broken(path, f"damaged: {error}", remedy) from None
         return None
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")  # of a trajectory, a cell or a study: never a path
+_Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Study(_Block):
+    study: _Name
+    question: str | None
+    fuse: bool
+    seeds: list[int]
+    targets: dict[str, dict[str, Any] | None]
+
+
+class _Trajectory(_Block):
+    trajectory_id: _Name
+    name: _Name
+    cells: list[str]
+    expected_seconds: float | None  # of imported logs: unknown
+
+
+class _Records(_Block):
+    rows: int
+    last_step: int | None = None
+    crc32: int | None = None
+    sha256: str | None = None
+
+
+class _Plan(_Study):
+    id: _Name | None = None  # of imported logs: none
+    baseline: str | None = None  # of imported logs: a submission
+    studies: list[_Study]
+    trajectories: list[_Trajectory]
+    versions: dict[str, str]
+    records: dict[_Name, _Records] = {}  # of imported logs
+    sources: dict[str, Any] = {}  # of what was trained here
+
+
+def load_plan(run: str | Path) -> dict[str, Any]:
+    """plan.json: study, question, cells, trajectories, targets with their provenance, versions. Raises: BadRun.
+
+    ``studies`` has study, question, report, primary, fuse, seeds, cells and targets of each study, in the order they
+    came; at the head stand those of the first, but every cell and every workload's target.
+    """
+    path = Path(run) / "plan.json"
+    try:
+        plan = read_json(path)
+    except FileNotFoundError:
+        raise BadRun(f"{run}: no plan.json; {RESTORE}") from None
+    if (version := plan.get("format")) != FORMAT:
+        remedy = "use the wa-sweeps that wrote it, or another folder"
+        raise broken(path, f"the folder has format {shorten(repr(version), 40)}; this reads {FORMAT}", remedy)
+    try:
+        _Plan.model_validate(plan)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, said = ".".join(map(str, first["loc"])), first["msg"]
+        if first["type"] == "string_pattern_mismatch":
+            said = f"{first['input'][:80]!r} cannot name a folder"
+        raise broken(path, f"{where}: {said}") from None
+    return plan
+
+
+def load_plan_if_any(run: Path) -> dict[str, Any] | None:
+    """plan.json; None of a folder without one. Raises: BadRun."""
+    there = (run / "plan.json").exists() or (run / "plan.json").is_symlink()
+    return load_plan(run) if there else None

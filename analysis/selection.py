@@ -96,7 +96,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
     expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
-    seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
+    seen = [words.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
         word = words.Verdict(words.SHOWN)  # slower is shown
@@ -113,22 +113,13 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
     decays = mine["lr_decay"].dropna().astype(float)
     ratio, bound = over_workloads(mine), overall_bound(mine["bound"])
     word = words.verdict(ratio, num_units(mine), bound=bound)
+    verdict = "no ratio" if np.isnan(ratio.value) else word.word
     return Choice(
-        where,
-        word.word if not np.isnan(ratio.value) else "no ratio",
-        word.needed,
-        str(first["name"]),
-        str(first["schedule"]),
-        str(first["scheme"]),
-        float(mine["horizon_fraction"].median()),
-        (float(decays.min()), float(decays.max())) if len(decays) else None,
-        num_settings=1,
-        ratio=ratio,
-        bound=bound,
-        own=over_workloads(own),
-        own_bound=overall_bound(own["bound"]),
+        where, verdict, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
+        float(mine["horizon_fraction"].median()), (float(decays.min()), float(decays.max())) if len(decays) else None,
+        num_settings=1, ratio=ratio, bound=bound, own=over_workloads(own), own_bound=overall_bound(own["bound"]),
         **_count(mine),
-    )
+    )  # fmt: skip
 
 
 def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
@@ -192,14 +183,6 @@ def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
     return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
 
 
-def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
-    """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
-    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
-    both = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
-    low, high = (float(of(*(one[end] for one in both))) for of, end in ((np.fmin, 1), (np.fmax, 2)))
-    return Interval(whole.value, low, high)
-
-
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
     """The run of neighbouring horizons of the selected scheme whose interval covers its ratio."""
     best = pairs.loc[pairs["name"] == pick]
@@ -222,13 +205,9 @@ def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
 def _count(pairs: pd.DataFrame) -> dict[str, Any]:
     kinds = pairs["bound"].value_counts()
     both = int(kinds.get("both missed", 0))
-    return {
-        "num_pairs": len(pairs),
-        "missed": int(kinds.get("at least", 0)) + both,
-        "baseline_missed": int(kinds.get("at most", 0)) + both,
-        "both_missed": both,
-        "pending": int(kinds.get("pending", 0)),
-    }
+    missed, baseline_missed = (int(kinds.get(one, 0)) + both for one in ("at least", "at most"))
+    counts = {"num_pairs": len(pairs), "missed": missed, "baseline_missed": baseline_missed}
+    return counts | {"both_missed": both, "pending": int(kinds.get("pending", 0))}
 
 
 def snapshots(overall: Choice, pairs: pd.DataFrame, every: float | None) -> Iterator[Snapshots]:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.finished import finished
+from analysis.live_records import finished
 from analysis.records import BESIDE, load_cells, load_plan, load_records
 from analysis.run_files import WANDB_LINKS, BadRun, read_json, wandb_links
 from analysis.steps_to_target import curves, first_crossing, running_best

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from analysis.finished import DONE, Finished
-from analysis.live_records import LiveRows, as_line
+from analysis.live_records import DONE, Finished, LiveRows, as_line
 from analysis.records import RECORDS
 from analysis.run_files import read_bytes
 from sweeps import durable

@@ -13,11 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.finished import DONE, Finished, finished
-from analysis.live_records import LiveRows, again
-from analysis.plan_file import load_plan_if_any
+from analysis.live_records import DONE, Finished, LiveRows, again, finished
 from analysis.records import CELLS, TRIALS, read_table, rows_to_table
-from analysis.run_files import broken, read_bytes, read_json
+from analysis.run_files import broken, load_plan_if_any, read_bytes, read_json
 from analysis.schema import FORMAT
 from sweeps import durable, origins, plan
 from sweeps.attempts import attempts_of

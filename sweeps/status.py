@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.finished import finished
-from analysis.live_records import LiveRows, again
+from analysis.live_records import LiveRows, again, finished
 from analysis.pairs import fixed_settings
 from analysis.records import load_cells, load_plan
 from analysis.run_files import broken, read_parquet

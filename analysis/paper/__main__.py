@@ -18,8 +18,8 @@ import pandas as pd
 
 from analysis import figure_files, output
 from analysis import records as schema
-from analysis.device_hours import unit
-from analysis.paper import charts, logs, measure, numbers, workload_pages
+from analysis.device_hours import paid, unit
+from analysis.paper import charts, logs, measure, numbers
 from analysis.paper.claims import Finding, claims
 from analysis.paper.evidence import evidence
 from analysis.report import Report
@@ -70,13 +70,9 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
             lines += [f"![what the field predicts]({figure})", ""]
         lines += [line for finding in found for line in _section(finding, None)]
     if logs_run is not None:
-        lines += [
-            "## What AlgoPerf's logs say",
-            "",
-            f"Of the imported submissions (docs/algoperf_logs.md). {RULE}",
-        ]
+        lines += ["## What AlgoPerf's logs say", "", f"Of the imported submissions (docs/algoperf_logs.md). {RULE}"]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
-    workload_pages.write(of, docs)
+    numbers.write_pages(of, docs)
     path = docs / "results.md"
     output.write(path, "\n".join(lines).rstrip() + "\n")
     return path
@@ -88,14 +84,13 @@ def _frames(run: Path, study: str) -> measure.Frames:
 
 def _ran(run: Path) -> list[str]:
     cells, trials, plan = schema.load_cells(run), schema.load_trials(run), schema.load_plan(run)
-    hours = float((trials["seconds"] * trials["num_devices"]).sum() / 3600)
     names = [entry["study"] for entry in plan["studies"]]
     waiting = cells["trajectory_id"].nunique() - trials.loc[trials["status"] == "done", "trajectory_id"].nunique()
     return [
         f"{'Study' if len(names) == 1 else 'Studies'} {', '.join(names)}: {len(cells):,} cells on "
         f"{cells['workload'].nunique()} workloads, {cells['trajectory_id'].nunique()} trainings, "
-        f"{cells['seed'].nunique()} seeds; {hours:.3g} {unit(cells)} in {busy_seconds(trials) / 60:.0f} minutes in "
-        f"which a trial ran ({', '.join(sorted(set(trials['device_name'].dropna())))})."
+        f"{cells['seed'].nunique()} seeds; {paid(trials):.3g} {unit(cells)} in {busy_seconds(trials) / 60:.0f} minutes "
+        f"in which a trial ran ({', '.join(sorted(set(trials['device_name'].dropna())))})."
         + (f" **{waiting} trainings are missing.**" if waiting else "")
     ]
 
@@ -112,10 +107,8 @@ def busy_seconds(trials: pd.DataFrame) -> float:
 def _table(found: Sequence[Finding], whose: str) -> list[str]:
     count = Counter(finding.verdict for finding in found)
     said = ", ".join(f"{number} {verdict}" for verdict, number in count.most_common())
-    rows = [
-        f"| [{one.claim.text}](#{one.claim.name.replace('_', '-')}) | {one.here[0]} | **{one.verdict}** |"
-        for one in found
-    ]
+    links = (f"[{one.claim.text}](#{one.claim.name.replace('_', '-')})" for one in found)
+    rows = [f"| {link} | {one.here[0]} | **{one.verdict}** |" for link, one in zip(links, found, strict=True)]
     return [f"Of {len(found)} findings: {said}.", "", f"| {whose} | here | |", "|---|---|---|", *rows]
 
 

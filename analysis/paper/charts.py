@@ -8,9 +8,9 @@ import altair as alt
 import pandas as pd
 
 from analysis import chart as panels
+from analysis.chart import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.paper.numbers import OURS, PAPER, regression
 from analysis.study import SCHEME_NAMES
-from analysis.style import REFERENCE_LINE, SCHEME_COLOURS
 
 HEIGHT = 380
 ROWS = 5  # of names along an edge, so that neighbours do not meet
@@ -30,12 +30,9 @@ def tightness(points: pd.DataFrame) -> alt.ConcatChart | None:
     """
     if not (points["source"] == OURS).any():
         return None
-    return panels.grid(
-        [
-            panels.titled(_panel(mine, SCHEME_COLOURS[str(scheme)]), SCHEME_NAMES[str(scheme)], height=HEIGHT)
-            for scheme, mine in points.groupby("scheme", sort=True)
-        ]
-    )
+    parts = ((str(scheme), mine) for scheme, mine in points.groupby("scheme", sort=True))
+    made = [panels.titled(_panel(mine, SCHEME_COLOURS[s]), SCHEME_NAMES[s], height=HEIGHT) for s, mine in parts]
+    return panels.grid(made)
 
 
 def _panel(points: pd.DataFrame, colour: str) -> Any:

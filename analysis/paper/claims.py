@@ -22,10 +22,9 @@ import yaml
 
 from analysis.resampling import FEWEST, Interval
 from analysis.study import SCHEME_NAMES, percent
+from analysis.words import EXCLUDED, MOST, SHOWN, UNDECIDED
 
-SHOWN, EXCLUDED = "shown", "excluded"
-REPRODUCED, IN_PART, REFUTED, UNDECIDED = "reproduced", "reproduced in part", "refuted", "undecided"
-MOST = 1000  # seeds or workloads; of more, only that they are more is said
+REPRODUCED, IN_PART, REFUTED = "reproduced", "reproduced in part", "refuted"
 # What a bound leaves of an interval: a ratio that is a lower bound has no upper end, and the other way round.
 OPEN = {"at least": (1.0, np.inf), "at most": (0.0, 1.0), "mixed": (0.0, np.inf)}
 
@@ -88,9 +87,8 @@ class Finding:
 def claims(file: str) -> list[Claim]:
     """Those of a file beside this module, in its order."""
     told = yaml.safe_load(files("analysis.paper").joinpath(file).read_text(encoding="utf-8"))
-    return [
-        Claim(name, one["claim"], one["study"], one.get("figure", ""), list(_tests(one))) for name, one in told.items()
-    ]
+    made = told.items()
+    return [Claim(name, one["claim"], one["study"], one.get("figure", ""), list(_tests(one))) for name, one in made]
 
 
 def _tests(claim: Mapping[str, Any]) -> Iterator[Comparison]:

@@ -45,14 +45,9 @@ class Evidence:
         return mine
 
     def compare(
-        self,
-        top: pd.DataFrame,
-        bottom: pd.DataFrame,
-        quantity: str = "steps",
-        match: Sequence[str] = (),
-        at: float | None = None,
-        bottom_at: float | None = None,
-    ) -> Compared:
+        self, top: pd.DataFrame, bottom: pd.DataFrame, quantity: str = "steps", match: Sequence[str] = (),
+        at: float | None = None, bottom_at: float | None = None,
+    ) -> Compared:  # fmt: skip
         """`top` ÷ `bottom` by workload and seed, once for each value of `match` that both have.
 
         quantity: ``steps`` (to the target) or ``final_metric``, then at a share of the step budget where one is given.

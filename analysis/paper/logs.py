@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from analysis import records as schema
 from analysis.algoperf_score import ALL_BASE, read_evaluations, score
 from analysis.paper import numbers
-from analysis.resampling import LEVEL, ratios_of_medians, with_interval
+from analysis.resampling import ratios_of_medians, with_interval
 from analysis.study import percent
+from analysis.words import by_luck
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
 NAMES = ("Schedule-Free", "NadamW")
@@ -34,9 +34,8 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
     """Schedule-Free against NadamW, in seconds to the target; none where no workload has both."""
     told, never, sides = [], [], {"less": 0, "more": 0, "undecided": 0}
     for workload, mine in studies.groupby("workload", sort=True):
-        seconds = [
-            mine.loc[mine["submission"] == one, "seconds"].to_numpy(dtype=float) for one in (AVERAGING, BASELINE)
-        ]
+        of = mine.set_index("submission")["seconds"].astype(float)
+        seconds = [of[of.index == one].to_numpy() for one in (AVERAGING, BASELINE)]
         if not all(map(len, seconds)):
             continue
         missed = [int(np.isinf(side).sum()) for side in seconds]
@@ -56,7 +55,7 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
     if not told:
         return []
     total = sum(sides.values())
-    luck = percent(float(binom.sf(sides["less"] - 1, total, (1 - LEVEL) / 2)))
+    luck = percent(by_luck(sides["less"], total))
     text = (
         "At full size an optimizer with an average built in (Schedule-Free) needs less time to the target than NadamW "
         f"on {sides['less']} of {total} workloads (by luck alone {luck}), more on {sides['more']}, undecided on "

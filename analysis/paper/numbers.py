@@ -7,6 +7,7 @@ Another scale: models, data, targets and often metrics differ, so they say what 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import pandas as pd
 import yaml
 from scipy.stats import linregress, t
 
+from analysis import output
 from analysis import pairs as paired
 from analysis.pairs import CHOSEN_HORIZON, overall_bound, sign
 from analysis.paper.evidence import Evidence
+from analysis.records import BESIDE
 from analysis.resampling import LEVEL, Interval, of_row, with_interval
-from analysis.study import SCHEME_NAMES
+from analysis.study import SCHEME_NAMES, percent
 
 PAPER, OURS = "the paper", "this study"
 SCHEMES = ("ema", "lawa")
@@ -44,10 +47,8 @@ def points(of: Evidence) -> pd.DataFrame:
     paper = pd.DataFrame(rows).assign(ratio_low=np.nan, ratio_high=np.nan, bound="exact")
     taken = of.pick("speedup").merge(of.steps[["cell_id", "ranked_steps"]], on="cell_id")
     share = (taken["ranked_steps"] / taken["step_budget"]).groupby(taken["workload"]).median().rename("share")
-    ours = [
-        by_workload(of, "speedup", scheme).join(share).assign(source=OURS, scheme=scheme).reset_index()
-        for scheme in SCHEMES
-    ]
+    mine = ((scheme, by_workload(of, "speedup", scheme).join(share)) for scheme in SCHEMES)
+    ours = [table.assign(source=OURS, scheme=scheme).reset_index() for scheme, table in mine]
     table = pd.concat([paper, *ours]).astype(dict.fromkeys(["share", "ratio", "ratio_low", "ratio_high"], float))
     table = table.dropna(subset=["share", "ratio"])
     return table.sort_values(["source", "scheme", "workload"], kind="stable").reset_index(drop=True)[POINTS]
@@ -105,3 +106,54 @@ def where(paper: float, ours: Interval, bound: str) -> str:
     if paper < ours.low:
         return LARGER if bound in ("exact", "at least") else OPEN
     return SMALLER if bound in ("exact", "at most") else OPEN
+
+
+HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+
+
+def write_pages(of: Evidence, docs: Path) -> None:
+    """Rewrites what lies between BEGIN and END on the page of each workload that has one."""
+    ratios = {
+        (scheme, h): by_workload(of, "horizon", scheme, h).to_dict("index") for scheme in SCHEMES for h in HORIZONS
+    }
+    for workload in sorted(of.pick("horizon")["workload"].unique()):
+        path = docs / "workloads" / f"{workload}.md"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if BEGIN not in text or END not in text:
+            continue
+        lines = [
+            _ends(of, workload),
+            "Steps-to-target ÷ the baseline's of the same seed, geometric mean and 95 % interval:",
+        ]
+        lines += ["", f"| horizon | {' | '.join(map(percent, HORIZONS))} |", "|---" * (len(HORIZONS) + 1) + "|"]
+        for scheme in SCHEMES:
+            found = [ratios[scheme, h].get(workload) for h in HORIZONS]
+            cells = [sign(row["bound"]) + with_interval(of_row(row, "ratio")) if row else "–" for row in found]
+            lines.append(f"| {SCHEME_NAMES[scheme]} | {' | '.join(cells)} |")
+        before, rest = text.split(BEGIN, 1)
+        block = "\n".join(lines)
+        output.write(path, f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END, 1)[1]}")
+
+
+def _ends(of: Evidence, workload: str) -> str:
+    """Where the baseline ends and when it meets its target, by seed."""
+    baseline = of.pick("horizon", workload=workload).merge(
+        of.steps[["cell_id", "status", "counted_steps"]], on="cell_id"
+    )
+    baseline = baseline.sort_values("seed")
+    last = baseline[["cell_id", "last_step", "seed"]].rename(columns={"last_step": "step"})
+    ends = of.records.merge(last, on=["cell_id", "step"]).sort_values("seed")
+    names = ["metric", *(name for name in ends.columns if name.startswith(BESIDE) and ends[name].notna().all())]
+    titles = {"metric": baseline["metric_name"].iloc[0]}
+    finals = [
+        f"{titles.get(name, name.removeprefix(BESIDE))} {' / '.join(f'{value:.4g}' for value in ends[name])}"
+        for name in names
+    ]
+    reached = (baseline["counted_steps"] / baseline["step_budget"]).map("{:.2f}".format)
+    reached = reached.where(baseline["status"] == "met", "never")
+    return (
+        f"**Measured by `sweeps/horizon.yaml`** (seeds {', '.join(map(str, baseline['seed']))}; buffers averaged). The "
+        f"non-averaged baseline at the end, by seed: {'; '.join(finals)}. It meets the target of "
+        f"{baseline['target'].iloc[0]:.4g} after these shares of the budget: {', '.join(reached)}."
+    )

@@ -24,12 +24,8 @@ ORDER: tuple[str, ...] = (
     *("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization"),
     *("profiles", "learning_curves", "costs"),
 )
-OF_LOGS = (
-    "submissions",
-    "profiles",
-    "learning_curves",
-    "costs",
-)  # another benchmark's runs: no averages, no schedules to tell of
+# Of another benchmark's runs: no averages, no schedules to tell of.
+OF_LOGS = ("submissions", "profiles", "learning_curves", "costs")
 FIRST = {"steps": "steps", "final_metric": "generalization", "horizon": "horizon"}  # what the study asks: `report:`
 
 

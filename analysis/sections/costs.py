@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import chart as charts
-from analysis.chart import Look
+from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
 from analysis.device_hours import MARGINAL, TOTAL, paid, sweep_hours
 from analysis.pairs import in_front, over_workloads, overall_bound, sign
 from analysis.resampling import with_interval
 from analysis.study import SCHEME_NAMES, Study, counted
-from analysis.style import REFERENCE_LINE
 
 TITLE = "Device-hours, marginal and total"
 RULE = f"Marginal: {MARGINAL} Total: {TOTAL}"

@@ -106,23 +106,16 @@ def chart(generalization: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
         info = look.shown[look.shown["workload"] == workload].iloc[0]
         side = "right" if info["higher_is_better"] else "left"
         x = f"final {info['metric_name']} − baseline's ({side} of 0 is better)"
-        dots = charts.dots_and_whiskers(
-            *(mine, None, "final_difference", "final_difference", look.rows(mine, workload), x),
-            colour=charts.scheme_colour(look.averages),
-            at=0.0,
-        )
+        rows, colour = look.rows(mine, workload), charts.scheme_colour(look.averages)
+        dots = charts.dots_and_whiskers(mine, "final_difference", rows, x, colour, 0.0)
         parts.append(charts.titled(dots, workload, **charts.row_size(mine)))
     return charts.grid(parts)
 
 
 def sentences(
-    generalization: pd.DataFrame,
-    test_metrics: pd.DataFrame,
-    generalization_by_cell: pd.DataFrame,
-    settings: pd.DataFrame,
-    chosen: pd.DataFrame,
-    primary: tuple[str, float],
-) -> list[str]:
+    generalization: pd.DataFrame, test_metrics: pd.DataFrame, generalization_by_cell: pd.DataFrame,
+    settings: pd.DataFrame, chosen: pd.DataFrame, primary: tuple[str, float],
+) -> list[str]:  # fmt: skip
     """What the pre-specified average changes at the end of training: by workload, over all, on the test split."""
     picked = leading(chosen, primary[0])
     higher = settings.groupby("workload")["higher_is_better"].first().astype(bool).to_dict()

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import chart as charts
-from analysis import horizon_fit as smooth
 from analysis.chart import Look
 from analysis.core import Core
-from analysis.horizon_fit import CUBIC, NEITHER
-from analysis.pairs import leading
+from analysis.pairs import leading, overall_bound
+from analysis.resampling import Interval, bootstrap_columns, interval, multisets, widening
 from analysis.study import SCHEME_NAMES, percent
 
 TITLE = "Averaging horizon"
@@ -22,14 +23,24 @@ RULE = (
     "least-squares parabola in the log horizon, or a cubic where the cubic term's interval leaves out 0; where a "
     "fourth power's does, no curve is drawn, and the optimum is only bounded by the flat region's neighbours."
 )
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FIXED = ("ema", "lawa")  # schemes whose horizon does not grow with the run: they share one fit
+GRID = 81  # horizons a curve, evenly spread in the logarithm
+PARABOLA, CUBIC, NEITHER = "parabola", "cubic", "neither"
+CURVE = ["workload", "training", "scheme", "horizon_fraction", "ratio", "low", "high", "best", "flat"]
+FIT = ["workload", "training", "scheme", "shape", "optimum", "optimum_low", "optimum_high", "edge", "ratio"]
+FIT += ["ratio_low", "ratio_high", "slope", "curvature", "cubic", "cubic_low", "cubic_high", "r2", "flat_from"]
+FIT += ["flat_to", "num_horizons", "num_seeds", "num_pairs", "num_left_out", "bound"]
+_ENDS = ("", "_low", "_high")
 HEIGHT = 240  # of a panel, whose strips lie along the bottom
 FEW = 3  # workloads whose flat regions are told one by one
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """flat_region, horizon_fit: one row a training and scheme · horizon_curve: the fits with their bands."""
-    fits, curves = smooth.horizon_fit(core.by_seed, core.cells)
-    return {"flat_region": smooth.flat_region(core.horizons), "horizon_fit": fits, "horizon_curve": curves}
+    fits, curves = horizon_fit(core.by_seed, core.cells)
+    return {"flat_region": flat_region(core.horizons), "horizon_fit": fits, "horizon_curve": curves}
 
 
 def chart(
@@ -174,3 +185,194 @@ def _strips(flat: pd.DataFrame, look: Look, colour: alt.Color, ends: list[float]
             strip = strip.encode(x=x, x2="end:Q", color=colour, tooltip=hover)
             strips.append(strip.encode(y=alt.value(HEIGHT - 6 - 10 * place)))
     return strips
+
+
+def horizon_fit(by_seed: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One fit a (workload, training, scheme), and one of LAWA and EMA together (scheme ``ema + lawa``).
+
+    log ratio = a seed's own level + b·x + c·x² (+ d·x³), x the log horizon. The cubic takes the parabola's place where
+    the interval of d leaves out 0, over seeds resampled as a whole. Where a fourth power's does, neither fits: there is
+    no curve, and the optimum lies between the neighbours of the horizons that are not told from the best one.
+
+    Args: by_seed: of `pairs.ratios_by_seed`. cells: of `study.describe`.
+    Returns fits and curves; three horizons and a ratio at each are the least for a fit.
+      fits: shape (``parabola``, ``cubic``, ``neither``) · optimum (horizon fraction with the smallest fitted ratio,
+      within the horizons run), optimum_low, optimum_high · edge: it is the shortest or the longest horizon run ·
+      ratio at the optimum, ratio_low, ratio_high · slope, curvature: of log ratio in ln horizon at the optimum ·
+      cubic: d, cubic_low, cubic_high · r2: share of the variance within seeds that the fit explains · flat_from,
+      flat_to (NaN for one seed, or without a curve) · num_horizons, num_seeds, num_pairs, num_left_out (pairs without
+      a ratio) · bound (see `pairs.ratios`).
+      curves: the fitted ratio at GRID horizons and the optimum, low, high, best (the optimum), flat (covers it).
+    """
+    columns = cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction"]]
+    table = by_seed[by_seed["versus"] == "same schedule"]
+    table = table.drop(columns=["scheme", "horizon_fraction"], errors="ignore").merge(columns, on="setting")
+    table = table[table["horizon_fraction"].notna() & (table["horizon_fraction"] > 0)]
+    together = table[table["scheme"].isin(FIXED)]
+    several = together.groupby(["workload", "training"])["scheme"].transform("nunique") > 1
+    table = pd.concat([table, together[several].assign(scheme=" + ".join(FIXED))])
+    keys = ["workload", "training", "scheme"]
+    fits: list[dict[str, Any]] = []
+    curves: list[pd.DataFrame] = []
+    for key, part in table.groupby(keys, sort=True):
+        made = _one(part)
+        if made is not None:
+            name: dict[str, Any] = dict(zip(keys, key, strict=True))
+            fits.append(name | made[0])
+            curves += [made[1].assign(**name)] if len(made[1]) else []
+    found = pd.DataFrame(fits, columns=[name for name in FIT if not name.startswith("flat_")])
+    whole = pd.concat(curves, ignore_index=True)[CURVE] if curves else pd.DataFrame(columns=CURVE)
+    regions = flat_region(whole)[[*keys, "flat_from", "flat_to"]]
+    return found.merge(regions, on=keys, how="left")[FIT], whole
+
+
+def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
+    """The widest run of neighbouring flat horizons around the best one, per scheme.
+
+    Returns: workload, training, scheme, flat_from, flat_to (horizon fractions), best_horizon, best_ratio; a row
+    only where intervals exist and the scheme was run at several horizons.
+    """
+    rows = []
+    known = horizons[horizons["flat"].notna()]
+    for key, part in known.groupby(["workload", "training", "scheme"], sort=True):
+        if not part["best"].any():
+            continue
+        by_horizon = part.groupby("horizon_fraction", sort=True)["flat"].any()
+        best = part[part["best"]].iloc[0]
+        axis = by_horizon.index.to_numpy(dtype=float)
+        if len(axis) < 2:
+            continue  # one horizon has no neighbours to be flat with
+        flat = by_horizon.to_numpy(dtype=bool)
+        low = high = int(np.flatnonzero(axis == best["horizon_fraction"])[0])
+        while low > 0 and flat[low - 1]:
+            low -= 1
+        while high < len(axis) - 1 and flat[high + 1]:
+            high += 1
+        rows.append((*key, axis[low], axis[high], best["horizon_fraction"], best["ratio"]))
+    names = ["workload", "training", "scheme", "flat_from", "flat_to", "best_horizon", "best_ratio"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def polynomials(x: Floats, y: Floats, seed: Ints, weights: Floats, degree: int) -> Floats:
+    """y = level + c₁·x + … + c_p·x^p with a level a seed, by least squares: one row of weights, one fit.
+
+    Within seeds: c solves Σ_s w_s Z_sᵀZ_s c = Σ_s w_s Z_sᵀy_s, Z = (x, …, x^p) less its seed's mean;
+    level = Σ_s w_s (ȳ_s − c·z̄_s) / Σ_s w_s. A seed that lacks horizons moves the level only by what it has.
+    Args: x, y: shape (n,). seed: shape (n,), 0 … m−1. weights: shape (u, m), rows summing to 1.
+    Returns: level, c₁, …, c_p, shape (u, p + 1); NaN where too few horizons carry weight.
+    """
+    powers = x[:, None] ** np.arange(1, degree + 1)
+    normal, moment, means = [], [], []
+    for one in range(weights.shape[1]):
+        mine = seed == one
+        z_mean, y_mean = powers[mine].mean(axis=0), y[mine].mean()
+        z = powers[mine] - z_mean
+        normal.append(z.T @ z)
+        moment.append(z.T @ (y[mine] - y_mean))
+        means.append(np.append(z_mean, y_mean))
+    a = np.tensordot(weights, np.stack(normal), axes=1)
+    b = weights @ np.stack(moment)
+    centre = weights @ np.stack(means)
+    size = np.diagonal(a, axis1=1, axis2=2).prod(axis=1)
+    solved = np.full(b.shape, np.nan)
+    known = np.linalg.det(a) > 1e-10 * size
+    solved[known] = np.linalg.solve(a[known], b[known][:, :, None])[:, :, 0]
+    return np.column_stack([centre[:, -1] - (solved * centre[:, :-1]).sum(axis=1), solved])
+
+
+def lowest(coefficients: Floats, low: float, high: float) -> Floats:
+    """Where each polynomial is smallest within [low, high]: a local minimum, or an edge. NaN stays NaN.
+
+    The slope b + 2cx + 3dx² is 0 with a curvature above 0 at x = −b / (c + √(c² − 3bd)) alone.
+    Args: coefficients: level, b, c and, of a cubic, d: shape (u, 3) or (u, 4). Returns: shape (u,).
+    """
+    b, c, d = np.column_stack([coefficients, np.zeros(len(coefficients))])[:, 1:4].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = -b / (c + np.sqrt(c**2 - 3 * b * d))
+    inside = np.where((inside >= low) & (inside <= high), inside, low)
+    places = np.stack([inside, np.full(len(b), low), np.full(len(b), high)])
+    values = b * places + c * places**2 + d * places**3
+    found = places[np.where(np.isnan(values), np.inf, values).argmin(axis=0), np.arange(len(b))]
+    return np.where(np.isnan(coefficients[:, 0]), np.nan, found)
+
+
+def _one(part: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    known = part[part["ratio"].notna()]
+    num_horizons = known["horizon_fraction"].nunique()
+    if num_horizons < 3:
+        return None
+    logs = np.log(known["horizon_fraction"].to_numpy(dtype=float))
+    middle = float(logs.mean())  # the fit is solved around it, where powers are told apart best
+    x, y = logs - middle, np.log(known["ratio"].to_numpy(dtype=float))
+    seed, names = pd.factorize(known["seed"], sort=True)
+    num = len(names)
+    (weights, counts), factor = multisets(num), widening(num)
+    alone = np.full((1, num), 1 / num)
+    if np.isnan(polynomials(x, y, seed, alone, 2)).any():
+        return None
+
+    def last_term(degree: int) -> Interval:
+        """The coefficient of the highest power with its interval, where there are horizons enough to test it."""
+        if num_horizons < degree + 1:
+            return Interval(np.nan, np.nan, np.nan)
+        value, draws = (polynomials(x, y, seed, of, degree)[:, -1:] for of in (alone, weights))
+        return Interval(*interval(value[0], draws, factor, counts, scale=1.0)[:, 0].tolist())
+
+    cubic = last_term(3)
+    bent, lacks = (low > 0 or high < 0 for _, low, high in (cubic, last_term(4)))
+    counted: dict[str, Any] = {"num_horizons": num_horizons, "num_seeds": num, "num_pairs": len(known)}
+    counted |= {"num_left_out": len(part) - len(known), "bound": overall_bound(known["bound"])}
+    counted |= {f"cubic{end}": value for end, value in zip(_ENDS, cubic, strict=True)}
+    if lacks:
+        return {"shape": NEITHER, **_lowest_mean(known), **counted}, pd.DataFrame(columns=CURVE)
+    degree = 3 if bent else 2
+    fitted, draws = (polynomials(x, y, seed, of, degree) for of in (alone, weights))
+    ends = float(x.min()), float(x.max())
+    best = float(lowest(fitted, *ends)[0])
+    at = np.unique(np.append(np.linspace(*ends, GRID), best))
+    log_ratio, low, high = interval(_value(fitted, at)[0], _value(draws, at), factor, counts, scale=1.0)
+    place = int(np.flatnonzero(at == best)[0])
+    flat = pd.array((low <= log_ratio[place]) & (log_ratio[place] <= high), dtype="boolean")
+    flat[np.isnan(low)] = pd.NA
+    optimum = interval(best, lowest(draws, *ends)[:, None], factor, counts, scale=1.0)[:, 0]
+    optimum = np.exp(np.clip(optimum, *ends) + middle)
+    bands = {"ratio": log_ratio, "low": low, "high": high}
+    curve = pd.DataFrame({"horizon_fraction": np.exp(at + middle)} | {name: np.exp(v) for name, v in bands.items()})
+    _, b, c, d = np.append(fitted[0], [0.0])[:4]
+    fit = {
+        "shape": CUBIC if bent else PARABOLA,
+        **{f"optimum{end}": float(v) for end, v in zip(_ENDS, optimum, strict=True)},
+        "edge": best in ends,
+        **{f"ratio{end}": float(np.exp(v[place])) for end, v in zip(_ENDS, bands.values(), strict=True)},
+        "slope": float(b + 2 * c * best + 3 * d * best**2),
+        "curvature": float(c + 3 * d * best),
+        "r2": _explained(x, y, seed, fitted[0]),
+        **counted,
+    }
+    return fit, curve.assign(best=at == best, flat=flat)
+
+
+def _lowest_mean(known: pd.DataFrame) -> dict[str, Any]:
+    """Without a curve: the optimum lies between the neighbours of the horizons that are not told from the best one."""
+    logs = known.assign(log=np.log(known["ratio"].astype(float)))
+    means = logs.pivot_table(index="seed", columns="horizon_fraction", values="log", aggfunc="mean")
+    axis, matrix = means.columns.to_numpy(dtype=float), means.to_numpy(dtype=float)
+    value, low, high = np.exp(bootstrap_columns(matrix, scale=1.0))
+    best, last = int(value.argmin()), len(axis) - 1
+    alike = np.flatnonzero(~(bootstrap_columns(matrix - matrix[:, [best]], scale=1.0)[1] > 0))
+    names = ("optimum", "optimum_low", "optimum_high", "ratio", "ratio_low", "ratio_high")
+    ends = axis[max(alike[0] - 1, 0)], axis[min(alike[-1] + 1, last)]
+    found = dict(zip(names, (axis[best], *ends, value[best], low[best], high[best]), strict=True))
+    return {name: float(one) for name, one in found.items()} | {"edge": best in (0, last)}
+
+
+def _value(coefficients: Floats, at: Floats) -> Floats:
+    return coefficients @ (at ** np.arange(coefficients.shape[1])[:, None])
+
+
+def _explained(x: Floats, y: Floats, seed: Ints, fitted: Floats) -> float:
+    num, within = np.bincount(seed), []
+    for values in (y - _value(fitted[None, :], x)[0], y):
+        means = np.bincount(seed, values) / num
+        within.append(float(((values - means[seed]) ** 2).sum()))
+    return 1 - within[0] / within[1] if within[1] > 0 else np.nan

@@ -10,13 +10,12 @@ import pandas as pd
 
 from analysis import chart as charts
 from analysis import words
-from analysis.chart import Look
+from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
 from analysis.pairs import EXACT, sign
 from analysis.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
 from analysis.resampling import FEWEST, Interval, with_interval
 from analysis.study import SCHEME_NAMES
-from analysis.style import REFERENCE_LINE
 
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
 TITLE = "Over all workloads"

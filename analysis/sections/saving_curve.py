@@ -11,13 +11,12 @@ import pandas as pd
 from analysis import chart as charts
 from analysis import saving_curve as curves
 from analysis import words
-from analysis.chart import Look
+from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
 from analysis.pairs import AT_LEAST, AT_MOST, EXACT, in_front, sign
 from analysis.resampling import Interval, with_interval
 from analysis.saving_curve import SAME
 from analysis.study import SCHEME_NAMES, Study, percent
-from analysis.style import REFERENCE_LINE
 
 TITLE = "Saving curve"
 CAPTION = (

@@ -10,15 +10,13 @@ import pandas as pd
 
 from analysis import chart as charts
 from analysis import words
-from analysis.chart import Look
+from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.generalization import effect
+from analysis.generalization import as_columns, effect
 from analysis.pairs import fixed_settings, in_front
 from analysis.resampling import bootstrap, of_row
 from analysis.steps_to_target import curves, running_best
-from analysis.study import SCHEME_NAMES, TRAINING, percent
-from analysis.style import REFERENCE_LINE
-from analysis.training_axis import training_axes
+from analysis.study import SCHEME_NAMES, TRAINING, percent, training_axes
 
 TITLE = "Averaging and LR schedules"
 CAPTION = (
@@ -104,8 +102,7 @@ def against_shorter(core: Core) -> pd.DataFrame:
                 found = bootstrap(change.to_numpy(dtype=float))
                 row = {"workload": workload, "setting": setting, "scheme": one["scheme"], "step": end}
                 row |= {"scheme_label": one["scheme_label"], "length_fraction": own["length_fraction"].iloc[0]}
-                row |= {"num_pairs": int(change.notna().sum()), "difference": found.value}
-                row |= {"difference_low": found.low, "difference_high": found.high}
+                row |= {"num_pairs": int(change.notna().sum())} | as_columns("difference", found)
                 known = effect(found, bool(one["higher_is_better"]))
                 rows.append(row | {"effect": None if known is None else names[known]})
     columns = ["workload", "setting", "scheme", "scheme_label", "length_fraction", "step", "num_pairs", "difference"]
@@ -147,9 +144,11 @@ def against_decayed(core: Core, axes: pd.DataFrame) -> pd.DataFrame:
             row |= {"end_lr": names["end_lr"][one["training"]], "setting": setting, "scheme": one["scheme"]}
             row |= {"scheme_label": one["scheme_label"], "decayed": one["training"] == base["training"]}
             row |= {"versus": base["name"], "fixed": setting in fixed, "num_pairs": int(group["change"].notna().sum())}
-            row |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
             higher = bool(one["higher_is_better"])
-            row |= {"effect": effect(change, higher), "worth": change.value if higher else -change.value}
+            row |= as_columns("difference", change) | {
+                "effect": effect(change, higher),
+                "worth": change.value if higher else -change.value,
+            }
             row |= {"higher_is_better": higher, "margin": MARGIN * abs(float(own["final_metric"].mean()))}
             rows.append(row)
     columns = ["workload", "training", "name", "end_lr", "setting", "scheme", "scheme_label", "decayed", "versus"]

@@ -40,9 +40,7 @@ SHOWN = (
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """restricted_means: RMST, one row a setting."""
-    return {
-        "restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps)),
-    }
+    return {"restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps))}
 
 
 def chart(
@@ -67,15 +65,11 @@ def chart(
 def _dots(table: pd.DataFrame, seeds: pd.DataFrame, workload: str, versus: str, look: Look) -> Any:
     table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
     seeds = seeds[seeds["setting"].isin(table["setting"]) & seeds["ratio"].notna()]
-    seeds = seeds[["setting", "scheme_label", "seed", "ratio", "bound"]]
+    seeds = seeds[["setting", "scheme_label", "seed", "ratio", "bound"]].rename(columns={"ratio": "value"})
     seeds = seeds.merge(table[["setting", "scheme_name"]], on="setting")
     x = "steps-to-target ÷ baseline's (left of 1: fewer steps)"
-    dots = charts.dots_and_whiskers(
-        *(table, seeds, "geometric_mean", "ratio", look.rows(table, workload), x),
-        colour=charts.scheme_colour(look.averages),
-        at=1.0,
-        by_bound=True,
-    )
+    rows, colour = look.rows(table, workload), charts.scheme_colour(look.averages)
+    dots = charts.dots_and_whiskers(table, "geometric_mean", rows, x, colour, 1.0, seeds)
     return charts.titled(dots, workload, f"against the {versus}", **charts.row_size(table))
 
 

@@ -119,9 +119,7 @@ def chart(against_baseline: pd.DataFrame) -> alt.ConcatChart | None:
     table = table.assign(**place, kind=np.where(missed, "missed", "met"), said=said)
     names = sorted(set(table["submission"]))
     colour = alt.Color("submission:N", scale=charts.scale(colours_of(names)), legend=None)
-    measures = list(dict.fromkeys(table["measure"]))
-    radio = alt.binding_radio(options=measures, name="time in ")
-    pick = alt.param(name="submissions_measure", value=measures[0], bind=radio if len(measures) > 1 else alt.Undefined)
+    pick = charts.switch("submissions_measure", "time in ", list(dict.fromkeys(table["measure"])))
     scale = alt.Scale(type="log", domain=edges, nice=False, clamp=True)
     x = alt.X("ratio:Q", title=f"time to the target ÷ {table['baseline'].iloc[0]}'s (log)", scale=scale)
     hover = charts.tooltips(

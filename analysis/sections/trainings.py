@@ -8,23 +8,29 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis import basin, survival, words
 from analysis import chart as charts
-from analysis.chart import Look
+from analysis import survival, words
+from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
+from analysis.generalization import as_columns
 from analysis.pairs import fixed_settings, in_front, over_workloads, overall_bound, ratios, ratios_by_seed, sign
-from analysis.resampling import of_row, with_interval
-from analysis.study import counted
-from analysis.style import REFERENCE_LINE
-from analysis.training_axis import TITLES, training_axes
+from analysis.resampling import bootstrap, of_row, with_interval
+from analysis.study import TITLES, counted, training_axes
 
 TITLE = "Across trainings"
 CAPTION = (
     "Baseline and averages at every training of a workload. Dots: RMST (mean steps up to T) or the final metric, with "
     "the 95 % interval; hollow where a seed missed the target. Ticks: seeds. Values far off lie off the axis."
 )
-RULE = basin.RULE
+RULE = (
+    "RMST: the mean over seeds of the steps up to the target or the budget T. Basin: how wide a range of peak LRs, in "
+    "octaves, meets the target, or needs at most 1.1 times the fewest steps of any LR; linear in log LR, seed by seed, "
+    "within the grid run."
+)
+NEAR_BEST = 1.1  # times a scheme's own smallest steps-to-target
+REACHES, NEAR = "reaches the target", "lies within 10 % of its own best"
 FEW = 6  # settings up to which all are shown at first
 SIDE = 0.04  # how far apart the settings of one place stand, as a share of the axis
 FAR = 3.0  # the final metric's axis ends this many interquartile ranges beyond the middle half of its values
@@ -38,14 +44,14 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     return {
         "across_trainings": across_trainings(core, axes, means),
         "optimizers": optimizers_compared(cells, axes, core.steps, core.hours),
-        "basin": basin.basins(basin.widths(cells, axes, core.steps, core.by_cell)),
+        "basin": basins(widths(cells, axes, core.steps, core.by_cell)),
     }
 
 
 def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
     """One row a setting of a workload that has several trainings, in the order of its axis, baselines first.
 
-    axis, place, name: of `training_axis.training_axes` · fixed: pre-specified, or a baseline · num_seeds, num_missed,
+    axis, place, name: of `study.training_axes` · fixed: pre-specified, or a baseline · num_seeds, num_missed,
     num_unfinished · median_steps (missed counted at T) · restricted_mean, best_metric, final_metric: means over seeds
     with _low and _high · ratio: of steps to the baseline of the same training, best_ratio: to the best training's of
     the workload, which was selected post hoc; geometric means with _low and _high, bound and best_bound.
@@ -95,6 +101,85 @@ def optimizers_compared(
     return table.assign(optimizer=table["training"].map(names)).rename(columns={"versus": "reference"})
 
 
+def widths(cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell: pd.DataFrame) -> pd.DataFrame:
+    """One row a (workload, rule, averaging, seed) of a workload whose trainings differ in their peak LR alone.
+
+    Args: steps: of `steps_to_target`. by_cell: of `generalization.metrics_by_cell`. Returns: workload, rule,
+    averaging, scheme, scheme_label, seed, width (octaves; null while an LR is training), grid (octaves), num_lrs,
+    num_met, at_edge (the basin touches an end of the grid, so that it may be wider).
+    """
+    trainings = axes.loc[axes["axis"] == "lr", "training"]
+    keys = ["workload", "averaging", "scheme", "scheme_label", "seed"]
+    columns = ["cell_id", *keys, "lr", "state", "higher_is_better"]
+    table = cells.loc[cells["training"].isin(trainings) & cells["target"].notna(), columns]
+    known = ["cell_id", "target", "status", "counted_steps", "step_budget"]
+    table = table.merge(steps[known], on="cell_id").merge(by_cell[["cell_id", "best_metric"]], on="cell_id")
+    rows: list[dict[str, Any]] = []
+    for key, part in table.sort_values("lr").groupby(keys, sort=True):
+        x = np.log2(part["lr"].to_numpy(dtype=float))
+        sign = 1.0 if part["higher_is_better"].iloc[0] else -1.0
+        met = (part["status"] == "met").to_numpy()
+        budget = float(part["step_budget"].iloc[0])
+        waiting = bool((part["state"] == "unfinished").any())
+        # A missed LR lies beyond the budget by no more than rounding: it ends the basin and is not part of it.
+        counted = np.where(met, part["counted_steps"].to_numpy(dtype=float), budget * (1 + 1e-9))
+        best = (sign * part["best_metric"].to_numpy(dtype=float), sign * float(part["target"].iloc[0]))
+        near = (-counted, -min(NEAR_BEST * float(counted.min()), budget))
+        for rule, (quality, goal) in {REACHES: best, NEAR: near}.items():
+            inside = (quality >= goal) & met.any()
+            row = dict(zip(keys, key, strict=True)) | {"rule": rule, "grid": float(x[-1] - x[0])}
+            row |= {"num_lrs": len(x), "num_met": int(met.sum()), "at_edge": bool(inside[0] or inside[-1])}
+            wide = width_where(x, quality, goal) if met.any() else 0.0
+            rows.append(row | {"width": np.nan if waiting else wide})
+    columns = ["workload", "rule", *keys[1:], "width", "grid", "num_lrs", "num_met", "at_edge"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values(["workload", "rule", "averaging", "seed"], kind="stable").reset_index(drop=True)
+
+
+def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Over seeds, of `widths`: one row a (workload, rule, averaging).
+
+    width: mean, with _low and _high · difference: to the raw runs with the same seed, likewise · effect: ``wider``,
+    ``narrower``, ``none`` (the interval covers 0), null without an interval · num_seeds, num_pending · num_met of
+    num_runs (LR, seed) met the target · num_at_edge: seeds whose basin touches an end of the grid.
+    """
+    raw = by_seed[by_seed["scheme"] == "none"].set_index(["workload", "rule", "seed"])["width"]
+    rows: list[dict[str, Any]] = []
+    keys = ["workload", "rule", "averaging", "scheme", "scheme_label"]
+    for key, part in by_seed.groupby(keys, sort=True):
+        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"grid": part["grid"].iloc[0]}
+        row |= {"num_seeds": len(part), "num_pending": int(part["width"].isna().sum())}
+        row |= {"num_met": int(part["num_met"].sum()), "num_runs": int(part["num_lrs"].sum())}
+        row["num_at_edge"] = int(part["at_edge"].sum())
+        paired = raw.reindex(pd.MultiIndex.from_frame(part[["workload", "rule", "seed"]])).to_numpy(dtype=float)
+        own = part["width"].to_numpy(dtype=float)
+        change = bootstrap(own - paired if row["scheme"] != "none" else np.full(len(part), np.nan))
+        row |= as_columns("width", bootstrap(own)) | as_columns("difference", change)
+        # Equal in all seeds: no interval, and no effect is shown.
+        unknown = np.isnan(change.low) and not (len(part) > 1 and change.value == 0)
+        row["effect"] = None if unknown else "none"
+        if change.low > 0 or change.high < 0:
+            row["effect"] = "wider" if change.low > 0 else "narrower"
+        rows.append(row)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*keys, "width", "difference", "effect"])
+
+
+def width_where(x: NDArray[np.float64], quality: NDArray[np.float64], goal: float) -> float:
+    """The length of the part of [x₀, xₙ] on which `quality`, linear between points, is at least `goal`.
+
+    A point without a quality (NaN) is as far below as can be. Args: x, quality: shape (n,), x increasing.
+    """
+    above = np.where(np.isnan(quality), -np.inf, quality - goal)
+    total = 0.0
+    for width, left, right in zip(np.diff(x), above[:-1], above[1:], strict=True):
+        low, high = min(left, right), max(left, right)
+        if low >= 0:
+            total += width
+        elif high > 0 and np.isfinite(low):
+            total += width * high / (high - low)
+    return float(total)
+
+
 def sentences(
     across_trainings: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, basin: pd.DataFrame,
     optimizers: pd.DataFrame,
@@ -106,9 +191,8 @@ def sentences(
     front = in_front(chosen)["scheme"].value_counts()
     scheme = "ema" if "ema" in front else str(front.index[0]) if len(front) else ""
     rows = rows[rows["scheme"] == scheme]
-    found = []
+    found, said = [], []
     same = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule") & ratios_by_seed["ratio"].notna()]
-    said = []
     for name, part in rows.groupby("name", sort=False):
         mine = same[same["setting"].isin(part["setting"])]
         if len(mine):
@@ -125,7 +209,7 @@ def sentences(
 
 
 def _basin_sentence(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    mine = table[(table["rule"] == basin.REACHES) & table["scheme_label"].isin(rows["scheme_label"])]
+    mine = table[(table["rule"] == REACHES) & table["scheme_label"].isin(rows["scheme_label"])]
     mine = mine[mine["difference_low"].notna()] if len(mine) else mine
     if mine.empty:
         return []
@@ -164,8 +248,7 @@ def chart(
     for workload, mine in table.groupby("workload", sort=True):
         for panel in (_steps(mine, steps_to_target), _final(mine, generalization_by_cell)):
             if panel is not None:
-                rows, seeds, rules, y = panel
-                chart = _panel(mine, rows, seeds, rules, y, labels, colour, pick, first=not parts)
+                chart = _panel(mine, panel, labels, colour, pick, first=not parts)
                 parts.append(charts.titled(chart, str(workload)))
     return charts.grid(parts)
 
@@ -201,12 +284,7 @@ def _final(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
     seeds = seeds.assign(missed=False, status="final")
     title = charts.metric_title(rows["metric_name"].iloc[0], bool(rows["higher_is_better"].iloc[0]))
     scale = alt.Scale(domain=_most(rows, seeds["value"]), nice=False, zero=False)
-    return (
-        rows,
-        seeds,
-        [],
-        alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")),
-    )
+    return (rows, seeds, [], alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")))
 
 
 def _summary(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -230,18 +308,10 @@ def _most(rows: pd.DataFrame, values: pd.Series) -> list[float]:
 
 
 def _panel(
-    mine: pd.DataFrame,
-    rows: pd.DataFrame,
-    seeds: pd.DataFrame,
-    rules: list[Any],
-    y: alt.Y,
-    labels: list[str],
-    colour: alt.Color,
-    pick: alt.Parameter,
-    first: bool,
+    mine: pd.DataFrame, panel: Panel, labels: list[str], colour: alt.Color, pick: alt.Parameter, first: bool
 ) -> Any:
-    keep = ["setting", "scheme", "scheme_label", "name", "place"]
-    seeds = seeds.merge(rows[keep], on="setting")
+    rows, seeds, rules, y = panel
+    seeds = seeds.merge(rows[["setting", "scheme", "scheme_label", "name", "place"]], on="setting")
     axis, x = str(mine["axis"].iloc[0]), _axis(mine)
     rows, seeds = (_beside(table, mine, labels, axis) for table in (rows, seeds))
     seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
@@ -261,9 +331,8 @@ def _panel(
         *("ratio:Q:steps ÷ raw run's:.3f", "best_ratio:Q:steps ÷ best raw training's:.3f"),
     )
     dots = base.mark_point(size=45, strokeWidth=2, opacity=1, clip=True)
-    dots = dots.encode(
-        y=y, tooltip=hover, fill=fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
-    )
+    filled = fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
+    dots = dots.encode(y=y, tooltip=hover, fill=filled)
     dots = dots.add_params(pick) if first else dots
     between = [lines] if rows["place"].notna().all() else []  # between names there is nothing to join
     return alt.layer(*rules, ticks, *between, whiskers, dots)
@@ -281,9 +350,7 @@ def _axis(mine: pd.DataFrame) -> alt.X:
     share = axis == "length"
     domain = _ends(places, log=not share)
     ticks = alt.Axis(values=places, grid=False, format=".0%" if share else "~g", labelOverlap=False)
-    kind = (
-        alt.Scale(domain=domain, nice=False, zero=False) if share else alt.Scale(type="log", domain=domain, nice=False)
-    )
+    kind = alt.Scale(domain=domain, nice=False, **({"zero": False} if share else {"type": "log"}))
     return alt.X("at:Q", title=TITLES[axis] + ("" if share else " (log)"), axis=ticks, scale=kind)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.algoperf_score import ALL_BASE, EVALUATIONS, EVALUATIONS_FILE, HELD_OUT, LM, base_workload
-from analysis.finished import Finished
+from analysis.live_records import Finished
 from analysis.records import CELLS, RECORDS, TRIALS, rows_to_table
 from analysis.schema import FORMAT
 from sweeps.durable import write_atomic, write_table

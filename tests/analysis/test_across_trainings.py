@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import study, training_axis
+from analysis import study
 from analysis.report import Report
 from analysis.sections import schedules, trainings
 
@@ -49,7 +49,7 @@ def axes_of(**columns):
         "step_budget": 1000,
     }
     table = pd.DataFrame(dict.fromkeys(study.TRAINING, None) | one, index=range(size)).assign(**columns)
-    return training_axis.training_axes(table.assign(workload="lm", training=range(size), training_label="t"))
+    return study.training_axes(table.assign(workload="lm", training=range(size), training_label="t"))
 
 
 def test_the_axis_is_what_varies():

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import algoperf_score, study
+from analysis import algoperf_score
 from analysis.records import BadRun
 
 DATA = Path(__file__).parents[1] / "data"  # ALGOPERF.md there: sources and licence
@@ -366,15 +366,6 @@ def test_tables_on_disk(tmp_path):
     names = sorted(path.name for path in tmp_path.glob("*.csv"))
     assert names == [f"algoperf_{n}.csv" for n in ("differences", "profile", "rules", "scores", "seconds", "studies")]
     assert pd.read_csv(tmp_path / "algoperf_scores.csv")["score"].tolist() == [1 / 1]
-
-
-def test_our_own_studies_have_a_score_too(make_run):
-    ours = study.read(make_run())
-    found = algoperf_score.score(algoperf_score.study_evaluations(ours))
-    assert set(found.scores["submission"]) == set(ours.cells["scheme_label"])
-    assert set(found.scores["num_workloads"]) == {2}
-    assert found.scores["score"].between(0, 1).all()
-    assert found.scores["score"].max() > found.scores.set_index("submission").loc["no averaging", "score"]
 
 
 def test_a_run_folder_without_algoperf_logs(make_run):

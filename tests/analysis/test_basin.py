@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import basin
+from analysis.sections import trainings as basin
 
 LRS = [0.0025, 0.005, 0.01, 0.02, 0.04]  # a grid of 4 octaves
 LABELS = {"none": "no averaging", "ema": "EMA 1 %"}

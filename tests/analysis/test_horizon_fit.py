@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis.core import core
-from analysis.horizon_fit import CUBIC, NEITHER, PARABOLA, horizon_fit, lowest, polynomials
 from analysis.resampling import bootstrap_columns, multisets, small_sample_factor
+from analysis.sections.horizon import CUBIC, NEITHER, PARABOLA, horizon_fit, lowest, polynomials
 from analysis.study import read
 
 HORIZONS = np.array([0.0025, 0.005, 0.01, 0.02, 0.04, 0.08])

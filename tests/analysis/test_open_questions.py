@@ -12,9 +12,9 @@ from algoperf_logs import FALLING, lines, put
 from analysis import figure_files
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure
-from analysis.paper.batch_size import horizon_exponent
 from analysis.paper.claims import IN_PART, REFUTED, REPRODUCED, UNDECIDED, claims
 from analysis.paper.evidence import evidence
+from analysis.paper.measure import horizon_exponent
 from analysis.records import CELLS, RECORDS, read_table
 from analysis.study import read
 from sweeps.importers.algoperf import import_algoperf

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from analysis import algoperf_score, methods, profiles, study
+from analysis import algoperf_score, methods, study
 from analysis.core import core
 from analysis.report import Report
+from analysis.sections import profiles, submissions
 from analysis.sections import profiles as section
-from analysis.sections import submissions
 
 INF = math.inf
 

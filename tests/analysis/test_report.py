@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import recommend, report, study, style
+from analysis import chart as style
+from analysis import recommend, report, study
 from analysis.records import BadRun
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'

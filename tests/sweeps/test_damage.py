@@ -15,9 +15,8 @@ import pytest
 from record_rows import record
 
 from analysis.live_records import LiveRows, as_line
-from analysis.plan_file import load_plan
 from analysis.records import RECORDS, BadRun, check_records, load_records, read_live, read_table, rows_to_table
-from analysis.run_files import MARK
+from analysis.run_files import MARK, load_plan
 from sweeps import durable, run_folder
 from sweeps.recorder import Recorder
 
