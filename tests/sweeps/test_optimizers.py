@@ -4,13 +4,10 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from schedulefree import AdamWScheduleFree
 
-from analysis.records import CELLS, read_table
 from sweeps import checkpoint
 from sweeps.evaluate import evaluate
 from sweeps.optimizers import OPTIMIZERS, evaluation_weights, settings
@@ -295,13 +292,3 @@ def test_what_is_left_out_is_the_references_default(name: str, reference: type[t
     keys = {"lr", "betas", "eps", "weight_decay", "momentum", "nesterov"} & set(theirs)
     assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}
     assert len(keys) >= 4
-
-
-def test_sgd_of_an_earlier_folder_was_nesterovs(tmp_path: Path) -> None:
-    columns = {"cell_id": ["a", "b", "c"], "trajectory_id": ["a", "b", "c"], "momentum": [0.9, 0.0, None]}
-    table = pa.table({name: columns.get(name, [None] * 3) for name in CELLS.names if name != "nesterov"})
-    pq.write_table(
-        table.cast(pa.schema([CELLS.field(name) for name in table.column_names])), tmp_path / "cells.parquet"
-    )
-    read = read_table(tmp_path / "cells.parquet", CELLS)
-    assert read["nesterov"].to_pylist() == [1.0, 0.0, None]

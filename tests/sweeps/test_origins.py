@@ -84,15 +84,15 @@ def test_a_shipped_one_is_its_files_without_the_frame() -> None:
 def begun(mine: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
     """`wa run` up to the launch, in which each trajectory is said to have begun."""
 
-    def launch(spec: Any, todo: Any, run: Path, *_: Any) -> bool:
+    def launch(engine: Any, todo: Any, run: Path, *_: Any) -> bool:
         for one in todo.trajectories:
             (run / "trajectories" / one.name / "attempt-0.json").write_text(
                 json.dumps({"status": "interrupted", "trajectory_id": one.trajectory_id})
             )
         return True
 
-    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext())
-    monkeypatch.setattr(flow, "_train", launch)
+    monkeypatch.setattr(flow, "_engine", lambda *_: nullcontext(object()))
+    monkeypatch.setattr(flow, "_launch", launch)
     monkeypatch.setattr("sweeps.cli._conclude", lambda *_: None)
     monkeypatch.setattr("sweeps.run_folder.write_trials", lambda run: None)
     forget()

@@ -64,7 +64,7 @@ class Writer:
         self.folder = run_folder.trajectory_folder(run, one.name)
         self.live = self.folder / "records.jsonl"
         kinds = {cell.cell_id: cell_to_row(cell, "w", None, 1, "cpu", 1) for cell in one.cells}
-        horizons = {cell: (row["scheme"], row["horizon_fraction"]) for cell, row in kinds.items()}
+        horizons = {cell: (row["scheme"], row.get("horizon_fraction")) for cell, row in kinds.items()}
         self.raw = next(cell for cell, (scheme, _) in horizons.items() if scheme == "none")
         self.ema = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.01))
         self.wide = next(c for c, (s, h) in horizons.items() if s == "ema" and h == pytest.approx(0.1))

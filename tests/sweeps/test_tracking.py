@@ -221,11 +221,12 @@ def test_a_cell_that_ends_while_records_are_read_waits_for_the_next_pass(
     (run / "wandb").mkdir()
     ends = run_folder.started(run)[0]
     marker = run_folder.trajectory_folder(run, ends.name) / "done"
+    promised = marker.read_bytes()
     marker.unlink()
 
     def read_then_end(folder: Path) -> Any:
         frame = tracking_load(folder)
-        marker.touch()
+        marker.write_bytes(promised)
         return frame[~((frame["trajectory_id"] == ends.trajectory_id) & (frame["step"] == 60))]
 
     tracking_load = publisher.load_records
