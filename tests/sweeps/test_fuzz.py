@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import sweeps.spec
+from sweeps import border
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.cli import main
@@ -270,7 +271,7 @@ def test_a_hostile_command_line_is_one_line(tmp_path: Path, monkeypatch: pytest.
         codes.append(-1 if isinstance(done.exception, Launched) else done.exit_code)
         if codes[-1] == 2:
             assert len(done.stderr.splitlines()) == 1, (case, done.output)
-            assert len(done.stderr) <= MOST_CHARACTERS + 1, (case, done.stderr)
+            assert len(done.stderr) <= border.MAX_LINE + 1, (case, done.stderr)
             assert done.stdout == "", (case, done.stdout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "here.yaml"]
     assert {codes.count(code) > 10 for code in (-1, 0, 2)} == {True}
