@@ -145,7 +145,7 @@ def test_crashes_are_told_apart_and_retried_as_often_as_promised(outside: Path) 
     assert (outside / "run" / "ray.log").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_end_while_the_report_is_written_costs_the_report_alone(
     outside: Path, tiny_folder: Path, undisturbed: pd.DataFrame, number: signal.Signals
 ) -> None:
