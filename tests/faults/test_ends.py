@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -142,3 +143,27 @@ def test_crashes_are_told_apart_and_retried_as_often_as_promised(outside: Path) 
     assert not [line for line in lines if "Traceback" in line or line.startswith("ray::")]
     assert "Traceback" in (outside / "run" / "ray.log").read_text()
     assert (outside / "run" / "ray.log").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_end_while_the_report_is_written_costs_the_report_alone(
+    outside: Path, tiny_folder: Path, undisturbed: pd.DataFrame, number: signal.Signals
+) -> None:
+    run = outside / "run"
+    shutil.copytree(tiny_folder / "run", run)
+    (outside / "kills.yaml").write_text(STUDY)
+    (run / "report.html").unlink()
+    shutil.rmtree(run / "tables")
+    process = begin(outside)
+    wait(lambda: (run / "tables").exists() or process.poll() is not None)
+    process.send_signal(number)
+    assert process.wait(60) == (1 if number == signal.SIGTERM else -number)
+    wait(lambda: not family(process.pid))  # also what published to W&B
+    assert not (run / "report.html").exists()
+    log = (outside / "log").read_text()
+    assert "Traceback" not in log
+    assert ("interrupted" in log) == (number == signal.SIGTERM)
+    assert begin(outside).wait(120) == 0, (outside / "log").read_text()
+    assert "</html>" in (run / "report.html").read_text(encoding="utf-8")
+    assert {path.name for path in run.iterdir()} == {path.name for path in (tiny_folder / "run").iterdir()}
+    pd.testing.assert_frame_equal(load_records(run), undisturbed, check_exact=True)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import synthetic_run
+from benchmarks.synthetic_run import Size
+
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).parents[2]
+ROOMS = ("wa", "workloads", "sweeps", "analysis", "cluster")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,8 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
         *(path for path in (REPO / "workloads" / "data").rglob("*") if path.suffix != ".pyc" and path.is_file()),
         REPO / "workloads" / "targets.yaml",
         *(path for path in (REPO / "cluster").rglob("*") if path.suffix in {".yaml", ".sbatch"}),
-        *(path for path in (REPO / "analysis").iterdir() if path.suffix in {".html", ".py"}),
+        *(path for path in (REPO / "analysis").rglob("*") if path.suffix in {".html", ".yaml"}),
+        *(path for room in ROOMS for path in (REPO / room).rglob("*.py")),
         REPO / "wa" / "py.typed",
     ]
     missing = [str(path.relative_to(REPO)) for path in shipped if str(path.relative_to(REPO)) not in names]
@@ -44,26 +49,24 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 
-def test_the_installed_wheel_plans_the_quickstart_elsewhere(wheel: Path, tmp_path: Path) -> None:
-    target = tmp_path / "site"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(target),
-        str(wheel),
-    ]
+def test_the_installed_wheel_plans_and_reports_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    target, run = tmp_path / "site", synthetic_run.write(tmp_path / "run", Size(2, seeds=2, averages=4, evaluations=20))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)
     code = (
         "import wa, sweeps, workloads, analysis, cluster, sys; from sweeps.cli import main;"
         f"assert all(m.__file__.startswith({str(target)!r}) for m in (wa, sweeps, workloads, analysis, cluster));"
-        "main(['plan', 'sweeps/quickstart.yaml'])"
+        "main(sys.argv[1:])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "60 cells" in done.stdout
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-c", code, *words]
+        environment = {**os.environ, "PYTHONPATH": str(target)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "60 cells" in said("plan", "sweeps/quickstart.yaml")
+    said("report", "run")
+    assert "Does averaging reach the target in fewer steps?" in (run / "report.html").read_text(encoding="utf-8")
+    assert (run / "tables" / "ratios.csv").is_file()
