@@ -11,10 +11,7 @@ MARGINAL = (
     "wall seconds of training and of this one average up to the target, × devices ÷ 3600, without evaluation; of a run "
     "that misses, of all it trained."
 )
-TOTAL = (
-    "wall seconds of every attempt, start-up and evaluation included; one trial a cell is an estimate from the same "
-    "records."
-)
+TOTAL = "wall seconds of every attempt, start-up and evaluation included."
 
 
 def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:

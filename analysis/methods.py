@@ -17,10 +17,10 @@ from analysis.study import Study, counted
 
 FEW = 10  # below this many seeds the report says how few they are
 CROSSING = (
-    "The target is met at the first evaluation that is equal to it or better, the step linear in the metric between "
-    f"two evaluations; sustained asks for {HELD} evaluations in a row. A run that never meets it is right-censored and "
-    "imputed at its step budget T. Baseline: the last iterate of the same training, or of the best schedule. "
-    "Pre-specified: the setting nearest to what the study names as primary, on the longest schedule."
+    "The target is met at the first evaluation equal to it or better, the step linear in the metric between two; "
+    f"sustained: {HELD} in a row. A run that misses is right-censored and imputed at its step budget T. Baseline: the "
+    "last iterate of the same training, or of the best schedule. Pre-specified: the setting nearest to what the study "
+    "names as primary, on the longest schedule."
 )
 
 

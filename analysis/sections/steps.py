@@ -25,16 +25,18 @@ CAPTION = (
     "fewer steps. Hollow: a bound, as some run missed the target."
 )
 RULE = PAIRED
-_OF_EACH = ("steps_to_target", "ratio", "best_metric", "num_censored")
 SHOWN = (
     Shown(
         "settings",
         "Results on the reference schedule",
-        ("workload", "scheme_label", *_OF_EACH),
+        ("workload", "scheme_label", "steps_to_target", "ratio", "num_censored"),
         lambda frame: in_order(frame[frame["reference"]]),
     ),
 )
-SUMMARY = ("workload", "training_label", "scheme_label", "horizon_fraction", *_OF_EACH)  # on a terminal
+SUMMARY = (  # on a terminal
+    *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
+    *("best_metric", "num_censored"),
+)
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
