@@ -8,13 +8,10 @@ import pandas as pd
 from analysis.records import rows_of_cells
 
 MARGINAL = (
-    "wall seconds of training and of this one average up to the step at which the target is met, × devices ÷ 3600, "
-    "without evaluation; of a run that misses, of all it trained."
+    "wall seconds of training and of this one average up to the target, × devices ÷ 3600, without evaluation; of a run "
+    "that misses, of all it trained."
 )
-TOTAL = (
-    "wall seconds of every attempt, start-up and evaluation included; one trial a cell is an estimate from the same "
-    "records."
-)
+TOTAL = "wall seconds of every attempt, start-up and evaluation included."
 
 
 def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
+
+import pandas as pd
 
 from analysis.core import Core
 from analysis.resampling import RULE as INTERVALS
@@ -15,10 +17,10 @@ from analysis.study import Study, counted
 
 FEW = 10  # below this many seeds the report says how few they are
 CROSSING = (
-    "The target is met at the first evaluation that is equal to it or better, the step linear in the metric between "
-    f"two evaluations; sustained asks for {HELD} evaluations in a row. A run that never meets it is right-censored and "
-    "imputed at its step budget T. Baseline: the last iterate of the same training, or of the best schedule. "
-    "Pre-specified: the setting nearest to what the study names as primary, on the longest schedule."
+    "The target is met at the first evaluation equal to it or better, the step linear in the metric between two; "
+    f"sustained: {HELD} in a row. A run that misses is right-censored and imputed at its step budget T. Baseline: the "
+    "last iterate of the same training, or of the best schedule. Pre-specified: the setting nearest to what the study "
+    "names as primary, on the longest schedule."
 )
 
 
@@ -74,14 +76,20 @@ def facts(study: Study) -> list[tuple[str, str]]:
     return [(noun, number) for number, noun in told]
 
 
-def methods(core: Core, sections: Sequence[ModuleType]) -> list[tuple[str, str]]:
-    """Heading -> text, of what is shown."""
+def methods(
+    core: Core, sections: Sequence[ModuleType], frames: Mapping[str, pd.DataFrame] | None = None
+) -> list[tuple[str, str]]:
+    """Heading -> text, of what is shown. Args: frames: tables; a rule of one without rows is left out."""
     study = core.study
     told = [("Targets", " ".join(_targets(study)))]
     if not imported(study):
         told += [("Steps-to-target", CROSSING), ("Intervals", INTERVALS)]
-    told += [(section.TITLE, section.RULE) for section in sections if getattr(section, "RULE", "")]
-    return [*told, ("Where it ran", " ".join(_provenance(study)))]
+    told += [(section.TITLE, _rule(section.RULE, frames or {})) for section in sections]
+    return [*(one for one in told if one[1]), ("Where it ran", " ".join(_provenance(study)))]
+
+
+def _rule(rule: str | Mapping[str, str], frames: Mapping[str, pd.DataFrame]) -> str:
+    return rule if isinstance(rule, str) else " ".join(text for name, text in rule.items() if len(frames.get(name, ())))
 
 
 def _targets(study: Study) -> Iterator[str]:

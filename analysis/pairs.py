@@ -25,9 +25,8 @@ EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
 
 RULE = (
-    "A ratio is the average's steps-to-target over the baseline's of the same seed. Where only the average misses the "
-    "target it is a lower bound (≥), where only the baseline does an upper bound (≤); where both miss there is none, "
-    "and the pair is counted as such. No seed is dropped."
+    "A ratio is paired by seed. Where only the average misses the target it is a lower bound (≥), where only the "
+    "baseline does an upper bound (≤); where both miss there is none. No seed is dropped."
 )
 
 

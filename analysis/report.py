@@ -85,7 +85,8 @@ class Report:
         if most is not None and len(table) > most:
             table = table[table["reference"]]
         steps = sections.named("steps")
-        return table_format.table(steps.in_order(table), steps.SHOWN[0], {}, len(table))
+        shown = steps.SHOWN[0]._replace(columns=steps.SUMMARY)
+        return table_format.table(steps.in_order(table), shown, {}, len(table))
 
 
 def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
@@ -175,7 +176,9 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
         notices=list(methods.notices(report.core)),
         facts=methods.facts(report.core.study),
         sections=shown,
-        methods=methods.methods(report.core, [one for one in report.sections if sections.name(one) in names]),
+        methods=methods.methods(
+            report.core, [one for one in report.sections if sections.name(one) in names], report.frames
+        ),
         heights=heights,
         links=links,
         wandb=None,

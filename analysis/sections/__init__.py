@@ -1,8 +1,9 @@
 """The sections of a report, one file a question.
 
-A section has TITLE, CAPTION or `caption(…)` (what is seen) and RULE (how it is computed), `tables(core)`, and may have
-`chart(…)` and `sentences(…)`. Their parameters are names of frames: its own, another section's, `Core.frames`'s, or
-`look`, `study`, `unit` (of device-hours), `primary` (the pre-specified scheme and horizon).
+A section has TITLE, CAPTION or `caption(…)` (what is seen) and RULE (how it is computed, or name of a frame -> rule of
+what it holds), `tables(core)`, and may have `chart(…)` and `sentences(…)`. Their parameters are names of frames: its
+own, another section's, `Core.frames`'s, or `look`, `study`, `unit` (of device-hours), `primary` (the pre-specified
+scheme and horizon).
 A file put in this folder is a section; ORDER says where known ones stand, others follow.
 """
 

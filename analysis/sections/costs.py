@@ -69,8 +69,7 @@ def chart(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look, un
 def caption(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look) -> str:
     """Of the panels that are there."""
     shown = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(look.shown["setting"])]
-    bars = "A bar is the mean over seeds of what training and this one average cost up to the target; the number at it "
-    bars += "is the ratio to the baseline. Last panel: what"
+    bars = "A bar is the mean cost up to the target, the number at it the ratio to the baseline. Last panel: what"
     known = shown[["device_hours", "baseline_device_hours"]].notna().all(axis=1).any()
     return f"{bars if known else 'What'} the whole sweep paid, beside one trial a trajectory and one a cell."
 

@@ -22,13 +22,12 @@ from analysis.table_format import Column, Shown
 
 TITLE = "Final metric"
 CAPTION = (
-    "A dot is the mean over seeds of an average's final metric minus the last iterate's of the same run, its bar the "
-    "95 % interval; the line at 0 is no change."
+    "A dot is the mean over seeds of an average's final metric minus the last iterate's, its bar the 95 % interval; 0 "
+    "is no change."
 )
 RULE = (
-    "The final metric is that of the last step trained; runs that diverged or are unfinished have none. Differences "
-    "are paired by seed with the last iterate of the same schedule. An effect is excluded where the whole interval "
-    "lies within 1 % of the baseline's metric."
+    "The final metric is that of the last step; runs that diverged or are unfinished have none. Differences are paired "
+    "by seed with the last iterate. An effect is excluded where the whole interval lies within 1 % of its metric."
 )
 SHOWN = (
     Shown(

@@ -19,9 +19,9 @@ from analysis.study import SCHEME_NAMES, percent
 
 TITLE = "Averaging horizon"
 RULE = (
-    "Flat region: the horizons next to a scheme's best one whose 95 % interval covers the best ratio. The curve is a "
-    "least-squares parabola in the log horizon, or a cubic where the cubic term's interval leaves out 0; where a "
-    "fourth power's does, no curve is drawn, and the optimum is only bounded by the flat region's neighbours."
+    "Flat region: the horizons next to a scheme's best one whose 95 % interval covers the best ratio. Curve: a "
+    "least-squares parabola in the log horizon; a cubic where its term's interval leaves out 0; none where a fourth "
+    "power's does, and the optimum is only bounded."
 )
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,11 +65,11 @@ def chart(
 def caption(horizon_map: pd.DataFrame, flat_region: pd.DataFrame, horizon_curve: pd.DataFrame, look: Look) -> str:
     """Of the marks that are there."""
     mine = set(horizon_map.loc[horizon_map["training"].isin(look.shown["training"]), "training"])
-    text = "A dot is a horizon's ratio of steps, below 1: fewer than the baseline's; its bar is the 95 % interval."
+    text = "A dot is a horizon's ratio of steps, its bar the 95 % interval; below 1: fewer than the baseline."
     if len(horizon_curve[horizon_curve["training"].isin(mine)]):
         text += " The curve is the smooth fit with its band."
     if len(flat_region[flat_region["training"].isin(mine)]):
-        text += " A strip at the bottom spans the horizons that are not told from the best."
+        text += " A strip spans the horizons not told from the best."
     return text
 
 
@@ -89,6 +89,10 @@ def _flat(regions: pd.DataFrame, picked: pd.DataFrame) -> Iterator[str]:
     scheme = SCHEME_NAMES.get(str(mine["scheme"].iloc[0]), str(mine["scheme"].iloc[0]))
     horizon = percent(float(mine["horizon_fraction"].median()))
     inside = mine["horizon_fraction"].between(mine["flat_from"], mine["flat_to"])
+    if len(mine) > 1 and len(mine.drop_duplicates(["flat_from", "flat_to"])) == 1:
+        region = _region(mine["flat_from"].iloc[0], mine["flat_to"].iloc[0])
+        yield f"The flat region of {scheme} is {region} on all {len(mine)} workloads; {_inside(horizon, mine, inside)}."
+        return
     if len(mine) <= FEW:
         each = (f"{_region(row['flat_from'], row['flat_to'])} on {row['workload']}" for row in mine.to_dict("records"))
         yield f"The flat region of {scheme} is {', '.join(each)}; {_inside(horizon, mine, inside)}."
@@ -108,7 +112,7 @@ def _inside(horizon: str, mine: pd.DataFrame, inside: pd.Series) -> str:
         return f"the pre-specified {horizon} lies {'inside' if inside.all() else 'outside'}"
     outside = ", ".join(mine.loc[~inside, "workload"])
     number = f"all {len(mine)}" if inside.all() else f"{inside.sum()} of {len(mine)}"
-    return f"the pre-specified {horizon} lies inside on {number} workloads" + (
+    return f"the pre-specified {horizon} lies inside on {number}" + (
         f", outside on {outside}" if outside else ""
     )
 

@@ -47,10 +47,10 @@ def chart(median_curves: pd.DataFrame, study: Study, look: Look) -> alt.ConcatCh
 
 def caption(look: Look) -> str:
     """Of the lines that are there."""
-    text = "A thick line is the median over seeds of one setting, a thin one a seed"
+    text = "A thick line is a setting's median over seeds, a thin one a seed"
     text += "; the level line is the target." if look.shown["target"].notna().any() else "."
     text += " LAWA's lines are dashed." if (look.shown["scheme"] == "lawa").any() else ""
-    return f"{text} A click on the legend shows or hides a setting."
+    return text
 
 
 def _lines(mine: pd.DataFrame, seeds: pd.DataFrame, row: pd.Series, look: Look, pick: alt.Parameter) -> list[Any]:

@@ -24,9 +24,8 @@ CAPTION = (
     "saves. A small tick is the number without one workload, a hollow dot a bound."
 )
 RULE = (
-    f"{len(WAYS)} ways to pool, each with its rule in pooled.csv: they answer different questions. Intervals resample "
-    "workloads, and seeds within each, and speak of workloads like these; of fewer than three workloads seeds alone, "
-    "and they speak of these workloads."
+    f"{len(WAYS)} ways to pool, each with its rule in pooled.csv, answer different questions. Intervals that resample "
+    "workloads, and seeds within each, speak of workloads like these; of fewer than three only seeds are resampled."
 )
 
 
@@ -139,6 +138,8 @@ def sentences(pooled: pd.DataFrame, leave_one_out: pd.DataFrame, families: pd.Da
     if (AGAINST_BEST, scheme) in whole.index:
         best = whole.loc[(AGAINST_BEST, scheme)]
         said += f"; of the best non-averaged schedule's {_number(best)}: {_told(best)}"
+    if row["num_workloads"] < FEWEST:
+        return [f"{said}."]
     counts = families[families["versus"] == SAME].set_index("scheme")
     mine = counts.loc[scheme]
     alone = [f"{name} {_alone(mine)}" + (f", {words.chance(mine['by_luck'])}" if mine["num_fewer"] else "")]

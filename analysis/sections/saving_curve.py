@@ -20,14 +20,13 @@ from analysis.study import SCHEME_NAMES, Study, percent
 
 TITLE = "Saving curve"
 CAPTION = (
-    "The ratio at every target level, from easy (left) to the baseline's best; below 1 averaging needs fewer steps, or "
-    "device-hours, by the switch. Bands are 95 % intervals; a hollow point marks a level that some run misses."
+    "The ratio at every target level, from easy (left) to the baseline's best; below 1 averaging saves. Bands are 95 % "
+    "intervals; a hollow point marks a level that some run misses."
 )
 RULE = (
-    "Level q is the best metric that the median baseline has reached after a share q of its training. The curve is the "
-    "geometric mean over seeds, then workloads, of the average's steps to it over the baseline's; the band its "
-    "interval, level by level. Device-hours are those of training and of this one average. A level missed counts as a "
-    "target missed."
+    "Level q is the best metric that the median baseline has reached after a share q of its training; the curve is the "
+    "geometric mean over seeds, then workloads, of the steps to it over the baseline's, the band its interval, level "
+    "by level. A level missed counts as a target missed."
 )
 LEVELS = (0.5, 0.75, 0.9)  # an easy, a middling and a tight one
 WIDEST = 1.6  # a ratio up to which an axis makes room for bands

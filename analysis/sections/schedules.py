@@ -20,16 +20,15 @@ from analysis.study import SCHEME_NAMES, TRAINING, percent, training_axes
 
 TITLE = "Averaging and LR schedules"
 CAPTION = (
-    "Grey: baselines, each on its own schedule; the wide band: the best any of them has reached by a step. In colour: "
-    "averages of one run on the reference schedule, or where schedules decay to different ends the best of each."
+    "Grey: baselines, each on its own schedule; wide band: the best any of them has reached by a step. In colour: "
+    "averages on the reference schedule, or where schedules decay to different ends of each."
 )
-RULE = (
-    "Against a shorter schedule: the metric of an average of the full-length run at the step at which the shorter "
-    "schedule ends (linear between evaluations) minus the final metric of that schedule's baseline with the same seed. "
-    "Against decay: the final metric of a run minus that of the baseline whose schedule ends at the smallest share of "
-    "its peak LR. It replaces the decay where its whole interval lies above a loss of 1 % of that metric; not being "
-    "told from it is no proof."
-)
+RULE = {
+    "shorter_schedules": "The metric of the full-length run's average at the step where the shorter schedule ends "
+    "minus the final metric of that schedule's baseline with the same seed.",
+    "against_decayed": "Against decay: a run's final metric minus that of the most decayed baseline. It replaces the "
+    "decay where its whole interval lies above a loss of 1 % of that metric; not being told from it is no proof.",
+}
 MARGIN = 0.01  # of the decayed baseline's final metric: a smaller loss is no loss
 LENGTH = ["length_steps", "length_fraction", "warmup_steps", "lr_decay_steps", "evaluate_every_steps"]
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide

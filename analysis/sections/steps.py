@@ -28,13 +28,14 @@ RULE = PAIRED
 SHOWN = (
     Shown(
         "settings",
-        "Results by setting",
-        (
-            *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
-            *("best_metric", "num_censored"),
-        ),
+        "Results on the reference schedule",
+        ("workload", "scheme_label", "steps_to_target", "ratio", "num_censored"),
         lambda frame: in_order(frame[frame["reference"]]),
     ),
+)
+SUMMARY = (  # on a terminal
+    *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
+    *("best_metric", "num_censored"),
 )
 
 

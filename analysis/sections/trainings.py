@@ -21,14 +21,14 @@ from analysis.study import TITLES, counted, training_axes
 
 TITLE = "Across trainings"
 CAPTION = (
-    "Baseline and averages at every training of a workload. Dots: RMST (mean steps up to T) or the final metric, with "
-    "the 95 % interval; hollow where a seed missed the target. Ticks: seeds. Values far off lie off the axis."
+    "Dots: RMST (mean steps up to T) or the final metric at every training, with the 95 % interval; hollow where a "
+    "seed missed the target. Ticks: seeds. Far values lie off the axis."
 )
-RULE = (
-    "RMST: the mean over seeds of the steps up to the target or the budget T. Basin: how wide a range of peak LRs, in "
-    "octaves, meets the target, or needs at most 1.1 times the fewest steps of any LR; linear in log LR, seed by seed, "
-    "within the grid run."
-)
+RULE = {
+    "across_trainings": "RMST: the mean over seeds of the steps up to the target or the budget T.",
+    "basin": "Basin: how wide a range of peak LRs, in octaves, meets the target, or needs at most 1.1 times the fewest "
+    "steps of any LR; linear in log LR, seed by seed, within the grid run.",
+}
 NEAR_BEST = 1.1  # times a scheme's own smallest steps-to-target
 REACHES, NEAR = "reaches the target", "lies within 10 % of its own best"
 FEW = 6  # settings up to which all are shown at first

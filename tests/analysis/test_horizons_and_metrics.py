@@ -241,27 +241,30 @@ def test_without_auxiliary_metrics_there_is_no_table(make_run):
     assert found.test_metrics.empty
 
 
-def test_what_the_horizon_costs_is_told_with_its_verdict(make_run, average):
-    made = [average("ema", h, r) for h, r in ((0.005, 0.97), (0.01, 0.93), (0.02, 0.9), (0.04, 0.91), (0.08, 1.02))]
-    _, found = computed(make_run(lengths=[1.0], averages=made, seed_shift=0.02))
-    cost, optima, fit = found.report.words(horizon)
-    assert cost.startswith("EMA 1 %, pre-specified, takes 1.03")
-    assert "selected post hoc, over 2 workloads: a loss is shown on all 2." in cost
-    assert optima.startswith("The optima of EMA ")
-    assert fit.startswith("A parabola, the same on both sides, does not fit everywhere: ")
-    best = [average("ema", h, 0.9 + 0.1 * abs(np.log(h / 0.01))) for h in (0.005, 0.01, 0.02)]
-    _, found = computed(make_run(lengths=[1.0], averages=best))
-    assert found.report.words(horizon)[0] == (
-        "EMA 1 %, pre-specified, is itself the best horizon run on each of 2 workloads."
-    )
+def test_how_far_the_flat_region_reaches_and_whether_the_pre_specified_horizon_lies_inside():
+    picked = pd.DataFrame({"workload": list("abcd"), "scheme": "ema", "horizon_fraction": 0.01})
+    flat = pd.DataFrame({"workload": list("abcd"), "scheme": "ema", "training": range(4)})
+    flat["flat_from"], flat["flat_to"] = [0.005, 0.01, 0.02, 0.01], [0.02, 0.04, 0.04, 0.04]
+
+    def told(number):
+        return list(horizon._flat(flat.head(number), picked.head(number)))
+
+    assert told(0) == []
+    assert told(1) == ["The flat region of EMA is 0.5 % to 2 % on a; the pre-specified 1 % lies inside."]
+    assert told(3) == [
+        "The flat region of EMA is 0.5 % to 2 % on a, 1 % to 4 % on b, 2 % to 4 % on c; the pre-specified 1 % lies "
+        "inside on 2 of 3, outside on c."
+    ]
+    assert told(4)[0].startswith("Of the flat regions of EMA on 4 workloads: 2 % alone lies in all of them; ")
+    flat["flat_from"], flat["flat_to"] = 0.01, 0.04
+    assert told(4) == [
+        "The flat region of EMA is 1 % to 4 % on all 4 workloads; the pre-specified 1 % lies inside on all 4."
+    ]
+
+
+def test_one_horizon_has_nothing_to_be_told(make_run, average):
     _, found = computed(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)]))
     assert found.report.words(horizon) == []
-
-
-def test_a_lower_bound_of_the_pre_specified_horizon_shows_no_saving(make_run, average):
-    averages = [average("ema", 0.01, 1.4), average("ema", 0.04, 0.9)]  # 1.4 · 750 steps > 1,000: never met
-    _, found = computed(make_run(lengths=[1.0], averages=averages, spread=0.01))
-    assert "takes ≥ 1.48" in found.report.words(horizon)[0]
 
 
 def test_the_final_metric_is_told_by_workload_and_over_all(make_run, average):
@@ -279,7 +282,7 @@ def test_the_final_metric_is_told_by_workload_and_over_all(make_run, average):
 def test_a_caption_names_only_what_is_there(make_run, average):
     run = make_run(lengths=[1.0], seeds=[0], averages=[average("ema", h, 0.9) for h in (0.01, 0.02)])
     _, found = computed(run)
-    assert "curve" not in sections.call(horizon.caption, found.report.known)
+    assert "urve" not in sections.call(horizon.caption, found.report.known)
     assert "strip" not in sections.call(horizon.caption, found.report.known)
     bent = [average("ema", h, 0.9 + 0.05 * np.log(h / 0.02) ** 2) for h in (0.01, 0.02, 0.04)]
     _, found = computed(make_run(lengths=[1.0], averages=bent, seed_shift=0.02))

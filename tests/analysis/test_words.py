@@ -55,8 +55,9 @@ def test_the_seeds_that_would_decide_do_decide():
 
 
 def test_more_seeds_than_anyone_runs_are_not_numbered():
-    assert verdict(Interval(0.9999, 0.5, 2.0), 3).needed is None
-    assert words.needed(words.Verdict(UNDECIDED)) == "more than 1,000 seeds would decide"
+    assert verdict(Interval(0.9999, 0.5, 2.0), 3).needed == words.MOST + 1
+    assert words.needed(words.Verdict(UNDECIDED, words.MOST + 1)) == "more than 1,000 seeds would decide"
+    assert words.needed(words.Verdict(UNDECIDED)) == "there is no interval"
     assert words.needed(words.Verdict(UNDECIDED, 12), "workloads") == "about 12 workloads would decide"
     assert words.needed(words.Verdict(SHOWN)) == ""
 
