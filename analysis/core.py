@@ -76,7 +76,9 @@ class Core:
 
     @cached_property
     def settings(self) -> pd.DataFrame:
-        return settings(self.cells, self.steps, self.ratios, self.general)
+        """`settings`, and whether each is of the reference training."""
+        table = settings(self.cells, self.steps, self.ratios, self.general)
+        return table.assign(reference=table["training"].isin(list(self.reference.values())))
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Tables that several sections read, by the name of their CSV file."""

@@ -8,12 +8,12 @@ import pandas as pd
 from analysis.records import rows_of_cells
 
 MARGINAL = (
-    "wall seconds of training (data included) and of this one average up to the interpolated step at which the target "
-    "is met, × devices ÷ 3600, evaluation left out; a run that misses pays for all it trained, a lower bound."
+    "wall seconds of training and of this one average up to the step at which the target is met, × devices ÷ 3600, "
+    "without evaluation; of a run that misses, of all it trained."
 )
 TOTAL = (
-    "wall seconds of every attempt at every trajectory, start-up and evaluation included, × devices ÷ 3600. One trial "
-    "a cell is an estimate from the same records: training once a cell."
+    "wall seconds of every attempt, start-up and evaluation included; one trial a cell is an estimate from the same "
+    "records."
 )
 
 

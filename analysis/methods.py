@@ -15,12 +15,10 @@ from analysis.study import Study, counted
 
 FEW = 10  # below this many seeds the report says how few they are
 CROSSING = (
-    "The target is met at the first evaluation whose validation metric is equal to it or better: known only within one "
-    "evaluation interval, the point value linear in the metric between its ends. Sustained asks for "
-    f"{HELD} evaluations in a row. A run that never meets it is right-censored and imputed at its step budget T, or at "
-    "its last step where it stopped before. Ratios are paired by seed; no seed is dropped. Baseline: the last iterate "
-    "of the same training, or of the best schedule. Pre-specified: the setting that the study names as primary, or the "
-    "one nearest to it on the reference schedule, the longest."
+    "The target is met at the first evaluation that is equal to it or better, the step linear in the metric between "
+    f"two evaluations; sustained asks for {HELD} evaluations in a row. A run that never meets it is right-censored and "
+    "imputed at its step budget T. Baseline: the last iterate of the same training, or of the best schedule. "
+    "Pre-specified: the setting nearest to what the study names as primary, on the longest schedule."
 )
 
 
@@ -47,18 +45,21 @@ def notices(core: Core) -> Iterator[str]:
         )
     diverged = cells.loc[cells["state"] == "diverged", "trajectory_id"].nunique()
     if diverged:
-        yield f"{counted(diverged, 'trajectory')} diverged and count as missing a target not met before."
+        yield f"{counted(diverged, 'trajectory')} diverged: a target not met before counts as missed."
     untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted:
         yield f"No target for {', '.join(untargeted)}: wa calibrate computes one by rule."
     seeds = int(cells.groupby("workload")["seed"].nunique().min()) if len(cells) else 0
+    few = []
     if seeds == 1:
-        yield "One seed: nothing here has an interval, and a difference may be luck."
+        few.append("One seed: nothing here has an interval, and a difference may be luck.")
     elif 1 < seeds < FEW:
         factor = small_sample_factor(seeds, seeds - 1)
-        yield f"{seeds} seeds: intervals are widened for so few ({factor:.2g} times for one workload)."
+        few.append(f"{seeds} seeds: intervals are widened for so few ({factor:.2g} times for one workload).")
     if set(cells["preset"]) == {"mini"}:
-        yield "Mini workloads: small models on small real data; sizes of effects need not carry over."
+        few.append("Mini workloads: small models on small real data; sizes of effects need not carry over.")
+    if few:
+        yield " ".join(few)
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
@@ -84,13 +85,17 @@ def methods(core: Core, sections: Sequence[ModuleType]) -> list[tuple[str, str]]
 
 
 def _targets(study: Study) -> Iterator[str]:
+    by_rule: dict[str, list[str]] = {}
     for workload, target in sorted((study.plan.get("targets") or {}).items()):
         if not target:
             yield f"{workload}: none."
             continue
         side = "at least" if target["higher_is_better"] else "at most"
         seeds = f" (seeds {_list(target['seeds'])})" if target.get("seeds") else ""
-        yield f"{workload}: {target['metric']} {side} {target['value']:.6g}; {target.get('rule')}{seeds}."
+        told = by_rule.setdefault(f"{target.get('rule') or 'given by the study'}{seeds}", [])
+        told.append(f"{workload}: {target['metric']} {side} {target['value']:.6g}")
+    for rule, targets in by_rule.items():
+        yield f"{', '.join(targets)}; {rule}."
 
 
 def _provenance(study: Study) -> Iterator[str]:

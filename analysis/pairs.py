@@ -25,10 +25,9 @@ EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
 
 RULE = (
-    "Ratios are paired by seed: steps-to-target of the average over steps-to-target of the baseline with the same "
-    "seed. A run that misses the target is counted at its step budget, or at its last step where it stopped before "
-    "that: where only the average misses, the ratio is a lower bound (≥); where only the baseline misses, an upper "
-    "bound (≤); where both miss there is no ratio, and the pair is counted and shown as such. No seed is dropped."
+    "A ratio is the average's steps-to-target over the baseline's of the same seed. Where only the average misses the "
+    "target it is a lower bound (≥), where only the baseline does an upper bound (≤); where both miss there is none, "
+    "and the pair is counted as such. No seed is dropped."
 )
 
 

@@ -99,7 +99,10 @@ def _answer(core: Core, overall: Choice, primary: Choice) -> Iterator[str]:
             yield _flatness(overall)
     else:
         yield why
-        yield from _closest(core)
+        if primary.setting and not np.isnan(primary.ratio.value):
+            yield _pre_specified(core, primary)
+        if len(core.records):
+            yield from _closest(core)
     final = _final(core) if asked == "final_metric" or core.cells["target"].isna().all() else None
     if final:
         yield final
@@ -113,7 +116,7 @@ def _selected(core: Core, one: Choice) -> str:
     if np.isnan(one.expected.value):
         return (
             f"Of {many} settings {one.setting} has the smallest ratio, {_number(one, one.ratio)} {steps}; one seed "
-            f"cannot both select and measure, so nothing is decided ({where})."
+            f"with a ratio cannot both select and measure, so nothing is decided ({where.partition(';')[0]})."
         )
     if one.verdict == words.SHOWN and one.expected.high < 1:
         return (
@@ -123,7 +126,7 @@ def _selected(core: Core, one: Choice) -> str:
     lead = {words.UNDECIDED: "Undecided", words.SHOWN: "No average helps"}.get(
         one.verdict, f"No saving of more than {percent(words.MARGIN)}"
     )
-    verdict = _verdict(one, one.expected, core)
+    verdict = _verdict(one, one.expected, core).removeprefix("undecided; ")
     return f"{lead}: the best of {many} settings, {one.setting}, takes {number} {steps} {fair}: {verdict} ({where})."
 
 
@@ -133,9 +136,10 @@ def _pre_specified(core: Core, one: Choice) -> str:
     if not one.setting or np.isnan(one.ratio.value):
         return f"The pre-specified setting, {name}, {'has no ratio' if one.num_pairs else 'was not run'}."
     best = "" if one.own == one.ratio else f"; of the best schedule's, {_number(one, one.ratio)}"
+    own = sign(one.own_bound) + with_interval(one.own)
     return (
-        f"The pre-specified setting, {one.setting}, takes {_number(one, one.own)} of the last iterate's steps on its "
-        f"own schedule: {_verdict(one, one.own, core)}{best}."
+        f"The pre-specified setting, {one.setting}, takes {own} of the last iterate's steps on its own schedule: "
+        f"{_verdict(one, one.own, core)}{best}."
     )
 
 
@@ -198,7 +202,8 @@ def _whose(core: Core) -> str:
     seeds = core.cells.groupby("workload")["seed"].nunique()
     each = f"{counted(int(seeds.min()), 'seed')}{' each' if len(seeds) > 1 else ''}"
     resampled = "workloads and seeds" if len(seeds) >= FEWEST else "seeds"
-    return f"{counted(len(seeds), 'workload')}, {each}; 95 % over {resampled}"
+    whose = f"; 95 % over {resampled}" if seeds.min() > 1 else ""
+    return f"{counted(len(seeds), 'workload')}, {each}{whose}"
 
 
 def _why_not(core: Core, one: Choice) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import figure_files, latex, methods, output, page, recommend, report_index, sections, table_format
+from analysis.algoperf_score import read_evaluations
 from analysis.chart import look
 from analysis.core import Core, core
 from analysis.run_files import BadRun
@@ -82,9 +83,9 @@ class Report:
         """The result table for a terminal: one row a setting; of more than `most` the reference schedules alone."""
         table = self.core.settings
         if most is not None and len(table) > most:
-            table = table[table["training"].isin(list(self.core.reference.values()))]
+            table = table[table["reference"]]
         steps = sections.named("steps")
-        return table_format.table(steps.in_order(table), steps.SHOWN[0], steps.COLUMNS, len(table))
+        return table_format.table(steps.in_order(table), steps.SHOWN[0], {}, len(table))
 
 
 def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
@@ -95,7 +96,7 @@ def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
     """
     made = [Report(study, Path(run)) for study in read_each(run)]
     for one in made if baseline is not None else []:
-        known = sorted(set(one.core.cells["optimizer"])) if "imported" in one.core.study.plan else []
+        known = sorted(set(read_evaluations(Path(run))["submission"])) if "imported" in one.core.study.plan else []
         if baseline not in known:
             allowed = ", ".join(known) or "none: only imported logs have submissions"
             raise BadRun(f"{run}: no submission {baseline!r} to be the baseline; allowed: {allowed}")

@@ -27,10 +27,9 @@ ROUNDING = 1e-9  # values that differ by a smaller share of themselves are equal
 Z = float(norm.ppf((1 + LEVEL) / 2))
 
 RULE = (
-    "Intervals: nonparametric bootstrap over seeds, 10,000 resamples with a fixed seed, percentile, widened by "
-    "√(n/(n−1))·t/z for n seeds (Hesterberg 2015); over three workloads or more workloads are resampled too. None is "
-    "narrower than the evaluation grid leaves it: a crossing is known within one evaluation interval, and seeds whose "
-    "ratios are closer than that share the error, however many they are. One seed has no interval."
+    "Nonparametric bootstrap over seeds, over three workloads or more over workloads too; 10,000 resamples, a fixed "
+    "seed, percentile, widened by √(n/(n−1))·t/z for n seeds (Hesterberg 2015). No interval is narrower than the "
+    "evaluation grid leaves it: a crossing is known within one evaluation interval. One seed has no interval."
 )
 
 

@@ -160,6 +160,7 @@ class _Records(_Block):
 
 class _Plan(_Study):
     id: _Name | None = None  # of imported logs: none
+    baseline: str | None = None  # of imported logs: a submission
     studies: list[_Study]
     trajectories: list[_Trajectory]
     versions: dict[str, str]

@@ -23,7 +23,6 @@ from analysis.resampling import (
     interval,
     pooled_floor,
     resample_workloads,
-    weighted_means,
     widening,
 )
 from analysis.steps_to_target import curves, first_crossings, grid_sd, least_steps, running_best
@@ -253,7 +252,7 @@ def _on(shares: Floats, curve: Curve, matrix: Floats) -> Floats:
 
 def _pooled(logs: list[Floats], grids: list[Floats]) -> Floats:
     """Args: logs, grids: (seeds, levels) a workload. Returns: (5, levels): the mean, its ends over both, over seeds."""
-    means = np.stack([weighted_means(np.full((1, len(part)), 1 / len(part)), part)[0] for part in logs])
+    means = np.stack([_mean(part, 0) for part in logs])
     known = ~np.isnan(means)
     sizes = np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1).tolist()
     narrow = np.array([widening(*(size for size in column if size)) for column in sizes])

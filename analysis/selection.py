@@ -46,6 +46,7 @@ class Choice:
     corrected: Interval = UNKNOWN
     expected: Interval = UNKNOWN
     own: Interval = UNKNOWN
+    own_bound: str = "none"
     flat: tuple[float, float] | None = None
     num_pairs: int = 0
     missed: int = 0
@@ -94,8 +95,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
         return Choice(where, "no ratio", num_settings=num_settings, **_count(pairs))
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
-    ratio, expected = found.ratio, _held_out(pairs)
-    corrected = for_all(ratio, num_settings, _degrees(mine))
+    expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
     seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
@@ -111,23 +111,29 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
     first = mine.iloc[0]
     own = every[(every["versus"] == "same schedule") & every["setting"].isin(mine["setting"])]
     decays = mine["lr_decay"].dropna().astype(float)
-    ratio = over_workloads(mine)
-    word = words.verdict(ratio, num_units(mine))
+    ratio, bound = over_workloads(mine), overall_bound(mine["bound"])
+    word = words.verdict(ratio, num_units(mine), bound=bound)
     verdict = "no ratio" if np.isnan(ratio.value) else word.word
     return Choice(
         where, verdict, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
         float(mine["horizon_fraction"].median()), (float(decays.min()), float(decays.max())) if len(decays) else None,
-        num_settings=1, ratio=ratio, bound=overall_bound(mine["bound"]), own=over_workloads(own), **_count(mine),
+        num_settings=1, ratio=ratio, bound=bound, own=over_workloads(own), own_bound=overall_bound(own["bound"]),
+        **_count(mine),
     )  # fmt: skip
 
 
 def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
-    """The setting that the study names as primary, on the reference schedule of each workload."""
+    """The setting that the study names as primary, on the reference schedule of each workload; the verdict is on its
+    ratio to that schedule's last iterate.
+    """
     mine = core.chosen[core.chosen["near"] & (core.chosen["scheme"] == core.primary[0])]
     rows = pairs[pairs["setting"].isin(mine["setting"])]
     if not (rows["versus"] == "best baseline").any():
         return Choice(EVERYWHERE, "no ratio")
-    return _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
+    found = _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
+    own = rows[rows["versus"] == "same schedule"]
+    word = words.verdict(found.own, num_units(own) if len(own) else 0, bound=found.own_bound)
+    return replace(found, verdict=word.word, needed=word.needed)
 
 
 def _allowed(pairs: pd.DataFrame) -> pd.Series:
@@ -168,6 +174,21 @@ def num_units(pairs: pd.DataFrame) -> int:
 def _degrees(pairs: pd.DataFrame) -> int:
     seeds = pairs[pairs["value"].notna()].groupby("workload")["seed"].nunique()
     return len(seeds) - 1 if len(seeds) >= FEWEST else int((seeds - 1).sum())
+
+
+def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
+    """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
+    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
+    one, other = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
+    return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
+
+
+def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
+    """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
+    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
+    both = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
+    low, high = (float(of(*(one[end] for one in both))) for of, end in ((np.fmin, 1), (np.fmax, 2)))
+    return Interval(whole.value, low, high)
 
 
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:

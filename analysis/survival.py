@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.resampling import bootstrap_groups
+from analysis.steps_to_target import grid_sd
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +91,8 @@ def restricted_means(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     done = observed[~observed["setting"].isin(table.loc[table["num_unfinished"] > 0, "setting"])]
     place = done["setting"].map(pd.Series(table.index, index=table["setting"])).to_numpy(dtype=np.int64)
     counted = done["point"].where(done["status"] == "met", done["step_budget"]).to_numpy(dtype=np.float64)
-    ends = bootstrap_groups(counted, place, len(table))
+    grid = grid_sd(done["lower"], done["upper"])
+    ends = bootstrap_groups(counted, place, len(table), grid=grid)
     table["restricted_mean_low"], table["restricted_mean_high"] = ends[1], ends[2]
     table["budget_share"] = table["restricted_mean"] / table["step_budget"]
     return table[MEANS]

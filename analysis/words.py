@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom, t
 
 from analysis.pairs import AT_LEAST, AT_MOST, EXACT, sign
@@ -20,10 +23,11 @@ from analysis.study import percent
 SHOWN, EXCLUDED, UNDECIDED = "shown", "excluded", "undecided"
 MARGIN = 0.01  # of steps: a change by less than 1 % is no effect worth having
 MOST = 1000  # seeds, beyond which no number is given
+_EXCLUDED = f"a change of over {percent(MARGIN)} is excluded"
 
 
 class Verdict(NamedTuple):
-    """needed: how many seeds would decide; None where it is decided, cannot be told, or is above MOST."""
+    """needed: how many seeds would decide, MOST + 1 for more than MOST; None where it is decided or cannot be told."""
 
     word: str
     needed: int | None = None
@@ -51,12 +55,11 @@ def verdict(
     inside = math.log1p(margin) if logs else margin
     if max(abs(low), abs(high)) <= inside:
         return Verdict(EXCLUDED)
-    half = max(high - value, value - low)
-    for more in range(max(n, 2) + 1, MOST + 1):
-        width = half * _shrinks(n, more)
-        if width < abs(value) or abs(value) + width <= inside:
-            return Verdict(UNDECIDED, more)
-    return Verdict(UNDECIDED)
+    n, widths = min(max(n, 2), MOST), _widths()
+    width = max(high - value, value - low) * widths / widths[n]
+    decides = (width < abs(value)) | (abs(value) + width <= inside)
+    more = np.flatnonzero(decides[n + 1 :])
+    return Verdict(UNDECIDED, n + 1 + int(more[0]) if len(more) else MOST + 1)
 
 
 def side(row: Any, name: str, n: int) -> str | None:
@@ -70,45 +73,61 @@ def side(row: Any, name: str, n: int) -> str | None:
     return ("fewer" if interval.high < 1 else "more") if word == SHOWN else word
 
 
-def _shrinks(n: int, more: int) -> float:
-    """By what an interval over n values narrows with more of them: t(m)/√m ÷ t(n)/√n."""
-    return float(t.ppf(0.975, more - 1) / math.sqrt(more) / (t.ppf(0.975, max(n, 2) - 1) / math.sqrt(max(n, 2))))
+@cache
+def _widths() -> NDArray[np.float64]:
+    """How wide an interval over m values is, in their standard deviations: t(m)/√m, for m up to MOST."""
+    m = np.arange(MOST + 1, dtype=float)
+    widths = np.full(MOST + 1, np.inf)
+    widths[2:] = t.ppf(0.975, m[2:] - 1) / np.sqrt(m[2:])
+    return widths
 
 
 def needed(found: Verdict, what: str = "seeds") -> str:
     """'about 12 seeds would decide'; empty where it is decided."""
     if found.word != UNDECIDED:
         return ""
-    return f"about {found.needed} {what} would decide" if found.needed else f"more than {MOST:,} {what} would decide"
+    if found.needed is None:
+        return "there is no interval"
+    return f"{_about(found.needed)} {what} would decide"
+
+
+def _about(number: int) -> str:
+    return f"more than {MOST:,}" if number > MOST else f"about {number}"
 
 
 def tally(found: Sequence[tuple[str, float, Verdict]], below: str, above: str) -> str:
-    """'a saving is shown on 2 (a, b); a change of over 1 % is excluded on 1 (c); 1 undecided, …'.
+    """'a saving is shown on 2 (a, b); a change of over 1 % is excluded on 1 (c); 1 undecided, …'; of one workload
+    'a saving is shown on lm'.
 
     Args: found: a name, by how much it lies above no effect, its verdict. below, above: what is shown on either side.
     """
+    if len(found) == 1:
+        name, side, one = found[0]
+        text = {SHOWN: f"{below if side < 0 else above} is shown", UNDECIDED: UNDECIDED}.get(one.word, _EXCLUDED)
+        return f"{text} on {name}" + (f" ({needed(one)})" if one.word == UNDECIDED else "")
     fewer = [name for name, side, one in found if one.word == SHOWN and side < 0]
     more = [name for name, side, one in found if one.word == SHOWN and side > 0]
     excluded = [name for name, _, one in found if one.word == EXCLUDED]
-    open_ = [f"{name} ({one.needed or f'> {MOST:,}'})" for name, _, one in found if one.word == UNDECIDED]
+    open_ = [(name, one.needed) for name, _, one in found if one.word == UNDECIDED]
     parts = [f"{below} is shown on {_listed(fewer, len(found))}"] if fewer or not more else []
     parts += [f"{above} is shown on {_listed(more, len(found))}"] if more else []
-    parts += [f"a change of over {percent(MARGIN)} is excluded on {_listed(excluded, len(found))}"] if excluded else []
-    parts += [f"{len(open_)} undecided, with the seeds that would decide: {', '.join(open_)}"] if open_ else []
+    parts += [f"{_EXCLUDED} on {_listed(excluded, len(found))}"] if excluded else []
+    each = ", ".join(f"{name} ({_about(number) if number else 'no interval'})" for name, number in open_)
+    parts += [f"{len(open_)} undecided, with the seeds that would decide: {each}"] if open_ else []
     return "; ".join(parts)
 
 
 def _listed(names: Sequence[str], total: int) -> str:
-    if len(names) == total > 1:
+    if len(names) == total:
         return f"all {total}"
-    return f"{len(names)} ({', '.join(names)})" if names else "0"
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 def phrase(found: Verdict, what: str = "seeds") -> str:
     """'an effect is shown', 'a change of over 1 % is excluded', 'undecided; about 12 seeds would decide'."""
     if found.word == UNDECIDED:
         return f"{UNDECIDED}; {needed(found, what)}"
-    return "an effect is shown" if found.word == SHOWN else f"a change of over {percent(MARGIN)} is excluded"
+    return "an effect is shown" if found.word == SHOWN else _EXCLUDED
 
 
 def told(found: Verdict, ratio: float, what: str = "seeds") -> str:
@@ -116,7 +135,7 @@ def told(found: Verdict, ratio: float, what: str = "seeds") -> str:
     if found.word == SHOWN:
         return "a saving is shown" if ratio < 1 else "a loss is shown"
     if found.word == EXCLUDED:
-        return f"a change of more than {percent(MARGIN)} is excluded"
+        return _EXCLUDED
     return f"undecided, {needed(found, what)}"
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analysis.records import CELLS, RECORDS, TRIALS
+from analysis.schema import FORMAT
 from sweeps.durable import write_table
 
 HORIZONS = np.round(np.geomspace(0.001, 0.3, 25), 5)  # shares of the step budget
@@ -56,7 +57,8 @@ def write(folder: Path, size: Size, seed: int = 0) -> Path:
                 rng = np.random.default_rng([seed, workload, training, run_seed])
                 write_table(folder / "records" / f"{name}.parquet", _records(size, mine, rng))
                 cells += mine
-                trajectories.append({"trajectory_id": name, "cells": [cell["cell_id"] for cell in mine]})
+                made = {"trajectory_id": name, "name": name, "expected_seconds": None}
+                trajectories.append(made | {"cells": [cell["cell_id"] for cell in mine]})
     write_table(folder / "cells.parquet", pa.Table.from_pylist(cells, schema=CELLS))
     trials = [_trial(one["trajectory_id"]) for one in trajectories]
     write_table(folder / "trials.parquet", pa.Table.from_pylist(trials, schema=TRIALS))
@@ -70,7 +72,7 @@ def _id(*parts: object) -> str:
 
 
 def _target(workload: int) -> float:
-    return 1.08 + 0.01 * workload  # what raw weights reach after 75 to 85 % of the budget
+    return 1.08 + 0.01 * workload  # what the last iterate reaches after 75 to 85 % of the budget
 
 
 def _cell(size: Size, trajectory: str, workload: int, training: int, seed: int, average: int) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def _plan(size: Size, cells: list[dict[str, Any]], trajectories: list[dict[str, 
         "cells": [cell["cell_id"] for cell in cells],
         "targets": {name: _target_entry(workload) for workload, name in enumerate(names)},
     }
-    return head | {"created": "", "versions": {}, "trajectories": trajectories, "studies": [head]}
+    return head | {"format": FORMAT, "created": "", "versions": {}, "trajectories": trajectories, "studies": [head]}
 
 
 def _target_entry(workload: int) -> dict[str, Any]:

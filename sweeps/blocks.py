@@ -211,11 +211,15 @@ def bad_key(key: str, said: str) -> PydanticCustomError:
 
 
 class Block(BaseModel):
-    """A mapping of known keys; `renamed`: keys that a study may no longer use -> what they are called."""
+    """A mapping of known keys; `renamed`: keys that a study may no longer use -> what they are called.
+
+    elsewhere: keys that are said in another place -> where.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     example: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -226,7 +230,9 @@ class Block(BaseModel):
             if key in cls.renamed:
                 raise bad_key(key, f"is called `{cls.renamed[key]}` now; write `{cls.renamed[key]}: …`")
             if key not in cls.model_fields:
-                raise bad_key(shown(key)[1:-1], f"unknown key{among(key, cls.model_fields)}")
+                raise bad_key(
+                    shown(key)[1:-1], f"{cls.elsewhere.get(key, 'unknown key')}{among(key, cls.model_fields)}"
+                )
             if value is None:
                 raise bad_key(key, "is empty; give a value or leave the key out")
         for key, field in cls.model_fields.items():
@@ -264,6 +270,7 @@ class OwnTrainingBlock(Block):
     """How a step is computed: what a workload may say itself."""
 
     example = "precision: bf16"
+    elsewhere = {"batch_size": "its attribute `batch_size` says it"}
     precision: Axis[Precision] = option("fp32", "of the forward pass: fp32 or bf16")
     compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = option(
         False, "true, false or a backend of torch.compile"

@@ -69,11 +69,7 @@ def _same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def constants(workload: Workload, name: str, preset: str) -> str:
-    for key in ("step_budget", "batch_size"):
-        value = getattr(workload, key)
-        hold(type(value) is int and value >= 1, f"{key} is {value!r}; make it an int ≥ 1")
-    hold(isinstance(workload.metric, str) and bool(workload.metric), "metric must name the target metric: a str")
-    hold(isinstance(workload.higher_is_better, bool), "higher_is_better must be True or False")
+    """What loading has not looked at (workloads/attributes.py)."""
     for key in ("step_seconds", "eval_seconds"):
         value = getattr(workload, key, 1.0)
         hold(

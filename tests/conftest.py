@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: a user's workload outside the repo, a stand-in for the W&B server."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables have the width they have off a terminal, whatever runs the tests."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose charts are made and checked against their schema, and not drawn, which takes seconds."""
+    from analysis import figure_files
+
+    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
+        json.dumps(chart, allow_nan=False)
+        return 100
+
+    monkeypatch.setattr(figure_files, "write", draw)
+    monkeypatch.setattr(figure_files, "bundle", lambda: "")

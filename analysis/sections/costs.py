@@ -17,10 +17,6 @@ from analysis.resampling import with_interval
 from analysis.study import SCHEME_NAMES, Study, counted
 
 TITLE = "Device-hours, marginal and total"
-CAPTION = (
-    "A bar is the mean over seeds of what training and this one average cost up to the target; the number at it is the "
-    "ratio to the baseline. Last panel: what the whole sweep paid, beside one trial a trajectory and one a cell."
-)
 RULE = f"Marginal: {MARGINAL} Total: {TOTAL}"
 PARTS = {"all": "#808080", "training": "#5f7fe0", "averaging": "#d1477a", "evaluation": "#b08a00"}
 
@@ -68,6 +64,15 @@ def chart(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look, un
         parts.append(_total(sweep_device_hours[sweep_device_hours["device_hours"] > 0], unit))
     made = charts.grid(parts)
     return None if made is None else made.resolve_scale(color="independent")
+
+
+def caption(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look) -> str:
+    """Of the panels that are there."""
+    shown = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(look.shown["setting"])]
+    bars = "A bar is the mean over seeds of what training and this one average cost up to the target; the number at it "
+    bars += "is the ratio to the baseline. Last panel: what"
+    known = shown[["device_hours", "baseline_device_hours"]].notna().all(axis=1).any()
+    return f"{bars if known else 'What'} the whole sweep paid, beside one trial a trajectory and one a cell."
 
 
 def _marginal(mine: pd.DataFrame, workload: str, look: Look, unit: str) -> Any:

@@ -17,10 +17,6 @@ MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else those of the pre-specified settings alone
 
 TITLE = "Learning curves"
-CAPTION = (
-    "A thick line is the median over seeds of one setting, a thin one a seed; the level line is the target. LAWA's "
-    "lines are dashed. A click on the legend shows or hides a setting."
-)
 RULE = ""
 
 
@@ -47,6 +43,14 @@ def chart(median_curves: pd.DataFrame, study: Study, look: Look) -> alt.ConcatCh
             layers += charts.target_line(float(row["target"]))
         parts.append(charts.titled(alt.layer(*layers), workload))
     return charts.grid(parts)
+
+
+def caption(look: Look) -> str:
+    """Of the lines that are there."""
+    text = "A thick line is the median over seeds of one setting, a thin one a seed"
+    text += "; the level line is the target." if look.shown["target"].notna().any() else "."
+    text += " LAWA's lines are dashed." if (look.shown["scheme"] == "lawa").any() else ""
+    return f"{text} A click on the legend shows or hides a setting."
 
 
 def _lines(mine: pd.DataFrame, seeds: pd.DataFrame, row: pd.Series, look: Look, pick: alt.Parameter) -> list[Any]:

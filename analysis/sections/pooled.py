@@ -16,7 +16,6 @@ from analysis.pairs import EXACT, sign
 from analysis.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
 from analysis.resampling import FEWEST, Interval, with_interval
 from analysis.study import SCHEME_NAMES
-from analysis.table_format import Column, Shown
 
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
 TITLE = "Over all workloads"
@@ -25,26 +24,10 @@ CAPTION = (
     "saves. A small tick is the number without one workload, a hollow dot a bound."
 )
 RULE = (
-    f"{len(WAYS)} ways to pool, each with its accounting rule (in pooled.csv): they answer different questions and "
-    "differ on the same data. Intervals resample workloads, and seeds within each: they speak of workloads like these; "
-    "for fewer than three workloads seeds alone are resampled, and they speak of these workloads. None is narrower "
-    "than the evaluation grid leaves it."
+    f"{len(WAYS)} ways to pool, each with its rule in pooled.csv: they answer different questions. Intervals resample "
+    "workloads, and seeds within each, and speak of workloads like these; of fewer than three workloads seeds alone, "
+    "and they speak of these workloads."
 )
-SHOWN = (
-    Shown(
-        "pooled",
-        "Over workloads, pre-specified setting",
-        ("versus", "scheme", "statistic", "value", "num_missed"),
-        lambda frame: frame[
-            (frame["horizon"] == FIXED) & frame["statistic"].isin(FRONT[:2]) & (frame["num_workloads"] > 1)
-        ],
-    ),
-)
-COLUMNS = {
-    "scheme": Column("scheme", lambda row: SCHEME_NAMES.get(row["scheme"], row["scheme"])),
-    "value": Column("average ÷ baseline", lambda row: _number(row, ".3f")),
-    "num_missed": Column("pairs with a miss", lambda row: f"{row['num_missed']}/{row['num_pairs']}"),
-}
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:

@@ -24,10 +24,10 @@ CAPTION = (
     "device-hours, by the switch. Bands are 95 % intervals; a hollow point marks a level that some run misses."
 )
 RULE = (
-    "Level q is the metric that the baseline, its running best at the median over seeds, has reached after a share "
-    "q of its training. At each level, for each seed, the steps of the average are divided by the baseline's; the "
-    "curve is the geometric mean over seeds, then workloads, the band its interval, level by level. Device-hours are "
-    "those of training and of this one average up to the interpolated step. Missed levels count as a missed target."
+    "Level q is the best metric that the median baseline has reached after a share q of its training. The curve is the "
+    "geometric mean over seeds, then workloads, of the average's steps to it over the baseline's; the band its "
+    "interval, level by level. Device-hours are those of training and of this one average. A level missed counts as a "
+    "target missed."
 )
 LEVELS = (0.5, 0.75, 0.9)  # an easy, a middling and a tight one
 WIDEST = 1.6  # a ratio up to which an axis makes room for bands

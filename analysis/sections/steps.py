@@ -16,13 +16,13 @@ from analysis.pairs import RULE as PAIRED
 from analysis.pairs import leading, over_workloads, overall_bound, sign
 from analysis.resampling import of_row, with_interval
 from analysis.steps_to_target import HELD
-from analysis.study import SCHEME_NAMES, counted
-from analysis.table_format import Column, Shown
+from analysis.study import SCHEME_NAMES
+from analysis.table_format import Shown
 
 TITLE = "Steps to target"
 CAPTION = (
-    "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed. Left of 1 the average needs "
-    "fewer steps. A hollow dot is a bound: some run missed the target."
+    "A dot is the geometric mean over seeds, its bar the 95 % interval, a tick one seed; left of 1 the average needs "
+    "fewer steps. Hollow: a bound, as some run missed the target."
 )
 RULE = PAIRED
 SHOWN = (
@@ -33,25 +33,9 @@ SHOWN = (
             *("workload", "training_label", "scheme_label", "horizon_fraction", "steps_to_target", "ratio"),
             *("best_metric", "num_censored"),
         ),
-        lambda frame: in_order(frame),
-    ),
-    Shown(
-        "ratios",
-        "Ratios to the baseline",
-        (
-            *("versus", "workload", "training_label", "scheme_label", "geometric_mean", "held_geometric_mean"),
-            *("hours_ratio", "num_exact"),
-        ),
-        lambda frame: frame[frame["scheme"] != "none"],
+        lambda frame: in_order(frame[frame["reference"]]),
     ),
 )
-COLUMNS = {
-    "best_metric": Column("best metric", lambda row: f"{row['best_metric']:.4g}"),
-    "geometric_mean": Column("steps ÷ baseline's", ".3f"),
-    "held_geometric_mean": Column("sustained", ".3f", "held_bound"),
-    "hours_ratio": Column("device-hours ÷ baseline's", ".3f"),
-    "num_exact": Column("pairs both met", lambda row: f"{row['num_exact']}/{row['num_pairs']}"),
-}
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
@@ -106,14 +90,20 @@ def sentences(
         return []
     rows = mine.to_dict("records")
     found = [
-        (row["workload"], row["geometric_mean"] - 1, words.verdict(of_row(row, "geometric_mean"), row["num_pairs"]))
+        (
+            row["workload"],
+            row["geometric_mean"] - 1,
+            words.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]),
+        )
         for row in rows
     ]
     fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
     told = words.tally(found, "a saving", "a loss")
+    several = len(rows) > 1
     luck = words.chance(words.by_luck(len(fewer), len(rows)))
-    tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer else ""
-    said = [f"{rows[0]['scheme_label']}, pre-specified: of {counted(len(rows), 'workload')}, {told}.{tail}"]
+    tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer and several else ""
+    of = f"of {len(rows)} workloads, " if several else ""
+    said = [f"{rows[0]['scheme_label']}, pre-specified: {of}{told}.{tail}"]
     seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
     seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
     if len(seeds):
@@ -121,5 +111,6 @@ def sentences(
             seeds.assign(value=np.log(seeds["held_ratio"].astype(float)), grid_sd=seeds["held_grid_sd"])
         )
         bound = sign(overall_bound(seeds["held_bound"]))
-        said.append(f"Sustained for {HELD} evaluations, over workloads: {bound}{with_interval(held)} of the steps.")
+        over = ", over workloads" if several else ""
+        said.append(f"Sustained for {HELD} evaluations{over}: {bound}{with_interval(held)} of the baseline's steps.")
     return said

@@ -25,11 +25,9 @@ CAPTION = (
     "the 95 % interval; hollow where a seed missed the target. Ticks: seeds. Values far off lie off the axis."
 )
 RULE = (
-    "Width of the basin, in octaves (factors of two) of the peak LR, seed by seed, within the grid that was run. "
-    "Reaches the target: the part of the grid's range on which the best validation metric, linear in log LR between "
-    "two LRs, meets the target. Within 10 % of its own best: the part on which steps-to-target, linear likewise and "
-    "counted at the step budget where missed, are at most 1.1 times the fewest this scheme needs at any LR. The "
-    "difference of average and raw is paired by seed. A seed of which some LR is still training takes no part yet."
+    "RMST: the mean over seeds of the steps up to the target or the budget T. Basin: how wide a range of peak LRs, in "
+    "octaves, meets the target, or needs at most 1.1 times the fewest steps of any LR; linear in log LR, seed by seed, "
+    "within the grid run."
 )
 NEAR_BEST = 1.1  # times a scheme's own smallest steps-to-target
 REACHES, NEAR = "reaches the target", "lies within 10 % of its own best"

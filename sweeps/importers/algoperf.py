@@ -21,11 +21,14 @@ __all__ = ["BadLogs", "Imported", "import_algoperf"]
 MOST_NAMED = 8  # in one sentence; plan.json names all
 
 
-def import_algoperf(logs: Path, run: Path, not_steps: frozenset[str] = frozenset()) -> Imported:
+def import_algoperf(
+    logs: Path, run: Path, not_steps: frozenset[str] = frozenset(), baseline: str | None = None
+) -> Imported:
     """Write the trials under `logs` as the run folder `run`, which must be new or empty; all of it or nothing.
 
     Cells: optimizer = submission, seed = study, scheme none; a trial is a hyperparameter point, so trials differ in
     their settings. Seconds are submission time. not_steps: submissions known to count calls, not optimizer steps.
+    baseline: the submission that the report measures the others against.
     What cannot be used leaves itself out, and a note says so.
     Raises: BadLogs with the path of the first file that is hostile, or where nothing can be used.
     """
@@ -39,14 +42,15 @@ def import_algoperf(logs: Path, run: Path, not_steps: frozenset[str] = frozenset
     if not trials:
         raise BadLogs(f"{logs / unusable[0].path}: {unusable[0].why}; no trial is left")
     trials = algoperf_counters.label(trials, not_steps)
-    if unknown := sorted(not_steps - {trial.submission for trial in trials}):
-        raise BadLogs(f"{logs}: no submission {unknown[0]!r}")
+    submissions = {trial.submission for trial in trials}
+    if unknown := sorted((not_steps | ({baseline} if baseline is not None else set())) - submissions):
+        raise BadLogs(f"{logs}: no submission {unknown[0]!r}; allowed: {', '.join(sorted(submissions))}")
     done = _account(trials, [*skipped, *unusable], num_left, remarks)
     goal = run.resolve()
     # The folder's name as a study's: letters, digits, . _ + and - alone, the first a letter or a digit.
     study = re.sub(r"[^A-Za-z0-9._+-]", "_", goal.name).lstrip("._+-")[:200] or "algoperf"
     with folder_for(goal, "algoperf") as new:
-        algoperf_tables.write(new, study, trials, done)
+        algoperf_tables.write(new, study, trials, done, baseline)
     return done
 
 

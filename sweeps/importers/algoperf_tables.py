@@ -32,7 +32,7 @@ HYPERPARAMETERS = {  # as submissions name them -> as cells do
 WARMUPS = ("warmup_factor", "warmup_steps_fraction")  # shares of the step hint
 
 
-def write(run: Path, study: str, trials: list[Trial], done: Imported) -> None:
+def write(run: Path, study: str, trials: list[Trial], done: Imported, baseline: str | None) -> None:
     """Fill the empty folder `run`: cells, records, trials, every evaluation as logged, plan."""
     (run / "records").mkdir()
     names = _optimizer_names(trials)
@@ -53,7 +53,7 @@ def write(run: Path, study: str, trials: list[Trial], done: Imported) -> None:
         [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
     )
     write_table(run / EVALUATIONS_FILE, logged, "zstd")
-    document = _plan(study, trials, done) | {"format": FORMAT, "records": written}
+    document = _plan(study, trials, done) | {"format": FORMAT, "records": written, "baseline": baseline}
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
     source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
     write_atomic(run / "spec.yaml", dump_yaml(source).encode())

@@ -53,7 +53,10 @@ def import_() -> None:
     metavar="SUBMISSION",
     help="Its global_step counts calls, not optimizer steps: withhold its steps. May be repeated.",
 )
-def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tuple[str, ...]) -> None:
+@click.option("--baseline", metavar="SUBMISSION", help="The one that the report measures the others against.")
+def import_algoperf(
+    logdir: Path, out: Path, exact: str | None, counts_calls: tuple[str, ...], baseline: str | None
+) -> None:
     """Import AlgoPerf's trial folders, print their scores and write a report.
 
     LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
@@ -62,7 +65,7 @@ def import_algoperf(logdir: Path, out: Path, exact: str | None, counts_calls: tu
     from sweeps import terminal
     from sweeps.importers.algoperf import import_algoperf as read_logs
 
-    done = read_logs(logdir, out, frozenset(counts_calls))
+    done = read_logs(logdir, out, frozenset(counts_calls), baseline)
     console = terminal.console()
     _show(out, done, exact, console)
     console.print(f"report: {reports.write(out)}", soft_wrap=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import figure_files, report
+from analysis import report
 from analysis.records import CELLS, RECORDS, TRIALS
 from analysis.report import Report
 from analysis.schema import FORMAT
@@ -310,15 +310,3 @@ def frame_of() -> Callable[..., pd.DataFrame]:
 def frames_of() -> Callable[[Study], SimpleNamespace]:
     """frames_of(study) -> every table of its report, as attributes."""
     return lambda study: SimpleNamespace(**Report(study).frames)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports whose charts are made and checked against their schema, and not drawn, which takes seconds."""
-
-    def draw(chart: dict[str, object], folder: Path, name: str) -> int:
-        json.dumps(chart, allow_nan=False)
-        return 100
-
-    monkeypatch.setattr(figure_files, "write", draw)
-    monkeypatch.setattr(figure_files, "bundle", lambda: "")

@@ -134,8 +134,8 @@ def test_optimizers_against_nadamw_in_steps_and_hours(joined, ema, average):
     assert lm["geometric_mean"] == pytest.approx(1.0)  # the same curve
     assert lm["hours_ratio"] == pytest.approx(3.0)  # on three times the devices
     said = made.words(trainings)
-    assert said[0].endswith("by optimizer: adamw 0.80 [0.80, 0.80], nadamw 0.90 [0.90, 0.90].")
-    assert "Baselines against nadamw's, in steps: imagenet_vit, adamw 1.00 [1.00, 1.00]; lm, adamw 1.00" in said[-1]
+    assert said[0].endswith("by optimizer: adamw 0.80 [0.79, 0.81], nadamw 0.90 [0.89, 0.91].")
+    assert "Baselines against nadamw's, in steps: imagenet_vit, adamw 1.00 [0.98, 1.02]; lm, adamw 1.00" in said[-1]
 
 
 def test_averages_on_a_constant_lr_against_the_decayed_baseline(joined, ema, task):

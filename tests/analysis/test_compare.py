@@ -75,7 +75,7 @@ def test_known_ratios_whatever_the_ids(lm, average):
     assert table.loc["EMA 1 %", "hours_ratio"] == pytest.approx(0.9)
     text = found.text()
     assert "steps-to-target of B shown fewer in 1, more in 1, not told apart in 1" in text
-    assert "0.900 [0.900, 0.900]" in text
+    assert "0.900 [0.8" in text
 
 
 def test_pairs_are_of_the_same_seed_and_intervals_are_of_the_pairs(lm, average):
@@ -85,7 +85,7 @@ def test_pairs_are_of_the_same_seed_and_intervals_are_of_the_pairs(lm, average):
     expected = bootstrap(np.array([0.95, 1.0, 1.05]), "geometric_mean")
     found = row[["steps_ratio", "steps_ratio_low", "steps_ratio_high"]].astype(float)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert row["steps"] == "none"
+    assert row["steps"] == "undecided"
 
 
 def test_final_metrics_are_compared_in_the_metrics_direction(make_run, average, task):

@@ -1,22 +1,24 @@
+"""One number for many workloads, several ways to count, against closed forms and loops."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import pooled, study, tables
-from analysis.figures import drawing, pooled_figures
-from analysis.findings import conclusions
-from analysis.pages import page_tables
-from analysis.pairs import reference_training
-from analysis.resampling import small_sample_factor, stratified_geometric_mean
+from analysis import pooled, report
+from analysis.resampling import Z, small_sample_factor, stratified_geometric_mean
+from analysis.sections import pooled as section
+from analysis.words import by_luck
+from tests.analysis.conftest import Average, Plan, Task, write_run
 
 T = 1000.0
 MISS = None
 
 
-def pairs_of(data, hours=None, horizon="fixed beforehand"):
+def pairs_of(data, hours=None, horizon="pre-specified", grid=0.0):
     """{workload: [(steps, baseline steps), …]}, MISS for a missed target -> by_seed, steps, picked.
 
-    hours: workload -> device-hours a step; the average costs 1.1 times as much a step.
+    hours: workload -> device-hours a step; the average costs 1.1 times as much a step. Sustained crossings are 10 %
+    later on the average's side alone. grid: the error of a log ratio.
     """
     rows, cells = [], []
     for setting, (workload, seeds) in enumerate(data.items()):
@@ -30,7 +32,8 @@ def pairs_of(data, hours=None, horizon="fixed beforehand"):
             row |= {"seed": seed, "cell_id": f"{workload}{seed}a", "baseline_cell_id": f"{workload}{seed}b"}
             row |= {"steps": a, "baseline_steps": b, "bound": bound, "ratio": a / b if rated else np.nan}
             row |= {"device_hours": 1.1 * a * rate, "baseline_device_hours": b * rate}
-            row |= {"hours_ratio": 1.1 * a / b if rated else np.nan}
+            row |= {"hours_ratio": 1.1 * a / b if rated else np.nan, "held_ratio": 1.1 * a / b if rated else np.nan}
+            row |= {"grid_sd": grid, "held_grid_sd": 2 * grid}
             rows.append(row)
             for cell, steps in (("cell_id", top), ("baseline_cell_id", bottom)):
                 point = np.nan if steps is MISS else float(steps)
@@ -59,7 +62,8 @@ def test_each_rule_by_hand():
     assert found["mean ratio"] == pytest.approx(((0.5 + 0.75) / 2 + (1.25 + 0.9) / 2) / 2)
     assert found["geometric mean"] == pytest.approx((0.5 * 0.75 * 1.25 * 0.9) ** 0.25)
     assert found["median ratio"] == pytest.approx(1.0)  # of 250/400, 950/900 and 1000/1000
-    assert found["restricted mean"] == pytest.approx((250 / 400 * 950 / 900 * 1) ** (1 / 3))
+    assert found["sustained geometric mean"] == pytest.approx(1.1 * found["geometric mean"])
+    assert found["RMST"] == pytest.approx((250 / 400 * 950 / 900 * 1) ** (1 / 3))
     assert found["survivors only"] == pytest.approx((0.5 + 0.75) / 2)
     assert found["device-hours"] == pytest.approx(1.1 * found["geometric mean"])
     assert found["suite device-hours"] == pytest.approx(1.1 * (0.25 + 0.95 + 10) / (0.4 + 0.9 + 10))
@@ -69,22 +73,16 @@ def test_each_rule_by_hand():
 def test_what_each_number_rests_on_and_what_it_is():
     table = pooled.pool(*pairs_of(HAND))
     count, bound = values(table, column="num_workloads"), values(table, column="bound")
-    assert (count["mean ratio"], count["restricted mean"], count["suite, solved only"]) == (2, 3, 2)
+    assert (count["mean ratio"], count["RMST"], count["suite, solved only"]) == (2, 3, 2)
     assert count["survivors only"] == 1
     assert bound["geometric mean"] == bound["suite device-hours"] == "mixed"
-    assert bound["restricted mean"] == "exact"  # by definition
+    assert bound["RMST"] == "exact"  # by definition
     assert set(values(table, column="num_missed").values()) == {4}
     alone = values(table, "alone", "never", "bound")
     assert alone["mean ratio"] == "none"
     assert alone["suite device-hours"] == "mixed"
     missed = pooled.pool(*pairs_of({"a": [(MISS, 500)] * 2, "b": [(400, 500)] * 2}))
     assert values(missed, column="bound")["mean ratio"] == "at least"
-
-
-def test_every_number_has_its_rule():
-    table = pooled.overall(pooled.pool(*pairs_of(HAND)))
-    assert table["rule"].notna().all()
-    assert list(table["statistic"]) == list(pooled.RULES)
 
 
 def several(num_workloads, num_seeds, between=0.15, within=0.08, rng=None):
@@ -103,7 +101,7 @@ def test_the_hierarchical_interval_against_loops():
     data["w0"][1] = (MISS, 500.0)
     table = pooled.pool(*pairs_of(data))
     rng = np.random.default_rng(1)
-    names, draws = list(data), {"geometric mean": [], "mean ratio": [], "restricted mean": []}
+    names, draws = list(data), {"geometric mean": [], "mean ratio": [], "RMST": []}
     for _ in range(6_000):
         geo, mean, restricted = [], [], []
         for name in rng.choice(names, size=len(names)):
@@ -116,7 +114,7 @@ def test_the_hierarchical_interval_against_loops():
             restricted.append(np.log(top.mean() / bottom.mean()))
         draws["geometric mean"].append(np.exp(np.mean(geo)))
         draws["mean ratio"].append(np.mean(mean))
-        draws["restricted mean"].append(np.exp(np.mean(restricted)))
+        draws["RMST"].append(np.exp(np.mean(restricted)))
     factor = small_sample_factor(6, 5)
     for name, drawn in draws.items():
         value = values(table)[name]
@@ -150,7 +148,7 @@ def test_two_workloads_or_one_seed():
     assert values(two, column="seeds_low")["mean ratio"] > 0
     third = pooled.pool(*pairs_of(several(2, 3) | {"never": [(MISS, MISS)] * 3}))
     assert np.isnan(values(third, column="low")["mean ratio"])  # has no ratio of its own
-    assert values(third, column="low")["restricted mean"] > 0
+    assert values(third, column="low")["RMST"] > 0
     one = pooled.pool(*pairs_of(several(4, 1)))
     assert one["seeds_low"].isna().all()
     assert values(one, column="low")["mean ratio"] > 0
@@ -164,33 +162,31 @@ def test_leave_one_out_pools_the_others():
     for name in data:
         rest = pooled.pool(by_seed[by_seed["workload"] != name], steps, picked)
         assert values(table, "without", name) == pytest.approx(values(rest))
-    left = pooled.leave_one_out(table)
-    mine = left[left["statistic"] == "geometric mean"].set_index("without")["change"]
-    assert mine.idxmax() == "odd"
-    whole = values(table)["geometric mean"]
-    assert mine["odd"] == pytest.approx(values(table, "without", "odd")["geometric mean"] - whole)
 
 
 def test_what_waits_takes_no_part_and_is_counted():
     by_seed, steps, picked = pairs_of(several(3, 3))
     without = pooled.pool(by_seed[by_seed["seed"] != 2], steps, picked)
-    by_seed.loc[by_seed["seed"] == 2, ["bound", "ratio", "hours_ratio", "steps"]] = ["pending", *[np.nan] * 3]
+    gone = ["bound", "ratio", "held_ratio", "hours_ratio", "steps"]
+    by_seed.loc[by_seed["seed"] == 2, gone] = ["pending", *[np.nan] * 4]
     table = pooled.pool(by_seed, steps, picked)
     assert values(table) == pytest.approx(values(without))
     assert set(values(table, column="num_pending").values()) == {3}
     assert len(pooled.pool(by_seed[by_seed["seed"] == 2], steps, picked)) == 0
 
 
-def test_same_rows_in_another_order_same_numbers():
-    by_seed, steps, picked = pairs_of(several(4, 3))
-    again = pooled.pool(by_seed.sample(frac=1, random_state=0), steps, picked)
-    first = pooled.pool(by_seed, steps, picked)
-    np.testing.assert_allclose(
-        first[["value", "seeds_low"]].to_numpy(float),
-        again[["value", "seeds_low"]].to_numpy(float),
-        rtol=0.01,
-    )
-    pd.testing.assert_frame_equal(first, pooled.pool(by_seed, steps, picked))
+@pytest.mark.parametrize("grid", [0.01, 0.3])
+def test_equal_seeds_have_the_grid_as_their_interval(grid):
+    """Errors of equal seeds are shared, those of workloads are not; sustained crossings have their own."""
+    equal = {f"w{i}": [(400 + 50 * i, 500 + 50 * i)] * 3 for i in range(4)}
+    table = pooled.pool(*pairs_of(equal, grid=grid))
+    low, high = (np.log(values(table, column=f"seeds_{end}")["geometric mean"]) for end in ("low", "high"))
+    assert (high - low) / 2 == pytest.approx(Z * grid / np.sqrt(4))
+    low, high = (np.log(values(table, column=f"seeds_{end}")["sustained geometric mean"]) for end in ("low", "high"))
+    assert (high - low) / 2 == pytest.approx(Z * 2 * grid / np.sqrt(4))
+    alone = values(table, "alone", "w0", "seeds_high")["mean ratio"] - 0.8
+    assert alone == pytest.approx(0.8 * Z * grid)
+    assert pooled.pool(*pairs_of(equal))["seeds_low"].isna().all()
 
 
 def test_no_workload_drops_out_of_the_best_by_missing():
@@ -212,77 +208,96 @@ def test_no_workload_drops_out_of_the_best_by_missing():
     assert fixed.to_dict() == {"a": 0, "b": 2}
 
 
-def computed(run):
-    read = study.read(run)
-    return read, tables.compute(read)
+ROW = {"geometric_mean": 0.9, "num_pairs": 3, "versus": "same schedule"}
 
 
-@pytest.fixture
-def four(make_run, task, average):
-    """A run of four families with one schedule, of which one gains much more than the others."""
-    named = [task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "ogbg", "wmt", "criteo1tb")]
-    return make_run(tasks=named, lengths=[1.0], averages=[average(s, h, r) for s, h, r in _SETTINGS], spread=0.02)
+def counted(*rows, near=True):
+    """(low, high, bound, at_least, at_most, both_missed, pending) a family -> the table families."""
+    names = ["geometric_mean_low", "geometric_mean_high", "bound", "num_at_least", "num_at_most", "num_both_missed"]
+    table = pd.DataFrame(rows, columns=[*names, "num_pending"]).assign(setting=range(len(rows)), **ROW)
+    table["geometric_mean"] = table[["geometric_mean_low", "geometric_mean_high"]].mean(axis=1)
+    chosen = pd.DataFrame({"setting": range(len(rows)), "scheme": "ema", "near": near})
+    return pooled.families(table, chosen)
 
 
-_SETTINGS = [("ema", 0.01, 0.9), ("lawa", 0.01, 0.92), ("ema", 0.04, 0.85)]
+def test_families_are_counted_by_what_is_shown():
+    row = counted(
+        (0.8, 0.9, "exact", 0, 0, 0, 0),
+        (0.8, 0.9, "at most", 0, 1, 0, 0),  # some baseline missed: it saves that much or more
+        (0.8, 0.9, "at least", 1, 0, 0, 0),  # some average missed: it may save less
+        (0.8, 1.1, "exact", 0, 0, 1, 0),
+        (0.995, 1.005, "exact", 0, 0, 0, 0),  # nothing beyond 1 %
+        (0.995, 1.005, "at most", 0, 1, 0, 0),  # may lie lower
+        (1.1, 1.2, "at least", 2, 0, 0, 0),
+        (1.1, 1.2, "at most", 0, 1, 0, 0),  # may lie lower
+        (np.nan, np.nan, "exact", 0, 0, 0, 0),  # one seed
+        (np.nan, np.nan, "none", 0, 0, 3, 0),  # nobody meets the target
+        (np.nan, np.nan, "none", 0, 0, 0, 3),  # all wait: not a family yet
+    ).iloc[0]
+    numbers = {"num_fewer": 2, "num_excluded": 1, "num_more": 1, "num_undecided": 6, "num_with_missed": 7}
+    assert row.drop(["versus", "scheme", "by_luck"]).to_dict() == {"num_families": 10, **numbers}
+    assert row["by_luck"] == by_luck(2, 10)
 
 
-def test_a_run_to_tables_page_and_sentences(four):
-    read, found = computed(four)
-    assert set(found.pooled["versus"]) == {"same schedule"}  # the best baseline is that of the same schedule
-    fixed = found.pooled[(found.pooled["horizon"] == "fixed beforehand") & (found.pooled["scheme"] == "ema")]
-    fixed = fixed.set_index("statistic")
-    assert fixed.loc["geometric mean", "value"] == pytest.approx(0.9 * (0.98 * 1.02) ** (1 / 3))
-    assert fixed.loc["device-hours", "value"] == pytest.approx(0.99 * (0.98 * 1.02) ** (1 / 3))
-    best = found.pooled[(found.pooled["horizon"] == "best-looking") & (found.pooled["scheme"] == "ema")]
-    assert best.set_index("statistic").loc["mean ratio", "value"] == pytest.approx(0.85)
-    shown = {table.title: table for table in page_tables.shown_tables(found)}
-    rules = shown["Pooled over workloads"]
-    assert rules.rows[0][-1] == pooled.RULES["mean ratio"]
-    assert "without wmt" in shown["Pooled without one workload"].columns
-    assert "restricted mean" in shown["The same numbers, workload by workload"].columns
-    assert shown["Restricted mean steps to target"].rows[0][3].startswith("675 [")
-    said = conclusions.pooled_findings(found)
-    assert "EMA, horizon fixed beforehand, over 4 workloads: geometric mean 0.90 [" in said[0]
-    assert "9 points between the ways to count" in said[0]
-    assert "leaves out 1, whichever is left out" in said[1]
-    assert "optimistic" in said[2]
-    assert read is not None
+def test_only_what_was_pre_specified_counts():
+    assert counted((0.8, 0.9, "exact", 0, 0, 0, 0), near=False).empty
 
 
-def test_one_family_that_carries_the_result_is_named():
-    text = {"low": 0.7, "high": 0.99, "value": 0.9, "bound": "exact"}
-    left = pd.DataFrame(
-        {
-            "versus": "same schedule",
-            "horizon": "fixed beforehand",
-            "scheme": "ema",
-            "statistic": "geometric mean",
-            "without": ["lm", "ogbg", "wmt"],
-            "value": [0.88, 0.9, 0.98],
-            "low": [0.7, 0.72, 0.9],
-            "high": [0.97, 0.98, 1.07],
-        }
-    )
-    fake = type("Fake", (), {"leave_one_out": left})()
-    said = conclusions._without_one(fake, "ema", "EMA", text)[0]
-    assert "0.98 [0.90, 1.07] (without wmt); its interval over workloads and seeds leaves out 1" in said
-    assert said.endswith("but not without wmt.")
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """A report of four families with one schedule."""
+    tasks = [Task(name, "loss", False, 5.0, 1.0, 2.0) for name in ("lm", "ogbg", "wmt", "criteo1tb")]
+    made = [Average(*of) for of in (("ema", 0.01, 0.9), ("lawa", 0.01, 0.92), ("ema", 0.04, 0.85))]
+    run = write_run(tmp_path_factory.mktemp("four"), Plan(tasks=tasks, lengths=[1.0], averages=made, spread=0.02))
+    (found,) = report.of_run(run)
+    return found
 
 
-def test_the_forest_shows_what_the_tables_say(four, make_run):
-    read, found = computed(four)
-    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
-    chart = pooled_figures.forest(d)
-    spec = chart.to_dict()
-    assert [panel["title"]["text"] for panel in spec["concat"]] == [
-        "horizon fixed beforehand",
-        "horizon best-looking",
-    ]
+def test_a_run_to_tables_and_sentences(four):
+    table = four.frames["pooled"]
+    assert set(table["versus"]) == {"same schedule"}  # the best baseline is that of the same schedule
+    ema = table[table["scheme"] == "ema"].set_index(["horizon", "statistic"])["value"]
+    centre = (0.98 * 1.02) ** (1 / 3)
+    assert ema["pre-specified", "geometric mean"] == pytest.approx(0.9 * centre)
+    assert ema["pre-specified", "device-hours"] == pytest.approx(0.99 * centre)
+    assert ema["selected post hoc", "mean ratio"] == pytest.approx(0.85)
+    assert table["rule"].notna().all()
+    left = four.frames["leave_one_out"].query("statistic == 'mean ratio' and scheme == 'ema'")
+    assert set(left["without"]) == {"lm", "ogbg", "wmt", "criteo1tb"}
+    np.testing.assert_allclose(left["change"], 0, atol=1e-6)
+    first, second, third = four.words(section)
+    assert first.startswith("EMA, pre-specified, over 4 workloads: 0.90 [0.8")
+    assert first.endswith("(95 % over workloads and seeds): a saving is shown.")
+    assert second.startswith("One by one: EMA saves, shown, on 4 of 4, by luck less than once in 1,000; LAWA, over all")
+    assert third.startswith("Counted in 7 ways these runs give 0.90 (")
+    assert third.endswith("device-hours); no single workload decides it.")
+
+
+def test_the_figure_shows_what_the_tables_say(four):
+    spec = four.charts["pooled"]
+    titles = [panel["title"]["text"] for panel in spec["concat"]]
+    assert titles == ["horizon pre-specified", "horizon selected post hoc"]
     rows = [row for data in spec["datasets"].values() for row in data if "scheme_name" in row]
-    whole = [row for row in rows if row["row"] == "all: mean ratio" and "without" not in row]
-    assert {row["value"] for row in whole} == set(found.pooled.loc[found.pooled["statistic"] == "mean ratio", "value"])
+    whole = [row["value"] for row in rows if row["row"] == "all: mean ratio" and "without" not in row]
+    expected = four.frames["pooled"].query("statistic == 'mean ratio'")["value"]
+    assert sorted(whole) == pytest.approx(sorted(expected))
     assert {row["without"] for row in rows if "without" in row} == {"lm", "ogbg", "wmt", "criteo1tb"}
-    read, found = computed(make_run(lengths=[1.0]))  # two workloads
-    d = drawing.drawing(read, found, reference_training(read.cells, found.baselines))
-    assert pooled_figures.forest(d) is None
+
+
+def test_against_the_best_schedule_too_where_it_is_another(make_run):
+    (found,) = report.of_run(make_run())  # two workloads, whose half-length schedules are the best ones
+    assert "pooled" not in found.charts
+    assert set(found.frames["pooled"]["versus"]) == {"same schedule", "best baseline"}
+    first = found.words(section)[0]
+    assert (
+        "(95 % over the seeds of these workloads): a saving is shown; of the best non-averaged schedule's 1." in first
+    )
+    assert first.endswith(": a loss is shown.")
+
+
+def test_one_family_that_carries_the_result_is_named(four):
+    left = four.frames["leave_one_out"].copy()
+    mine = (left["without"] == "wmt") & (left["statistic"] == "geometric mean")
+    left.loc[mine, ["value", "low", "high"]] = 0.98, 0.9, 1.07
+    said = section.sentences(four.frames["pooled"], left, four.frames["families"])
+    assert said[2].endswith("; without wmt the verdict is another.")

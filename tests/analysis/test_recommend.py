@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis import recommend as module
-from analysis import selection, words
+from analysis import selection
 from analysis.core import core
 from analysis.recommend import of_core
 from analysis.study import read
@@ -33,7 +33,8 @@ def test_the_best_setting_its_saving_and_its_steps(make_run, average):
     best = found.overall
     assert (best.verdict, best.setting, best.scheme, best.horizon) == ("shown", "EMA 2 %", "ema", 0.02)
     for interval in (best.ratio, best.expected, best.corrected, best.own):
-        assert interval == pytest.approx((0.85, 0.85, 0.85))
+        assert interval.value == pytest.approx(0.85)
+        assert 0.82 < interval.low < 0.84 < 0.86 < interval.high < 0.88  # the evaluation grid, 2 % of the budget
     assert best.flat == (0.02, 0.02)
     assert (best.num_settings, best.num_pairs, best.missed, best.baseline_missed, best.pending) == (6, 6, 0, 0, 0)
     assert found.primary.setting == "EMA 1 %"
@@ -44,9 +45,9 @@ def test_the_best_setting_its_saving_and_its_steps(make_run, average):
     assert (one.workload, one.horizon_steps, one.every, one.k) == ("lm", 20.0, 2, 10)
     assert one.decay == pytest.approx(18 / 22)
     first, second = found.answer
-    assert first.startswith("Use EMA 2 %: it takes 0.85 [0.85, 0.85] of the best non-averaged schedule's steps")
-    assert "from 6 settings: a saving of 15 % [15, 15] is shown (2 workloads, 3 seeds each; 95 % over seeds)." in first
-    assert second.startswith("The pre-specified setting, EMA 1 %, takes 0.90 [0.90, 0.90]")
+    assert first.startswith("Use EMA 2 %: it takes 0.85 [0.84, 0.86] of the best non-averaged schedule's steps")
+    assert "from 6 settings: a saving of 15 % [14, 16] is shown (2 workloads, 3 seeds each; 95 % over seeds)." in first
+    assert second.startswith("The pre-specified setting, EMA 1 %, takes 0.90 [0.89, 0.91]")
     text = found.text()
     assert text.index(first) < text.index("LAWA k") < text.index("What it rests on")
     assert "2 workloads, 6 trajectories, 42 cells, 2,100 evaluations; seeds 0, 1, 2" in text
@@ -93,13 +94,16 @@ def test_undecided_says_how_many_seeds_would_decide(make_run, average):
 def test_slower_everywhere_is_shown(make_run, average):
     found = recommend(make_run(lengths=[1.0], averages=averages(average, {0.01: 1.1, 0.02: 1.2})))
     assert found.overall.verdict == "shown"
-    assert found.answer[0].startswith("No average helps: the best of 2 settings, EMA 1 %, takes 1.10 [1.10, 1.10]")
+    assert found.answer[0].startswith("No average helps: the best of 2 settings, EMA 1 %, takes 1.10 [1.08, 1.12]")
     found = recommend(make_run(lengths=[1.0], averages=averages(average, {0.01: 1.1})))
     assert found.answer[0].startswith("EMA 1 % takes 1.10")  # one setting was not selected from any
 
 
-def test_no_effect_needs_its_margin(make_run, average):
-    found = recommend(make_run(lengths=[1.0], averages=averages(average, {0.01: 1.0, 0.02: 1.003}), spread=0.001))
+def test_no_effect_needs_its_margin(make_run, average, task):
+    made = averages(average, {0.01: 1.0, 0.02: 1.003})
+    assert recommend(make_run(lengths=[1.0], averages=made)).overall.verdict == "undecided"  # the grid leaves 2 %
+    tasks = [task(f"w{i}", "loss", False, 5.0, 1.0, 2.0) for i in range(12)]
+    found = recommend(make_run(tasks=tasks, lengths=[1.0], averages=made))
     assert found.overall.verdict == "excluded"
     assert found.answer[0].startswith("No saving of more than 1 %: the best of 2 settings")
 
@@ -109,38 +113,12 @@ def test_a_selected_setting_is_measured_on_seeds_that_had_no_say(frame_of):
     seeds = [0, 1, 2] * 3
     names = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
     values = [np.log(0.7 if seed == "abc".index(name) else 1.1) for name, seed in zip(names, seeds, strict=True)]
-    pairs = frame_of(workload="lm", seed=seeds, fold=seeds, name=names, value=values, bound="exact")
+    pairs = frame_of(workload="lm", seed=seeds, fold=seeds, name=names, value=values, bound="exact", grid_sd=0.0)
     assert selection._held_out(pairs).value == pytest.approx(1.1)
     # One that is .8 on every seed wins in every fold and is measured as such.
-    steady = frame_of(workload="lm", seed=[0, 1, 2], fold=[0, 1, 2], name="d", value=np.log(0.8), bound="exact")
+    steady = frame_of(workload="lm", seed=[0, 1, 2], fold=[0, 1, 2], name="d", value=np.log(0.8))
+    steady = steady.assign(bound="exact", grid_sd=0.0)
     assert selection._held_out(pd.concat([pairs, steady], ignore_index=True)).value == pytest.approx(0.8)
-
-
-def _noise(rng, settings, seeds, workloads):
-    """Settings that save nothing: log ratios of independent normal seeds, the baseline's shared by all settings."""
-    base = rng.normal(size=(workloads, 1, seeds))
-    logs = 0.05 * (rng.normal(size=(workloads, settings, seeds)) - base)
-    rows = [
-        (f"w{w}", s, s, f"setting {k}", logs[w, k, s], 0.01, "f", k, 0.5, "ema", "cosine")
-        for w in range(workloads)
-        for k in range(settings)
-        for s in range(seeds)
-    ]
-    columns = ["workload", "seed", "fold", "name", "value", "horizon_fraction", "family", "setting", "lr_decay"]
-    frame = pd.DataFrame(rows, columns=[*columns, "scheme", "schedule"])
-    return frame.assign(bound="exact", versus="best baseline", ratio=np.exp(frame["value"]))
-
-
-def test_of_many_settings_that_save_nothing_none_is_shown_to(monkeypatch):
-    """Selected and measured on the same seeds, the best of 20 would be shown to save in a large share of studies."""
-    monkeypatch.setattr(selection, "_flat", lambda *_: None)
-    rng, shown, naive, studies = np.random.default_rng(1), 0, 0, 40
-    for _ in range(studies):
-        found = selection.choose(_noise(rng, 20, seeds=3, workloads=2), selection.EVERYWHERE)
-        shown += found.verdict == words.SHOWN and found.expected.high < 1
-        naive += found.ratio.high < 1
-    assert shown <= 0.05 * studies
-    assert naive >= 0.1 * studies
 
 
 def test_the_schedule_is_part_of_the_answer(make_run, average):

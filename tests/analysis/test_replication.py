@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.figures import figure_files
+from analysis import figure_files
 from analysis.pairs import counted, over_workloads
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure, numbers

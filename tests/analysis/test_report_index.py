@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import recommend, report, study
-from analysis.pages import report_index
+from analysis import recommend, report, report_index, study
 from analysis.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -84,7 +83,7 @@ def test_each_study_has_the_report_of_a_folder_of_its_own(two, tmp_path):
     assert len(pd.read_csv(reports / "tables" / "steps_to_target.csv")) == 2 * 2
 
 
-def test_what_told_of_one_study_is_removed(one):
+def test_what_told_of_one_study_is_removed(one, undrawn):
     report.write(one)
     own = one / "figures" / "mine.svg"
     own.write_text("x")

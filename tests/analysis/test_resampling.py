@@ -7,12 +7,14 @@ from scipy import stats
 from analysis.resampling import (
     RESAMPLES,
     Interval,
+    Z,
     bootstrap,
     bootstrap_columns,
     bootstrap_each,
     bootstrap_groups,
     counted_quantiles,
     draws_of,
+    grid_floor,
     interval,
     multisets,
     resample,
@@ -71,6 +73,25 @@ def test_equal_values_have_no_interval(values, statistic):
         apart = np.append(sample[:-1], sample[-1] + 0.1)
         columns = bootstrap_columns(np.stack([sample, apart], axis=1))
         assert np.isnan(columns[1:]).all(axis=0).tolist() == [True, False]
+
+
+def test_equal_values_share_what_the_grid_leaves_and_others_have_errors_of_their_own():
+    equal, apart, error = np.full(4, 0.1), np.array([0.1, 0.5, 0.9, 1.3]), np.full(4, 0.02)
+    assert grid_floor(equal, error) == pytest.approx(Z * 0.02)
+    assert grid_floor(apart, error) == pytest.approx(Z * 0.02 / 2)
+    pairs = np.array([0.1, 0.1, 0.5, np.nan])  # two share an error, a third has its own
+    assert grid_floor(pairs, error) == pytest.approx(Z * 0.02 * np.sqrt(5) / 3)
+    assert np.isnan(grid_floor(np.array([np.nan]), error[:1]))
+    found = bootstrap(np.exp(equal), "geometric_mean", error)
+    assert np.log(found) == pytest.approx([0.1, 0.1 - Z * 0.02, 0.1 + Z * 0.02])
+    wide = np.exp(apart)
+    assert bootstrap(wide, "geometric_mean", error) == bootstrap(wide, "geometric_mean")  # the seeds say more
+    assert np.isnan(bootstrap(np.array([1.1]), "geometric_mean", error[:1]).low)  # one seed has none
+    two = stratified_geometric_mean([np.exp(equal)] * 2, grids=[error] * 2)
+    assert np.log(two) == pytest.approx([0.1, 0.1 - Z * 0.02 / np.sqrt(2), 0.1 + Z * 0.02 / np.sqrt(2)])
+    groups = bootstrap_groups(np.exp(np.append(equal, apart)), np.repeat([0, 1], 4), 2, grid=np.full(8, 0.02))
+    value = np.exp(0.1)
+    assert groups[:, 0] == pytest.approx([value, value * (1 - Z * 0.02), value * (1 + Z * 0.02)])
 
 
 def test_equal_values_in_every_stratum_have_no_interval_and_in_one_they_have():

@@ -13,6 +13,7 @@ from analysis.steps_to_target import (
     HELD,
     first_crossing,
     first_crossings,
+    grid_sd,
     least_steps,
     running_best,
     steps_to_target,
@@ -259,3 +260,12 @@ def test_order_of_rows_does_not_matter(make_run):
     again = steps_to_target(read.cells, shuffled)
     columns = list(again.columns)
     assert again.equals(steps[columns])
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(740, 760), (100, 300), (1, 1000), (0, 20)])
+def test_the_error_of_a_crossing_is_that_of_a_uniform_one(lower, upper):
+    logs = np.log(lower + (upper - lower) * (np.arange(1_000_000) + 0.5) / 1_000_000)
+    assert grid_sd(lower, upper) == pytest.approx(logs.std(), rel=1e-3)
+    if lower == 740:
+        assert grid_sd(lower, upper) == pytest.approx(np.log(760 / 740) / np.sqrt(12), rel=1e-3)
+    assert grid_sd(np.array([np.nan]), np.array([np.nan])).tolist() == [0]  # never met: no error, a bound

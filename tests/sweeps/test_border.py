@@ -126,6 +126,7 @@ FILES = [
 ]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("break_it", WAYS)
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_broken_in_every_way(
@@ -140,8 +141,8 @@ def test_every_file_broken_in_every_way(
     tried = [name for name in (*cheap, dear[place % 4]) if not retrains(file, break_it, name)]
     codes = {}
     for name in tried:
-        # `wa run` ends with the report, whose pictures take seconds; `wa report` draws them here.
-        monkeypatch.setattr(report, "write", write if name == "report" else lambda run: run / "report.html")
+        # `wa run` ends with the report, whose figures take seconds; `wa report` draws them here.
+        monkeypatch.setattr(report, "write", write if name == "report" else lambda run, _: run / "report.html")
         done = wa(*commands(run)[name])
         assert done.exit_code in (0, 1, 2), name
         codes[name] = done.exit_code

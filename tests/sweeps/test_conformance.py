@@ -305,7 +305,6 @@ BROKEN = textwrap.dedent('''
 
 # What each of them breaks, and a word of the remedy.
 FAILS = {
-    "NoSteps": ("constants", "int ≥ 1"),
     "UnknownOptimizer": ("constants", "nadamw"),
     "UnknownSetting": ("constants", "betas"),
     "UnknownShape": ("constants", "cosine"),
@@ -416,6 +415,12 @@ def test_one_broken_promise_fails_one_check(name: str) -> None:
 
 def test_every_check_is_seen_to_fail() -> None:
     assert {name for name, _ in FAILS.values()} == set(NAMES)
+
+
+@pytest.mark.usefixtures("broken")
+def test_attributes_are_looked_at_before_any_promise() -> None:
+    with pytest.raises(UnknownWorkload, match="brokenwork:NoSteps': its step_budget is 0; allowed: an int ≥ 1"):
+        next(check("brokenwork:NoSteps"))
 
 
 def test_no_such_workload() -> None:

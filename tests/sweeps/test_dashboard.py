@@ -15,8 +15,7 @@ import pytest
 from click.testing import CliRunner
 from wandb_server import KEY, WandbServer
 
-from analysis import study, tables
-from analysis.findings import conclusions
+from analysis import report as reports
 from analysis.records import load_cells, load_records
 from sweeps import dashboard, publisher, run_folder, tracking, trajectory
 from sweeps.cli import main
@@ -191,9 +190,9 @@ def test_a_push_saves_workspace_and_report_and_again_the_same_two(outside: Path,
     workspace, report = saved["project-view"], saved["runs"]
     assert json.loads(workspace["spec"]) == json.loads(GOLDEN.read_text())["spec"]
     assert (workspace["entityName"], workspace["projectName"]) == ("team", "proj")
-    (read,) = study.read_each(run)
+    (read,) = reports.of_run(run)
     said = report["spec"]
-    for words in (conclusions.answer(read, tables.compute(read)), "Does | it pay?", "| workload |"):
+    for words in (" ".join(read.answer), "Does | it pay?", "| workload |"):
         assert json.dumps(words, ensure_ascii=False)[1:-1] in said
     assert "validation/accuracy" in said
     assert len(re.findall(f"{views.url}/team/proj", done.stdout)) == 2

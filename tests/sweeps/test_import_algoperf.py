@@ -223,6 +223,7 @@ def test_other_spellings_of_the_same_layout_are_read(logs, run):
     assert "deeper/study_0/wmt_jax/trial_1/results" in done.notes[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_language_model_is_a_workload_of_the_leaderboard(logs, run):
     meta = {
         **META,
@@ -312,6 +313,7 @@ def test_the_exact_rule_stands_alone_or_names_its_leaderboard(asked, exact, firs
     assert (found["exact"], found["logdir"], found["out"]) == (exact, Path("LOGS"), Path("RUN"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, run):
     v05 = {**META, "workload.step_hint": 133_333, "workload.max_allowed_runtime_sec": 48_151}
     put(logs, lines(FALLING, steps=[100, 200, 300, 400]) + "2.0,5", meta=v05)
@@ -325,6 +327,32 @@ def test_the_command_says_whose_code_it_follows_and_where_the_lines_went(logs, r
     )
     assert wrong.exit_code == 2
     assert not run.with_name("x").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_baseline_that_the_report_measures_against(logs, run):
+    """As named on import, kept for later reports; named again, for one report; a wrong name writes nothing."""
+    for submission, wers in (("nadamw", [0.9, 0.3, 0.1]), ("ours", [0.9, 0.1]), ("theirs", FALLING)):
+        for dropout in (0.0, 0.1):  # cells' names then are not the submissions'
+            put(logs, lines(wers), submission, trial=int(dropout * 10), point={**POINT, "dropout": dropout})
+
+    def wa(*words):
+        return CliRunner().invoke(cli.main, [*map(str, words)])
+
+    def measured(baseline=None):
+        (read,) = report.of_run(run, baseline)
+        return set(read.frames["against_baseline"]["baseline"])
+
+    refused = wa("import", "algoperf", logs, "-o", run, "--baseline", "mine")
+    assert (refused.exit_code, run.exists()) == (2, False)
+    assert "no submission 'mine'; allowed: nadamw, ours, theirs" in refused.output
+    done = wa("import", "algoperf", logs, "-o", run, "--baseline", "ours")
+    assert done.exit_code == 0, done.output
+    assert set(pd.read_csv(run / "tables" / "against_baseline.csv")["baseline"]) == {"ours"}
+    assert (measured("theirs"), measured()) == ({"theirs"}, {"ours"})
+    refused = wa("report", run, "--baseline", "theirs (dropout 0.1)")
+    assert refused.exit_code == 2
+    assert "allowed: nadamw, ours, theirs" in refused.output
 
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "algoperf_v10"

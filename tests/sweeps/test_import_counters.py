@@ -117,6 +117,7 @@ def test_a_submission_known_to_count_calls(logs, run):
         import_algoperf(logs, run.with_name("other"), frozenset({"cals"}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_withheld_from_every_trial_leave_a_report(logs, run):
     put(logs)
     put(logs, round_=1)

@@ -106,6 +106,7 @@ def trained(file: Path, run: Path, overrides: Iterable[str] = ()) -> pd.DataFram
     return read.records.merge(read.cells.drop(columns=["trajectory_id", "metric_name"]), on="cell_id")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_users_scheme_goes_from_yaml_to_records_and_labels(own: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     records = trained(own, run)
