@@ -96,7 +96,7 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
     expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
-    seen = [words.verdict(one, num_units(mine)) for one in (expected, corrected)]
+    seen = [words.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
     if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
         word = words.Verdict(words.SHOWN)  # slower is shown
@@ -181,14 +181,6 @@ def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
     whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
     one, other = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
     return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
-
-
-def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
-    """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
-    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
-    both = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
-    low, high = (float(of(*(one[end] for one in both))) for of, end in ((np.fmin, 1), (np.fmax, 2)))
-    return Interval(whole.value, low, high)
 
 
 def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:

@@ -35,7 +35,7 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
     told, never, sides = [], [], {"less": 0, "more": 0, "undecided": 0}
     for workload, mine in studies.groupby("workload", sort=True):
         of = mine.set_index("submission")["seconds"].astype(float)
-        seconds = [of[of.index == one].to_numpy() for one in (AVERAGING, BASELINE)]
+        seconds = [np.asarray(of[of.index == one], dtype=np.float64) for one in (AVERAGING, BASELINE)]
         if not all(map(len, seconds)):
             continue
         missed = [int(np.isinf(side).sum()) for side in seconds]

@@ -1,7 +1,8 @@
 import pytest
 
 from analysis import chart as panels
-from analysis import report, study, style
+from analysis import chart as style
+from analysis import report, study
 
 
 def drawn(run):

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import chart, recommend, report, study
+from analysis import chart as style
+from analysis import recommend, report, study
 from analysis.records import BadRun
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -96,7 +97,7 @@ def test_colours_are_the_same_in_every_figure(small):
         text = json.dumps(spec)
         for scheme, label in (("ema", "EMA"), ("lawa", "LAWA")):
             if f'"{label}"' in text and name != "costs":
-                assert chart.SCHEME_COLOURS[scheme] in text
+                assert style.SCHEME_COLOURS[scheme] in text
 
 
 def test_same_folder_same_bytes(small, tmp_path):
@@ -201,8 +202,8 @@ def test_large_curves_are_thinned():
 
 
 def test_schemes_it_does_not_know_get_a_colour_of_their_own():
-    colours = chart.scheme_colours(["none", "ema", "bema", "wsm"])
-    assert colours["ema"] == chart.SCHEME_COLOURS["ema"]
+    colours = style.scheme_colours(["none", "ema", "bema", "wsm"])
+    assert colours["ema"] == style.SCHEME_COLOURS["ema"]
     assert len(set(colours.values())) == 4
 
 
