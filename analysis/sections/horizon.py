@@ -112,9 +112,7 @@ def _inside(horizon: str, mine: pd.DataFrame, inside: pd.Series) -> str:
         return f"the pre-specified {horizon} lies {'inside' if inside.all() else 'outside'}"
     outside = ", ".join(mine.loc[~inside, "workload"])
     number = f"all {len(mine)}" if inside.all() else f"{inside.sum()} of {len(mine)}"
-    return f"the pre-specified {horizon} lies inside on {number}" + (
-        f", outside on {outside}" if outside else ""
-    )
+    return f"the pre-specified {horizon} lies inside on {number}" + (f", outside on {outside}" if outside else "")
 
 
 def _optima(fits: pd.DataFrame) -> Iterator[str]:

@@ -112,7 +112,7 @@ def colours_of(names: list[str]) -> dict[str, str]:
 
 def _steps(profile: pd.DataFrame, colours: dict[str, str]) -> Any:
     x = alt.X("tau:Q", title="τ, times the fastest (log)", axis=alt.Axis(values=_TICKS, format="~g", grid=True))
-    x = x.scale(type="log", domain=[1, float(TAU[-1])], nice=False)
+    x = x.scale(alt.Scale(type="log", domain=[1, float(TAU[-1])], nice=False))
     y = alt.Y("share:Q", title="ρ(τ), share of workloads", scale=alt.Scale(domain=[0, 1.02], nice=False))
     base = alt.Chart(profile).encode(x=x, y=y, color=_colour(colours))
     names = list(colours)
@@ -140,7 +140,7 @@ def _ratios(times: pd.DataFrame, colours: dict[str, str], shown: str) -> Any:
     axis = alt.Axis(values=[tick for tick in _TICKS if tick <= end], format="~g", grid=True)
     x = alt.X("at:Q", title="median time ÷ the fastest's (log; cross at the edge: missed)", axis=axis)
     base = alt.Chart(table).encode(
-        x=x.scale(type="log", domain=[0.99, edge * 1.02], nice=False),
+        x=x.scale(alt.Scale(type="log", domain=[0.99, edge * 1.02], nice=False)),
         y=alt.Y("workload:N", title=None, axis=alt.Axis(ticks=False, domain=False, grid=True)),
         yOffset=alt.YOffset("submission:N", sort=list(colours)),
         color=_colour(colours),
