@@ -148,11 +148,12 @@ def test_the_report_is_written_from_an_imported_folder(logs, run):
             put(logs, submission=submission, round_=round_)
     import_algoperf(logs, run)
     text = report.write(run).read_text().replace("\u00a0", " ")
-    assert "a and b reach most targets soonest, on 1 of 1 workload; a has the highest score, 1.000" in text
-    assert "wmt (full): wer at most 0.1. Published: workload.validation_target_value of the logs" in text
+    assert "Of 2 submissions a has the highest score, 1.000, and is fastest on 1 of 1 workload" in text
+    assert "its lead over b is undecided" in text
+    assert "wmt: wer at most 0.1; published: workload.validation_target_value of the logs" in text
     assert "incomplete" not in text
-    assert 'id="score"' in text
-    for name in ("figures/score.pdf", "tables/score_scores.csv", "tables/score_scores.tex"):
+    assert '<h2 id="profiles">' in text
+    for name in ("figures/profiles.pdf", "tables/score_scores.csv"):
         assert (run / name).is_file()
     table = pd.read_csv(run / "tables" / "score_times.csv")
     assert set(table["measure"]) == {"clean", "algoperf-exact"}
