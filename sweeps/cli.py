@@ -158,9 +158,8 @@ def recommend(run: Path, every: float | None, study: str | None, as_json: bool) 
 
     found = recommendation.recommend(run, every, study)
     if as_json:
-        click.echo(json.dumps([one.as_dict() for one in found], indent=2, ensure_ascii=False))
-        return
-    for one in found:
+        _echo_json([one.as_dict() for one in found])
+    for one in [] if as_json else found:
         terminal.console().print(one.text())
 
 
@@ -174,7 +173,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
     found = comparison.compare(a, b)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        _echo_json(found.as_dict())
     else:
         terminal.console().print(found.text())
 

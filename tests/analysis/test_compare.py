@@ -143,7 +143,7 @@ def test_another_target_is_said_first_and_both_are_measured_at_as(make_run, aver
     first = found.differences.iloc[0]
     assert first.tolist() == ["target of lm", "2", "0.5"]
     text = found.text()
-    assert text.index("target of lm") < text.index("cells are in both")
+    assert text.index("cells are in both") < text.index("target of lm") < text.index("steps B/A")
     without = compare(run(None), run(3.0))
     assert without.settings["steps_ratio"].tolist() == [1, 1]  # B's, where A has none
     neither = compare(run(None), run(None))

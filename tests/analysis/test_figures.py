@@ -1,7 +1,6 @@
 import pytest
 
 from analysis import chart as panels
-from analysis import chart as style
 from analysis import report, study
 
 
@@ -39,14 +38,6 @@ def test_a_figure_without_data_is_left_out(make_run, average):
     assert "snapshots" not in made.charts
     assert {"steps", "generalization", "learning_curves"} <= set(made.charts)
     assert panels.grid([]) is None
-
-
-def test_shorter_horizons_are_lighter_and_longer_ones_darker(make_run):
-    d, _, _ = drawn(make_run(lengths=[1.0], seeds=[0, 1]))
-    light = [sum(int(d.colours[f"EMA {h} %"][i : i + 2], 16) for i in (1, 3, 5)) for h in ("0.5", "1", "2", "8")]
-    assert light == sorted(light, reverse=True)
-    assert d.colours["EMA 1 %"] == style.SCHEME_COLOURS["ema"]
-    assert len(set(d.colours.values())) == len(d.colours)
 
 
 def test_an_axis_holds_its_values_and_what_must_be_seen():

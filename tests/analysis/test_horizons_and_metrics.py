@@ -32,12 +32,12 @@ def test_one_axis_for_every_scheme(make_run):
     np.testing.assert_allclose(ema["ratio"], [0.95, 0.9, 0.9, 0.92, 1.02])
 
 
-def test_flat_region_without_noise_is_the_ties(make_run):
+def test_flat_region_without_noise_is_the_ties_and_what_the_evaluation_grid_cannot_tell_from_them(make_run):
     _, found = computed(make_run(lengths=[1.0]))
     ema = found.horizon_map[(found.horizon_map["scheme"] == "ema") & (found.horizon_map["workload"] == "lm")]
-    assert ema["flat"].tolist() == [False, True, True, False, False]
+    assert ema["flat"].tolist() == [False, True, True, True, False]  # 0.92 lies within the grid's error of 0.90
     region = found.flat_region[found.flat_region["scheme"] == "ema"].iloc[0]
-    assert (region["flat_from"], region["flat_to"]) == (0.01, 0.02)
+    assert (region["flat_from"], region["flat_to"]) == (0.01, 0.04)
     assert region["best_ratio"] == pytest.approx(0.9)
 
 

@@ -133,7 +133,7 @@ def test_the_figure_has_every_point(folder, tmp_path):
     points = pd.concat([part for one in found(folder()).values() for part in one.points])
     number = points["claim"].value_counts().to_dict()
     assert number == {"batch_size": 18, "merged_decay": 10, "batch_norm": 6, "equal_centre": 5}
-    figure_files.write(figure_files.spec(charts.predictions(points), "predictions"), tmp_path, "predictions")
+    figure_files.write(figure_files.spec(charts.predictions(points)), tmp_path, "predictions")
     svg = (tmp_path / "predictions.svg").read_text()
     for series in ("batch 4", "batch 16", "live", "average", "WSM linear", "EMA 4 %", "LAWA ÷ EMA"):
         assert f">{series}<" in svg

@@ -159,7 +159,7 @@ def test_missed_seeds_are_counted_where_the_baseline_misses_too(make_run, averag
 def test_one_seed_decides_nothing(make_run, average):
     found = recommend(make_run(lengths=[1.0], seeds=[3], averages=averages(average, GOOD)))
     assert found.overall.verdict == "undecided"
-    assert "one seed cannot both select and measure, so nothing is decided" in found.answer[0]
+    assert "one seed with a ratio cannot both select and measure, so nothing is decided" in found.answer[0]
 
 
 def test_without_target_baseline_or_averages_it_says_why(make_run, average, task):

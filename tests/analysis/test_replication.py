@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import figure_files
-from analysis.pairs import counted, over_workloads
+from analysis.pairs import over_workloads
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure, numbers
 from analysis.paper.claims import (
@@ -298,7 +298,7 @@ def test_equal_within_a_margin_is_shown_when_truly_equal_and_not_when_only_noisy
 
 def test_luck_is_told_with_what_is_counted():
     pairs = pairs_of({"a": -0.2, "b": -0.2, "c": 0.2, **dict.fromkeys("defghi", 0.0)}, 3, 0.02, 1)
-    said = counted(pairs, "fewer", "more")
+    said = measure.on_how_many(pairs, "fewer", "more")
     assert said.startswith(
         "fewer on 2 of 9 (a, b; by luck alone 2 %), more on 1 of 9 (c; by luck alone 20 %), undecided"
     )
@@ -338,7 +338,7 @@ def test_points_of_tightness_and_their_figure(make_run, average, task, tmp_path)
     assert ours["share"].to_dict() == pytest.approx({"lm": 0.75, "wmt": 0.5, "fastmri": 0.25})
     np.testing.assert_allclose(ours["ratio"], 0.9, rtol=1e-5)  # at 1 %, not at the one selected post hoc
     chart = charts.tightness(numbers.points(of))
-    figure_files.write(figure_files.spec(chart, "tightness"), tmp_path, "tightness")
+    figure_files.write(figure_files.spec(chart), tmp_path, "tightness")
     svg = (tmp_path / "tightness.svg").read_text()
     for name in ("ogbg", "conformer", "criteo1tb", "fastmri", "vit", "lm", "EMA", "LAWA"):
         assert f">{name}<" in svg

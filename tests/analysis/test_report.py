@@ -113,7 +113,7 @@ def test_same_folder_same_bytes(small, tmp_path):
 
 def test_hostile_strings_stay_text(make_run, task, average, undrawn):
     hostile = task(HOSTILE, f"loss{HOSTILE}", False, 5.0, 1.0, 2.0)
-    run = make_run(tasks=[hostile], study=HOSTILE, lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1])
+    run = make_run(tasks=[hostile], lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1])
     report.write(run)
     found = page(run)
     assert [tag for tag, _ in found.tags].count("script") == 3 + len(found.data)
