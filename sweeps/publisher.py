@@ -14,6 +14,7 @@ import re
 import select
 import shutil
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from sweeps.durable import make_folder, wait_for_lock, write_atomic
 
 POLL_SECONDS = 2.0
 INIT_SECONDS = 15.0  # then offline, said once
+LAST_SECONDS = 900.0  # for what is left at the end: where W&B has gone for good, the process does not stay for ever
 MOST_REFUSALS = 3  # runs in a row that the server would not take; then all go offline
 BEST, STEPS, MET = "best/metric", "target/steps", "target/met"  # a finished run's summary: see `outcome`
 RATIO, VERDICT = "steps_ratio", "verdict"  # and once there is a report: see `conclusions`
@@ -313,6 +315,8 @@ def main(arguments: list[str]) -> int:
     while True:
         # Ready to read means closed: nothing is ever written there.
         is_last = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
+        if is_last:
+            _end_after(LAST_SECONDS)
         try:
             publisher = publisher or Publisher(Path(run), mode, project, entity or None)
             publisher.publish(is_last)
@@ -323,6 +327,18 @@ def main(arguments: list[str]) -> int:
         if is_last:
             os.close(lock)
             return 0
+
+
+def _end_after(seconds: float) -> None:
+    """End this process then, whatever it waits for; what it has not published, the next one on the folder does."""
+
+    def end() -> None:
+        _say(f"W&B took not all of it in {seconds:g} s; `wa report` or `wa run` on the folder tries again")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _kept(path: Path) -> dict[str, dict[str, Any]]:

@@ -199,6 +199,20 @@ def test_a_slow_server_does_not_hold_the_run(run: Path) -> None:
         server.stop()
 
 
+def test_a_publisher_does_not_wait_for_ever_for_a_server_that_has_gone(run: Path) -> None:
+    code = """if True:
+        import sys, threading
+        from sweeps import publisher
+        publisher.LAST_SECONDS = 0.2
+        publisher.Publisher.publish = lambda self, is_last: threading.Event().wait()
+        sys.exit(publisher.main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", code, str(run), "offline", "averaging", ""]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "W&B took not all of it" in ended.stdout
+
+
 def test_a_killed_publisher_goes_on_from_its_cursor(run: Path, wandb_server: WandbServer) -> None:
     process = tracking.start(run, "online", "proj", None)
     assert process is not None
