@@ -125,7 +125,7 @@ def read_evaluations(run: str | Path) -> pd.DataFrame:
 
 
 def code_of(evaluations: pd.DataFrame, exact: bool | str = True) -> str | None:
-    """Whose code the exact rule follows: the leaderboard asked for, else that of the logs, else v0.5; null: clean.
+    """Whose code the exact rule follows: the leaderboard asked for, else that of the logs, else v0.5; None: clean.
 
     Raises: ValueError where `exact` names no leaderboard.
     """
@@ -160,7 +160,7 @@ def score(evaluations: pd.DataFrame, exact: bool | str = False) -> Scores:
 def trials_to_target(evaluations: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
     """When each trial first meets its target: at an evaluation, as AlgoPerf counts, not between two.
 
-    Returns one row a trial: the columns of TRIAL, num_evaluations, met, evaluation, step (null where the counter
+    Returns one row a trial: the columns of TRIAL, num_evaluations, met, evaluation, step (NaN where the counter
     does not count steps), seconds (∞ where missed), seconds_before (the evaluation before: the target was met
     between the two; 0 before the first), lost_again (a later evaluation does not meet it), num_devices.
     """
@@ -209,9 +209,9 @@ def best_trials(trials: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
 def seconds_to_target(studies: pd.DataFrame) -> pd.DataFrame:
     """t(s, w) = median over studies of the best trial's seconds to target; a miss is ∞ and no study is dropped.
 
-    Returns one row a (submission, workload): variant_of (its base workload, null for a base one), seconds,
+    Returns one row a (submission, workload): variant_of (its base workload, None for a base one), seconds,
     seconds_before (the same median at the evaluations before: what the evaluation grid leaves open), gpu_hours,
-    steps (median of the counted ones; a miss is ∞, null where no step is counted), num_studies, num_missed.
+    steps (median of the counted ones; a miss is ∞, NaN where no step is counted), num_studies, num_missed.
     """
     met = studies["met"].astype(bool)
     before = studies["seconds_before"].where(met, np.inf)
@@ -230,14 +230,14 @@ def seconds_to_target(studies: pd.DataFrame) -> pd.DataFrame:
 
 
 def base_workload(workload: str) -> str | None:
-    """The base workload that a variant is named after (wmt of wmt_glu_tanh), null for any other workload."""
+    """The base workload that a variant is named after (wmt of wmt_glu_tanh), None for any other workload."""
     return max((base for base in ALL_BASE if workload.startswith(f"{base}_")), key=len, default=None)
 
 
 def scored_times(seconds: pd.DataFrame, code: str | None = None) -> pd.DataFrame:
     """t(s, w) as the score takes it: submissions × base workloads, ∞ where missed or never run.
 
-    code: null for the clean rule, else one of LEADERBOARDS. Then a held-out variant of a missed base workload is ∞;
+    code: None for the clean rule, else one of LEADERBOARDS. Then a held-out variant of a missed base workload is ∞;
     then everything beyond 4 × its workload's best; then the base workload of every held-out variant at ∞.
     """
     wide = seconds.pivot(index="submission", columns="workload", values="seconds")
@@ -289,7 +289,7 @@ def differences(evaluations: pd.DataFrame, exact: bool | str = True) -> pd.DataF
     """Where the clean rule and the exact one give different numbers, in full digits; what is not listed is equal.
 
     Returns: what (``score``, ``seconds``: t(s, w), ``scored seconds``: after cuts and voids), submission, workload
-    (null for a score), clean, exact.
+    (None for a score), clean, exact.
     """
     sides = []
     for code in (None, code_of(evaluations, exact)):

@@ -18,7 +18,7 @@ def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFr
     """device_hours = (train_seconds + average_seconds at the interpolated step) × num_devices / 3600.
 
     Linear between records and from 0 at step 0; a missed cell pays what its last record says.
-    Returns: cell_id, device_hours, one row a row of `steps`; null without records or while unfinished.
+    Returns: cell_id, device_hours, one row a row of `steps`; NaN without records or while unfinished.
     """
     devices = {str(cell_id): float(num) for cell_id, num in zip(cells["cell_id"], cells["num_devices"], strict=True)}
     rows = rows_of_cells(records)

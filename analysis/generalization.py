@@ -14,7 +14,7 @@ SETTING = ["workload", "training", "setting"]
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: best_metric, best_step (the first with it), final_metric.
 
-    final_metric is that of the last step trained; null where the run diverged or is unfinished, or where the
+    final_metric is that of the last step trained; NaN where the run diverged or is unfinished, or where the
     cell has no finite record there. A best value over evaluations is optimistic, the more so the more there are.
     """
     columns = ["cell_id", "workload", "training", "setting", "seed", "state", "last_step", "higher_is_better"]
@@ -43,9 +43,9 @@ def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Per setting, over seeds of finished cells; differences are cell − baseline of the same schedule and seed.
 
-    best_metric, final_metric, best_difference, final_difference: means with bootstrap _low and _high, null for
-    one seed alone (a raw setting has no difference) · num_seeds, num_pairs · effect, of final_difference:
-    ``better``, ``worse``, ``none`` (the interval covers 0), null without an interval.
+    best_metric, final_metric, best_difference, final_difference: means with bootstrap _low and _high, NaN for
+    one seed alone (a baseline has no difference) · num_seeds, num_pairs · effect, of final_difference:
+    ``better``, ``worse``, ``none`` (the interval covers 0), None without an interval.
     """
     done = by_cell[by_cell["state"] == "finished"]
     same = pairs[pairs["versus"] == "same schedule"][["cell_id", "baseline_cell_id"]]
@@ -67,7 +67,7 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def effect(difference: Interval, higher_is_better: bool) -> str | None:
-    """``better`` or ``worse`` where the interval leaves out 0, ``none`` where it covers it, null without one."""
+    """``better`` or ``worse`` where the interval leaves out 0, ``none`` where it covers it, None without one."""
     if np.isnan(difference.low):
         return None
     if difference.low <= 0 <= difference.high:

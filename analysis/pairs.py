@@ -1,4 +1,4 @@
-"""Any setting against any other, by seed: which raw run an average is measured against, the ratio of steps-to-target
+"""Any setting against any other, by seed: which baseline an average is measured against, the ratio of steps-to-target
 and what bounds it where a run misses, and means over seeds and workloads."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULE = (
 )
 
 
-CHOSEN_HORIZON = 0.01  # of the step budget: fixed beforehand, the paper's finding
+CHOSEN_HORIZON = 0.01  # of the step budget: pre-specified, the paper's finding
 NEAR = 1.5  # a horizon within this factor of it stands for it
 
 
@@ -63,7 +63,7 @@ def score(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd
 def reference_training(cells: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
     """workload -> the training that headline figures show: the best raw one of the longest schedules.
 
-    Chosen by raw runs alone, so the choice favours no average; without raw runs, the first of the longest.
+    Chosen by baselines alone, so the choice favours no average; without one, the first of the longest.
     """
     rank = scores.set_index("training")["rank"] if len(scores) else pd.Series(dtype="float64")
     rows = cells.drop_duplicates("training")[["workload", "training", "length_fraction"]]
@@ -83,7 +83,7 @@ def pair(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Each cell with its baselines, by seed.
 
     versus ``same schedule``: same workload, step budget, optimizer settings and schedule, averages only.
-    versus ``best baseline``: the raw setting of rank 1 in `score`; raw runs of other schedules take part too.
+    versus ``best baseline``: the baseline of rank 1 in `score`; baselines of other schedules take part too.
     Returns: versus, workload, training, setting, seed, cell_id, baseline_cell_id.
     """
     keep = ["workload", "training", "setting", "seed", "cell_id"]
@@ -170,7 +170,7 @@ def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Over seeds: the arithmetic and the geometric mean of the ratio, with bootstrap 95 % intervals.
 
     One row a (versus, workload, training, setting). num_pairs counts every pair, also those without a ratio.
-    mean, geometric_mean, held_geometric_mean, hours_ratio (geometric): each with _low and _high, null for one
+    mean, geometric_mean, held_geometric_mean, hours_ratio (geometric): each with _low and _high, NaN for one
     ratio alone · median · bound: ``exact``, ``at least`` (some average missed), ``at most`` (some baseline
     missed), ``mixed``, ``none`` (no ratio) · device_hours, baseline_device_hours: means over the pairs.
     """

@@ -95,7 +95,7 @@ def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
       held_point, held_censored: of HELD evaluations in a row · lost_again: a later evaluation does not meet ·
       counted_steps: the point; where missed a lower bound of it, `least_steps` · held_counted_steps likewise ·
       ranked_steps, for medians and ranks: the point; where missed the step budget, so that no miss stands before
-      a run that met. All three null while unfinished.
+      a run that met. All three NaN while unfinished.
     """
     series = curves(records)
     rows = []

@@ -117,7 +117,7 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
 def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
     """Adds how far each cell has come.
 
-    trajectory: the name of the one that trains the cell; null while none is planned for it. (One training may run
+    trajectory: the name of the one that trains the cell; None while none is planned for it. (One training may run
     twice, first for some cells and later for others, under two names.)
     last_step: the last step recorded for that trajectory (an average may have no record there), 0 if none.
     state: ``finished`` (trained to min(length, step budget), or its trial says done), ``diverged``, ``unfinished``.

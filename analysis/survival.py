@@ -64,8 +64,8 @@ def restricted_means(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
     Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`.
     Returns: workload, training, setting, step_budget · num_seeds, num_met, num_missed (diverged ones too),
-    num_unfinished · median (Kaplan–Meier, null where fewer than half met) · restricted_mean in steps, with bootstrap
-    _low and _high over seeds (null for one seed, or while one is training) and _left and _right, the bounds of the
+    num_unfinished · median (Kaplan–Meier, NaN where fewer than half met) · restricted_mean in steps, with bootstrap
+    _low and _high over seeds (NaN for one seed, or while one is training) and _left and _right, the bounds of the
     evaluation grid · budget_share: restricted_mean / step_budget.
     """
     names = ["cell_id", "workload", "training", "setting", "seed"]

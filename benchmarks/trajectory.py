@@ -99,7 +99,7 @@ def bank_share(workload: str, rounds: int, steps: int = 640) -> float:
 
 
 def evaluation_share(workload: str, steps: int = 1000) -> float:
-    """50 evaluations of a bank of 16 and the raw weights / the training time of so many steps."""
+    """50 evaluations of a bank of 16 and the non-averaged baseline / the training time of so many steps."""
     _, rows = run_seconds(one_trajectory(workload, steps, [{"scheme": "none"}, *BANK], max(1, steps // 50)))
     return float(sum(row["eval_seconds"] for row in rows) / rows[0]["train_seconds"])
 

@@ -105,7 +105,7 @@ def widths(cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell
     """One row a (workload, rule, averaging, seed) of a workload whose trainings differ in their peak LR alone.
 
     Args: steps: of `steps_to_target`. by_cell: of `generalization.metrics_by_cell`. Returns: workload, rule,
-    averaging, scheme, scheme_label, seed, width (octaves; null while an LR is training), grid (octaves), num_lrs,
+    averaging, scheme, scheme_label, seed, width (octaves; NaN while an LR is training), grid (octaves), num_lrs,
     num_met, at_edge (the basin touches an end of the grid, so that it may be wider).
     """
     trainings = axes.loc[axes["axis"] == "lr", "training"]
@@ -139,8 +139,8 @@ def widths(cells: pd.DataFrame, axes: pd.DataFrame, steps: pd.DataFrame, by_cell
 def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Over seeds, of `widths`: one row a (workload, rule, averaging).
 
-    width: mean, with _low and _high · difference: to the raw runs with the same seed, likewise · effect: ``wider``,
-    ``narrower``, ``none`` (the interval covers 0), null without an interval · num_seeds, num_pending · num_met of
+    width: mean, with _low and _high · difference: to the baseline with the same seed, likewise · effect: ``wider``,
+    ``narrower``, ``none`` (the interval covers 0), None without an interval · num_seeds, num_pending · num_met of
     num_runs (LR, seed) met the target · num_at_edge: seeds whose basin touches an end of the grid.
     """
     raw = by_seed[by_seed["scheme"] == "none"].set_index(["workload", "rule", "seed"])["width"]
@@ -328,7 +328,7 @@ def _panel(
     hover = charts.tooltips(
         *(f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "value:Q:mean:.5~g", "low:Q:from:.5~g"),
         *("high:Q:to:.5~g", "num_missed:Q:seeds that missed:d", "num_seeds:Q:seeds:d"),
-        *("ratio:Q:steps ÷ raw run's:.3f", "best_ratio:Q:steps ÷ best raw training's:.3f"),
+        *("ratio:Q:steps ÷ baseline's:.3f", "best_ratio:Q:steps ÷ best training's:.3f"),
     )
     dots = base.mark_point(size=45, strokeWidth=2, opacity=1, clip=True)
     filled = fill.otherwise(alt.Color("scheme_label:N", legend=None, scale=spec["scale"]))
