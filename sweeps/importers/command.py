@@ -25,7 +25,7 @@ class ImportCommand(click.Command):
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         spread: list[str] = []
-        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for word, following in zip(arguments, [*arguments[1:], ""], strict=False):  # of no word, none
             alone = word in _EXACT and not _LEADERBOARD.fullmatch(following)
             spread += [word, "as logged"] if alone else [word]
         return super().parse_args(context, spread)

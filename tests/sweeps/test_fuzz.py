@@ -262,7 +262,7 @@ def test_a_hostile_command_line_is_one_line(tmp_path: Path, monkeypatch: pytest.
             line[rng.randrange(len(line) + 1) : 0] = [option, rng.choice(ARGUMENTS)]
         line += [flag for flag in flags if rng.random() < 0.2]
         if command == "watch":
-            line.append("--once")
+            line.insert(0, "--once")  # after a "--" it would be the name of a folder to wait for
         began = time.process_time()
         done = CliRunner().invoke(main, [*command.split(), *line])
         case = [command, *(one[:60] for one in line)]
