@@ -199,7 +199,7 @@ def combined(seed: int) -> Odd:
     return replace(Odd(), **told)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_pairs_of_what_is_odd_are_told_of_as_well(seed: int, tmp_path: Path) -> None:
     run = odd_runs.write(tmp_path / "run", combined(seed))
     other = odd_runs.write(tmp_path / "other", Odd(seeds=(0, 1, 5), averaging=(NONE, EMAS, LAWA)))
