@@ -29,6 +29,7 @@ from analysis.chart import scheme_colours, submission_colours
 from analysis.core import Core
 from analysis.resampling import RESAMPLES, Interval, draws_of, interval, widening, with_interval
 from analysis.study import SCHEME_NAMES
+from analysis.table_format import Column, Shown
 
 TITLE = "Performance profiles"
 CAPTION = (
@@ -47,6 +48,19 @@ FEWEST = 3  # workloads, for a profile of a study of ours
 FRAMES = ("times", "scores", "leads", "profile")
 LEAST = 1.3  # how far the axis of ratios reaches at least
 _TICKS = [1, 1.1, 1.25, 1.5, 2, 3, 4]
+
+
+FEW = 5  # submissions that a sentence names
+SHOWN = (
+    Shown(
+        "score_scores", "Scores", ("submission", "score", "fastest"),
+        lambda frame: frame[frame["measure"] == frame["measure"].iloc[0]],
+    ),
+)  # fmt: skip
+COLUMNS = {
+    "score": Column("score", lambda row: number(row, "score")),
+    "fastest": Column("fastest on", lambda row: f"{row['num_fastest']}/{row['num_workloads']}"),
+}
 
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
@@ -70,11 +84,12 @@ def sentences(score_scores: pd.DataFrame, score_leads: pd.DataFrame) -> list[str
     scores, leads = (
         table[table["measure"] == score_scores["measure"].iloc[0]] for table in (score_scores, score_leads)
     )
-    each = "; ".join(f"{row['submission']} {number(row, 'score')}" for row in scores.to_dict("records"))
-    said = [f"Score: {each}."]
-    open_ = leads.loc[~(leads["low"] > 0), "versus"]
-    if len(leads) and len(open_):
-        said.append(f"That {leads['submission'].iloc[0]} leads {listed(list(open_))} is undecided.")
+    each = "; ".join(f"{row['submission']} {number(row, 'score')}" for row in scores.head(FEW).to_dict("records"))
+    said = [f"Score: {each}{f' and {len(scores) - FEW} more in the table' if len(scores) > FEW else ''}."]
+    open_ = list(leads.loc[~(leads["low"] > 0), "versus"])
+    if open_:
+        others = listed(open_) if len(open_) <= FEW else f"{len(open_)} others"
+        said.append(f"That {leads['submission'].iloc[0]} leads {others} is undecided.")
     return said
 
 
