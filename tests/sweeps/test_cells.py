@@ -268,7 +268,7 @@ def test_what_study_and_workload_leave_out_is_torchs_default(
         ({"optimizer": {"name": "sgd", "lr": 0.1, "nesterov": True}}, "allowed: with a momentum > 0"),
         ({"schedule": {"warm_up": 0.1}}, "did you mean 'warmup'"),
         ({"training": {"precison": "bf16"}}, "did you mean 'precision'"),
-        ({"training": {"batch_size": 16}}, "own training.batch_size: unknown key"),
+        ({"training": {"batch_size": 16}}, "own training.batch_size: its attribute `batch_size` says it"),
         ({"optimizer": {"name": "sgd", "lr": [0.1, 0.2]}}, "own optimizer.lr: got [0.1, 0.2]; allowed: a number > 0"),
     ],
 )
