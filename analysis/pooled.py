@@ -21,6 +21,7 @@ from analysis.resampling import (
     draws_of,
     grid_floor,
     interval,
+    mean,
     pooled_floor,
     resample_workloads,
     widening,
@@ -34,16 +35,8 @@ FIXED, BEST = "pre-specified", "selected post hoc"
 LEFT_OUT_RESAMPLES = 2_000
 
 
-def _mean(values: Floats) -> Floats:
-    """Over the last axis, NaN left out."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=-1)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
-
-
 def _exp_mean(logs: Floats) -> Floats:
-    return np.asarray(np.exp(_mean(logs)))
+    return np.asarray(np.exp(mean(logs)))
 
 
 def _geometric(top: Floats, bottom: Floats) -> Floats:
@@ -51,7 +44,7 @@ def _geometric(top: Floats, bottom: Floats) -> Floats:
 
 
 def _sums(top: Floats, bottom: Floats) -> Floats:
-    return _mean(top) / _mean(bottom)
+    return mean(top) / mean(bottom)
 
 
 def _median(top: Floats, bottom: Floats) -> Floats:
@@ -78,7 +71,7 @@ WAYS = {
     "mean ratio": Way(
         "arithmetic mean over seeds, then over workloads; a missed target counted at the step budget, a pair that both "
         "miss left out",
-        *(("ratio",), _mean),
+        *(("ratio",), mean),
         logs=False,
     ),
     "geometric mean": Way(
@@ -102,7 +95,7 @@ WAYS = {
     "survivors only": Way(
         "the mean ratio over the pairs that both meet the target: seeds that miss it are dropped; shown to compare, "
         "not to use",
-        *(("exact_ratio",), _mean),
+        *(("exact_ratio",), mean),
         logs=False,
     ),
     "device-hours": Way(

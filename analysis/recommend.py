@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import selection, words
+from analysis import sections, selection, words
 from analysis.core import Core, core
 from analysis.pairs import metric_changes, over_workloads, sign
 from analysis.resampling import FEWEST, Interval, with_interval
@@ -41,6 +41,7 @@ class Recommendation:
     by_workload: tuple[Choice, ...]
     snapshots: tuple[Snapshots, ...]
     basis: tuple[str, ...]
+    rule: str = RULE
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN is None."""
@@ -57,7 +58,7 @@ class Recommendation:
             columns = ["workload", "verdict", "selected", "ratio", "expected", "flat region", "missed (baseline)"]
             table = Table("", "", columns, [_row(one) for one in self.by_workload], 0)
             parts += ["", "Each workload on its own", aligned(table)]
-        return "\n".join([*parts, "", "What it rests on", *(f"  {line}" for line in (*self.basis, RULE))])
+        return "\n".join([*parts, "", "What it rests on", *(f"  {line}" for line in (*self.basis, self.rule))])
 
 
 def recommend(run: str | Path, every: float | None = None, study: str | None = None) -> tuple[Recommendation, ...]:
@@ -66,14 +67,16 @@ def recommend(run: str | Path, every: float | None = None, study: str | None = N
     Raises: analysis.records.BadRun where the folder breaks the schema or has no such study.
     """
     studies = read_each(run) if study is None else [read(run, study)]
-    return tuple(of_core(core(one), every) for one in studies)
+    return tuple(of_core(core(one, Path(run)), every) for one in studies)
 
 
-def of_core(core: Core, every: float | None = None) -> Recommendation:
+def of_core(core: Core, every: float | None = None, frames: Mapping[str, pd.DataFrame] | None = None) -> Recommendation:
     """ratio(setting) = geometric mean over workloads and seeds of steps(setting) / steps(best baseline); see RULE.
 
     Args: every: the snapshot interval to give k and decay at, in steps (1 or more) or as a share of the step budget
-      (below 1); default: the intervals run. Raises: ValueError where it is not above 0.
+      (below 1); default: the intervals run. frames: of the sections, if they are there already.
+    Imported logs average nothing: of them it says what the section of submissions answers.
+    Raises: ValueError where every is not above 0.
     """
     if every is not None and not every > 0:
         raise ValueError(f"every is steps (1 or more) or a share of the step budget (below 1), not {every!r}")
@@ -82,10 +85,19 @@ def of_core(core: Core, every: float | None = None) -> Recommendation:
     alone = [selection.choose(pairs[pairs["workload"] == name], name) for name in names]
     overall = selection.choose(pairs, selection.EVERYWHERE) if len(names) > 1 else alone[0]
     primary, plan = selection.pre_specified(core, pairs), core.study.plan
-    answer, basis = tuple(_answer(core, overall, primary)), tuple(_basis(core, overall))
+    logs = sections.named("submissions") if "imported" in plan else None
+    answer = _answer(core, overall, primary) if logs is None else _of_logs(core, frames)
     steps = tuple(selection.snapshots(overall, pairs, every))
-    name, question = str(plan.get("study", "study")), plan.get("question")
-    return Recommendation(name, question, answer, overall, primary, tuple(alone), steps, basis)
+    name, question, basis = str(plan.get("study", "study")), plan.get("question"), tuple(_basis(core, overall))
+    rule = RULE if logs is None else logs.RULE
+    return Recommendation(name, question, tuple(answer), overall, primary, tuple(alone), steps, basis, rule)
+
+
+def _of_logs(core: Core, frames: Mapping[str, pd.DataFrame] | None) -> list[str]:
+    """Whose submission has the highest score, and how it does against the baseline."""
+    own = [sections.named(name) for name in ("submissions", "profiles")]
+    told: list[str] = sections.call(own[0].answer, frames or sections.frames(core, own))
+    return told
 
 
 def _answer(core: Core, overall: Choice, primary: Choice) -> Iterator[str]:
@@ -270,6 +282,8 @@ def _basis(core: Core, overall: Choice) -> Iterator[str]:
     told = ", ".join(counted(number, noun) for number, noun in numbers)
     seeds = ", ".join(map(str, sorted(set(cells["seed"]))))
     yield f"{told}; seeds {seeds}" + (f"; {counted(unfinished, 'cell')} unfinished" if unfinished else "")
+    if "imported" in core.study.plan:
+        return
     yield (
         f"{counted(overall.num_pairs, 'pair')}: the average missed the target in {overall.missed}, the baseline in "
         f"{overall.baseline_missed}, both in {overall.both_missed} (no ratio); {overall.pending} are pending"

@@ -73,11 +73,7 @@ class Report:
     @cached_property
     def answer(self) -> list[str]:
         """The first screen: what `wa recommend` says, in the same words."""
-        submissions = [one for one in self.sections if hasattr(one, "answer")]
-        if submissions:
-            found: list[str] = sections.call(submissions[0].answer, self.known)
-            return found
-        return list(recommend.of_core(self.core).answer)
+        return list(recommend.of_core(self.core, frames=self.frames).answer)
 
     def summary(self, most: int | None = None) -> table_format.Table:
         """The result table for a terminal: one row a setting; of more than `most` the reference schedules alone."""
@@ -181,7 +177,6 @@ def render(report: Report, heights: Mapping[str, int], links: Sequence[report_in
         ),
         heights=heights,
         links=links,
-        wandb=None,
     )
 
 

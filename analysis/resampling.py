@@ -246,6 +246,14 @@ def stratified_geometric_mean(
     return Interval(*np.exp(found[:, 0]).tolist())
 
 
+def mean(values: Floats, axis: int = -1) -> Floats:
+    """NaN left out; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    number = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.asarray(np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0))
+
+
 def pooled_floor(floors: Any) -> Floats:
     """The `grid_floor` of a mean over workloads. Args: floors: one a workload, on the first axis; NaN left out."""
     floors = np.asarray(floors)

@@ -21,6 +21,7 @@ from analysis.resampling import (
     draws_of,
     grid_floor,
     interval,
+    mean,
     pooled_floor,
     resample_workloads,
     widening,
@@ -252,22 +253,14 @@ def _on(shares: Floats, curve: Curve, matrix: Floats) -> Floats:
 
 def _pooled(logs: list[Floats], grids: list[Floats]) -> Floats:
     """Args: logs, grids: (seeds, levels) a workload. Returns: (5, levels): the mean, its ends over both, over seeds."""
-    means = np.stack([_mean(part, 0) for part in logs])
+    means = np.stack([mean(part, 0) for part in logs])
     known = ~np.isnan(means)
     sizes = np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1).tolist()
     narrow = np.array([widening(*(size for size in column if size)) for column in sizes])
     wide = np.array([widening(num) if num >= FEWEST else np.nan for num in known.sum(axis=0).tolist()])
     floors = np.stack([grid_floor(part, grid) for part, grid in zip(logs, grids, strict=True)])
-    floor, value = pooled_floor(np.where(known, floors, np.nan)), _mean(means, 0)
-    seeds = np.stack([draws_of(part, 1 + place, _mean) for place, part in enumerate(logs)], axis=-1)
+    floor, value = pooled_floor(np.where(known, floors, np.nan)), mean(means, 0)
+    seeds = np.stack([draws_of(part, 1 + place, mean) for place, part in enumerate(logs)], axis=-1)
     both = np.moveaxis(resample_workloads(np.moveaxis(seeds, 1, 0)), 0, 1)
-    found = interval(value, _mean(both, -1), wide, scale=1.0, floor=floor)
-    return np.vstack([found, interval(value, _mean(seeds, -1), narrow, scale=1.0, floor=floor)[1:]])
-
-
-def _mean(values: Floats, axis: int) -> Floats:
-    """NaN left out; NaN where nothing is left."""
-    known = ~np.isnan(values)
-    number = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    return np.asarray(np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0))
+    found = interval(value, mean(both, -1), wide, scale=1.0, floor=floor)
+    return np.vstack([found, interval(value, mean(seeds, -1), narrow, scale=1.0, floor=floor)[1:]])

@@ -97,8 +97,10 @@ def text():
         sections=[first | {"tables": [table]}, other | {"tables": []}],
         methods=[("Intervals", "A bootstrap.")],
         facts=[("torch", "2.13.0")],
-        links=[SimpleNamespace(text="all 2 studies", href="../../report.html")],
-        wandb="https://example.org/group?a=1&b=2",
+        links=[
+            SimpleNamespace(text="all 2 studies", href="../../report.html"),
+            SimpleNamespace(text="runs on W&B", href="https://example.org/group?a=1&b=2"),
+        ],
         heights={"steps": 300},
     )
 
