@@ -1,5 +1,5 @@
 """Records of a run folder -> tables, figures and a report. Reads the run folder only; needs no torch."""
 
-from analysis.records import load
+from analysis.run_folder.records import load
 
 __all__ = ["load"]

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization, records, words
-from analysis.pairs import ratios, ratios_by_seed
-from analysis.steps_to_target import steps_to_target
-from analysis.study import AVERAGING, TRAINING, Study, counted, read
-from analysis.table_format import Column, Shown, aligned, table
+from analysis.presentation.table_format import Column, Shown, aligned, table
+from analysis.run_folder import records
+from analysis.run_folder.study import AVERAGING, TRAINING, Study, counted, read
+from analysis.statistics import device_hours, generalization, verdicts
+from analysis.statistics.pairs import ratios, ratios_by_seed
+from analysis.statistics.steps_to_target import steps_to_target
 
 RULE = (
     "Cells are the same where workload, preset, seed and every axis of training and averaging are equal, whatever "
@@ -75,7 +76,7 @@ class Comparison:
 
 
 def compare(a: str | Path, b: str | Path) -> Comparison:
-    """Reads two run folders and compares them: see `of_studies`. Raises: analysis.records.BadRun."""
+    """Reads two run folders and compares them: see `of_studies`. Raises: analysis.run_folder.records.BadRun."""
     return of_studies(_original_names(read(a), a), _original_names(read(b), b), str(a), str(b))
 
 
@@ -156,7 +157,7 @@ def _settings(cells: pd.DataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, twin
         found = found.assign(**dict.fromkeys(keep, np.nan), effect=None)
     every = pairs.groupby("setting").size()
     found["num_pairs"] = found["num_pairs"].fillna(found["setting"].map(every)).astype("int64")
-    found["steps"] = [words.side(row, "steps_ratio", row["num_pairs"]) for row in found.to_dict("records")]
+    found["steps"] = [verdicts.side(row, "steps_ratio", row["num_pairs"]) for row in found.to_dict("records")]
     found = found.rename(columns={"effect": "metric"}).drop(columns="setting")
     several = found["num_pairs"] > 1  # which have no interval where all are equal, but no effect either
     found["steps"] = found["steps"].mask(several & (found["steps_ratio"] == 1), "none")

@@ -9,11 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import device_hours, generalization, words
-from analysis.pairs import CHOSEN_HORIZON, chosen_settings, pair, ratios, ratios_by_seed, reference_training, score
-from analysis.resampling import of_row
-from analysis.steps_to_target import median_curves, steps_to_target
-from analysis.study import Study
+from analysis.run_folder.study import Study
+from analysis.statistics import device_hours, generalization, verdicts
+from analysis.statistics.pairs import (
+    CHOSEN_HORIZON,
+    chosen_settings,
+    pair,
+    ratios,
+    ratios_by_seed,
+    reference_training,
+    score,
+)
+from analysis.statistics.resampling import of_row
+from analysis.statistics.steps_to_target import median_curves, steps_to_target
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
     found = [
-        words.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]) for row in same.to_dict("records")
+        verdicts.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]) for row in same.to_dict("records")
     ]
     same["verdict"] = pd.Series([one.word for one in found], same.index, dtype="str").where(same["bound"] != "none")
     table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound", "verdict"]], "left", on="setting")

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.core import Core
-from analysis.resampling import RULE as INTERVALS
-from analysis.resampling import small_sample_factor
-from analysis.steps_to_target import HELD
-from analysis.study import Study, counted
+from analysis.run_folder.study import Study, counted
+from analysis.statistics.resampling import RULE as INTERVALS
+from analysis.statistics.resampling import small_sample_factor
+from analysis.statistics.steps_to_target import HELD
 
 FEW = 10  # below this many seeds the report says how few they are
 CROSSING = (

@@ -12,11 +12,13 @@ import pandas as pd
 
 from analysis import sections, selection, words
 from analysis.core import Core, core
-from analysis.pairs import metric_changes, over_workloads, sign
-from analysis.resampling import FEWEST, Interval, with_interval
+from analysis.presentation.table_format import Table, aligned
+from analysis.run_folder.study import SCHEME_NAMES, counted, percent, read, read_each
 from analysis.selection import Choice, Snapshots
-from analysis.study import SCHEME_NAMES, counted, percent, read, read_each
-from analysis.table_format import Table, aligned
+from analysis.statistics import verdicts
+from analysis.statistics.generalization import final_changes
+from analysis.statistics.pairs import num_units, over_workloads, sign
+from analysis.statistics.resampling import FEWEST, Interval, with_interval
 
 RULE = (
     "A setting is a schedule, a scheme and an averaging horizon; its ratio is steps-to-target over those of the best "
@@ -64,7 +66,7 @@ class Recommendation:
 def recommend(run: str | Path, every: float | None = None, study: str | None = None) -> tuple[Recommendation, ...]:
     """Recommends from each study of a run folder, or from one: see `of_core`.
 
-    Raises: analysis.records.BadRun where the folder breaks the schema or has no such study.
+    Raises: analysis.run_folder.records.BadRun where the folder breaks the schema or has no such study.
     """
     studies = read_each(run) if study is None else [read(run, study)]
     return tuple(of_core(core(one, Path(run)), every) for one in studies)
@@ -130,13 +132,13 @@ def _selected(core: Core, one: Choice) -> str:
             f"Of {many} settings {one.setting} has the smallest ratio, {_number(one, one.ratio)} {steps}; one seed "
             f"with a ratio cannot both select and measure, so nothing is decided ({where.partition(';')[0]})."
         )
-    if one.verdict == words.SHOWN and one.expected.high < 1:
+    if one.verdict == verdicts.SHOWN and one.expected.high < 1:
         return (
             f"Use {one.setting}: it takes {number} {steps}, measured {fair} from {many} settings: a saving of "
             f"{_saving(one.expected)} is shown ({where})."
         )
-    lead = {words.UNDECIDED: "Undecided", words.SHOWN: "No average helps"}.get(
-        one.verdict, f"No saving of more than {percent(words.MARGIN)}"
+    lead = {verdicts.UNDECIDED: "Undecided", verdicts.SHOWN: "No average helps"}.get(
+        one.verdict, f"No saving of more than {percent(verdicts.MARGIN)}"
     )
     verdict = _verdict(one, one.expected, core).removeprefix("undecided; ")
     return f"{lead}: the best of {many} settings, {one.setting}, takes {number} {steps} {fair}: {verdict} ({where})."
@@ -172,22 +174,17 @@ def _final(core: Core) -> str | None:
     near = core.chosen[core.chosen["near"]]
     mine = near[near["scheme"] == core.primary[0]]
     mine = mine if len(mine) else near[near["scheme"] == near["scheme"].min()]
-    rows = core.by_cell.rename(columns={"final_metric": "value"})
-    top = rows[rows["setting"].isin(mine["setting"])]
-    none = core.cells.loc[core.cells["scheme"] == "none", "cell_id"]
-    below = rows[rows["cell_id"].isin(none) & rows["training"].isin(top["training"])]
     higher = core.cells.groupby("workload")["higher_is_better"].first().astype(bool)
-    signed = set(core.records.loc[core.records["metric"] <= 0, "cell_id"])  # of these no factor can be told
-    pairs = metric_changes(top[~top["cell_id"].isin(signed)], below[~below["cell_id"].isin(signed)], higher.to_dict())
+    pairs = final_changes(core.by_cell, core.cells, mine, higher.to_dict())
     found = over_workloads(pairs)
     if np.isnan(found.value):
         return None
-    verdict = words.verdict(found, selection.num_units(pairs))
-    tail = "; ".join(part for part in (verdict.word, words.needed(verdict, _kind(pairs))) if part)
+    verdict = verdicts.verdict(found, num_units(pairs))
     where = counted(pairs["workload"].nunique(), "workload")
     return (
         f"At the end of training {mine['scheme_label'].mode()[0]} changes the metric by a factor of "
-        f"{with_interval(found, '.4f')} over {where} (below 1 is better): {tail}."
+        f"{with_interval(found, '.4f')} over {where} (below 1 is better): "
+        f"{words.told(verdict, 0, _kind(pairs), above='an effect')}."
     )
 
 
@@ -197,16 +194,11 @@ def _number(one: Choice, interval: Interval) -> str:
 
 def _verdict(one: Choice, ratio: Interval, core: Core) -> str:
     """In words, with how many more seeds or workloads would decide."""
-    if one.verdict == words.SHOWN:
-        return "a saving is shown" if ratio.value < 1 else "it is slower, shown"
-    if one.verdict == words.EXCLUDED:
-        return f"a change of more than {percent(words.MARGIN)} is excluded"
-    kind = "workloads" if core.cells["workload"].nunique() >= FEWEST else "seeds"
-    return f"undecided; {words.needed(words.Verdict(one.verdict, one.needed), kind)}"
+    return words.told(verdicts.Verdict(one.verdict, one.needed), ratio.value - 1, _kind(core.cells))
 
 
-def _kind(pairs: pd.DataFrame) -> str:
-    return "workloads" if pairs["workload"].nunique() >= FEWEST else "seeds"
+def _kind(rows: pd.DataFrame) -> str:
+    return "workloads" if rows["workload"].nunique() >= FEWEST else "seeds"
 
 
 def _whose(core: Core) -> str:
@@ -264,7 +256,7 @@ def _closest(core: Core) -> Iterator[str]:
 def _row(one: Choice) -> list[str]:
     flat = "–" if one.flat is None else " – ".join(dict.fromkeys(percent(end) for end in one.flat))
     shown = [_number(one, ratio) if ratio.value > 0 else "–" for ratio in (one.ratio, one.expected)]
-    verdict = "; ".join(p for p in (one.verdict, words.needed(words.Verdict(one.verdict, one.needed))) if p)
+    verdict = "; ".join(p for p in (one.verdict, words.needed(verdicts.Verdict(one.verdict, one.needed))) if p)
     missed = f"{one.missed} ({one.baseline_missed}) of {one.num_pairs}"
     return [one.where, verdict, one.setting or "–", *shown, flat, missed]
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import figure_files, latex, methods, output, page, recommend, report_index, sections, table_format
-from analysis.algoperf_score import read_evaluations
-from analysis.chart import look
+from analysis import methods, recommend, report_index, sections
 from analysis.core import Core, core
-from analysis.run_files import BadRun
-from analysis.study import Study, read_each
+from analysis.presentation import figure_files, latex, page, table_format
+from analysis.presentation.chart import look
+from analysis.run_folder import output
+from analysis.run_folder.run_files import BadRun
+from analysis.run_folder.study import Study, read_each
+from analysis.statistics.algoperf_score import read_evaluations
 
 
 class Report:
@@ -89,7 +91,7 @@ def of_run(run: str | Path, baseline: str | None = None) -> list[Report]:
     """The studies of a run folder, finished or not.
 
     Args: baseline: of imported logs, the submission that others are measured against.
-    Raises: analysis.records.BadRun where the folder breaks the schema, or has no such submission.
+    Raises: analysis.run_folder.records.BadRun where the folder breaks the schema, or has no such submission.
     """
     made = [Report(study, Path(run)) for study in read_each(run)]
     for one in made if baseline is not None else []:
@@ -105,7 +107,7 @@ def write(run: str | Path, reports: Sequence[Report] | None = None) -> Path:
     """Writes tables, figures and the report of a run folder, finished or not; returns the report's path.
 
     A folder of several studies gets these for each study, in reports/<study>/, and a report.html that leads there.
-    Args: reports: of `of_run`, if they are there already. Raises: analysis.records.BadRun.
+    Args: reports: of `of_run`, if they are there already. Raises: analysis.run_folder.records.BadRun.
     """
     run = Path(run)
     reports = of_run(run) if reports is None else reports

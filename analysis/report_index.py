@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis import device_hours, output, page
-from analysis.records import BadRun, load_trials
-from analysis.run_files import NAME, wandb_links
-from analysis.study import Study
+from analysis.presentation import page
+from analysis.run_folder import output
+from analysis.run_folder.records import BadRun, load_trials
+from analysis.run_folder.run_files import NAME, wandb_links
+from analysis.run_folder.study import Study
+from analysis.statistics import device_hours
 
 
 def folder(run: Path, study: Study) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import words
 from analysis.core import Core
-from analysis.pairs import over_workloads, overall_bound
-from analysis.resampling import FEWEST, Interval, for_all
-from analysis.study import SCHEME_NAMES, percent
+from analysis.run_folder.study import SCHEME_NAMES, percent
+from analysis.statistics import verdicts
+from analysis.statistics.pairs import num_units, over_workloads, overall_bound
+from analysis.statistics.resampling import FEWEST, Interval, for_all
 
 EVERYWHERE = "all workloads"
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
@@ -96,10 +96,10 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     mine = pairs[pairs["name"] == pick]
     found = _measured(every, mine, where)
     expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
-    seen = [words.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
-    word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == words.UNDECIDED)
-    if word.word == words.SHOWN and max(expected.high, corrected.high) > 1:
-        word = words.Verdict(words.SHOWN)  # slower is shown
+    seen = [verdicts.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
+    word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == verdicts.UNDECIDED)
+    if word.word == verdicts.SHOWN and max(expected.high, corrected.high) > 1:
+        word = verdicts.Verdict(verdicts.SHOWN)  # slower is shown
     return replace(
         found, verdict=word.word, needed=word.needed, num_settings=num_settings, corrected=corrected,
         expected=expected, flat=_flat(pairs, pick),
@@ -112,7 +112,7 @@ def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
     own = every[(every["versus"] == "same schedule") & every["setting"].isin(mine["setting"])]
     decays = mine["lr_decay"].dropna().astype(float)
     ratio, bound = over_workloads(mine), overall_bound(mine["bound"])
-    word = words.verdict(ratio, num_units(mine), bound=bound)
+    word = verdicts.verdict(ratio, num_units(mine), bound=bound)
     verdict = "no ratio" if np.isnan(ratio.value) else word.word
     return Choice(
         where, verdict, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
@@ -132,7 +132,7 @@ def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
         return Choice(EVERYWHERE, "no ratio")
     found = _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
     own = rows[rows["versus"] == "same schedule"]
-    word = words.verdict(found.own, num_units(own) if len(own) else 0, bound=found.own_bound)
+    word = verdicts.verdict(found.own, num_units(own) if len(own) else 0, bound=found.own_bound)
     return replace(found, verdict=word.word, needed=word.needed)
 
 
@@ -162,13 +162,6 @@ def _held_out(pairs: pd.DataFrame) -> Interval:
         return UNKNOWN
     rows = pd.concat(measured).groupby(["workload", "seed"], as_index=False)[["value", "grid_sd"]].mean()
     return over_workloads(rows)
-
-
-def num_units(pairs: pd.DataFrame) -> int:
-    """Behind an interval: workloads, from FEWEST of them on, else the seeds of the workload that has fewest."""
-    known = pairs[pairs["value"].notna()]
-    seeds = known.groupby("workload")["seed"].nunique()
-    return len(seeds) if len(seeds) >= FEWEST else int(seeds.min()) if len(seeds) else 0
 
 
 def _degrees(pairs: pd.DataFrame) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 from analysis.report import Report
-from analysis.study import read
+from analysis.run_folder.study import read
 from benchmarks.synthetic_run import Size, write
 
 TEN_MILLION = Size(trainings=10)  # 20,000 cells × 500 evaluations

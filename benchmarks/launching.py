@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from analysis.records import load_trials
+from analysis.run_folder.records import load_trials
 from sweeps.cells import cells
 from sweeps.plan import trajectories
 from sweeps.run import run_studies

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.records import CELLS, RECORDS, TRIALS
-from analysis.schema import FORMAT
+from analysis.run_folder.records import CELLS, RECORDS, TRIALS
+from analysis.run_folder.schema import FORMAT
 from sweeps.durable import write_table
 
 HORIZONS = np.round(np.geomspace(0.001, 0.3, 25), 5)  # shares of the step budget

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from analysis.records import read_live
+from analysis.run_folder.records import read_live
 from sweeps import process, trajectory
 from sweeps.cells import cells
 from sweeps.identity import Training

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from analysis.run_files import broken, read_json
-from analysis.schema import TRIALS
+from analysis.run_folder.run_files import broken, read_json
+from analysis.run_folder.schema import TRIALS
 from sweeps.durable import write_atomic
 from workloads.user_errors import one_line
 
@@ -57,7 +57,7 @@ class Attempt:
 
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
-    """The attempts at a trajectory, in their order. Raises: analysis.records.BadRun."""
+    """The attempts at a trajectory, in their order. Raises: analysis.run_folder.records.BadRun."""
     rows = [_read(path) for path in folder.glob("attempt-[0-9]*.json")]
     return sorted(rows, key=lambda row: int(row["attempt"]))
 

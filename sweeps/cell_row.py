@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from analysis.schema import AVERAGING, TRAINING
+from analysis.run_folder.schema import AVERAGING, TRAINING
 from sweeps.identity import Cell, scheme_to_dict
 from wa import Scheme
 from wa.schemes import SCHEMES
@@ -21,7 +21,7 @@ OF_EVERY_SCHEME = ("scheme", "every", "burn_in", "start", "buffers")  # told by 
 def cell_to_row(
     cell: Cell, study: str, target: float | None, num_devices: float, device: str, processes: int
 ) -> dict[str, Any]:
-    """The cell as a row of `analysis.schema.CELLS`."""
+    """The cell as a row of `schema.CELLS`."""
     training, schedule = cell.training, cell.training.schedule
     total, length = training.step_budget, schedule.length_steps
     plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule")}

@@ -309,7 +309,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     The target is the median over 3 held-out seeds of the baseline's best validation metric when its schedule has
     length 0.75. A study may not use those seeds.
     """
-    from analysis.records import load
+    from analysis.run_folder.records import load
     from sweeps import calibrate as rule
     from sweeps.blocks import SpecError
     from sweeps.run import run_studies

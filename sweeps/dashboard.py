@@ -21,9 +21,10 @@ import pandas as pd
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from analysis import report, table_format
-from analysis.records import load_cells, load_plan
-from analysis.run_files import BadRun, read_json
+from analysis import report
+from analysis.presentation import table_format
+from analysis.run_folder.records import load_cells, load_plan
+from analysis.run_folder.run_files import BadRun, read_json
 from sweeps import publisher, tracking
 from sweeps.blocks import TrackingBlock
 from sweeps.durable import write_atomic
@@ -65,7 +66,7 @@ class PushFailed(RuntimeError):
 
 
 def workspace(run: Path, where: TrackingBlock | None = None) -> ws.Workspace:
-    """The folder's runs of all its studies, grouped by workload and scheme. Raises: analysis.records.BadRun."""
+    """The folder's runs of all its studies, grouped by workload and scheme. Raises: BadRun."""
     cells, plan, where = load_cells(run), load_plan(run), where or tracking.block(run)
     studies = [entry["study"] for entry in plan["studies"]]
     name = ", ".join(studies)
@@ -155,7 +156,7 @@ def make_report(run: Path, where: TrackingBlock) -> wr.Report:
 
 
 def _panel_grid(name: str, cells: pd.DataFrame, where: TrackingBlock) -> wr.PanelGrid:
-    workload = str(cells["workload"].iloc[0]).partition(" (")[0]  # without the preset that `analysis.study` adds
+    workload = str(cells["workload"].iloc[0]).partition(" (")[0]  # without the preset that `study` adds
     runs = wr.Runset(
         entity=where.entity or "",
         project=where.project,

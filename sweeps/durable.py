@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.output import check_replaceable, named, temporary
-from analysis.run_files import digest, seal
+from analysis.run_folder.output import check_replaceable, named, temporary
+from analysis.run_folder.run_files import digest, seal
 from sweeps.blocks import SpecError
 
 LOCK = ".lock"  # of a run folder, for who runs it

@@ -25,7 +25,7 @@ from sweeps.engine import Engine
 from ray import tune
 from ray.tune.search import Searcher
 
-from analysis.run_files import BadRun
+from analysis.run_folder.run_files import BadRun
 from cluster.errors import first_line
 from sweeps import attempts, failures, import_order
 from sweeps.interrupts import Interrupts

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.run_files import load_plan_if_any
+from analysis.run_folder.run_files import load_plan_if_any
 from sweeps.blocks import SpecError
 from sweeps.identity import scheme_name
 from sweeps.plan import Trajectory

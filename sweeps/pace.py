@@ -26,7 +26,7 @@ def measured(run: Path, device: str) -> Paces:
 
     Medians over trajectories, a step brought to the workload's own batch size. Raises: BadRun for damaged records.
     """
-    from analysis.records import load as load_run
+    from analysis.run_folder.records import load as load_run
 
     if not (run / "cells.parquet").exists():
         return {}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records import KEY, read_live, rows_to_table
-from analysis.schema import MEASURED
+from analysis.run_folder.records import KEY, read_live, rows_to_table
+from analysis.run_folder.schema import MEASURED
 from sweeps import trajectory
 from sweeps.plan import Trajectory, trajectories
 from sweeps.promises import cells_of, fresh_model, hold

@@ -23,10 +23,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.live_records import finished
-from analysis.records import BESIDE, load_cells, load_plan, load_records
-from analysis.run_files import WANDB_LINKS, BadRun, read_json, wandb_links
-from analysis.steps_to_target import curves, first_crossing, running_best
+from analysis.run_folder.live_records import finished
+from analysis.run_folder.records import BESIDE, load_cells, load_plan, load_records
+from analysis.run_folder.run_files import WANDB_LINKS, BadRun, read_json, wandb_links
+from analysis.statistics.steps_to_target import curves, first_crossing, running_best
 from sweeps.durable import make_folder, wait_for_lock, write_atomic
 
 POLL_SECONDS = 2.0

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from analysis.live_records import DONE, Finished, LiveRows, as_line
-from analysis.records import RECORDS
-from analysis.run_files import read_bytes
+from analysis.run_folder.live_records import DONE, Finished, LiveRows, as_line
+from analysis.run_folder.records import RECORDS
+from analysis.run_folder.run_files import read_bytes
 from sweeps import durable
 
 LOCK_SECONDS = 60.0  # an orphan of a killed driver writes on for about 2 s
@@ -26,7 +26,7 @@ class Recorder:
 
     What an earlier attempt wrote is kept: `written` tells, a (cell, step, split) is never written twice, and
     a last line torn by a kill is cut off. Raises: FolderBusy when the lock is not free within LOCK_SECONDS;
-    analysis.records.BadRun where a line is damaged.
+    analysis.run_folder.records.BadRun where a line is damaged.
     """
 
     def __init__(self, path: Path, lock_seconds: float = LOCK_SECONDS) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from analysis.records import check_records
+from analysis.run_folder.records import check_records
 from sweeps import durable, origins, pace, plan, run_folder, tracking, user_code
 from sweeps.blocks import SpecError
 from sweeps.border import begun

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.live_records import DONE, Finished, LiveRows, again, finished
-from analysis.records import CELLS, TRIALS, read_table, rows_to_table
-from analysis.run_files import broken, load_plan_if_any, read_bytes, read_json
-from analysis.schema import FORMAT
+from analysis.run_folder.live_records import DONE, Finished, LiveRows, again, finished
+from analysis.run_folder.records import CELLS, TRIALS, read_table, rows_to_table
+from analysis.run_folder.run_files import broken, load_plan_if_any, read_bytes, read_json
+from analysis.run_folder.schema import FORMAT
 from sweeps import durable, origins, plan
 from sweeps.attempts import attempts_of
 from sweeps.blocks import SpecError
@@ -50,7 +50,7 @@ def _begun(folder: Path) -> plan.Trajectory:
 def read_trajectory(path: Path) -> plan.Trajectory:
     """A trajectory as `write_plan` wrote it; its name is that of its folder, so that it leads nowhere else.
 
-    Raises: FileNotFoundError, analysis.records.BadRun.
+    Raises: FileNotFoundError, analysis.run_folder.records.BadRun.
     """
     remedy = again(path.parent)
     told = read_json(path, remedy)
@@ -283,7 +283,7 @@ def compact(run: Path, name: str) -> None:
     """Move a finished trajectory's live records into ``records/``; safe to repeat after a kill at any point.
 
     The Parquet file is on disk, and the marker knows its checksum, before the live records go.
-    Raises: analysis.records.BadRun where the live records are not those that the marker tells of; OSError.
+    Raises: analysis.run_folder.records.BadRun where the live records are not those that the marker tells of; OSError.
     """
     folder = trajectory_folder(run, name)
     live = LiveRows(folder / "records.jsonl")
@@ -307,7 +307,7 @@ def compact(run: Path, name: str) -> None:
 def write_trials(run: Path) -> None:
     """trials.parquet from the attempts' own files; an attempt that did not say how it ended was interrupted.
 
-    Raises: analysis.records.BadRun where an attempt's file is damaged.
+    Raises: analysis.run_folder.records.BadRun where an attempt's file is damaged.
     """
     rows = []
     for folder in sorted((run / "trajectories").glob("[!.]*/")):

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.run_files import BadRun
+from analysis.run_folder.run_files import BadRun
 from sweeps.failures import described
 from sweeps.run_folder import may_become_a_run
 from sweeps.status import Curve, Pairs, Status, Trial, prespecified
@@ -114,7 +114,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
 
     wait: seconds granted to a folder that is new or empty, as before its `wa run` or while that one starts.
     Returns the exit code: 0 done, looked at once, or interrupted; 1 where trials failed and nothing goes on.
-    Raises: analysis.records.BadRun where `run` is no run folder.
+    Raises: analysis.run_folder.records.BadRun where `run` is no run folder.
     """
     try:
         if once:

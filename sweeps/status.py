@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.live_records import LiveRows, again, finished
-from analysis.pairs import fixed_settings
-from analysis.records import load_cells, load_plan
-from analysis.run_files import broken, read_parquet
-from analysis.steps_to_target import NEVER, Crossing, Floats, first_crossing
-from analysis.study import describe
+from analysis.run_folder.live_records import LiveRows, again, finished
+from analysis.run_folder.records import load_cells, load_plan
+from analysis.run_folder.run_files import broken, read_parquet
+from analysis.run_folder.study import describe
+from analysis.statistics.pairs import fixed_settings
+from analysis.statistics.steps_to_target import NEVER, Crossing, Floats, first_crossing
 from sweeps.attempts import attempts_of
 from sweeps.failures import tail
 from sweeps.plan import Trajectory
@@ -229,7 +229,7 @@ class Pairs:
 
 
 class Status:
-    """A run folder, looked at again and again. Raises: analysis.records.BadRun where it is none.
+    """A run folder, looked at again and again. Raises: analysis.run_folder.records.BadRun where it is none.
 
     only: of what is not done, these trajectories alone. `told`: states that its files do not say, by name.
     """

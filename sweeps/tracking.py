@@ -14,7 +14,7 @@ from typing import IO
 from pydantic import ValidationError
 from rich.console import Console
 
-from analysis.run_files import broken, read_bytes, wandb_links
+from analysis.run_folder.run_files import broken, read_bytes, wandb_links
 from sweeps.blocks import TrackingBlock
 from sweeps.yaml_file import BadYaml, parse_value
 
@@ -22,7 +22,7 @@ FINISH_SECONDS = 15.0  # what the driver grants the publisher at the end of a ru
 
 
 def block(run: Path) -> TrackingBlock:
-    """What the folder's spec says of W&B. Raises: analysis.records.BadRun."""
+    """What the folder's spec says of W&B. Raises: analysis.run_folder.records.BadRun."""
     path = run / "spec.yaml"
     try:
         return TrackingBlock(**(parse_value(read_bytes(path).decode()).get("tracking") or {}))

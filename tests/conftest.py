@@ -41,7 +41,7 @@ def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports whose charts are made and checked against their schema, and not drawn, which takes seconds."""
-    from analysis import figure_files
+    from analysis.presentation import figure_files
 
     def draw(chart: dict[str, object], folder: Path, name: str) -> int:
         json.dumps(chart, allow_nan=False)

@@ -16,15 +16,16 @@ from tempfile import TemporaryDirectory
 import altair as alt
 import pandas as pd
 
-from analysis import figure_files, output
-from analysis import records as schema
-from analysis.device_hours import paid, unit
 from analysis.paper import charts, logs, measure, numbers
 from analysis.paper.claims import Finding, claims
 from analysis.paper.evidence import evidence
+from analysis.presentation import figure_files
 from analysis.report import Report
+from analysis.run_folder import output
+from analysis.run_folder import records as schema
+from analysis.run_folder.study import read
 from analysis.sections.submissions import RULE
-from analysis.study import read
+from analysis.statistics.device_hours import paid, unit
 
 OPEN = "open_questions"
 
@@ -50,7 +51,7 @@ workloads' intervals lie on that side if nothing is true. Why it may be so is [o
 def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -> Path:
     """Writes results.md, its figures and the measured blocks; returns the path of results.md.
 
-    Raises: analysis.records.BadRun.
+    Raises: analysis.run_folder.records.BadRun.
     """
     of = evidence(read(run))
     frames = {study: _frames(run, study) for study in ("speedup", "horizon")}

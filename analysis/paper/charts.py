@@ -7,10 +7,10 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis import chart as panels
-from analysis.chart import REFERENCE_LINE, SCHEME_COLOURS
 from analysis.paper.numbers import OURS, PAPER, regression
-from analysis.study import SCHEME_NAMES
+from analysis.presentation import chart as panels
+from analysis.presentation.chart import REFERENCE_LINE, SCHEME_COLOURS
+from analysis.run_folder.study import SCHEME_NAMES
 
 HEIGHT = 380
 ROWS = 5  # of names along an edge, so that neighbours do not meet

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.resampling import FEWEST, Interval
-from analysis.study import SCHEME_NAMES, percent
-from analysis.words import EXCLUDED, MOST, SHOWN, UNDECIDED
+from analysis.run_folder.study import SCHEME_NAMES, percent
+from analysis.statistics.resampling import FEWEST, Interval
+from analysis.statistics.verdicts import EXCLUDED, MOST, SHOWN, UNDECIDED
 
 REPRODUCED, IN_PART, REFUTED = "reproduced", "reproduced in part", "refuted"
 # What a bound leaves of an interval: a ratio that is a lower bound has no upper end, and the other way round.

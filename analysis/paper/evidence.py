@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.device_hours import hours_to_target
-from analysis.pairs import KEYS, metric_changes, overall_bound, steps_ratios
-from analysis.steps_to_target import steps_to_target
-from analysis.study import Study
+from analysis.run_folder.study import Study
+from analysis.statistics.device_hours import hours_to_target
+from analysis.statistics.pairs import KEYS, metric_changes, overall_bound, steps_ratios
+from analysis.statistics.steps_to_target import steps_to_target
 
 # A pair's value is the log of a ratio, below 0 where the top is better; its bound is one of `analysis.savings`.
 Compared = list[tuple[dict[str, Any], pd.DataFrame]]  # (what is matched, pairs: workload, seed, value, bound)
@@ -93,7 +93,7 @@ def mean(compared: Compared) -> pd.DataFrame:
 
 
 def evidence(study: Study) -> Evidence:
-    """Of a study, or of all cells of a run folder (`analysis.study.read`).
+    """Of a study, or of all cells of a run folder (`study.read`).
 
     Adds axes that claims compare on. lr_factor: the peak LR ÷ the workload's own (that of study speedup) · decay: the
     share of the step budget over which the LR decays, or WSM emulates that it does · batch_factor: batch size ÷ the

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import records as schema
-from analysis.algoperf_score import ALL_BASE, read_evaluations, score
 from analysis.paper import numbers
-from analysis.resampling import ratios_of_medians, with_interval
-from analysis.study import percent
-from analysis.words import by_luck
+from analysis.run_folder import records as schema
+from analysis.run_folder.study import percent
+from analysis.statistics.algoperf_score import ALL_BASE, read_evaluations, score
+from analysis.statistics.resampling import ratios_of_medians, with_interval
+from analysis.statistics.verdicts import by_luck
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
 NAMES = ("Schedule-Free", "NadamW")
@@ -22,7 +22,7 @@ NAMES = ("Schedule-Free", "NadamW")
 def sentences(run: str | Path) -> list[str]:
     """The findings of an imported run folder that holds AlgoPerf's baseline and Schedule-Free.
 
-    Raises: analysis.records.BadRun where the folder was not imported from AlgoPerf's logs.
+    Raises: analysis.run_folder.records.BadRun where the folder was not imported from AlgoPerf's logs.
     """
     studies = score(read_evaluations(run)).studies
     studies = studies[studies["workload"].isin(ALL_BASE)]

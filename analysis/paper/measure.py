@@ -9,12 +9,22 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from analysis.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, KEYS, by_workload, over_workloads, overall_bound, sign
 from analysis.paper import numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
 from analysis.paper.evidence import Evidence, mean
-from analysis.pooled import FIXED
-from analysis.resampling import (
+from analysis.run_folder.study import percent
+from analysis.statistics.pairs import (
+    AT_LEAST,
+    AT_MOST,
+    BOTH_MISSED,
+    KEYS,
+    by_workload,
+    over_workloads,
+    overall_bound,
+    sign,
+)
+from analysis.statistics.pooled import FIXED
+from analysis.statistics.resampling import (
     LEVEL,
     RESAMPLES,
     ROUNDING,
@@ -27,9 +37,8 @@ from analysis.resampling import (
     small_sample_factor,
     with_interval,
 )
-from analysis.steps_to_target import steps_to_target
-from analysis.study import percent
-from analysis.words import by_luck
+from analysis.statistics.steps_to_target import steps_to_target
+from analysis.statistics.verdicts import by_luck
 
 Floats = NDArray[np.float64]
 Frames = Mapping[str, pd.DataFrame]

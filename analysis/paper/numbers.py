@@ -15,13 +15,13 @@ import pandas as pd
 import yaml
 from scipy.stats import linregress, t
 
-from analysis import output
-from analysis import pairs as paired
-from analysis.pairs import CHOSEN_HORIZON, overall_bound, sign
 from analysis.paper.evidence import Evidence
-from analysis.records import BESIDE
-from analysis.resampling import LEVEL, Interval, of_row, with_interval
-from analysis.study import SCHEME_NAMES, percent
+from analysis.run_folder import output
+from analysis.run_folder.records import BESIDE
+from analysis.run_folder.study import SCHEME_NAMES, percent
+from analysis.statistics import pairs as paired
+from analysis.statistics.pairs import CHOSEN_HORIZON, overall_bound, sign
+from analysis.statistics.resampling import LEVEL, Interval, of_row, with_interval
 
 PAPER, OURS = "the paper", "this study"
 SCHEMES = ("ema", "lawa")

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.core import Core
-from analysis.resampling import FEWEST
+from analysis.statistics.resampling import FEWEST
 
 ORDER: tuple[str, ...] = (
     *("steps", "pooled", "saving_curve", "horizon", "snapshots", "trainings", "schedules", "generalization"),

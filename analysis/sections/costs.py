@@ -8,13 +8,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.device_hours import MARGINAL, TOTAL, paid, sweep_hours
-from analysis.pairs import in_front, over_workloads, overall_bound, sign
-from analysis.resampling import with_interval
-from analysis.study import SCHEME_NAMES, Study, counted
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import REFERENCE_LINE, Look
+from analysis.run_folder.study import SCHEME_NAMES, Study, counted
+from analysis.statistics.device_hours import MARGINAL, TOTAL, paid, sweep_hours
+from analysis.statistics.pairs import in_front, over_workloads, overall_bound, sign
+from analysis.statistics.resampling import with_interval
 
 TITLE = "Device-hours, marginal and total"
 RULE = f"Marginal: {MARGINAL} Total: {TOTAL}"

@@ -9,16 +9,18 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis import generalization as metrics
 from analysis import words
-from analysis.chart import Look
 from analysis.core import Core
-from analysis.pairs import leading, metric_changes, over_workloads
-from analysis.records import BESIDE
-from analysis.resampling import FEWEST, of_row, with_interval
-from analysis.study import SCHEME_NAMES
-from analysis.table_format import Column, Shown
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import Look
+from analysis.presentation.table_format import Column, Shown
+from analysis.run_folder.records import BESIDE
+from analysis.run_folder.study import SCHEME_NAMES
+from analysis.statistics import generalization as metrics
+from analysis.statistics import verdicts
+from analysis.statistics.generalization import final_changes
+from analysis.statistics.pairs import leading, num_units, over_workloads
+from analysis.statistics.resampling import FEWEST, of_row, with_interval
 
 TITLE = "Final metric"
 CAPTION = (
@@ -50,7 +52,7 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
 def test_metrics(cells: pd.DataFrame, test: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The metric on the test split at the end of training: one row a setting that was evaluated there.
 
-    Args: test: records of the test split, of `analysis.study.Study`.
+    Args: test: records of the test split, of `study.Study`.
     workload, training, setting · num_seeds, of finished cells with a finite value · test_metric, and test_difference:
     cell − baseline of the same schedule and seed: means with bootstrap _low and _high, NaN for one seed alone (a
     non-averaged setting has no difference) · num_pairs · effect, of test_difference, as in `generalization`.
@@ -138,8 +140,8 @@ def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: 
         return None
     found = []
     for row in rows:
-        margin = words.MARGIN * abs(row[f"{split}_metric"] - row[name])
-        verdict = words.verdict(of_row(row, name), row["num_pairs"], none=0.0, margin=margin, logs=False)
+        margin = verdicts.MARGIN * abs(row[f"{split}_metric"] - row[name])
+        verdict = verdicts.verdict(of_row(row, name), row["num_pairs"], none=0.0, margin=margin, logs=False)
         worse = -row[name] if higher[row["workload"]] else row[name]
         found.append((row["workload"], worse, verdict))
     if len(found) == 1:
@@ -152,18 +154,13 @@ def _over_workloads(
     by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher: Mapping[Any, bool]
 ) -> list[str]:
     """The factor over several workloads; one whose metric is 0 or below at a time has none."""
-    rows = by_cell.rename(columns={"final_metric": "value"})
-    top = rows[rows["setting"].isin(picked["setting"])]
-    none = settings.loc[settings["scheme"] == "none", "setting"]
-    below = rows[rows["setting"].isin(none) & rows["training"].isin(top["training"])]
-    pairs = metric_changes(top, below, higher)
-    pairs = pairs[pairs["value"].notna()]
+    pairs = final_changes(by_cell, settings, picked, higher)
     total, number = over_workloads(pairs), pairs["workload"].nunique()
     if number < 2:
         return []
-    enough = number >= FEWEST
-    units = number if enough else int(pairs.groupby("workload")["seed"].nunique().min())
-    told = words.phrase(words.verdict(total, units), "workloads" if enough else "seeds")
+    told = words.told(
+        verdicts.verdict(total, num_units(pairs)), 0, "workloads" if number >= FEWEST else "seeds", above="an effect"
+    )
     return [
         f"Over {number} workloads it changes the metric by a factor of {with_interval(total, '.4f')} (below 1 is "
         f"better): {told}."

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import chart as charts
-from analysis.chart import Look
 from analysis.core import Core
-from analysis.pairs import leading, overall_bound
-from analysis.resampling import Interval, bootstrap_columns, interval, multisets, widening
-from analysis.study import SCHEME_NAMES, percent
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import Look
+from analysis.run_folder.study import SCHEME_NAMES, percent
+from analysis.statistics.pairs import leading, overall_bound
+from analysis.statistics.resampling import Interval, bootstrap_columns, interval, multisets, widening
 
 TITLE = "Averaging horizon"
 RULE = (

@@ -8,10 +8,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis.chart import Look
 from analysis.core import Core
-from analysis.study import Study, counted
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import Look
+from analysis.run_folder.study import Study, counted
 
 MAX_POINTS = 120  # a curve; a chart is 400 pixels wide
 SEED_CURVES = 2_000  # points of single seeds a panel may hold, else those of the pre-specified settings alone

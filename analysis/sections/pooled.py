@@ -8,14 +8,15 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
 from analysis import words
-from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.pairs import EXACT, sign
-from analysis.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
-from analysis.resampling import FEWEST, Interval, with_interval
-from analysis.study import SCHEME_NAMES
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import REFERENCE_LINE, Look
+from analysis.run_folder.study import SCHEME_NAMES
+from analysis.statistics import verdicts
+from analysis.statistics.pairs import EXACT, sign
+from analysis.statistics.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
+from analysis.statistics.resampling import FEWEST, Interval, with_interval
 
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
 TITLE = "Over all workloads"
@@ -171,12 +172,12 @@ def _without_one(left: pd.DataFrame, whole: pd.Series) -> str:
 
 
 def _told(row: pd.Series) -> str:
-    return words.told(_verdict(row), row["value"], "workloads" if row["low"] == row["low"] else "seeds")
+    return words.told(_verdict(row), row["value"] - 1, "workloads" if row["low"] == row["low"] else "seeds")
 
 
-def _verdict(row: Any) -> words.Verdict:
+def _verdict(row: Any) -> verdicts.Verdict:
     n = row["num_workloads"] if row["low"] == row["low"] else row["num_pairs"] // row["num_workloads"]
-    return words.verdict(_interval(row), int(n), bound=row.get("bound", EXACT))
+    return verdicts.verdict(_interval(row), int(n), bound=row.get("bound", EXACT))
 
 
 def _interval(row: Any) -> Interval:

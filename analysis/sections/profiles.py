@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import chart as charts
-from analysis.algoperf_score import (
+from analysis.core import Core
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import scheme_colours, submission_colours
+from analysis.presentation.table_format import Column, Shown
+from analysis.run_folder.study import SCHEME_NAMES
+from analysis.statistics.algoperf_score import (
     EVALUATIONS_FILE,
     TAU,
     areas,
@@ -25,11 +29,7 @@ from analysis.algoperf_score import (
     seconds_to_target,
     trials_to_target,
 )
-from analysis.chart import scheme_colours, submission_colours
-from analysis.core import Core
-from analysis.resampling import RESAMPLES, Interval, draws_of, interval, widening, with_interval
-from analysis.study import SCHEME_NAMES
-from analysis.table_format import Column, Shown
+from analysis.statistics.resampling import RESAMPLES, Interval, draws_of, interval, widening, with_interval
 
 TITLE = "Performance profiles"
 CAPTION = (
@@ -183,7 +183,7 @@ def _time(value: float) -> str:
 def of_submissions(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The clean rule with intervals, AlgoPerf's beside it; nothing where no base workload was run.
 
-    Args: evaluations: of `analysis.algoperf_score.read_evaluations`.
+    Args: evaluations: of `algoperf_score.read_evaluations`.
     """
     parts: dict[str, dict[str, pd.DataFrame]] = {}
     for measure in (CLEAN, EXACT):

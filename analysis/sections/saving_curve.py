@@ -8,15 +8,16 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis import saving_curve as curves
 from analysis import words
-from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.pairs import AT_LEAST, AT_MOST, EXACT, in_front, sign
-from analysis.resampling import Interval, with_interval
-from analysis.saving_curve import SAME
-from analysis.study import SCHEME_NAMES, Study, percent
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import REFERENCE_LINE, Look
+from analysis.run_folder.study import SCHEME_NAMES, Study, percent
+from analysis.statistics import saving_curve as curves
+from analysis.statistics import verdicts
+from analysis.statistics.pairs import AT_LEAST, AT_MOST, EXACT, in_front, sign
+from analysis.statistics.resampling import Interval, with_interval
+from analysis.statistics.saving_curve import SAME
 
 TITLE = "Saving curve"
 CAPTION = (
@@ -169,7 +170,7 @@ def sentences(saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd
     counts = [int((one["saves"]).sum()) for one in at]
     if number > 1:
         shares = ", ".join(f"{n} at {percent(share)}" for n, share in zip(counts, LEVELS, strict=True))
-        luck = words.chance(words.by_luck(counts[0], number))
+        luck = words.chance(verdicts.by_luck(counts[0], number))
         tail = f" ({counts[0]} or more at one level {luck})" if counts[0] else ""
         found.append(f"Workload by workload a saving is shown on this many of {number}: {shares}{tail}.")
     return found
@@ -182,10 +183,10 @@ def _verdicts(table: pd.DataFrame, unit: str, wide: bool) -> pd.DataFrame:
     found = found[found["ratio"].notna()]
     seeds = "num_workloads" if wide and "num_workloads" in found else "num_pairs"
     told = [
-        words.verdict(Interval(row["ratio"], row["low"], row["high"]), int(row[seeds]), bound=row["bound"])
+        verdicts.verdict(Interval(row["ratio"], row["low"], row["high"]), int(row[seeds]), bound=row["bound"])
         for row in found.to_dict("records")
     ]
-    shown = np.array([one.word == words.SHOWN for one in told], dtype=bool)
+    shown = np.array([one.word == verdicts.SHOWN for one in told], dtype=bool)
     return found.assign(word=[one.word for one in told], saves=shown & (found["ratio"] < 1).to_numpy())
 
 
@@ -198,7 +199,7 @@ def _lowest(table: pd.DataFrame) -> str:
 def _up_to(table: pd.DataFrame) -> str:
     """At how many levels a saving is shown, and what is said of the tightest one."""
     saves, last = table[table["saves"]], table.iloc[int(table["share"].argmax())]
-    end = "a saving" if last["saves"] else "a loss" if last["word"] == words.SHOWN else last["word"]
+    end = "a saving" if last["saves"] else "a loss" if last["word"] == verdicts.SHOWN else last["word"]
     if saves.empty:
         return f"a saving is shown at none of {len(table)} levels, the tightest is {end}"
     return (

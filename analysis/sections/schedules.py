@@ -8,15 +8,15 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis import words
-from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.generalization import as_columns, effect
-from analysis.pairs import fixed_settings, in_front
-from analysis.resampling import bootstrap, of_row
-from analysis.steps_to_target import curves, running_best
-from analysis.study import SCHEME_NAMES, TRAINING, percent, training_axes
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import REFERENCE_LINE, Look
+from analysis.run_folder.study import SCHEME_NAMES, TRAINING, percent, training_axes
+from analysis.statistics import verdicts
+from analysis.statistics.generalization import as_columns, effect
+from analysis.statistics.pairs import fixed_settings, in_front
+from analysis.statistics.resampling import bootstrap, of_row
+from analysis.statistics.steps_to_target import curves, running_best
 
 TITLE = "Averaging and LR schedules"
 CAPTION = (
@@ -181,7 +181,7 @@ def sentences(
     best = best[~best["decayed"].astype(bool) & best["difference_low"].notna()]
     if len(best):
         said = [replaces(row) for row in best.to_dict("records")]
-        yes, no = (said.count(word) for word in (words.SHOWN, words.EXCLUDED))
+        yes, no = (said.count(word) for word in (verdicts.SHOWN, verdicts.EXCLUDED))
         found.append(
             f"Without a full decay the best average, selected post hoc, is shown to end within {percent(MARGIN)} of "
             f"the decayed baseline or better in {yes} of {len(said)} pairs, shown to end worse in {no}, undecided in "
@@ -204,7 +204,9 @@ def replaces(row: Any) -> str:
         low, high = worth.low, worth.high
     else:
         low, high = -worth.high, -worth.low
-    return words.SHOWN if low > -row["margin"] else words.EXCLUDED if high < -row["margin"] else words.UNDECIDED
+    if low > -row["margin"]:
+        return verdicts.SHOWN
+    return verdicts.EXCLUDED if high < -row["margin"] else verdicts.UNDECIDED
 
 
 def _ahead(medians: pd.DataFrame, bound: pd.DataFrame, settings: pd.DataFrame, chosen: Any) -> float:

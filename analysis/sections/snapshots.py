@@ -8,13 +8,14 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
 from analysis import words
-from analysis.chart import Look
 from analysis.core import Core
-from analysis.pairs import sign
-from analysis.resampling import bootstrap, of_row
-from analysis.study import SCHEME_NAMES, counted, percent
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import Look
+from analysis.run_folder.study import SCHEME_NAMES, counted, percent
+from analysis.statistics import verdicts
+from analysis.statistics.pairs import sign
+from analysis.statistics.resampling import bootstrap, of_row
 
 EQUAL = 1.3  # horizons within this factor of one another count as equal
 MEMORY = {"lawa": "k", "ema": "ema_decay"}
@@ -131,19 +132,19 @@ def sentences(snapshot_interval: pd.DataFrame, look: Look) -> list[str]:
     if table.empty:
         return []
     found = [
-        (_group(row), row["ratio"] - 1, words.verdict(of_row(row, "ratio"), row["num_pairs"]))
+        (_group(row), row["ratio"] - 1, verdicts.verdict(of_row(row, "ratio"), row["num_pairs"]))
         for row in table.to_dict("records")
     ]
-    shown = [one for one in found if one[2].word == words.SHOWN]
-    excluded = sum(one.word == words.EXCLUDED for *_, one in found)
+    shown = [one for one in found if one[2].word == verdicts.SHOWN]
+    excluded = sum(one.word == verdicts.EXCLUDED for *_, one in found)
     slower = sum(side > 0 for _, side, _ in shown)
     said = [
         f"Rarer snapshots at the same horizon: of {counted(len(found), 'group')}, slower is shown in {slower}, faster "
-        f"in {len(shown) - slower}, a change of over {percent(words.MARGIN)} is excluded in {excluded}, "
+        f"in {len(shown) - slower}, a change of over {percent(verdicts.MARGIN)} is excluded in {excluded}, "
         f"{len(found) - len(shown) - excluded} undecided."
     ]
     if shown:
-        luck = 100 * words.by_luck(len(shown), len(found), 0.05)
+        luck = 100 * verdicts.by_luck(len(shown), len(found), 0.05)
         row = table.iloc[int(np.abs(np.log(table["ratio"])).argmax())].to_dict()
         said.append(
             f"Furthest apart: {_group(row)}, every {row['coarsest']} against {row['finest']} steps, "

@@ -8,16 +8,17 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis import survival, words
-from analysis.chart import Look
+from analysis import words
 from analysis.core import Core
-from analysis.pairs import RULE as PAIRED
-from analysis.pairs import leading, over_workloads, overall_bound, sign
-from analysis.resampling import of_row, with_interval
-from analysis.steps_to_target import HELD
-from analysis.study import SCHEME_NAMES
-from analysis.table_format import Shown
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import Look
+from analysis.presentation.table_format import Shown
+from analysis.run_folder.study import SCHEME_NAMES
+from analysis.statistics import survival, verdicts
+from analysis.statistics.pairs import RULE as PAIRED
+from analysis.statistics.pairs import leading, over_workloads, overall_bound, sign
+from analysis.statistics.resampling import of_row, with_interval
+from analysis.statistics.steps_to_target import HELD
 
 TITLE = "Steps to target"
 CAPTION = (
@@ -94,14 +95,14 @@ def sentences(
         (
             row["workload"],
             row["geometric_mean"] - 1,
-            words.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]),
+            verdicts.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]),
         )
         for row in rows
     ]
-    fewer = [name for name, side, one in found if one.word == words.SHOWN and side < 0]
+    fewer = [name for name, side, one in found if one.word == verdicts.SHOWN and side < 0]
     told = words.tally(found, "a saving", "a loss")
     several = len(rows) > 1
-    luck = words.chance(words.by_luck(len(fewer), len(rows)))
+    luck = words.chance(verdicts.by_luck(len(fewer), len(rows)))
     tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer and several else ""
     of = f"of {len(rows)} workloads, " if several else ""
     said = [f"{rows[0]['scheme_label']}, pre-specified: {of}{told}.{tail}"]

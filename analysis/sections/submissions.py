@@ -8,14 +8,14 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import chart as charts
-from analysis import words
-from analysis.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
 from analysis.core import Core
-from analysis.resampling import Interval, ratios_of_medians, with_interval
+from analysis.presentation import chart as charts
+from analysis.presentation.table_format import Column, Shown
+from analysis.run_folder.study import counted
 from analysis.sections.profiles import colours_of, listed, number
-from analysis.study import counted
-from analysis.table_format import Column, Shown
+from analysis.statistics import verdicts
+from analysis.statistics.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
+from analysis.statistics.resampling import Interval, ratios_of_medians, with_interval
 
 TITLE = "Against the baseline"
 CAPTION = (
@@ -96,7 +96,7 @@ def verdict(ratio: Interval) -> str:
     if np.isnan(ratio.value):
         return "both miss"
     if np.isnan(ratio.low) or ratio.low <= 1 <= ratio.high:
-        return words.UNDECIDED
+        return verdicts.UNDECIDED
     return "sooner" if ratio.high < 1 else "later"
 
 
@@ -150,7 +150,7 @@ def sentences(against_baseline: pd.DataFrame) -> list[str]:
         return []
     told.sort(key=lambda one: -one[0])
     of = int(table.groupby("submission").size().max())
-    luck = words.by_luck(2, of)
+    luck = verdicts.by_luck(2, of)
     more = f" and {len(told) - 6} more in the table" if len(told) > 6 else ""
     return [
         f"Shown to be sooner and later than {table['baseline'].iloc[0]}, in seconds: "

@@ -10,14 +10,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import chart as charts
-from analysis import survival, words
-from analysis.chart import REFERENCE_LINE, Look
 from analysis.core import Core
-from analysis.generalization import as_columns
-from analysis.pairs import fixed_settings, in_front, over_workloads, overall_bound, ratios, ratios_by_seed, sign
-from analysis.resampling import bootstrap, of_row, with_interval
-from analysis.study import TITLES, counted, training_axes
+from analysis.presentation import chart as charts
+from analysis.presentation.chart import REFERENCE_LINE, Look
+from analysis.run_folder.study import TITLES, counted, training_axes
+from analysis.statistics import survival, verdicts
+from analysis.statistics.generalization import as_columns
+from analysis.statistics.pairs import (
+    fixed_settings,
+    in_front,
+    over_workloads,
+    overall_bound,
+    ratios,
+    ratios_by_seed,
+    sign,
+)
+from analysis.statistics.resampling import bootstrap, of_row, with_interval
 
 TITLE = "Across trainings"
 CAPTION = (
@@ -214,7 +222,7 @@ def _basin_sentence(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     if mine.empty:
         return []
     wider = int((mine["difference_low"] > 0).sum())
-    luck = 100 * words.by_luck(max(wider, 1), len(mine))
+    luck = 100 * verdicts.by_luck(max(wider, 1), len(mine))
     each = [f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')}" for r in mine.to_dict("records")[:4]]
     return [
         f"It is shown to widen the range of peak LRs that reach the target on {wider} of "

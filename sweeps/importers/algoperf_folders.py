@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from analysis.algoperf_score import WORKLOADS, base_workload
+from analysis.statistics.algoperf_score import WORKLOADS, base_workload
 from sweeps.importers.algoperf_trials import LOG, BadLogs, Place, Skipped
 
 MOST_TRIALS = 100_000

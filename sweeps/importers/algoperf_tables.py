@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.algoperf_score import ALL_BASE, EVALUATIONS, EVALUATIONS_FILE, HELD_OUT, LM, base_workload
-from analysis.live_records import Finished
-from analysis.records import CELLS, RECORDS, TRIALS, rows_to_table
-from analysis.schema import FORMAT
+from analysis.run_folder.live_records import Finished
+from analysis.run_folder.records import CELLS, RECORDS, TRIALS, rows_to_table
+from analysis.run_folder.schema import FORMAT
+from analysis.statistics.algoperf_score import ALL_BASE, EVALUATIONS, EVALUATIONS_FILE, HELD_OUT, LM, base_workload
 from sweeps.durable import write_atomic, write_table
 from sweeps.importers.algoperf_trials import Evaluation, Facts, Imported, Trial
 from sweeps.yaml_file import dump_yaml

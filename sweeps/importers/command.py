@@ -76,7 +76,7 @@ def _show(run: Path, done: Imported, exact: str | None, console: Console) -> Non
 
     exact: None for the clean rule; a leaderboard's name, or ``"as logged"`` for the logs' own.
     """
-    from analysis import algoperf_score
+    from analysis.statistics import algoperf_score
     from sweeps import terminal
 
     evaluations = algoperf_score.read_evaluations(run)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import report
-from analysis.records import CELLS, RECORDS, TRIALS
 from analysis.report import Report
-from analysis.schema import FORMAT
-from analysis.study import Study
+from analysis.run_folder.records import CELLS, RECORDS, TRIALS
+from analysis.run_folder.schema import FORMAT
+from analysis.run_folder.study import Study
 
 BUDGET = 1000
 GRID = 20  # evaluated every 2 %

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import study
 from analysis.report import Report
+from analysis.run_folder import study
 from analysis.sections import schedules, trainings
 
 

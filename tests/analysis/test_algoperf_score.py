@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import algoperf_score
-from analysis.records import BadRun
+from analysis.run_folder.records import BadRun
+from analysis.statistics import algoperf_score
 
 DATA = Path(__file__).parents[1] / "data"  # ALGOPERF.md there: sources and licence
 INF = math.inf

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.generalization import metrics_by_cell
-from analysis.steps_to_target import first_crossing, first_crossings, median_curves
+from analysis.statistics.generalization import metrics_by_cell
+from analysis.statistics.steps_to_target import first_crossing, first_crossings, median_curves
 
 
 @pytest.fixture(scope="module")

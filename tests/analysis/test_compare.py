@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.compare import compare
-from analysis.records import CELLS, TRIALS, BadRun
-from analysis.resampling import bootstrap
+from analysis.run_folder.records import CELLS, TRIALS, BadRun
+from analysis.statistics.resampling import bootstrap
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import selection, words
-from analysis.resampling import bootstrap_columns, stratified_geometric_mean
-from analysis.steps_to_target import grid_sd
+from analysis import selection
+from analysis.statistics import verdicts
+from analysis.statistics.resampling import bootstrap_columns, stratified_geometric_mean
+from analysis.statistics.steps_to_target import grid_sd
 
 SD = 0.03  # of the log ratio, over seeds
 
@@ -128,7 +129,7 @@ def shown(monkeypatch, saving, studies, **more):
     monkeypatch.setattr(selection, "_flat", lambda *_: None)
     rng = np.random.default_rng(1)
     found = [selection.choose(settings(rng, saving, **more), selection.EVERYWHERE) for _ in range(studies)]
-    fair = sum(one.verdict == words.SHOWN and one.expected.high < 1 for one in found)
+    fair = sum(one.verdict == verdicts.SHOWN and one.expected.high < 1 for one in found)
     return 100 * fair / studies, 100 * sum(one.ratio.high < 1 for one in found) / studies
 
 

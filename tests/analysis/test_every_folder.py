@@ -43,7 +43,7 @@ FOLDERS: dict[str, tuple[Odd, list[str], list[str]]] = {
     ),
     "only the average misses": (
         Odd(fates=AVERAGE_MISSED),
-        ["takes ≥ 1.67", "it is slower, shown", "the average missed the target in 6, the baseline in 0"],
+        ["takes ≥ 1.67", "a loss is shown", "the average missed the target in 6, the baseline in 0"],
         ["excluded", "a saving"],
     ),
     "none finished": (

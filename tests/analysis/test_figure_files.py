@@ -6,8 +6,8 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-from analysis import chart as panels
-from analysis import figure_files
+from analysis.presentation import chart as panels
+from analysis.presentation import figure_files
 
 CHART = {
     "data": {"values": [{"x": i, "y": i % 3, "c": f"series {i % 3}"} for i in range(12)]},

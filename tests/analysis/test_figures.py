@@ -1,7 +1,8 @@
 import pytest
 
-from analysis import chart as panels
-from analysis import report, study
+from analysis import report
+from analysis.presentation import chart as panels
+from analysis.run_folder import study
 
 
 def drawn(run):

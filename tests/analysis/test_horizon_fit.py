@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from analysis.core import core
-from analysis.resampling import bootstrap_columns, multisets, small_sample_factor
+from analysis.run_folder.study import read
 from analysis.sections.horizon import CUBIC, NEITHER, PARABOLA, horizon_fit, lowest, polynomials
-from analysis.study import read
+from analysis.statistics.resampling import bootstrap_columns, multisets, small_sample_factor
 
 HORIZONS = np.array([0.0025, 0.005, 0.01, 0.02, 0.04, 0.08])
 BEST, RATIO, BEND = 0.013, 0.87, 0.05  # ratio(h) = RATIO · exp(BEND · ln²(h / BEST))

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import report, sections, study
+from analysis import report, sections
 from analysis.core import horizon_map
-from analysis.generalization import effect
-from analysis.pairs import best_training, pair, reference_training, score
-from analysis.resampling import Interval
+from analysis.run_folder import study
 from analysis.sections import generalization, horizon, schedules
-from analysis.steps_to_target import median_curves, steps_to_target
+from analysis.statistics.generalization import effect
+from analysis.statistics.pairs import best_training, pair, reference_training, score
+from analysis.statistics.resampling import Interval
+from analysis.statistics.steps_to_target import median_curves, steps_to_target
 
 
 def computed(run):

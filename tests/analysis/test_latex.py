@@ -5,8 +5,8 @@ import re
 import pandas as pd
 import pytest
 
-from analysis import latex
-from analysis.table_format import Table
+from analysis.presentation import latex
+from analysis.presentation.table_format import Table
 
 HOSTILE = [
     "a_b & c % d # e $ f {g} ~h ^i",

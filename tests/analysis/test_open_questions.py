@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from algoperf_logs import FALLING, lines, put
 
-from analysis import figure_files
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure
 from analysis.paper.claims import IN_PART, REFUTED, REPRODUCED, UNDECIDED, claims
 from analysis.paper.evidence import evidence
 from analysis.paper.measure import horizon_exponent
-from analysis.records import CELLS, RECORDS, read_table
-from analysis.study import read
+from analysis.presentation import figure_files
+from analysis.run_folder.records import CELLS, RECORDS, read_table
+from analysis.run_folder.study import read
 from sweeps.importers.algoperf import import_algoperf
 
 BATCH_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import output, report
-from analysis.output import as_text, write_csv
+from analysis import report
+from analysis.run_folder import output
+from analysis.run_folder.output import as_text, write_csv
 
 HOSTILE = ["=1+1", "+cmd|'/c calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x")']
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import chart as panels
-from analysis import figure_files, page
+from analysis.presentation import chart as panels
+from analysis.presentation import figure_files, page
 
 COLOURS = {"no averaging": "#808080", "EMA 1 %": "#2f86d1", "LAWA 4 %": "#c8344a"}
 PROBE = """<script>(async () => {

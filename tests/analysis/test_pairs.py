@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import device_hours, report, study
+from analysis import report
 from analysis.core import core
-from analysis.pairs import metric_changes, over_workloads, overall_bound, ratios_by_seed, steps_ratios
-from analysis.resampling import FEWEST, Z, small_sample_factor
-from analysis.steps_to_target import grid_sd
+from analysis.run_folder import study
+from analysis.statistics import device_hours
+from analysis.statistics.pairs import metric_changes, over_workloads, overall_bound, ratios_by_seed, steps_ratios
+from analysis.statistics.resampling import FEWEST, Z, small_sample_factor
+from analysis.statistics.steps_to_target import grid_sd
 from tests.analysis.conftest import Plan, write_run
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.paper.logs import AVERAGING, BASELINE, built_in_average, ratios_of_medians
-from analysis.resampling import small_sample_factor
+from analysis.statistics.resampling import small_sample_factor
 
 
 def test_a_ratio_of_medians_against_every_resample():

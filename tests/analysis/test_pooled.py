@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import pooled, report
-from analysis.resampling import Z, small_sample_factor, stratified_geometric_mean
+from analysis import report
 from analysis.sections import pooled as section
-from analysis.words import by_luck
+from analysis.statistics import pooled
+from analysis.statistics.resampling import Z, small_sample_factor, stratified_geometric_mean
+from analysis.statistics.verdicts import by_luck
 from tests.analysis.conftest import Average, Plan, Task, write_run
 
 T = 1000.0

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from analysis import algoperf_score, methods, study
+from analysis import methods
 from analysis.core import core
 from analysis.report import Report
+from analysis.run_folder import study
 from analysis.sections import profiles, submissions
 from analysis.sections import profiles as section
+from analysis.statistics import algoperf_score
 
 INF = math.inf
 

@@ -11,7 +11,7 @@ from analysis import recommend as module
 from analysis import selection
 from analysis.core import core
 from analysis.recommend import of_core
-from analysis.study import read
+from analysis.run_folder.study import read
 
 
 def recommend(run, every=None):

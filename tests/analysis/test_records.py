@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from record_rows import record
 
-from analysis.records import NAMES, RECORDS, BadRun, load_records, read_table, rows_of_cells, rows_to_table
-from analysis.run_files import read_parquet
+from analysis.run_folder.records import NAMES, RECORDS, BadRun, load_records, read_table, rows_of_cells, rows_to_table
+from analysis.run_folder.run_files import read_parquet
 
 
 def row(cell: str, step: int, split: str = "validation", **more: Any) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import figure_files
-from analysis.pairs import over_workloads
 from analysis.paper import __main__ as page
 from analysis.paper import charts, measure, numbers
 from analysis.paper.claims import (
@@ -32,9 +30,11 @@ from analysis.paper.claims import (
 )
 from analysis.paper.evidence import evidence
 from analysis.paper.numbers import INSIDE, LARGER, OPEN, SMALLER, where
-from analysis.records import CELLS, RECORDS, read_table
-from analysis.resampling import Interval
-from analysis.study import read
+from analysis.presentation import figure_files
+from analysis.run_folder.records import CELLS, RECORDS, read_table
+from analysis.run_folder.study import read
+from analysis.statistics.pairs import over_workloads
+from analysis.statistics.resampling import Interval
 
 STUDIES = ("speedup", "generalization", "horizon", "decay_length", "no_decay", "optimizers", "learning_rate")
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import chart as style
-from analysis import recommend, report, study
-from analysis.records import BadRun
+from analysis import recommend, report
+from analysis.presentation import chart as style
+from analysis.run_folder import study
+from analysis.run_folder.records import BadRun
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -192,7 +193,7 @@ def test_not_a_run(tmp_path):
 
 
 def test_large_curves_are_thinned():
-    from analysis import chart as panels
+    from analysis.presentation import chart as panels
 
     table = pd.DataFrame({"setting": [0] * 1000 + [1] * 10, "step": [*range(1000), *range(10)]})
     thinned = panels.thin(table, "setting", 120)

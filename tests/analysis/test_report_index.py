@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import recommend, report, report_index, study
-from analysis.records import BadRun, load, load_cells
+from analysis import recommend, report, report_index
+from analysis.run_folder import study
+from analysis.run_folder.records import BadRun, load, load_cells
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.resampling import (
+from analysis.statistics.resampling import (
     RESAMPLES,
     Interval,
     Z,
@@ -259,7 +259,7 @@ def test_many_matrices_have_the_intervals_that_each_has_alone(monkeypatch):
     matrices = [rng.normal(size=size) for size in [(3, 5), (5, 2), (3, 37), (1, 4), (4, 0)]]
     matrices[0][1, 2] = matrices[2][0, :9] = np.nan
     alone = [bootstrap_columns(matrix) for matrix in matrices]
-    monkeypatch.setattr("analysis.resampling.AT_ONCE", 100)  # several blocks
+    monkeypatch.setattr("analysis.statistics.resampling.AT_ONCE", 100)  # several blocks
     for found, one in zip(bootstrap_each(matrices), alone, strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-13)
     assert bootstrap_each([]) == []

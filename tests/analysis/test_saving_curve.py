@@ -5,12 +5,15 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from analysis import chart as charts
-from analysis import pooled, report, study
+from analysis import report
 from analysis.core import core
-from analysis.pairs import pair, score
-from analysis.resampling import Z
-from analysis.saving_curve import (
+from analysis.presentation import chart as charts
+from analysis.run_folder import study
+from analysis.sections import saving_curve as section
+from analysis.statistics import pooled
+from analysis.statistics.pairs import pair, score
+from analysis.statistics.resampling import Z
+from analysis.statistics.saving_curve import (
     POOLED_COLUMNS,
     SHARES,
     Curve,
@@ -19,8 +22,7 @@ from analysis.saving_curve import (
     pooled_curve,
     saving_curve,
 )
-from analysis.sections import saving_curve as section
-from analysis.steps_to_target import grid_sd, steps_to_target
+from analysis.statistics.steps_to_target import grid_sd, steps_to_target
 from tests.analysis.conftest import Average, Plan, Task, write_run
 
 VERSION = ".".join(charts.alt.SCHEMA_VERSION.split(".")[:2])

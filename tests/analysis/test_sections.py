@@ -7,7 +7,7 @@ import pytest
 
 from analysis import report, sections
 from analysis.core import core
-from analysis.study import read
+from analysis.run_folder.study import read
 
 NEW = '''"""How many cells are there?"""
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import report, study
+from analysis import report
+from analysis.run_folder import study
 from analysis.sections import snapshots
 
 BUDGET = 1000

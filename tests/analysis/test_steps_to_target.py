@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from analysis import study
-from analysis.records import TRIALS
-from analysis.steps_to_target import (
+from analysis.run_folder import study
+from analysis.run_folder.records import TRIALS
+from analysis.statistics.steps_to_target import (
     HELD,
     first_crossing,
     first_crossings,

@@ -2,8 +2,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import study
-from analysis.records import BadRun
+from analysis.run_folder import study
+from analysis.run_folder.records import BadRun
 
 
 def test_settings_are_cells_without_their_seed(make_run):

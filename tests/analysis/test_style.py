@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import chart as style
+from analysis.presentation import chart as style
 
 CSS = (Path(style.__file__).parent / "page_template.html").read_text()
 BACKGROUNDS = re.search(r"--bg: light-dark\((#\w{6}), (#\w{6})\)", CSS).groups()

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import study
-from analysis.pairs import pair, ratios_by_seed, score
-from analysis.resampling import bootstrap
-from analysis.steps_to_target import steps_to_target
-from analysis.survival import kaplan_meier, restricted_mean, restricted_means, restricted_pairs
+from analysis.run_folder import study
+from analysis.statistics.pairs import pair, ratios_by_seed, score
+from analysis.statistics.resampling import bootstrap
+from analysis.statistics.steps_to_target import steps_to_target
+from analysis.statistics.survival import kaplan_meier, restricted_mean, restricted_means, restricted_pairs
 
 # Weeks to relapse of 21 patients on 6-MP, + censored (Freireich et al. 1963), and S as textbooks print it.
 MET = [6, 6, 6, 7, 10, 13, 16, 22, 23]

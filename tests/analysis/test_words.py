@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binom, t
 
 from analysis import words
-from analysis.words import EXCLUDED, SHOWN, UNDECIDED, verdict
-
-Interval = words.Interval
+from analysis.statistics import verdicts
+from analysis.statistics.resampling import Interval
+from analysis.statistics.verdicts import EXCLUDED, SHOWN, UNDECIDED, verdict
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_the_seeds_that_would_decide_do_decide():
 
 
 def test_more_seeds_than_anyone_runs_are_not_numbered():
-    assert verdict(Interval(0.9999, 0.5, 2.0), 3).needed == words.MOST + 1
-    assert words.needed(words.Verdict(UNDECIDED, words.MOST + 1)) == "more than 1,000 seeds would decide"
-    assert words.needed(words.Verdict(UNDECIDED)) == "there is no interval"
-    assert words.needed(words.Verdict(UNDECIDED, 12), "workloads") == "about 12 workloads would decide"
-    assert words.needed(words.Verdict(SHOWN)) == ""
+    assert verdict(Interval(0.9999, 0.5, 2.0), 3).needed == verdicts.MOST + 1
+    assert words.needed(verdicts.Verdict(UNDECIDED, verdicts.MOST + 1)) == "more than 1,000 seeds would decide"
+    assert words.needed(verdicts.Verdict(UNDECIDED)) == "there is no interval"
+    assert words.needed(verdicts.Verdict(UNDECIDED, 12), "workloads") == "about 12 workloads would decide"
+    assert words.needed(verdicts.Verdict(SHOWN)) == ""
 
 
 def test_n_of_m_by_luck_is_a_binomial_tail():
-    assert words.by_luck(2, 9) == pytest.approx(1 - binom.cdf(1, 9, 0.025))
-    assert words.by_luck(1, 1) == pytest.approx(0.025)
-    assert words.by_luck(0, 5) == 1.0
+    assert verdicts.by_luck(2, 9) == pytest.approx(1 - binom.cdf(1, 9, 0.025))
+    assert verdicts.by_luck(1, 1) == pytest.approx(0.025)
+    assert verdicts.by_luck(0, 5) == 1.0

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis import load
 from analysis.report import Report
-from analysis.study import read
+from analysis.run_folder.study import read
 from benchmarks import analysis as benchmark
 from benchmarks.synthetic_run import Size, write
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sweep_processes import STUDY, WA
 
-from analysis.records import load_records
+from analysis.run_folder.records import load_records
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from sweep_processes import STUDY, WA, num_records, wait
 
-from analysis.records import load_records, load_trials
-from analysis.schema import MEASURED
+from analysis.run_folder.records import load_records, load_trials
+from analysis.run_folder.schema import MEASURED
 from sweeps.launch import MAX_FAILURES
 
 pytestmark = pytest.mark.slow

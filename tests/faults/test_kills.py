@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from sweep_processes import STUDY, WA, num_records, wait, workers
 
-from analysis.records import KEY, load, load_records, load_trials
-from analysis.schema import MEASURED
+from analysis.run_folder.records import KEY, load, load_records, load_trials
+from analysis.run_folder.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 

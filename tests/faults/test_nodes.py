@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from sweep_processes import STUDY, WA, num_records, wait, workers
 
-from analysis.records import load_records
-from analysis.schema import MEASURED
+from analysis.run_folder.records import load_records
+from analysis.run_folder.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from sweep_processes import STUDY, WA, num_records, wait
 
-from analysis.records import load, load_cells, load_trials
-from analysis.schema import MEASURED
+from analysis.run_folder.records import load, load_cells, load_trials
+from analysis.run_folder.schema import MEASURED
 
 pytestmark = pytest.mark.slow
 OTHER = """

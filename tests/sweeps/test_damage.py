@@ -14,9 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from record_rows import record
 
-from analysis.live_records import LiveRows, as_line
-from analysis.records import RECORDS, BadRun, check_records, load_records, read_live, read_table, rows_to_table
-from analysis.run_files import MARK, load_plan
+from analysis.run_folder.live_records import LiveRows, as_line
+from analysis.run_folder.records import (
+    RECORDS,
+    BadRun,
+    check_records,
+    load_records,
+    read_live,
+    read_table,
+    rows_to_table,
+)
+from analysis.run_folder.run_files import MARK, load_plan
 from sweeps import durable, run_folder
 from sweeps.recorder import Recorder
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from wandb_server import KEY, WandbServer
 
 from analysis import report as reports
-from analysis.records import load_cells, load_records
+from analysis.run_folder.records import load_cells, load_records
 from sweeps import dashboard, publisher, run_folder, tracking, trajectory
 from sweeps.cli import main
 from sweeps.run import work

@@ -15,7 +15,7 @@ import pytest
 from power_cut import Calls, Disk, write_tree
 from record_rows import record
 
-from analysis.records import load_records
+from analysis.run_folder.records import load_records
 from sweeps import durable, run_folder
 from sweeps.recorder import Recorder
 

@@ -9,8 +9,10 @@ import pytest
 from algoperf_logs import FALLING, META, POINT, lines, put
 from click.testing import CliRunner
 
-from analysis import algoperf_score, device_hours, records, report, study
-from analysis.steps_to_target import steps_to_target
+from analysis import report
+from analysis.run_folder import records, study
+from analysis.statistics import algoperf_score, device_hours
+from analysis.statistics.steps_to_target import steps_to_target
 from sweeps import cli
 from sweeps.importers import command
 from sweeps.importers.algoperf import BadLogs, import_algoperf

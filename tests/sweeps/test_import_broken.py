@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from algoperf_logs import META, WHOLE, lines, put
 
-from analysis import records
+from analysis.run_folder import records
 from sweeps.importers import algoperf_tables
 from sweeps.importers.algoperf import BadLogs, import_algoperf
 

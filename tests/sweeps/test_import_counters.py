@@ -3,7 +3,9 @@
 import pytest
 from algoperf_logs import FALLING, lines, put
 
-from analysis import algoperf_score, records, report, study
+from analysis import report
+from analysis.run_folder import records, study
+from analysis.statistics import algoperf_score
 from sweeps.importers.algoperf import BadLogs, import_algoperf
 
 

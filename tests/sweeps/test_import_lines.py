@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from algoperf_logs import FALLING, HEADER, WHOLE, lines, put
 
-from analysis import algoperf_score, records, study
+from analysis.run_folder import records, study
+from analysis.statistics import algoperf_score
 from sweeps.importers.algoperf import import_algoperf
 
 

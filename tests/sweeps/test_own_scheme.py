@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import report, study
+from analysis import report
+from analysis.run_folder import study
 from sweeps import keys, origins, run_folder, trajectory
 from sweeps.blocks import SpecError, UnitOpen
 from sweeps.cells import cells

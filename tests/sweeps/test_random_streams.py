@@ -13,7 +13,7 @@ import pytest
 import torch
 from trained import Stop, assert_same, run, stop_at
 
-from analysis.records import KEY
+from analysis.run_folder.records import KEY
 from sweeps import checkpoint, random_streams, training_state
 from sweeps.cells import cells
 from sweeps.data_parallel import Team

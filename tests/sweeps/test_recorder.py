@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_rows import record
 
-from analysis.records import RECORDS, BadRun, load_records, read_live, rows_to_table
+from analysis.run_folder.records import RECORDS, BadRun, load_records, read_live, rows_to_table
 from sweeps.durable import write_atomic
 from sweeps.recorder import FolderBusy, Recorder
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.records import load, load_cells, load_records, load_trials
+from analysis.run_folder.records import load, load_cells, load_records, load_trials
 from sweeps import durable, plan, run_folder, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError

@@ -22,10 +22,10 @@ from click.testing import CliRunner
 from record_rows import record
 from rich.console import Console
 
-from analysis import study
-from analysis.live_records import as_line
-from analysis.records import BadRun
-from analysis.steps_to_target import steps_to_target
+from analysis.run_folder import study
+from analysis.run_folder.live_records import as_line
+from analysis.run_folder.records import BadRun
+from analysis.statistics.steps_to_target import steps_to_target
 from sweeps import run_folder, screen, trajectory
 from sweeps.cell_row import cell_to_row
 from sweeps.cli import main

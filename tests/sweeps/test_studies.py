@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from analysis import study as reading
-from analysis.records import BadRun, load, load_cells, load_plan, load_records, load_trials
-from analysis.schema import MEASURED
+from analysis.run_folder import study as reading
+from analysis.run_folder.records import BadRun, load, load_cells, load_plan, load_records, load_trials
+from analysis.run_folder.schema import MEASURED
 from sweeps import run_folder, trajectory
 from sweeps.cli import main
 from sweeps.plan import Trajectory

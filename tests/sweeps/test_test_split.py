@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from trained import assert_same, run, stop_at
 
-from analysis import study
-from analysis.pairs import pair, score
-from analysis.records import read_live
+from analysis.run_folder import study
+from analysis.run_folder.records import read_live
 from analysis.sections import generalization
+from analysis.statistics.pairs import pair, score
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError

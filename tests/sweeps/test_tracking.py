@@ -19,8 +19,8 @@ from record_rows import record
 from rich.console import Console
 from wandb_server import KEY, WandbServer
 
-from analysis.records import load, load_cells
-from analysis.run_files import wandb_links
+from analysis.run_folder.records import load, load_cells
+from analysis.run_folder.run_files import wandb_links
 from sweeps import publisher, run_folder, tracking, trajectory
 from sweeps.cli import main
 from sweeps.run import work

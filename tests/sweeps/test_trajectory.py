@@ -12,8 +12,8 @@ import pytest
 import torch
 from trained import Stop, assert_same, rows, run, stop_at
 
-from analysis.records import KEY, load_records
-from analysis.schema import MEASURED
+from analysis.run_folder.records import KEY, load_records
+from analysis.run_folder.schema import MEASURED
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.records import read_live
+from analysis.run_folder.records import read_live
 from sweeps import attempts, launch, retries, training_state, trajectory
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, to_dict, trajectories

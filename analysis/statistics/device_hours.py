@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.records import rows_of_cells
+from analysis.run_folder.records import rows_of_cells
 
 MARGINAL = (
     "wall seconds of training and of this one average up to the target, × devices ÷ 3600, without evaluation; of a run "

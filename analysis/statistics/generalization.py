@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from analysis.records import rows_of_cells
-from analysis.resampling import Interval, bootstrap_groups
+from analysis.run_folder.records import rows_of_cells
+from analysis.statistics.pairs import metric_changes
+from analysis.statistics.resampling import Interval, bootstrap_groups
 
 SETTING = ["workload", "training", "setting"]
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell: best_metric, best_step (the first with it), final_metric.
+    """One row a cell: best_metric, best_step (the first with it), final_metric, signed (it was 0 or below at a time).
 
     final_metric is that of the last step trained; NaN where the run diverged or is unfinished, or where the
     cell has no finite record there. A best value over evaluations is optimistic, the more so the more there are.
@@ -37,6 +41,7 @@ def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     result["best_metric"] = result["cell_id"].map(pd.Series(metric[at.to_numpy()], index=at.index))
     result["best_step"] = result["cell_id"].map(pd.Series(step[at.to_numpy()], index=at.index))
     result["final_metric"] = result["cell_id"].map(pd.Series(final, dtype="float64"))
+    result["signed"] = result["cell_id"].isin(records.loc[records["metric"] <= 0, "cell_id"])
     return result
 
 
@@ -89,3 +94,20 @@ def over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         ends = bootstrap_groups(table[name].to_numpy(dtype=np.float64), number, len(found))
         found[[name, f"{name}_low", f"{name}_high"]] = ends.T
     return found
+
+
+def final_changes(
+    by_cell: pd.DataFrame, settings: pd.DataFrame, picked: pd.DataFrame, higher_is_better: Mapping[Any, bool]
+) -> pd.DataFrame:
+    """The change of the final metric against the baseline of the same training: `pairs.metric_changes`, known ones.
+
+    A metric of either sign has no factor, so its cells take no part.
+
+    Args: by_cell: of `metrics_by_cell`. settings: setting, scheme (of cells too). picked: whose settings.
+    """
+    rows = by_cell[~by_cell["signed"]].rename(columns={"final_metric": "value"})
+    top = rows[rows["setting"].isin(picked["setting"])]
+    none = settings.loc[settings["scheme"] == "none", "setting"]
+    below = rows[rows["setting"].isin(none) & rows["training"].isin(top["training"])]
+    changes = metric_changes(top, below, higher_is_better)
+    return changes[changes["value"].notna()]

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from analysis.table_format import Table
+from analysis.presentation.table_format import Table
 
 LONG = 40  # rows
 WIDE = 48  # characters in a cell, above which a column breaks its lines

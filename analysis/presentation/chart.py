@@ -13,8 +13,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.pairs import in_front
-from analysis.study import SCHEME_NAMES
+from analysis.run_folder.study import SCHEME_NAMES
+from analysis.statistics.pairs import in_front
 
 # The colour of the shortest horizon, of the pre-specified one and of the longest.
 SHADES = {

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.resampling import (
+from analysis.statistics.resampling import (
     FEWEST,
     Counts,
     Interval,
@@ -19,7 +19,7 @@ from analysis.resampling import (
     bootstrap_groups,
     stratified_geometric_mean,
 )
-from analysis.steps_to_target import grid_sd
+from analysis.statistics.steps_to_target import grid_sd
 
 EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
 BOTH_MISSED, PENDING = "both missed", "pending"
@@ -136,8 +136,8 @@ def leading(chosen: pd.DataFrame, scheme: str) -> pd.DataFrame:
 def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
     """ratio = steps-to-target of the cell / of its baseline, one row a pair.
 
-    Args: pairs: of `pair`. steps: of `analysis.steps_to_target`. hours: of
-      `analysis.device_hours.hours_to_target`.
+    Args: pairs: of `pair`. steps: of `steps_to_target`. hours: of
+      `device_hours.hours_to_target`.
     Returns the pairs that have a target, with
       steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
       ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid
@@ -272,8 +272,8 @@ KEYS = ["workload", "seed"]
 def steps_ratios(top: pd.DataFrame, bottom: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
     """steps-to-target of `top` ÷ that of `bottom`, paired by workload and seed; misses count as in RULE.
 
-    Args: top, bottom: rows of `analysis.study.describe`, at most one a (workload, seed). steps: of
-    `analysis.steps_to_target`. hours: of `analysis.device_hours.hours_to_target`.
+    Args: top, bottom: rows of `study.describe`, at most one a (workload, seed). steps: of
+    `steps_to_target`. hours: of `device_hours.hours_to_target`.
     Returns: workload, seed, value (the log of the ratio; NaN where both miss or one is not finished), bound, grid_sd.
     """
     pairs = top[[*KEYS, "training", "setting", "cell_id"]].merge(
@@ -306,6 +306,13 @@ def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
         found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", _grid(part))
         rows.append((workload, *found, int(part["value"].notna().sum())))
     return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
+
+
+def num_units(pairs: pd.DataFrame) -> int:
+    """Behind an interval: workloads, from FEWEST of them on, else the seeds of the workload that has fewest."""
+    known = pairs[pairs["value"].notna()]
+    seeds = known.groupby("workload")["seed"].nunique()
+    return len(seeds) if len(seeds) >= FEWEST else int(seeds.min()) if len(seeds) else 0
 
 
 def over_workloads(pairs: pd.DataFrame) -> Interval:

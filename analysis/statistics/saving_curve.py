@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.pairs import AT_LEAST, AT_MOST, EXACT
-from analysis.records import rows_of_cells
-from analysis.resampling import (
+from analysis.run_folder.records import rows_of_cells
+from analysis.statistics.pairs import AT_LEAST, AT_MOST, EXACT
+from analysis.statistics.resampling import (
     FEWEST,
     bootstrap_each,
     draws_of,
@@ -26,7 +26,7 @@ from analysis.resampling import (
     resample_workloads,
     widening,
 )
-from analysis.steps_to_target import curves, first_crossings, grid_sd, least_steps, running_best
+from analysis.statistics.steps_to_target import curves, first_crossings, grid_sd, least_steps, running_best
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -101,7 +101,7 @@ def levels(series: list[Series], length: float, higher: bool, shares: Floats) ->
 def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, shares: Floats = SHARES) -> list[Curve]:
     """Both sides of every pair at every level of its baseline, one Curve a (versus, setting); unknown levels left out.
 
-    Args: cells: of `analysis.study.progress`; unfinished ones take no part. pairs: of `analysis.pairs.pair`.
+    Args: cells: of `study.progress`; unfinished ones take no part. pairs: of `pairs.pair`.
     """
     series, clocks = curves(records), _clocks(records)
     trained = cells[cells["state"] != "unfinished"]
@@ -202,7 +202,7 @@ def pooled_curve(measured: list[Curve], chosen: pd.DataFrame) -> pd.DataFrame:
     these workloads, NaN where one has a single seed · hours_…: the same of device-hours · bound: ``exact``,
     ``at least`` (some average misses the level), ``at most`` (some baseline does), ``mixed`` · num_workloads: that have
     a ratio · num_pairs, … : as in `saving_curve`, summed.
-    Args: chosen: of `analysis.pairs.chosen_settings`; near ones take part. Empty for fewer than two workloads.
+    Args: chosen: of `pairs.chosen_settings`; near ones take part. Empty for fewer than two workloads.
     """
     near = chosen[chosen["near"].astype(bool)]
     scheme = dict(zip(near["setting"], near["scheme"], strict=True))

@@ -18,9 +18,18 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.live_records import Finished, LiveRows, again, finished, read_live
-from analysis.run_files import IMPORT, RESTORE, BadRun, broken, load_plan, load_plan_if_any, read_bytes, read_parquet
-from analysis.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
+from analysis.run_folder.live_records import Finished, LiveRows, again, finished, read_live
+from analysis.run_folder.run_files import (
+    IMPORT,
+    RESTORE,
+    BadRun,
+    broken,
+    load_plan,
+    load_plan_if_any,
+    read_bytes,
+    read_parquet,
+)
+from analysis.run_folder.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
 __all__ = [
     "BESIDE",

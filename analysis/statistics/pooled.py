@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import words
-from analysis.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
-from analysis.resampling import (
+from analysis.statistics import verdicts
+from analysis.statistics.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
+from analysis.statistics.resampling import (
     FEWEST,
     RESAMPLES,
     draws_of,
@@ -26,8 +26,8 @@ from analysis.resampling import (
     resample_workloads,
     widening,
 )
-from analysis.steps_to_target import HELD
-from analysis.survival import restricted_pairs
+from analysis.statistics.steps_to_target import HELD
+from analysis.statistics.survival import restricted_pairs
 
 Floats = NDArray[np.float64]
 
@@ -132,7 +132,7 @@ _COLUMNS = [
 def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
     """Which setting stands for a scheme on a workload: the pre-specified one, and the one selected post hoc.
 
-    Args: chosen: of `analysis.pairs.chosen_settings`. horizons: of `analysis.core.horizon_map`.
+    Args: chosen: of `pairs.chosen_settings`. horizons: of `analysis.core.horizon_map`.
     Returns: horizon (FIXED or BEST), scheme, workload, setting; BEST on the trainings of `chosen` only. Where every
     setting of a scheme misses the target, the smallest lower bound stands for it: no workload drops out by missing.
     """
@@ -147,7 +147,7 @@ def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
 def pool(by_seed: pd.DataFrame, steps: pd.DataFrame, picked: pd.DataFrame) -> pd.DataFrame:
     """Every one of WAYS: over all workloads, without each workload, and on each workload alone.
 
-    Args: by_seed: of `analysis.pairs.ratios_by_seed`. steps: of `analysis.steps_to_target`. picked: of `picks`.
+    Args: by_seed: of `pairs.ratios_by_seed`. steps: of `steps_to_target`. picked: of `picks`.
     Returns: versus, horizon, scheme · scope (``all``, ``without``, ``alone``), workload (the one left out or alone) ·
     statistic · value, low, high (workloads and seeds resampled; NaN for fewer than FEWEST workloads) · seeds_low,
     seeds_high (seeds resampled within these workloads; NaN where a workload has one seed, and for ``without``) ·
@@ -215,7 +215,7 @@ def _columns(part: pd.DataFrame) -> pd.DataFrame:
 def _means(part: pd.DataFrame, stream: int | None) -> Floats:
     """The means of the resamples of this stream, or of the pairs themselves. Returns: shape (len(_MEANS), resamples).
 
-    A pair without a value takes no part in that column, as in `analysis.resampling.bootstrap`.
+    A pair without a value takes no part in that column, as in `resampling.bootstrap`.
     """
     found = []
     for name, of in _MEANS:
@@ -293,11 +293,11 @@ def _bound(statistic: str, done: pd.DataFrame) -> str:
 
 def families(ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """One row a (versus, scheme): on how many of num_families workloads the pre-specified average takes fewer steps,
-    more steps, or a change beyond the margin is excluded, by `analysis.words.side`; the rest are undecided.
+    more steps, or a change beyond the margin is excluded, by `analysis.verdicts.side`; the rest are undecided.
 
     num_with_missed: where some seed misses the target, on either side · by_luck: the chance of num_fewer or more where
     nothing is saved. Pairs that wait are no family's yet.
-    Args: ratios: of `analysis.pairs.ratios`. chosen: of `analysis.pairs.chosen_settings`, near ones only.
+    Args: ratios: of `pairs.ratios`. chosen: of `pairs.chosen_settings`, near ones only.
     """
     near = chosen[chosen["near"].astype(bool)][["setting", "scheme"]]
     table = ratios.drop(columns="scheme", errors="ignore").merge(near, on="setting")
@@ -305,11 +305,11 @@ def families(ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (versus, scheme), part in table.groupby(["versus", "scheme"], sort=True):
         found = part.to_dict("records")
-        count = Counter(words.side(row, "geometric_mean", row["num_pairs"]) or words.UNDECIDED for row in found)
+        count = Counter(verdicts.side(row, "geometric_mean", row["num_pairs"]) or verdicts.UNDECIDED for row in found)
         missed = part[["num_at_least", "num_at_most", "num_both_missed"]].sum(axis=1) > 0
         row: dict[str, Any] = {"versus": versus, "scheme": scheme, "num_families": len(part)}
-        row |= {f"num_{kind}": count[kind] for kind in ("fewer", words.EXCLUDED, "more", words.UNDECIDED)}
-        luck = words.by_luck(count["fewer"], len(part))
+        row |= {f"num_{kind}": count[kind] for kind in ("fewer", verdicts.EXCLUDED, "more", verdicts.UNDECIDED)}
+        luck = verdicts.by_luck(count["fewer"], len(part))
         rows.append(row | {"num_with_missed": int(missed.sum()), "by_luck": luck})
     return pd.DataFrame(rows, columns=_FAMILIES)
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import altair as alt
 import vl_convert
 
-from analysis import output
-from analysis.chart import HOVER, theme
+from analysis.presentation.chart import HOVER, theme
+from analysis.run_folder import output
 
 ENDINGS = ("svg", "png", "pdf")
 PNG_SCALE = 1.5

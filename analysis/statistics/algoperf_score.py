@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.output import write_csv
-from analysis.records import BadRun, read_table
+from analysis.run_folder.output import write_csv
+from analysis.run_folder.records import BadRun, read_table
 
 EVALUATIONS_FILE = "algoperf.parquet"  # in an imported run folder, beside its records
 
@@ -116,7 +116,7 @@ class Scores:
 
 
 def read_evaluations(run: str | Path) -> pd.DataFrame:
-    """The evaluations of an imported run folder. Raises: analysis.records.BadRun where there are none."""
+    """The evaluations of an imported run folder. Raises: analysis.run_folder.records.BadRun where there are none."""
     path = Path(run) / EVALUATIONS_FILE
     if not path.is_file():
         raise BadRun(f"{run}: no {EVALUATIONS_FILE}; `wa import algoperf LOGDIR -o {run}` makes one")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import records as schema
-from analysis.schema import AVERAGING as AVERAGING
-from analysis.schema import TRAINING as TRAINING
+from analysis.run_folder import records as schema
+from analysis.run_folder.schema import AVERAGING as AVERAGING
+from analysis.run_folder.schema import TRAINING as TRAINING
 
 
 class _SchemeNames(dict[str, str]):
@@ -49,14 +49,14 @@ class Study:
 def read(run: str | Path, study: str | None = None) -> Study:
     """Reads a run folder, finished or not; of several studies in it all cells, or those of one `study`.
 
-    Raises: analysis.records.BadRun where the folder or a table breaks the schema, or has no such study.
+    Raises: analysis.run_folder.records.BadRun where the folder or a table breaks the schema, or has no such study.
     """
     whole = _whole(run)
     return _described(whole) if study is None else _part(whole, study, run)
 
 
 def read_each(run: str | Path) -> list[Study]:
-    """The studies of a run folder in the order they came. Raises: analysis.records.BadRun."""
+    """The studies of a run folder in the order they came. Raises: analysis.run_folder.records.BadRun."""
     whole = _whole(run)
     return [_part(whole, entry["study"], run) for entry in whole.plan["studies"]]
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from analysis.schema import FORMAT
+from analysis.run_folder.schema import FORMAT
 
 RESTORE = "restore it from a copy of the folder"
 IMPORT = f"{RESTORE}, or import the logs again into a new one"

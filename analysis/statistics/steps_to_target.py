@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records import rows_of_cells
+from analysis.run_folder.records import rows_of_cells
 
 HELD = 3  # evaluations in a row that all meet the target
 
@@ -88,7 +88,7 @@ def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool
 def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """One row a cell that has a target, whether it meets it or not.
 
-    Args: cells: of `analysis.study.progress`. records: validation records, sorted by (cell_id, step).
+    Args: cells: of `study.progress`. records: validation records, sorted by (cell_id, step).
     Returns, in steps unless named otherwise:
       cell_id, target · status: ``met`` | ``missed`` | ``diverged`` | ``unfinished`` ·
       censored: not met by the end · lower, upper, point: of `first_crossing` · held_lower, held_upper,
@@ -174,7 +174,7 @@ def least_steps(cell: Mapping[Any, Any]) -> float:
 
     The step budget where the schedule was trained to its end (min(length, step budget)) or the run diverged: it would
     not have met the target within the budget. The last step where it stopped before, at a time limit say: no more
-    than that was seen. Args: cell: of `analysis.study.progress`.
+    than that was seen. Args: cell: of `study.progress`.
     """
     if cell["state"] == "unfinished":
         return np.nan

@@ -10,12 +10,14 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from analysis import chart, figure_files
+from analysis.presentation import chart, figure_files
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a page. Args: template: a file in this folder; it may extend or include others."""
-    loader = jinja2.FunctionLoader(lambda name: files("analysis").joinpath(name).read_text(encoding="utf-8"))
+    """The text of a page. Args: template: a file beside this file; it may extend or include others."""
+    loader = jinja2.FunctionLoader(
+        lambda name: files("analysis.presentation").joinpath(name).read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -18,8 +18,8 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
-from analysis.run_files import broken, read_bytes, read_json
-from analysis.schema import RECORDS
+from analysis.run_folder.run_files import broken, read_bytes, read_json
+from analysis.run_folder.schema import RECORDS
 
 Row = dict[str, Any]
 _MOST = 1 << 53  # of an integer that a float64 holds too

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.resampling import bootstrap_groups
-from analysis.steps_to_target import grid_sd
+from analysis.statistics.resampling import bootstrap_groups
+from analysis.statistics.steps_to_target import grid_sd
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def restricted_mean(times: Floats, survival: Floats, until: float) -> float:
 def restricted_means(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """The restricted mean steps to target of every setting that has a target, and what it rests on.
 
-    Args: cells: of `analysis.study.progress`. steps: of `analysis.steps_to_target`.
+    Args: cells: of `study.progress`. steps: of `steps_to_target`.
     Returns: workload, training, setting, step_budget · num_seeds, num_met, num_missed (diverged ones too),
     num_unfinished · median (Kaplan–Meier, NaN where fewer than half met) · restricted_mean in steps, with bootstrap
     _low and _high over seeds (NaN for one seed, or while one is training) and _left and _right, the bounds of the
@@ -102,7 +102,7 @@ _ADDED = ("restricted_mean_low", "restricted_mean_high", "budget_share")
 
 
 def restricted_pairs(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of `analysis.pairs.ratios_by_seed` with both sides' steps up to their smaller step budget T.
+    """The pairs of `pairs.ratios_by_seed` with both sides' steps up to their smaller step budget T.
 
     Adds counted, baseline_counted: the crossing by interpolation, or T. Nothing of it means much while a
     pair is pending. Over pairs that are trained to their end the mean of these steps is the RMST.

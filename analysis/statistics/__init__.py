@@ -1,0 +1,1 @@
+"""DataFrame -> DataFrame: steps-to-target, pairs, intervals, scores. No words, no pictures."""
