@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
@@ -56,7 +57,8 @@ _STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "e
 
 def save(state: State, path: Path, streams: Streams) -> None:
     """Write all of it to a checkpoint."""
-    parts = {name: getattr(state, name).state_dict() for name in _STATEFUL}
+    parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+    parts["bank"] = state.bank.state_dict(copy=False)
     checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
 
 
@@ -77,6 +79,8 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     if is_ahead:
         log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
         return
+    # An optimizer keeps the tensors that it is given, which here are a file's.
+    saved["optimizer"] = tree_map_only(Tensor, Tensor.clone, saved["optimizer"])
     for name in _STATEFUL:
         getattr(state, name).load_state_dict(saved[name])
     for name in _PLAIN:

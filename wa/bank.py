@@ -279,8 +279,11 @@ class Bank:
         """
         return self._averages.nbytes
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Everything, as plain dicts, lists, numbers, strings and copied tensors (torch.load weights_only).
+
+        copy: False gives the bank's own tensors where it can, to write them to a file without a copy in memory; they
+        change at the next update, and whoever writes into them changes the averages.
 
         Names are those of the model without torch's wrappers (torch.compile, DistributedDataParallel).
 
@@ -288,7 +291,7 @@ class Bank:
         """
         self._refuse_now("state_dict")
         self._averages.watch.tell(wait=True)
-        return self._averages.state_dict()
+        return self._averages.state_dict(copy)
 
     @torch.inference_mode(False)
     @torch.no_grad()

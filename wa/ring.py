@@ -120,9 +120,9 @@ class Ring:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensors in (self._slots, *self._levels) for tensor in tensors)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The snapshots, as copies; their sums follow from them."""
-        return {"slots": self._block.exported(self._slots)}
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """The snapshots; their sums follow from them."""
+        return {"slots": self._block.exported(self._slots, copy)}
 
     def load_state_dict(self, state: Mapping[str, Any], n: int) -> None:
         """The inverse of `state_dict`, after n pushes: adds up what is summed in the order of the pushes."""
