@@ -84,13 +84,16 @@ class Trainer:
         except StopIteration:
             raise ValueError(f"batches() ends before step {step}; let it go on for ever") from None
 
-    def train(self, until: int) -> Stretch:
-        """Steps state.step + 1 … until. Averaging time goes to the bank's clock."""
+    def train(self, until: int, pause: Callable[[int], bool] = lambda step: False) -> Stretch | None:
+        """Steps state.step + 1 … until, or up to one after which `pause(step)`: then None, and the next call goes on.
+
+        Averaging time goes to the bank's clock.
+        """
         state, schedule = self.state, self.training.schedule
         peak = dict(self.training.settings)["lr"]
         start, averaging = self.clock(), 0.0
-        loss, lr = torch.zeros(()), 0.0
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss, lr, step = torch.zeros(()), 0.0, state.step
+        total = state.stretch_loss.to(self.device)
         for step in range(state.step + 1, until + 1):
             parts = [to_device(self.device, part) for part in self._next(step)]
             lr = peak * schedule.lr_factor(step - 1)
@@ -105,14 +108,20 @@ class Trainer:
             before = time.perf_counter()
             state.bank.update(step)
             averaging += time.perf_counter() - before
-        last, mean = self.team.sum(
-            torch.stack([loss.double().view(()), total.view(()) / (until - state.step)])
-        ).tolist()
+            if step < until and pause(step):
+                break
         seconds = self.clock() - start - averaging
+        state.step, state.stretch_loss = step, total
         state.train_seconds += seconds
-        examples = self.workload.batch_size * (until - state.step)
-        state.step = until
-        return Stretch(last, mean, lr, examples / seconds)
+        state.stretch_seconds += seconds
+        if step < until:
+            return None
+        steps = until - state.evaluated
+        last, mean = self.team.sum(torch.stack([loss.double().view(()), total.view(()) / steps])).tolist()
+        found = Stretch(last, mean, lr, self.workload.batch_size * steps / state.stretch_seconds)
+        state.evaluated, state.stretch_seconds = until, 0.0
+        state.stretch_loss = torch.zeros((), dtype=torch.float64)
+        return found
 
     def _backward(self, parts: list[Batch]) -> Tensor:
         """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""

@@ -22,12 +22,18 @@ Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank
 
 @dataclass
 class State:
-    """Everything that changes while a trajectory runs."""
+    """Everything that changes while a trajectory runs.
+
+    evaluated: the step of the last evaluation; stretch_loss, stretch_seconds: Σ losses and seconds of the steps since.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     bank: Bank
     step: int = 0
+    evaluated: int = 0
+    stretch_loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    stretch_seconds: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: dict[str, float] = field(default_factory=dict)  # by cell
     average_offset: dict[str, float] = field(default_factory=dict)  # by cell: recorded minus the bank's clock
@@ -52,7 +58,8 @@ def streams_of_ranks(state: State, team: Team) -> Streams:
     return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
 
 
-_STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "eval_seconds", "average_offset")
+_STATEFUL = ("model", "optimizer", "bank")
+_PLAIN = ("step", "evaluated", "stretch_loss", "stretch_seconds", "train_seconds", "eval_seconds", "average_offset")
 
 
 def save(state: State, path: Path, streams: Streams) -> None:
@@ -75,9 +82,9 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     if saved is None:
         return
     # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
-    (is_ahead,) = team.decide([team.rank == 0 and saved["step"] > last_step])
+    (is_ahead,) = team.decide([team.rank == 0 and saved["evaluated"] > last_step])
     if is_ahead:
-        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
+        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
         return
     # An optimizer keeps the tensors that it is given, which here are a file's.
     saved["optimizer"] = tree_map_only(Tensor, Tensor.clone, saved["optimizer"])
