@@ -20,7 +20,7 @@ from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
-from sweeps.training import Stretch, Trainer, to_device
+from sweeps.training import Passes, Stretch, to_device
 from sweeps.training_state import State
 from wa.buffers import statistics
 from wa.swap import modes_kept
@@ -94,24 +94,24 @@ class Evaluator:
         every = self.trajectory.cells[0].evaluate_every_steps
         return min((step // every + 1) * every, self.trajectory.length_steps)
 
-    def evaluate(self, state: State, trainer: Trainer, trained: Stretch) -> None:
+    def evaluate(self, state: State, passes: Passes, trained: Stretch) -> None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
         for cell in self.trajectory.cells:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
         rows = []
-        for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
+        for cell, summary, seconds in self._evaluate(state, passes, self.trajectory.cells, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
         tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
-            for cell, summary, seconds in self._evaluate(state, trainer, tested, "test"):
+            for cell, summary, seconds in self._evaluate(state, passes, tested, "test"):
                 rows.append(_row(state, cell, "test", summary, seconds, trained))
         if self.recorder:
             self.recorder.append(rows)
 
     def _evaluate(
-        self, state: State, trainer: Trainer, cells: Sequence[Cell], split: str
+        self, state: State, passes: Passes, cells: Sequence[Cell], split: str
     ) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
 
@@ -126,25 +126,25 @@ class Evaluator:
         with random_streams.kept():
             streams = random_streams.read(self.device != "cpu")
             turns = [_Turn(cell, streams) for cell in due]
-            for share, seconds in self._shares(split, trainer.clock):
+            for share, seconds in self._shares(split, passes.clock):
                 made = random_streams.read(self.device != "cpu")
                 versions = _versions(share)
                 for turn in turns:
-                    start = trainer.clock()
+                    start = passes.clock()
                     random_streams.put(turn.streams)
-                    with self._weights(state, trainer, turn):
-                        turn.sums.add(self.workload, state.model, share, trainer.precision)
+                    with self._weights(state, passes, turn):
+                        turn.sums.add(self.workload, state.model, share, passes.precision)
                     if _versions(share) != versions:  # the next cell would see what this one left
                         raise ValueError("eval_step changes a batch in place; let it work on a copy")
                     turn.streams = random_streams.read(self.device != "cpu")
-                    turn.seconds += trainer.clock() - start + seconds / len(turns)
+                    turn.seconds += passes.clock() - start + seconds / len(turns)
                 random_streams.put(made)
         found = []
         for turn in turns:
-            start = trainer.clock()
+            start = passes.clock()
             with random_streams.kept():
                 summary = turn.sums.summary(self.workload, self.team)
-            found.append((turn.cell, summary, turn.seconds + trainer.clock() - start))
+            found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
         return found
 
     def _shares(self, split: str, clock: Callable[[], float]) -> Iterator[tuple[list[Batch], float]]:
@@ -163,7 +163,7 @@ class Evaluator:
                 yield share, clock() - start
 
     @contextmanager
-    def _weights(self, state: State, trainer: Trainer, turn: _Turn) -> Iterator[None]:
+    def _weights(self, state: State, passes: Passes, turn: _Turn) -> Iterator[None]:
         """Inside, the model has a cell's weights: the average's, or those its optimizer wants evaluated."""
         scheme = turn.cell.scheme
         if scheme is None:
@@ -171,7 +171,7 @@ class Evaluator:
                 yield
             return
         recomputed = scheme.buffers == "recompute"
-        with state.bank.swapped(scheme, recompute=(turn.statistics or trainer.recompute) if recomputed else None):
+        with state.bank.swapped(scheme, recompute=(turn.statistics or passes.recompute) if recomputed else None):
             if recomputed and turn.statistics is None:
                 self.team.average_statistics(state.model)
                 turn.statistics = statistics(state.model)

@@ -31,6 +31,8 @@ class Trajectory:
 
     name: str  # its folder: the trajectory id, with a suffix when the id is trained more than once
     cells: tuple[Cell, ...]
+    keep_every_steps: int | None = None  # of a trace that is kept of it
+    replays: str | None = None  # the trajectory whose trace stands in for its training
 
     @property
     def trajectory_id(self) -> str:
@@ -106,12 +108,17 @@ def _named(cells: tuple[Cell, ...], fuse: bool, names: set[str]) -> Trajectory:
     return Trajectory(name, cells)
 
 
+TOLD = ("keep_every_steps", "replays")  # what trajectory.json says where it is so
+
+
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
-    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells]}
+    told = {name: value for name in TOLD if (value := getattr(trajectory, name)) is not None}
+    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **told}
 
 
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
-    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]))
+    told = {name: value.get(name) for name in TOLD}
+    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]), **told)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------

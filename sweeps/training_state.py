@@ -25,6 +25,7 @@ class State:
     """Everything that changes while a trajectory runs.
 
     evaluated: the step of the last evaluation; stretch_loss, stretch_seconds: Σ losses and seconds of the steps since.
+    losses: of the steps since the last snapshot of a trace that is kept.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class State:
     evaluated: int = 0
     stretch_loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     stretch_seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
     train_seconds: float = 0.0
     eval_seconds: dict[str, float] = field(default_factory=dict)  # by cell
     average_offset: dict[str, float] = field(default_factory=dict)  # by cell: recorded minus the bank's clock
@@ -59,7 +61,8 @@ def streams_of_ranks(state: State, team: Team) -> Streams:
 
 
 _STATEFUL = ("model", "optimizer", "bank")
-_PLAIN = ("step", "evaluated", "stretch_loss", "stretch_seconds", "train_seconds", "eval_seconds", "average_offset")
+_PLAIN = ("step", "evaluated", "stretch_loss", "stretch_seconds", "losses")
+_PLAIN += ("train_seconds", "eval_seconds", "average_offset")
 
 
 def save(state: State, path: Path, streams: Streams) -> None:

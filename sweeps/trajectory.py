@@ -20,7 +20,9 @@ from sweeps.durable import make_folder
 from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
-from sweeps.training import Trainer
+from sweeps.replay import Replayer
+from sweeps.trace import Keeper, Trace
+from sweeps.training import Passes, Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
 from workloads.user_errors import one_line
@@ -137,9 +139,17 @@ def _run(
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
+    traces, keeper = folder.parent.parent / "traces", None
+    if trajectory.keep_every_steps is not None and leader:
+        keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, state.model)
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
-    trainer = Trainer(trajectory, workload, state, team, device)
+    passes = Passes(trajectory, workload, state.model, team, device)
+    trainer: Trainer | Replayer
+    if trajectory.replays is None:
+        trainer = Trainer(passes, state, keeper)
+    else:
+        trainer = Replayer(passes, state, Trace.of(traces / trajectory.replays))
     evaluator = Evaluator(trajectory, workload, team, device, recorder)
 
     def due(step: int) -> bool:
@@ -151,15 +161,19 @@ def _run(
     while state.step < trajectory.length_steps:
         trained = trainer.train(until=evaluator.next_step(state.step), pause=due)
         if trained is not None:
-            evaluator.evaluate(state, trainer, trained)
+            evaluator.evaluate(state, passes, trained)
             log.info("step %d training loss %.6g", state.step, trained.last_loss)
             if trained.diverged:
                 log.warning("diverged: the trajectory ends here")
+                if keeper:
+                    keeper.flush()
                 return
         ended = state.step == trajectory.length_steps
         (save,) = team.decide([leader is not None and (trained is None or leader.wants_checkpoint()) and not ended])
         streams = training_state.streams_of_ranks(state, team) if save else {}
         if leader:
+            if keeper and (save or ended):
+                keeper.flush()  # a checkpoint comes after what it has kept
             if save:
                 leader.checkpoint(state, streams)
             if trained is not None:

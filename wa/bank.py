@@ -71,6 +71,11 @@ class Bank:
         """The last step updated; `start` before the first."""
         return self._averages.step
 
+    @property
+    def due(self) -> int | None:
+        """The step of the next snapshot that some scheme takes; None without schemes."""
+        return self._averages.next
+
     def _find_blocks(self) -> list[Block]:
         if not self.schemes:
             return []

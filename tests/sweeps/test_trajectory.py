@@ -10,34 +10,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from trained import Stop, assert_same, rows, run, stop_at
+from trained import ALL_SCHEMES, Stop, assert_same, rows, run, stop_at, tiny
 
 from analysis.run_folder.records import KEY, load_records
 from analysis.run_folder.schema import MEASURED
 from sweeps import training_state, trajectory
 from sweeps.cells import cells
-from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
 from sweeps.training import Trainer
 from sweeps.training_state import State
 from workloads.protocol import load
-
-ALL_SCHEMES = [
-    {"scheme": "none"},
-    {"scheme": "lawa", "k": [2, 5], "every": 3},
-    {"scheme": "lawa", "k": 4, "every": 2, "until_full": "partial", "buffers": "average"},
-    {"scheme": "ema", "decay": [0.5, 0.9], "init": ["first", "zero"]},
-    {"scheme": "ema", "decay": 0.8, "every": 2, "burn_in": 10, "buffers": ["average", "recompute"]},
-    {"scheme": "tail", "start": 20, "every": 2},
-    {"scheme": "wsm", "k": [4, 6], "every": 3, "curve": "sqrt"},
-]
-
-
-def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
-    spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
-    return cells(parse_spec(spec))
 
 
 def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
