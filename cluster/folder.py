@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.checks import Check
+from cluster.place import Check
 
 MAX_SKEW_S = 2.0
 # One place for all nodes. Anything else is one machine's own disk.

@@ -6,17 +6,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cluster.checks import Check
 from cluster.ray_folder import MAX_BASE_BYTES, NoFolder, base
 
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow", "pydantic", "altair")
-MIN_PYTHON = (3, 11)
 MIN_MEMORY = 2 << 30  # Ray itself about 1 GiB, a trial's process about 0.5 GiB before its model
 MIN_DISK = 2 << 30
 MIN_SHM = 100 << 20  # the object store that `wa run` asks Ray for
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `ok` True good, False to be mended by `remedy`, None a fact that is neither."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
 
 
 def place() -> list[Check]:
@@ -25,9 +34,8 @@ def place() -> list[Check]:
 
 
 def python() -> Check:
-    ok = sys.version_info >= MIN_PYTHON
-    detail = f"{platform.python_version()} at {sys.executable}, {platform.system()} {platform.machine()}"
-    return Check("python", ok, detail, "" if ok else "use Python 3.11 or newer")
+    machine = f"{platform.system()} {platform.machine()}"
+    return Check("python", True, f"{platform.python_version()} at {sys.executable}, {machine}")
 
 
 def packages(names: tuple[str, ...] = PACKAGES) -> Check:
@@ -45,10 +53,8 @@ def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> Check:
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _read(cgroup / "cpu.max").split()
     if len(quota) == 2 and quota[0] != "max" and int(quota[0]) / int(quota[1]) < seen:
-        allowed = int(quota[0]) / int(quota[1])
-        return Check(
-            "cores", None, f"{seen} seen, {allowed:g} allowed by the container", "start Ray with that many CPUs"
-        )
+        detail = f"{seen} seen, {int(quota[0]) / int(quota[1]):g} allowed by the container"
+        return Check("cores", None, detail, "start Ray with that many CPUs")
     return Check("cores", None, f"{seen}")
 
 

@@ -119,10 +119,9 @@ def connect(address: str) -> Any:
 def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str], address: str) -> str:
     from ray.exceptions import AuthenticationError
 
+    environment = {"working_dir": str(staging)}
     try:
-        return str(
-            client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(staging)}, metadata=metadata)
-        )
+        return str(client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata))
     except AuthenticationError as error:
         raise SubmitError(_refused(address)) from error
     except (RuntimeError, OSError) as error:

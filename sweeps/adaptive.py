@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-
-class _Update(NamedTuple):
-    """What one step of a group of parameters is computed from."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[dict[str, Any]]
-    m: list[Tensor]
-    denominator: list[Tensor]  # √v̂ + ε
-    t: int  # from 1
-    group: dict[str, Any]
+Tensors = list[Tensor]
 
 
 class _Moments(torch.optim.Optimizer):
@@ -39,10 +29,9 @@ class _Moments(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p] = self._fresh(p, group)
                 self.state[p]["step"] += 1
-            states = [self.state[p] for p in params]
             grads = [cast(Tensor, p.grad) for p in params]
-            m, v = [state["m"] for state in states], [state["v"] for state in states]
-            t = int(states[0]["step"])
+            m, v = ([self.state[p][key] for p in params] for key in ("m", "v"))
+            t = int(self.state[params[0]]["step"])
             beta1, beta2 = group["beta1"], group["beta2"]
 
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -53,12 +42,15 @@ class _Moments(torch.optim.Optimizer):
             denominator = torch._foreach_sqrt(v)
             torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
             torch._foreach_add_(denominator, group["eps"])
-            self._move(_Update(params, grads, states, m, list(denominator), t, group))
+            self._move(group, t, params, grads, m, list(denominator))
 
     def _fresh(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"step": torch.zeros((), dtype=torch.int64), "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
 
-    def _move(self, now: _Update) -> None:
+    def _move(
+        self, group: dict[str, Any], t: int, params: Tensors, grads: Tensors, m: Tensors, denominator: Tensors
+    ) -> None:
+        """Step t, from 1, along the gradients' mean m; denominator: √v̂ + ε."""
         raise NotImplementedError
 
 
@@ -74,11 +66,13 @@ class NadamW(_Moments):
     reference_algorithms/paper_baselines/nadamw.
     """
 
-    def _move(self, now: _Update) -> None:
-        beta1 = now.group["beta1"]
-        m_hat = torch._foreach_mul(now.m, beta1 / (1 - beta1**now.t))
-        torch._foreach_add_(m_hat, now.grads, alpha=(1 - beta1) / (1 - beta1**now.t))
-        torch._foreach_addcdiv_(now.params, m_hat, now.denominator, value=-now.group["lr"])
+    def _move(
+        self, group: dict[str, Any], t: int, params: Tensors, grads: Tensors, m: Tensors, denominator: Tensors
+    ) -> None:
+        beta1 = group["beta1"]
+        m_hat = torch._foreach_mul(m, beta1 / (1 - beta1**t))
+        torch._foreach_add_(m_hat, grads, alpha=(1 - beta1) / (1 - beta1**t))
+        torch._foreach_addcdiv_(params, m_hat, denominator, value=-group["lr"])
 
 
 class Shampoo(_Moments):
@@ -101,13 +95,15 @@ class Shampoo(_Moments):
         sides = [size for block in blocks for size in block.shape]  # L and R of each block in turn
         return super()._fresh(p, group) | {"statistics": [p.new_zeros(size, size) for size in sides], "roots": []}
 
-    def _move(self, now: _Update) -> None:
-        m_hat = torch._foreach_div(now.m, 1 - now.group["beta1"] ** now.t)
-        directions = list(torch._foreach_div(m_hat, now.denominator))
-        for i, (state, grad) in enumerate(zip(now.states, now.grads, strict=True)):
-            if state["statistics"]:
-                directions[i] = _shampoo_direction(state, grad, m_hat[i], directions[i], now.t, now.group)
-        torch._foreach_add_(now.params, directions, alpha=-now.group["lr"])
+    def _move(
+        self, group: dict[str, Any], t: int, params: Tensors, grads: Tensors, m: Tensors, denominator: Tensors
+    ) -> None:
+        m_hat = torch._foreach_div(m, 1 - group["beta1"] ** t)
+        directions = list(torch._foreach_div(m_hat, denominator))
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
+            if self.state[p]["statistics"]:
+                directions[i] = _shampoo_direction(self.state[p], grad, m_hat[i], directions[i], t, group)
+        torch._foreach_add_(params, directions, alpha=-group["lr"])
 
 
 def _matrix(tensor: Tensor) -> Tensor | None:

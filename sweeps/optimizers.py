@@ -22,30 +22,18 @@ LR = Annotated[Positive, "peak learning rate"]
 Beta1 = Annotated[UnitOpen, "decay of the mean of gradients"]
 Beta2 = Annotated[UnitOpen, "decay of the mean of squared gradients"]
 Eps = Annotated[Positive, "added to the root of that mean"]
-WeightDecay = Annotated[NonNegative, "decoupled from the gradient; of sgd L2"]
+Decay = Annotated[NonNegative, "decoupled from the gradient; of sgd L2"]
 
 
 def nadamw(
-    params: Params,
-    *,
-    lr: LR,
-    beta1: Beta1 = 0.9,
-    beta2: Beta2 = 0.999,
-    eps: Eps = 1e-8,
-    weight_decay: WeightDecay = 0.0,
+    params: Params, *, lr: LR, beta1: Beta1 = 0.9, beta2: Beta2 = 0.999, eps: Eps = 1e-8, weight_decay: Decay = 0.0
 ) -> torch.optim.Optimizer:
     """AlgoPerf's NadamW; defaults as torch's NAdam."""
     return NadamW(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
 
 def adamw(
-    params: Params,
-    *,
-    lr: LR,
-    beta1: Beta1 = 0.9,
-    beta2: Beta2 = 0.999,
-    eps: Eps = 1e-8,
-    weight_decay: WeightDecay = 0.01,
+    params: Params, *, lr: LR, beta1: Beta1 = 0.9, beta2: Beta2 = 0.999, eps: Eps = 1e-8, weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:
     """torch's AdamW, with its defaults."""
     return torch.optim.AdamW(params, lr, (beta1, beta2), eps, weight_decay, foreach=True)
@@ -57,7 +45,7 @@ def sgd(
     lr: LR,
     momentum: Annotated[UnitOpen, "decay of the sum of gradients"] = 0.0,
     nesterov: Annotated[Flag, "true or false: look one step of momentum ahead"] = False,
-    weight_decay: WeightDecay = 0.0,
+    weight_decay: Decay = 0.0,
 ) -> torch.optim.Optimizer:
     """torch's SGD, with its defaults; weight decay is L2, as the field's recipes have it."""
     return torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=bool(nesterov), foreach=True)
@@ -70,7 +58,7 @@ def shampoo(
     beta1: Beta1 = 0.9,
     beta2: Beta2 = 0.99,
     eps: Eps = 1e-8,
-    weight_decay: WeightDecay = 0.0,
+    weight_decay: Decay = 0.0,
     matrix_eps: Annotated[Positive, "ridge of Shampoo's matrices, a share of their largest eigenvalue"] = 1e-6,
     precondition_every: Annotated[Count, "steps between new roots of Shampoo's matrices"] = 100,
     precondition_start: Annotated[Step, "the first step that may use them"] = 0,
@@ -78,21 +66,13 @@ def shampoo(
 ) -> torch.optim.Optimizer:
     """Distributed Shampoo, grafted to AdamW."""
     every, start, size = int(precondition_every), int(precondition_start), int(block_size)
-    if every < 1 or size < 1:
-        raise ValueError(f"shampoo: precondition_every {every}, block_size {size}; allowed: ints ≥ 1")
     steps = {"precondition_every": every, "precondition_start": start, "block_size": size}
     moments = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
     return Shampoo(params, lr=lr, **moments, matrix_eps=matrix_eps, **steps)
 
 
 def schedule_free_adamw(
-    params: Params,
-    *,
-    lr: LR,
-    beta1: Beta1 = 0.9,
-    beta2: Beta2 = 0.999,
-    eps: Eps = 1e-8,
-    weight_decay: WeightDecay = 0.0,
+    params: Params, *, lr: LR, beta1: Beta1 = 0.9, beta2: Beta2 = 0.999, eps: Eps = 1e-8, weight_decay: Decay = 0.0
 ) -> torch.optim.Optimizer:
     """Schedule-Free AdamW (Defazio et al. 2024) in training mode, the parameters at y; its package's defaults.
 

@@ -9,18 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    PlainValidator,
-    Tag,
-    ValidationInfo,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo, create_model, model_validator
 from pydantic.errors import PydanticUserError
 
 from sweeps.blocks import (
@@ -58,13 +49,7 @@ from workloads.protocol import families
 GRAD_CLIP = "largest norm of the whole gradient; left out: not clipped"
 
 
-def _optimizer_name(value: Any) -> Any:
-    if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(f"got {shown(value)}{among(value, OPTIMIZERS)}")
-    return value
-
-
-OptimizerName = Annotated[str, BeforeValidator(_optimizer_name)]
+OptimizerName = Annotated[str, one_of(OPTIMIZERS)]
 
 
 def optimizer_block() -> type[Block]:
@@ -145,7 +130,6 @@ def _option(kind: Any, one: Option, default: Any) -> tuple[Any, Any]:
 
 
 BLOCKS: Mapping[str, type[AveragingBlock]] = {"none": NoneBlock} | {k: averaging_block(v) for k, v in SCHEMES.items()}
-OWN = "own"
 
 
 def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
@@ -162,7 +146,9 @@ def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
     return value
 
 
-def _named(raw: Any) -> Any:
+def _averaging(raw: Any, info: ValidationInfo) -> AveragingBlock:
+    """The block of the scheme that is named; what is no mapping is refused as one."""
+    block: type[AveragingBlock] = NoneBlock
     if isinstance(raw, Mapping):
         if "scheme" not in raw:
             raise bad_key("scheme", f"is required; allowed: {', '.join(BLOCKS)}")
@@ -170,29 +156,11 @@ def _named(raw: Any) -> Any:
             _scheme_name(raw["scheme"])
         except ValueError as error:
             raise bad_key("scheme", str(error)) from None
-    return raw
+        block = BLOCKS.get(raw["scheme"]) or averaging_block(scheme_class(raw["scheme"]))
+    return block.model_validate(raw, context=info.context)
 
 
-def _own(raw: Any, info: ValidationInfo) -> AveragingBlock:
-    return averaging_block(scheme_class(raw["scheme"])).model_validate(raw, context=info.context)
-
-
-def _tag(raw: Any) -> str:
-    name = raw["scheme"] if isinstance(raw, Mapping) else "none"
-    return OWN if ":" in name else name
-
-
-if TYPE_CHECKING:
-    Averaging = AveragingBlock
-else:
-    Averaging = Annotated[
-        Union[
-            *(Annotated[block, Tag(name)] for name, block in BLOCKS.items()),
-            Annotated[AveragingBlock, PlainValidator(_own), Tag(OWN)],
-        ],
-        Discriminator(_tag),
-        BeforeValidator(_named),
-    ]
+Averaging = Annotated[AveragingBlock, PlainValidator(_averaging)]
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -206,7 +174,7 @@ class PrimaryBlock(Block):
     horizon: Share = option(0.01, "its averaging horizon: steps or a share of the step budget")
 
 
-Report = Annotated[str | None, BeforeValidator(one_of("steps", "final_metric", "horizon"))]
+Report = Annotated[str | None, one_of(("steps", "final_metric", "horizon"))]
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,13 +83,8 @@ def study_targets(spec: Spec) -> dict[str, Target | None]:
         except UnknownWorkload as error:
             raise SpecError("workloads", str(error), spec.source) from None
         found[workload] = targets[0] if len(spec.presets) == 1 else None
-        _held_out(spec, workload, (target for target in targets if target is not None))
+        for held_out in (target.seeds for target in targets if target is not None):
+            if both := sorted(set(spec.seeds) & set(held_out)):
+                said = f"seed {both[0]} set {workload}'s target and is held out"
+                raise SpecError("seeds", f"{said}; allowed: any but {', '.join(map(str, held_out))}", spec.source)
     return found
-
-
-def _held_out(spec: Spec, workload: str, targets: Iterable[Target]) -> None:
-    for target in targets:
-        both = sorted(set(spec.seeds) & set(target.seeds))
-        if both:
-            said = f"seed {both[0]} set {workload}'s target and is held out"
-            raise SpecError("seeds", f"{said}; allowed: any but {', '.join(map(str, target.seeds))}", spec.source)

@@ -94,7 +94,7 @@ class Bank:
         nothing was done. When it fails in the middle of a snapshot, the bank refuses everything but
         `load_state_dict` from then on, since doing it again would count a part of the weights twice.
         """
-        self._refuse_now("update")
+        self._refuse("update")
         step = check_step(step, "update")
         if step <= self.step:
             raise ValueError(f"update needs steps that increase: {step!r} after {self.step}")
@@ -136,7 +136,7 @@ class Bank:
         return tensors
 
     def __iter__(self) -> Iterator[Scheme]:
-        self._refuse_unfinished("a look at the averages")
+        self._refuse("a look at the averages", swapped=False)
         return iter([scheme for scheme in self.schemes if self._exists(scheme)])
 
     def __len__(self) -> int:
@@ -163,7 +163,7 @@ class Bank:
 
         Raises: AbsentAverage (a KeyError) when the scheme is not in the bank.
         """
-        self._refuse_unfinished("coefficients")
+        self._refuse("coefficients", swapped=False)
         self._refuse_unknown(scheme)
         unseen = self._averages.track(scheme).unseen_steps()
         return {step + unseen: c for step, c in scheme.coefficients(self.step - unseen).items()}
@@ -181,7 +181,7 @@ class Bank:
 
         Raises: AbsentAverage (a KeyError) when there is no such average now.
         """
-        self._refuse_unfinished("tensors")
+        self._refuse("tensors", swapped=False)
         self._find(scheme)
         tensors = self._averages.new(scheme)
         if scheme.buffers == "average":
@@ -227,7 +227,7 @@ class Bank:
         Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing; RuntimeError
         when an average is swapped in already. Meanwhile update, state_dict, load_state_dict raise too.
         """
-        self._refuse_now("swapped")
+        self._refuse("swapped")
         self._find(scheme)
         if scheme.buffers == "recompute" and recompute is None:
             raise ValueError(f"{scheme!r} recomputes statistics: swapped needs recompute=")
@@ -282,7 +282,7 @@ class Bank:
 
         Raises: RuntimeError while an average is swapped in: model and bank would not match.
         """
-        self._refuse_now("state_dict")
+        self._refuse("state_dict")
         self._averages.watch.tell(wait=True)
         return self._averages.state_dict()
 
@@ -298,11 +298,11 @@ class Bank:
         Raises: ValueError when model or schemes differ, or the state is damaged, before anything is changed;
         RuntimeError while swapped.
         """
-        self._refuse_while_swapped("load_state_dict")
+        self._refuse("load_state_dict", unfinished=False)
         return self._averages.load_state_dict(state, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._refuse_now("a copy of the bank")
+        self._refuse("a copy of the bank")
         return vars(self)
 
     def __copy__(self) -> Bank:
@@ -321,16 +321,11 @@ class Bank:
         if scheme not in self._averages.seconds:
             raise AbsentAverage(f"{scheme!r} is not in this bank")
 
-    def _refuse_now(self, what: str) -> None:
-        self._refuse_while_swapped(what)
-        self._refuse_unfinished(what)
-
-    def _refuse_while_swapped(self, what: str) -> None:
-        if self._swapped:
+    def _refuse(self, what: str, *, swapped: bool = True, unfinished: bool = True) -> None:
+        """Raises: RuntimeError while an average is swapped in, and when the averages are unfinished."""
+        if swapped and self._swapped:
             raise RuntimeError(f"{what} while an average is swapped in: leave the `with bank.swapped(…)` first")
-
-    def _refuse_unfinished(self, what: str) -> None:
-        if self._averages.unfinished is not None:
+        if unfinished and self._averages.unfinished is not None:
             raise RuntimeError(
                 f"{what} after {self._averages.unfinished} failed midway: parts of the averages are of another step; "
                 "load the model's checkpoint and, with bank.load_state_dict(…), the bank's of the same step"

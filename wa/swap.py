@@ -92,12 +92,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _same_memory(left: Tensor, right: Tensor) -> bool:
-    if (left.dtype, left.shape, left.device, left.layout) != (
-        right.dtype,
-        right.shape,
-        right.device,
-        right.layout,
-    ):
+    if (left.dtype, left.shape, left.device, left.layout) != (right.dtype, right.shape, right.device, right.layout):
         return False
     return left.layout is not torch.strided or (left.data_ptr() == right.data_ptr() and left.stride() == right.stride())
 

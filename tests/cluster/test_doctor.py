@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import doctor, folder, place
-from cluster.checks import Check
-from cluster.doctor import examine, render
+from cluster.doctor import Check, examine, render
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
