@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.folder import folder_checks
-from cluster.place import Check, place
+from cluster.place import Check, folder_checks, place
 from cluster.ray_folder import NoFolder, ray_folder
 
 __all__ = ["Check", "examine", "render"]

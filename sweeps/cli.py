@@ -266,19 +266,17 @@ def check_workload(name: str, preset: str, steps: int) -> None:
 
     NAME is a shipped workload, or your own as 'pkg.mod:Name'. Trains a few short trajectories in a temporary folder.
     """
+    from sweeps import pace
     from sweeps.conformance import check
 
     failed = 0
     for one in check(name, preset, steps):
         failed += not one.ok
         click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}{': ' + one.detail if one.detail else ''}")
-    if not failed:
-        from sweeps import pace
-
-        click.echo(f"pace  {pace.said(name, preset)}")
     if failed:
         click.echo(f"{counted(failed, 'check')} failed (workloads/protocol.py says what is promised)")
         sys.exit(border.EXIT_INCOMPLETE)
+    click.echo(f"pace  {pace.said(name, preset)}")
 
 
 @main.command()
@@ -294,19 +292,17 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     length 0.75. A study may not use those seeds.
     """
     from analysis.run_folder.records import load
-    from sweeps import calibrate as rule
     from sweeps.blocks import SpecError
     from sweeps.run import run_studies
     from sweeps.spec import parse_spec
-    from sweeps.targets import write_target
+    from sweeps.targets import calibrated, calibration_study, write_target
     from workloads.protocol import families
 
     chosen = families() if every else list(names)
     if not chosen:
-        raise SpecError(
-            "WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate"
-        )
-    spec = parse_spec(rule.study(chosen, preset), "calibrate")
+        said = f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all"
+        raise SpecError("WORKLOAD", said, "calibrate")
+    spec = parse_spec(calibration_study(chosen, preset), "calibrate")
     console = terminal.console()
     complete = run_studies([spec], out, console, address, calibrating=True)
     if not complete:
@@ -314,7 +310,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         sys.exit(border.EXIT_INCOMPLETE)
     records = load(out)
     records = records[records["workload"].isin(chosen) & (records["preset"] == preset)]
-    for workload, target in rule.targets(records, preset, rule.SEEDS).items():
+    for workload, target in calibrated(records, preset).items():
         path = write_target(workload, target)
         console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
 

@@ -146,9 +146,6 @@ class Bank:
         # Always true: `if bank: bank.update(step)` must not skip the updates that would fill it.
         return True
 
-    def __contains__(self, scheme: object) -> bool:
-        return any(scheme == existing for existing in self)
-
     def __repr__(self) -> str:
         shapes = [
             shape for block in self._averages.blocks if block.kind == "parameters" for shape in block.shapes.values()
@@ -194,23 +191,8 @@ class Bank:
 
         For `load_state_dict` of another model of the class. recompute, Raises: as for `swapped`.
         """
-        copies: dict[Any, Tensor] = {}
-
-        def copied(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return deepcopy(value)  # extra state
-            key: Any = id(value)
-            if value.layout is torch.strided and value.numel():
-                key = value.data_ptr(), value.dtype, value.shape, value.stride()
-            if key not in copies:
-                copies[key] = value.detach().clone()
-            return copies[key]
-
         with self.swapped(scheme, recompute) as model, torch.inference_mode(False), torch.no_grad():
-            state = model.state_dict()
-            for name, value in state.items():
-                state[name] = copied(value)
-            return state
+            return deepcopy(model.state_dict())
 
     @contextmanager
     def swapped(self, scheme: Scheme, recompute: Forwards | None = None) -> Iterator[nn.Module]:

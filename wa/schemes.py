@@ -23,7 +23,8 @@ class Scheme(ABC):
     """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form.
 
     A scheme is a value: equal to another of its class with equal attributes, and shown as what makes one
-    again. A class of one's own may be a dataclass, or not.
+    again. A class of one's own may be a dataclass, or not. `buffers` is ``"live"``, ``"average"`` or ``"recompute"``,
+    see `wa.buffers`.
     """
 
     every: int
@@ -148,7 +149,7 @@ class LAWA(Windowed):
     θ̄ = (1/k) Σ_{j<k} θ(s − j·every)      horizon = k · every steps
 
     until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far,
-    ``"partial"``. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+    ``"partial"``.
 
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3 (queue of k copies, every ν steps).
     """
@@ -207,7 +208,7 @@ class WSM(Windowed):
     part, not k + 1, and the decay lasts k · every steps. horizon = every · (2k − 1 − 2 Σ_{0<j<k} w_j) steps.
 
     curve: ``"linear"``, 1 − x, all weights equal: LAWA(k, every); ``"cosine"``, (1 + cos πx)/2; ``"sqrt"``, 1 − √x.
-    Before k snapshots there is no average. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+    Before k snapshots there is no average.
 
     Raises: ValueError. Source: warm-up, stable and merge (arXiv 2507.17634): merge weights ⇄ LR decay.
     """
@@ -265,8 +266,6 @@ class EMA(Recursive):
     The accumulator is float32 where its error, at most (6 + 1/(1 − γ)) 2⁻²⁴ max|θ|, is below 1e−6 max|θ| or a 32nd of
     how the weights' own dtype rounds: up to γ = .907 for float32 weights, .995 for float16, .9994 for bfloat16.
     Above it is float64, with an error of at most (6 + 1/(1 − γ)) 2⁻⁵³ max|θ|.
-
-    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
 
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3; debiasing as Adam's (Kingma & Ba 2015).
     """
@@ -333,8 +332,6 @@ class Tail(Recursive):
 
     The accumulator is float64, since 1/n of a difference soon rounds to nothing in less: after n snapshots its error
     is at most (6 + n/2) 2⁻⁵³ max|θ|.
-
-    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
 
     Raises: ValueError. Source: Polyak & Juditsky 1992; stochastic weight averaging (Izmailov et al. 2018).
     """
