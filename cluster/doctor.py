@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 from cluster.place import Check, folder_checks, place
 from cluster.ray_folder import NoFolder, ray_folder
 
-__all__ = ["Check", "examine", "render"]
-
 RAY_TIMEOUT_S = 120.0
 _START_RAY = """
 import sys, time, ray

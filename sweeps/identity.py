@@ -71,7 +71,8 @@ def scheme_class(name: str) -> type[Scheme]:
     if ":" not in name:
         return SCHEMES[name]
     found: Any = import_dotted(name, "scheme")
-    if not (inspect.isclass(found) and issubclass(found, (Recursive, Windowed)) and is_dataclass(found)):
+    is_scheme = inspect.isclass(found) and issubclass(found, (Recursive, Windowed))
+    if not is_scheme or not is_dataclass(found):
         raise UnknownWorkload(f"{name!r} is no scheme; allowed: a dataclass that is a wa.Recursive or a wa.Windowed")
     return cast(type[Scheme], found)
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import doctor, place
-from cluster.doctor import Check, examine, render
+from cluster.doctor import examine, render
+from cluster.place import Check
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
