@@ -77,8 +77,7 @@ class Scheme(ABC):
 
     def snapshots(self, step: int) -> int:
         """How many snapshots have been taken once `step` steps are completed."""
-        every, burn_in = self.grid
-        return max(0, step - burn_in) // every
+        return len(self.snapshot_steps(step))
 
     def snapshot_steps(self, step: int) -> range:
         """The steps at which snapshots were taken, up to and including `step`."""
@@ -87,8 +86,7 @@ class Scheme(ABC):
 
     def takes_snapshot(self, step: int) -> bool:
         """Whether `step` is one of the snapshot steps."""
-        every, burn_in = self.grid
-        return step > burn_in and (step - burn_in) % every == 0
+        return step in self.snapshot_steps(step)
 
     def exists(self, step: int) -> bool:
         """Whether there is an average at `step`; before the first snapshot it is absent."""
