@@ -3,8 +3,6 @@
 Of models nothing is known here; the bank finds the tensors.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,12 +1,10 @@
 """The bank: many averages of one training run, riding along. The only thing here with state."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +27,6 @@ class AbsentAverage(KeyError):
 
 class Bank:
     """Averages of a model's weights under many schemes at once, updated after every optimizer step.
-
-    bank = Bank(model, [LAWA(k=10, every=64), EMA(decay=0.99, every=16)])
-    bank.update(step)                 # step = optimizer steps completed, 1, 2, 3, …
-    for scheme in bank: …             # the schemes whose average exists now; len(bank) of them
-    with bank.swapped(scheme): …      # the model holds that average
 
     Floating-point parameters are averaged, frozen ones too, tied ones once (under their first name); buffers
     follow the scheme's policy (`wa.buffers`). Rings hold snapshots in the parameters' dtype; sums and
@@ -287,7 +280,7 @@ class Bank:
         self._refuse("a copy of the bank")
         return vars(self)
 
-    def __copy__(self) -> Bank:
+    def __copy__(self) -> Self:
         """A bank of the same model with averages of its own."""
         other = object.__new__(type(self))
         vars(other).update({**self.__getstate__(), "_averages": deepcopy(self._averages)})

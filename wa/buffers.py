@@ -11,8 +11,6 @@ Buffers are read by name each time: some models rebind `self.running_mean` at ev
 reference goes stale.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

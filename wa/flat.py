@@ -8,8 +8,6 @@ is cut depends on the tensors and their device alone: never on the schemes, so a
 company.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What one snapshot grid keeps of one block, a ring for its windows and accumulators for the rest; what all weigh."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple, cast

@@ -5,8 +5,6 @@ its average at a step is Σᵢ cᵢ θ(sᵢ) over the snapshots so far: `coeffic
 and plots read the closed forms here; the bank computes the same averages by running updates.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -165,7 +163,7 @@ class LAWA(Windowed):
         check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> LAWA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> Self:
         """The LAWA whose horizon k · every is nearest to `horizon` steps (halves up), k ≥ 1.
 
         Raises: ValueError when `horizon` < `every` or not finite.
@@ -227,7 +225,7 @@ class WSM(Windowed):
         lr_decay: Annotated[float, Option("steps, or share of the step budget, of the emulated decay", steps=True)],
         every: int = 1,
         **options: Any,
-    ) -> WSM:
+    ) -> Self:
         """The merge whose emulated decay of k · every steps is nearest to `lr_decay` (halves up), k ≥ 1.
 
         Raises: ValueError when `lr_decay` < `every` or not finite.
@@ -281,7 +279,7 @@ class EMA(Recursive):
         check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> EMA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> Self:
         """The EMA with this horizon: γ = (horizon − every)/(horizon + every); decay 0 when they are equal.
 
         Raises: ValueError when `horizon` < `every` or not finite.

@@ -1,7 +1,5 @@
 """A bank's state as plain data: names that do not depend on wrappers, and what of a state fits a bank."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

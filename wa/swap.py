@@ -6,8 +6,6 @@ torch makes are dealt with here. Copies that the caller makes are the caller's: 
 state, `functional_call` with a saved dict), of a module that keeps a function of its weights by itself.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
