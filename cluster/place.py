@@ -3,6 +3,7 @@
 Can a run folder live there: write access, locks, atomic renames, and a clock that agrees.
 """
 
+import fcntl
 import os
 import platform
 import shutil
@@ -102,9 +103,8 @@ def temp_path() -> Check:
         chosen = base()
     except NoFolder as error:
         return Check("temp path", False, length, str(error))
-    if str(chosen) == asked:
-        return Check("temp path", True, length)
-    return Check("temp path", True, f"{length}: more than the {MAX_BASE_BYTES} of Ray's sockets, so {chosen}")
+    moved = "" if str(chosen) == asked else f": more than the {MAX_BASE_BYTES} of Ray's sockets, so {chosen}"
+    return Check("temp path", True, length + moved)
 
 
 def gpus() -> Check:
@@ -166,12 +166,8 @@ def folder_checks(run: Path) -> list[Check]:
 
 def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """Type of the file system that holds `folder`, as the kernel names it; `unknown` elsewhere."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return "unknown"
     best, kind = -1, "unknown"
-    for line in lines:
+    for line in _read(mounts).splitlines():
         _, point, this = line.split()[:3]
         point = point.replace("\\040", " ")
         if folder.resolve().is_relative_to(point) and len(point) >= best:  # a later mount covers an earlier
@@ -189,8 +185,6 @@ def _try(name: str, check: Callable[[Path], Check], probe: Path) -> Check:
 
 def _locks(probe: Path) -> Check:
     """Two open files, one lock: the second must be refused, or two drivers could write one folder."""
-    import fcntl
-
     path = probe / "lock"
     with path.open("w") as first, path.open("w") as second:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)

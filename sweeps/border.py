@@ -86,9 +86,6 @@ class LocalPath(click.Path):
 
     name = "path"
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         check_local(str(value), "path" if param is None else param.opts[-1])
         return super().convert(value, param, context)
@@ -110,7 +107,7 @@ class Group(click.Group):
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         for parameter in command.params:
             if type(parameter.type) is click.Path:
-                parameter.type = LocalPath()
+                parameter.type = LocalPath(path_type=Path)
         super().add_command(command, name)
 
     def invoke(self, context: click.Context) -> Any:

@@ -208,8 +208,7 @@ class NadamW(_Moments):
     m̂ = (β₁m + (1 − β₁)g)/(1 − β₁ᵗ)        v̂ = v/(1 − β₂ᵗ)
     θ ← θ − η m̂/(√v̂ + ε)
 
-    t counts from 1. State m, v in the parameter's dtype. Source: AlgoPerf,
-    reference_algorithms/paper_baselines/nadamw.
+    t counts from 1. State m, v in the parameter's dtype. Source: AlgoPerf, reference_algorithms/paper_baselines/nadamw.
     """
 
     def _move(

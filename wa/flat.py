@@ -1,11 +1,10 @@
 """Many live tensors as one flat block, so that averaging costs one operation a scheme, not one a tensor.
 
-A model has dozens of small tensors, and an operation on a small tensor is mostly overhead; an operation on a
-large one fetches it from memory once for every scheme. A block lays all tensors of one dtype and device end to
-end and is worked through piece by piece. A piece is a run of small tensors, packed into a scratch buffer, or some
-rows of a large one, read in place; either fits a cache and is read by every scheme while it is there. How a block
-is cut depends on the tensors and their device alone: never on the schemes, so an average has the same bits in any
-company.
+A model has dozens of small tensors, and an operation on a small tensor is mostly overhead; an operation on a large one
+fetches it from memory once for every scheme. A block lays all tensors of one dtype and device end to end and is worked
+through piece by piece. A piece is a run of small tensors, packed into a scratch buffer, or some rows of a large one,
+read in place; either fits a cache and is read by every scheme while it is there. How a block is cut depends on the
+tensors and their device alone: never on the schemes, so an average has the same bits in any company.
 """
 
 import math

@@ -144,8 +144,7 @@ class LAWA(Windowed):
 
     θ̄ = (1/k) Σ_{j<k} θ(s − j·every)      horizon = k · every steps
 
-    until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far,
-    ``"partial"``.
+    until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far, ``"partial"``.
 
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3 (queue of k copies, every ν steps).
     """
