@@ -13,7 +13,7 @@ from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
-from sweeps.study_model import AveragingBlock, class_of, optimizer_block
+from sweeps.study_model import AveragingBlock, optimizer_block
 from sweeps.wording import among, counted
 from wa import Scheme, Windowed
 from wa.options import instead, options
@@ -226,7 +226,7 @@ def _share_of_length(amount: int | float, length: int) -> int:
 def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
     """The average of a block, in steps."""
     block = cast(AveragingBlock, placed.block)
-    if (kind := class_of(block)) is None:
+    if (kind := block.scheme_type) is None:
         return None
     values = {key: value for key, value in placed.values.items() if key != "scheme"}
     for key, (_, option) in options(kind).items():

@@ -83,11 +83,12 @@ class AveragingBlock(Block):
     """`averaging:` of one scheme: the fields of its class, and what may stand instead of the first of them."""
 
     example = "scheme: ema, decay: 0.99, every: 8"
+    scheme_type: ClassVar[type[Scheme] | None] = None  # None: the last iterate
     scheme: str
 
     @model_validator(mode="after")
     def _one_length(self) -> AveragingBlock:
-        kind = class_of(self)
+        kind = self.scheme_type
         if kind is None or not instead(kind):
             return self
         either = [next(iter(options(kind))), *instead(kind)]
@@ -98,11 +99,6 @@ class AveragingBlock(Block):
         if not given and type(self).model_fields[either[0]].default is None:
             raise ValueError(f"neither {' nor '.join(either)}; allowed: exactly one of them")
         return self
-
-
-def class_of(block: AveragingBlock) -> type[Scheme] | None:
-    """The scheme of a block; None: the last iterate."""
-    return None if block.scheme == "none" else scheme_class(block.scheme)
 
 
 class NoneBlock(AveragingBlock):
@@ -121,7 +117,7 @@ def averaging_block(kind: type[Scheme]) -> type[AveragingBlock]:
         keys[field.name] = _option(*options(kind)[field.name], default)
         keys |= {key: _option(*one, None) for key, one in others.items()}
     block: type[AveragingBlock] = create_model(f"{kind.__name__}Block", __base__=AveragingBlock, **keys)
-    block.__doc__ = kind.__doc__
+    block.scheme_type, block.__doc__ = kind, kind.__doc__
     return block
 
 
@@ -153,10 +149,10 @@ def _averaging(raw: Any, info: ValidationInfo) -> AveragingBlock:
         if "scheme" not in raw:
             raise bad_key("scheme", f"is required; allowed: {', '.join(BLOCKS)}")
         try:
-            _scheme_name(raw["scheme"])
+            name = _scheme_name(raw["scheme"])
         except ValueError as error:
             raise bad_key("scheme", str(error)) from None
-        block = BLOCKS.get(raw["scheme"]) or averaging_block(scheme_class(raw["scheme"]))
+        block = BLOCKS.get(name) or averaging_block(scheme_class(name))
     return block.model_validate(raw, context=info.context)
 
 
