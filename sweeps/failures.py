@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sweeps.plan import Trajectory
@@ -56,14 +57,9 @@ def _exception(lines: Sequence[str]) -> str | None:
     return " ".join(" ".join(after).split())[:LONGEST] or None
 
 
-def _crash(lines: Iterable[str]) -> str | None:
+def _crash(lines: Sequence[str]) -> str | None:
     """A fatal signal after the last line that the log's own writer stamped."""
-    after: list[str] = []
-    for line in lines:
-        if _STAMP.match(line):
-            after.clear()
-        else:
-            after.append(line)
+    after = lines[max((i for i, line in enumerate(lines, start=1) if _STAMP.match(line)), default=0) :]
     told = next((line for line in after if line.startswith(FATAL)), None)
     if told is None:
         return None
@@ -87,10 +83,7 @@ def tail(log: Path) -> list[str]:
 def memory_kills() -> int:
     """How many processes this machine's kernel has killed for want of memory; 0 where it does not tell."""
     kills = 0
-    for path, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
-        try:
-            rows = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
-        except OSError:
-            continue
-        kills += sum(int(row[1]) for row in rows if row[:1] == [key] and len(row) == 2)
+    for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
+        with suppress(OSError):
+            kills += sum(map(int, re.findall(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)))
     return kills
