@@ -49,11 +49,11 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
 
 def _exception(lines: Sequence[str]) -> str | None:
     """What a traceback ends with: the exception's kind and all of its message, on one line."""
+    lines = [line for line in lines if line.strip()]
     last = max((i for i, line in enumerate(lines) if _FRAME.match(line)), default=None)
     if last is None:
-        said = [line for line in lines if line.strip()]
-        return " ".join(said[-1].split())[:LONGEST] if said else None
-    after = [line for line in lines[last + 1 :] if not line.startswith(" ") and line.strip()]
+        return " ".join(lines[-1].split())[:LONGEST] if lines else None
+    after = [line for line in lines[last + 1 :] if not line.startswith(" ")]
     return " ".join(" ".join(after).split())[:LONGEST] or None
 
 
@@ -71,11 +71,11 @@ def _crash(lines: Sequence[str]) -> str | None:
 
 
 def tail(log: Path) -> list[str]:
-    """The last lines of a trajectory's log; none where there is none."""
+    """The last lines of a log that are not blank; none where there is none."""
     try:
         with open(log, "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - LOG_BYTES))
-            return stream.read().decode(errors="replace").splitlines()
+            return [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return []
 

@@ -251,7 +251,8 @@ def best_of_each_scheme(curves: Sequence[Curve]) -> list[Curve]:
 
 def ratios_so_far(trial: Trial) -> dict[str, str]:
     """scheme -> steps to the target, average ÷ baseline, at the pre-specified horizon; a bound until that has met."""
-    base, found = trial.baseline, dict[str, str]()
+    found: dict[str, str] = {}
+    base = next((curve for curve in trial.curves.values() if curve.scheme == "none"), None)
     if base is None:
         return found
     for curve in prespecified(trial.curves.values()):

@@ -109,10 +109,6 @@ class Trial:
         bests = [curve.best for curve in self.curves.values() if curve.best is not None]
         return (max if self.first["higher_is_better"] else min)(bests, default=None)
 
-    @property
-    def baseline(self) -> Curve | None:
-        return next((curve for curve in self.curves.values() if curve.scheme == "none"), None)
-
     def look(self, now: float) -> None:
         """Take in what has changed on disk since the last look."""
         if self.state == "done":
@@ -142,8 +138,7 @@ class Trial:
         return max(STALLED_SECONDS, 5 * self.expected_seconds / self.plan.num_evaluations)
 
     def log_tail(self) -> list[str]:
-        lines = [line for line in tail(self.folder / "log") if line.strip()]
-        return lines[-LOG_LINES:] or ["its process died before it could say why"]
+        return tail(self.folder / "log")[-LOG_LINES:] or ["its process died before it could say why"]
 
     def as_json(self) -> dict[str, Any]:
         cell = self.first

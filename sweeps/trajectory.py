@@ -125,11 +125,11 @@ def train(
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
     trainer = Trainer(trajectory, workload, state, team, device)
-    evaluator = Evaluator(trajectory, workload, team, device, recorder)
+    evaluator = Evaluator(trajectory, trainer, recorder)
 
     while state.step < trajectory.length_steps:
         trained = trainer.train(until=evaluator.next_step(state.step))
-        evaluator.evaluate(state, trainer, trained)
+        evaluator.evaluate(trained)
         log.info("step %d training loss %.6g", state.step, trained.last_loss)
         if trained.diverged:
             log.warning("diverged: the trajectory ends here")

@@ -78,9 +78,9 @@ RANKS = textwrap.dedent("""
     def rank_of(rank, size, one, folder):
         evaluate = Evaluator.evaluate
 
-        def kept(self, state, trainer, diverged):
+        def kept(self, trained):
             mask = torch.nn.functional.dropout(torch.ones(64))
-            result = evaluate(self, state, trainer, diverged)
+            result, state, trainer = evaluate(self, trained), self.state, self.trainer
             (scheme,) = state.bank
             with state.bank.swapped(scheme, recompute=trainer.recompute):
                 self.team.average_statistics(state.model)

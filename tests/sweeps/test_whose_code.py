@@ -16,8 +16,8 @@ from sweeps import import_order, tracking
 from sweeps import run as flow
 from sweeps.blocks import SpecError, TrackingBlock
 from sweeps.cli import main
+from sweeps.run import usable
 from sweeps.spec import parse_spec
-from sweeps.user_code import usable
 from workloads.protocol import UnknownWorkload, load
 
 STUDY = """
