@@ -49,8 +49,7 @@ class Attempt:
         return attempt
 
     def write(self, status: str, **more: Any) -> None:
-        seconds = time.monotonic() - self.began
-        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status, **more}
+        row = {**self.row, "ended": _now(), "seconds": time.monotonic() - self.began, "status": status, **more}
         write_atomic(self.path, json.dumps(row).encode())
 
     def end(self, status: str, error: BaseException | None = None, is_lasting: bool = False) -> None:
@@ -60,8 +59,7 @@ class Attempt:
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
     """The attempts at a trajectory, in their order. Raises: analysis.run_folder.records.BadRun."""
-    rows = [_read(path) for path in folder.glob("attempt-[0-9]*.json")]
-    return sorted(rows, key=lambda row: int(row["attempt"]))
+    return sorted(map(_read, folder.glob("attempt-[0-9]*.json")), key=lambda row: int(row["attempt"]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def check(name: str, preset: str = "mini", steps: int = 24, folder: Path | None 
             failed.add(title)
     if not failed:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            for title, examine_loop in _by_the_loop(name, preset, steps, Path(temporary)):
-                found = _tried(title, examine_loop)
+            loop = _by_the_loop(name, preset, steps, Path(temporary))
+            for title in BY_THE_LOOP:
+                found = _tried(title, functools.partial(next, loop))
                 yield found
                 if not found.ok:
                     return
@@ -101,6 +102,7 @@ CELLS: list[dict[str, Any]] = [
     {"scheme": "lawa", "k": 3, "every": 2},
     {"scheme": "ema", "decay": 0.8, "every": 3, "buffers": "average"},
 ]
+BY_THE_LOOP = ("reproducible", "fused", "resumed")
 RECOMPUTED = {"scheme": "tail", "start": 0.8, "every": 1, "buffers": "recompute"}
 
 
@@ -108,57 +110,43 @@ class _Stop(Exception):
     """Ends a trajectory as a kill would, in process."""
 
 
-def _by_the_loop(name: str, preset: str, steps: int, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
-    """(title, what tries it); each rests on those before it."""
+def _by_the_loop(name: str, preset: str, steps: int, folder: Path) -> Iterator[str]:
+    """What the loop does, promise by promise of BY_THE_LOOP, each resting on those before it. Raises: Broken."""
     schemes = [*CELLS, RECOMPUTED] if statistics_modules(fresh_model(load(name, preset))) else CELLS
     found = cells_of("sweeps.conformance:shortened", f"{name}@{preset}", steps, schemes)
     (fused,) = trajectories(found, fuse=True)
     alone = {one.cells[0].cell_id: one for one in trajectories(found, fuse=False)}
-    by_cell: dict[str, pd.DataFrame] = {}
-    together = pd.DataFrame()
 
-    def again() -> str:
-        live = alone[found[0].cell_id]
-        once = _records(live, folder / "once")
-        time.sleep(1.0 - time.time() % 1.0)  # so that a clock read in whole seconds says another
-        twice = _records(live, folder / "twice")
-        hold(
-            once.equals(twice),
-            f"two runs of {steps} steps in one process differ{_where(once, twice)}; keep no state between "
-            "calls (in the workload, its class or its module), read no clock, and draw from the global random streams",
-        )
-        by_cell[found[0].cell_id] = once
-        return f"two runs of {steps} steps in one process, the same records bit for bit"
+    once = _records(alone[found[0].cell_id], folder / "once")
+    time.sleep(1.0 - time.time() % 1.0)  # so that a clock read in whole seconds says another
+    twice = _records(alone[found[0].cell_id], folder / "twice")
+    hold(
+        once.equals(twice),
+        f"two runs of {steps} steps in one process differ{_where(once, twice)}; keep no state between "
+        "calls (in the workload, its class or its module), read no clock, and draw from the global random streams",
+    )
+    yield f"two runs of {steps} steps in one process, the same records bit for bit"
 
-    def separately() -> str:
-        nonlocal together
-        together = _records(fused, folder / "fused")
-        for cell in found[1:]:
-            by_cell[cell.cell_id] = _records(alone[cell.cell_id], folder / cell.cell_id)
-        rows = pd.concat(by_cell.values()).sort_values(KEY).reset_index(drop=True)
-        hold(
-            together.equals(rows),
-            f"{len(found)} cells in one run and in a run each differ{_where(together, rows)}; evaluating must "
-            "leave no trace in the model or the workload",
-        )
-        return f"{len(found)} cells in one run and in a run each, the same records bit for bit"
+    together = _records(fused, folder / "fused")
+    each = [once, *(_records(alone[cell.cell_id], folder / cell.cell_id) for cell in found[1:])]
+    rows = pd.concat(each).sort_values(KEY).reset_index(drop=True)
+    hold(
+        together.equals(rows),
+        f"{len(found)} cells in one run and in a run each differ{_where(together, rows)}; evaluating must "
+        "leave no trace in the model or the workload",
+    )
+    yield f"{len(found)} cells in one run and in a run each, the same records bit for bit"
 
-    def interrupted() -> str:
-        every = fused.cells[0].evaluate_every_steps
-        stops = [every, 2 * every, 3 * every]
-        for stop in stops:
-            _run_until(fused, folder / "interrupted", stop)
-        rows = _records(fused, folder / "interrupted")
-        hold(
-            together.equals(rows),
-            f"a run interrupted at steps {stops} and one undisturbed differ{_where(together, rows)}; keep all "
-            "that changes in the model's parameters and buffers, and make batch s a function of (seed, s)",
-        )
-        return f"interrupted at steps {', '.join(map(str, stops))} and gone on, the same records bit for bit"
-
-    yield "reproducible", again
-    yield "fused", separately
-    yield "resumed", interrupted
+    stops = [n * fused.cells[0].evaluate_every_steps for n in (1, 2, 3)]
+    for stop in stops:
+        _run_until(fused, folder / "interrupted", stop)
+    rows = _records(fused, folder / "interrupted")
+    hold(
+        together.equals(rows),
+        f"a run interrupted at steps {stops} and one undisturbed differ{_where(together, rows)}; keep all "
+        "that changes in the model's parameters and buffers, and make batch s a function of (seed, s)",
+    )
+    yield f"interrupted at steps {', '.join(map(str, stops))} and gone on, the same records bit for bit"
 
 
 def _records(one: Trajectory, folder: Path) -> pd.DataFrame:

@@ -114,14 +114,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass  # the run folder is the state
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
+    # The run folder is the state.
+    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...
+    def save(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None: ...
 
 
 class _Stopped(Exception):

@@ -56,9 +56,7 @@ class Work:
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
     todo = _against(run, resolve(specs))
-    if run is None:
-        return todo
-    return replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
+    return todo if run is None else replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
 
 
 def _against(run: Path | None, studies: list[Resolved]) -> Work:
@@ -243,13 +241,12 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
 
 def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
     """What `wa plan --json` prints; hours are device-hours, memory is bytes a trial."""
-    targets = {name: None if target is None else target.model_dump() for name, target in todo.targets.items()}
     return {
         "studies": [spec.study for spec in specs],
         "cells": len(todo.cells),
         "trajectories_done": todo.num_done,
         "workloads": expected(specs[0], todo),
-        "targets": targets,
+        "targets": {name: None if target is None else target.model_dump() for name, target in todo.targets.items()},
         "trajectories": [
             {
                 "name": one.name,
