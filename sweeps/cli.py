@@ -52,9 +52,8 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
     """
     from sweeps.plan_text import show
     from sweeps.run import as_json as todo_as_json
-    from sweeps.run import work
+    from sweeps.run import usable, work
     from sweeps.studies import load_specs
-    from sweeps.user_code import usable
 
     specs, left_out = usable(load_specs(map(border.study_file, files), sets))
     todo = work(specs, out)

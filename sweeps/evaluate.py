@@ -58,40 +58,38 @@ def evaluate(
 class Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
-    def __init__(
-        self, trajectory: Trajectory, workload: Workload, team: Team, device: str, recorder: Recorder | None
-    ) -> None:
-        self.trajectory, self.workload, self.team = trajectory, workload, team
-        self.device, self.recorder = device, recorder
+    def __init__(self, trajectory: Trajectory, trainer: Trainer, recorder: Recorder | None) -> None:
+        self.trajectory, self.trainer, self.recorder = trajectory, trainer, recorder
+        self.state, self.team = trainer.state, trainer.team
         self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
 
     def next_step(self, step: int) -> int:
         every = self.trajectory.cells[0].evaluate_every_steps
         return min((step // every + 1) * every, self.trajectory.length_steps)
 
-    def evaluate(self, state: State, trainer: Trainer, trained: Stretch) -> None:
+    def evaluate(self, trained: Stretch) -> None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
+        state = self.state
         for cell in self.trajectory.cells:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
         rows = []
-        for cell, summary, seconds in self._evaluate(state, trainer, self.trajectory.cells, "validation"):
+        for cell, summary, seconds in self._evaluate(self.trajectory.cells, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
         tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
-            for cell, summary, seconds in self._evaluate(state, trainer, tested, "test"):
+            for cell, summary, seconds in self._evaluate(tested, "test"):
                 rows.append(_row(state, cell, "test", summary, seconds, trained))
         if self.recorder:
             self.recorder.append(rows)
 
-    def _evaluate(
-        self, state: State, trainer: Trainer, cells: Sequence[Cell], split: str
-    ) -> Iterator[tuple[Cell, Summary, float]]:
+    def _evaluate(self, cells: Sequence[Cell], split: str) -> Iterator[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
 
         Swapping weights in is part of the seconds.
         """
+        trainer, state = self.trainer, self.state
         is_missing = self.team.decide([(cell.cell_id, state.step, split) not in self.on_file for cell in cells])
         existing = {None, *state.bank}  # an absent average has no record, and never the last iterate's under its name
         for cell, is_so in zip(cells, is_missing, strict=True):
@@ -99,28 +97,27 @@ class Evaluator:
                 continue
             with random_streams.kept():
                 start = trainer.clock()
-                with self._weights(state, trainer, cell):
-                    summary = evaluate(self.workload, state.model, self._batches(split), self.team, trainer.precision)
+                with self._weights(cell):
+                    # This rank's batches, anew: a full split does not fit in memory, a mini's is cached.
+                    part = () if self.team.size == 1 else (Part(self.team.rank, self.team.size),)
+                    raw = trainer.workload.eval_batches(split, *part)
+                    batches = (to_device(trainer.device, batch) for batch in raw)
+                    summary = evaluate(trainer.workload, state.model, batches, self.team, trainer.precision)
                 seconds = trainer.clock() - start
             yield cell, summary, seconds
 
     @contextmanager
-    def _weights(self, state: State, trainer: Trainer, cell: Cell) -> Iterator[None]:
+    def _weights(self, cell: Cell) -> Iterator[None]:
         """Inside, the model has a cell's weights: the average's, or those its optimizer wants evaluated."""
         if cell.scheme is None:
-            with evaluation_weights(state.optimizer):
+            with evaluation_weights(self.state.optimizer):
                 yield
             return
-        forwards = trainer.recompute if cell.scheme.buffers == "recompute" else None
-        with state.bank.swapped(cell.scheme, recompute=forwards):
+        forwards = self.trainer.recompute if cell.scheme.buffers == "recompute" else None
+        with self.state.bank.swapped(cell.scheme, recompute=forwards):
             if forwards is not None:
-                self.team.average_statistics(state.model)
+                self.team.average_statistics(self.state.model)
             yield
-
-    def _batches(self, split: str) -> Iterator[Batch]:
-        """This rank's batches, anew: a full split does not fit in memory, a mini's is cached."""
-        part = () if self.team.size == 1 else (Part(self.team.rank, self.team.size),)
-        return (to_device(self.device, batch) for batch in self.workload.eval_batches(split, *part))
 
 
 def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:

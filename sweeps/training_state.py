@@ -1,16 +1,23 @@
-"""Everything that changes while a trajectory runs: made anew, written to a checkpoint, read from one."""
+"""Everything that changes while a trajectory runs: made anew, written to a checkpoint, read from one.
+
+A checkpoint is written atomically, checked by its sha256 and loaded without running code from it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sweeps import checkpoint, random_streams
+from sweeps import random_streams
 from sweeps.data_parallel import Team
+from sweeps.durable import write_atomic
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
 from wa import Bank, Scheme
@@ -57,7 +64,31 @@ _STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "e
 def save(state: State, path: Path, streams: Streams) -> None:
     """Write all of it to a checkpoint."""
     parts = {name: getattr(state, name).state_dict() for name in _STATEFUL}
-    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
+    write_checkpoint(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
+
+
+class BadCheckpoint(RuntimeError):
+    """The file is not what was written; the message names it."""
+
+
+def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
+    """Nested dicts and lists of tensors and plain values: 64 hex digits of sha256, a newline, torch's zip format."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    body = buffer.getvalue()
+    write_atomic(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What was written to `path`, on the CPU; None where nothing was yet. Raises: BadCheckpoint."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, body = data[:64], data[65:]
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise BadCheckpoint(f"{path}: its sha256 does not match; remove it to train this trajectory from the start")
+    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
 def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> None:
@@ -66,8 +97,8 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     last_step: the last one that rank 0 has on record.
     """
     try:
-        saved = checkpoint.load(path)
-    except checkpoint.BadCheckpoint as error:
+        saved = read_checkpoint(path)
+    except BadCheckpoint as error:
         log.warning("%s; training from the start", error)  # slower, and the same numbers
         return
     if saved is None:

@@ -203,8 +203,8 @@ def test_lost_live_records_are_trained_again_though_a_checkpoint_is_ahead(tmp_pa
     (one,) = todo.trajectories
     home = run_folder.trajectory_folder(run, one.name)
 
-    def stop(progress: trajectory.Progress) -> None:
-        if progress.step == 40:
+    def stop(step: int) -> None:
+        if step == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps import checkpoint
+from sweeps import training_state
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -14,8 +14,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         "b": [1, 2.5, "x", None, {"deep": torch.arange(3)}],
         "random": torch.get_rng_state(),
     }
-    checkpoint.save(tmp_path / "checkpoint", state)
-    again = checkpoint.load(tmp_path / "checkpoint")
+    training_state.write_checkpoint(tmp_path / "checkpoint", state)
+    again = training_state.read_checkpoint(tmp_path / "checkpoint")
     assert again is not None
     assert torch.equal(again["a"], state["a"])
     assert torch.equal(again["b"][4]["deep"], torch.arange(3))
@@ -24,13 +24,13 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
 
 
 def test_none_before_the_first(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path / "checkpoint") is None
+    assert training_state.read_checkpoint(tmp_path / "checkpoint") is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "digest"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint"
-    checkpoint.save(path, {"a": torch.ones(100)})
+    training_state.write_checkpoint(path, {"a": torch.ones(100)})
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
@@ -39,8 +39,8 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     else:
         data = data[:-10]
     path.write_bytes(bytes(data))
-    with pytest.raises(checkpoint.BadCheckpoint, match="sha256"):
-        checkpoint.load(path)
+    with pytest.raises(training_state.BadCheckpoint, match="sha256"):
+        training_state.read_checkpoint(path)
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
@@ -58,4 +58,4 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     with pytest.raises(pickle.UnpicklingError):
-        checkpoint.load(path)
+        training_state.read_checkpoint(path)
