@@ -48,7 +48,6 @@ class Way(NamedTuple):
 
     columns: tuple[str, ...]
     over: Callable[..., Floats]  # the workloads on the last axis
-    rule: str
     within: Callable[..., Any] = np.mean
     logs: bool = True  # its interval is stretched on the log scale
     crossing: str = ""  # of which crossings: first ones, or held_ ones
@@ -57,48 +56,27 @@ class Way(NamedTuple):
 STEPS, HOURS = ("counted", "baseline_counted"), ("device_hours", "baseline_device_hours")
 SUITE = "suite device-hours"  # says nothing on one workload
 WAYS = {
-    "geometric mean": Way(
-        ("log_ratio",),
-        _exp_mean,
-        "geometric mean over seeds, then over workloads; missed targets as for the mean ratio",
-    ),
-    "sustained geometric mean": Way(
-        ("log_held_ratio",),
-        _exp_mean,
-        f"the same of the steps to {HELD} evaluations in a row that meet the target",
-        crossing="held_",
-    ),
-    "mean ratio": Way(
-        ("ratio",),
-        mean,
-        "arithmetic mean over seeds, then over workloads; a missed target counted at the step budget, a pair that both "
-        "miss left out",
-        logs=False,
-    ),
-    "median ratio": Way(
-        STEPS,
-        _median,
-        "median steps over seeds, missed ones at the step budget, average ÷ baseline; then the median over workloads",
-        within=np.median,
-    ),
-    "RMST": Way(
-        STEPS,
-        _geometric,
-        "restricted mean survival time: mean steps up to the step budget over seeds, average ÷ baseline, a pair that "
-        "both miss counted T/T; then the geometric mean over workloads",
-    ),
-    "device-hours": Way(
-        ("log_hours_ratio",),
-        _exp_mean,
-        "device-hours of training + averaging to the target, × devices: geometric mean over seeds, then over "
-        "workloads; a run that misses pays for all it trained, a pair that both miss left out",
-    ),
-    SUITE: Way(
-        HOURS,
-        _sums,
-        "Σ over workloads of the mean device-hours, average ÷ baseline: long workloads weigh more; a workload that "
-        "nobody solves is charged all it trained",
-    ),
+    "geometric mean": Way(("log_ratio",), _exp_mean),
+    "sustained geometric mean": Way(("log_held_ratio",), _exp_mean, crossing="held_"),
+    "mean ratio": Way(("ratio",), mean, logs=False),
+    "median ratio": Way(STEPS, _median, within=np.median),
+    "RMST": Way(STEPS, _geometric),
+    "device-hours": Way(("log_hours_ratio",), _exp_mean),
+    SUITE: Way(HOURS, _sums),
+}
+RULES = {
+    "geometric mean": "geometric mean over seeds, then over workloads; missed targets as for the mean ratio",
+    "sustained geometric mean": f"the same of the steps to {HELD} evaluations in a row that meet the target",
+    "mean ratio": "arithmetic mean over seeds, then over workloads; a missed target counted at the step budget, a pair "
+    "that both miss left out",
+    "median ratio": "median steps over seeds, missed ones at the step budget, average ÷ baseline; then the median over "
+    "workloads",
+    "RMST": "restricted mean survival time: mean steps up to the step budget over seeds, average ÷ baseline, a pair "
+    "that both miss counted T/T; then the geometric mean over workloads",
+    "device-hours": "device-hours of training + averaging to the target, × devices: geometric mean over seeds, then "
+    "over workloads; a run that misses pays for all it trained, a pair that both miss left out",
+    SUITE: "Σ over workloads of the mean device-hours, average ÷ baseline: long workloads weigh more; a workload that "
+    "nobody solves is charged all it trained",
 }
 FRONT = tuple(WAYS)  # side by side in the figure, the first before the others
 SAME, AGAINST_BEST = "same schedule", "best baseline"
@@ -138,7 +116,7 @@ def pool(by_seed: pd.DataFrame, steps: pd.DataFrame, picked: pd.DataFrame) -> pd
     pairs = restricted_pairs(by_seed, steps).merge(picked, on=["workload", "setting"], how="inner")
     if _baselines(pairs, SAME) == _baselines(pairs, AGAINST_BEST):
         pairs = pairs[pairs["versus"] == SAME]
-    logs = np.log(pairs[["ratio", "held_ratio", "hours_ratio"]]).add_prefix("log_")
+    logs = {f"log_{name}": np.log(pairs[name]) for name in ("ratio", "held_ratio", "hours_ratio")}
     pairs = pairs.assign(**logs, **pairs[list(HOURS)].dropna().reindex(pairs.index))  # hours of both sides or of none
     rows: list[dict[str, Any]] = []
     for key, part in pairs.groupby(_NAMES, sort=True):
