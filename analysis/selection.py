@@ -75,7 +75,7 @@ def pairs_of(core: Core) -> pd.DataFrame:
     named = named[[*axes, "training_label"]].rename(columns={"training_label": "schedule"})
     options = named[_OPTIONS].astype("object").where(named[_OPTIONS].notna(), "–")
     varying = [name for name in _OPTIONS if options.groupby(named["scheme"])[name].nunique().gt(1).any()]
-    family = named["scheme"].map(SCHEME_NAMES).fillna(named["scheme"])
+    family = named["scheme"].map(SCHEME_NAMES)
     shares = [percent(float(share)) for share in named["horizon_fraction"]]
     tail = named["schedule"].map(lambda label: f", {label}") if named["schedule"].nunique() > 1 else ""
     for name in varying:

@@ -29,15 +29,11 @@ __all__ += ["rows_to_table"]
 
 
 def load(run: str | Path, study: str | None = None) -> pd.DataFrame:
-    """Records joined with their cells, of finished and running trajectories alike.
+    """Records joined with their cells, of finished and running trajectories alike, by (cell_id, split, step).
 
-    study: of a folder that holds several, the cells of this one alone.
-
-    One row a record, sorted by (cell_id, split, step); record columns first, then the cell's axes. The target
-    metric's name is ``metric_name``, its value ``metric``; what stands beside it has columns of its own, such as
-    ``metric_accuracy``.
-
-    Raises: BadRun where `run` has no cells.parquet or no such study, or a table breaks the schema.
+    Record columns first, then the cell's axes. The target metric's name is ``metric_name``, its value ``metric``; what
+    stands beside it has columns of its own, such as ``metric_accuracy``. study: of a folder that holds several, the
+    cells of this one alone. Raises: BadRun where `run` has no cells.parquet or no such study, or breaks the schema.
     """
     cells = load_cells(run).drop(columns="trajectory_id")
     if study is not None:

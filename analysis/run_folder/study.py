@@ -45,7 +45,7 @@ class Study:
 def read(run: str | Path, study: str | None = None) -> Study:
     """Reads a run folder, finished or not; of several studies in it all cells, or those of one `study`.
 
-    Raises: analysis.run_folder.records.BadRun where the folder or a table breaks the schema, or has no such study.
+    Raises: analysis.run_folder.records.BadRun where it, or a table, breaks the schema, or it has no such study.
     """
     whole = _whole(run)
     return replace(whole, cells=describe(whole.cells)) if study is None else _part(whole, study, run)
@@ -257,7 +257,7 @@ def end_lr(row: Any) -> float:
 
 
 def _axis(part: pd.DataFrame) -> str:
-    columns = [name for name in [*TRAINING[2:], "batch_size"] if name in part and name != "evaluate_every_steps"]
+    columns = [name for name in TRAINING[2:] if name in part and name != "evaluate_every_steps"]
     varying = {name for name in columns if part[name].nunique(dropna=False) > 1}
     for axis, allowed in AXES.items():
         if varying <= allowed and varying & (allowed - _FOLLOWS - {"step_budget"}):

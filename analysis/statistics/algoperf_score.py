@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,14 +64,10 @@ ALL_BASE = (*BASE, LM)
 WORKLOADS = {*ALL_BASE, *(f"{base}_{variant}" for base, variants in VARIANTS.items() for variant in variants)}
 
 
-class Leaderboard(NamedTuple):
-    """What the scoring code of one AlgoPerf version counts."""
-
-    base: tuple[str, ...]  # ρ is a share of these
-    held_out: tuple[str, ...]  # variants, each of which voids its base workload where it is missed
-
-
-LEADERBOARDS = {"v0.5": Leaderboard(BASE, HELD_OUT), "v0.6": Leaderboard(BASE, ()), "v1.0": Leaderboard(ALL_BASE, ())}
+# By the version of AlgoPerf's scoring code: the base workloads, of which ρ is a share, and the held-out variants, each
+# of which voids its base workload where it is missed.
+_Names = tuple[str, ...]
+LEADERBOARDS: dict[str, tuple[_Names, _Names]] = {"v0.5": (BASE, HELD_OUT), "v0.6": (BASE, ()), "v1.0": (ALL_BASE, ())}
 TAU: NDArray[np.float64] = np.linspace(1.0, 4.0, 100)
 
 RULES = pd.DataFrame(
@@ -79,11 +75,8 @@ RULES = pd.DataFrame(
         ("best trial of a study", "the fewest seconds", "the lowest evaluation index; among equals the last trial"),
         ("a metric that is not finite", "never meets a target", "NaN never does, an infinity can"),
         ("seconds beyond 4 × the best", "stay: ρ ends at τ = 4", "become ∞, on held-out variants too"),
-        (
-            "held-out variant missed",
-            "shown beside, voids nothing",
-            "v0.5: its base workload becomes ∞, and vice versa; v0.6 and later have no variants",
-        ),
+        ("held-out variant missed", "shown beside, voids nothing",
+         "v0.5: its base workload becomes ∞, and vice versa; v0.6 and later have no variants"),
         ("study without an evaluated trial", "counts as missed", "is not seen"),
         ("share ρ is of", "the base workloads in the logs", "the 8 base workloads, from v1.0 on 9, in the logs or not"),
     ],
@@ -138,7 +131,6 @@ def score(evaluations: pd.DataFrame, exact: bool | str = False) -> Scores:
     """Every table of one rule, from evaluations with the columns of EVALUATIONS.
 
     exact: AlgoPerf's own code, of the leaderboard named or, if True, of the one the logs belong to.
-
     scores: submission, score, integral (the same area in closed form), num_workloads.
     seconds: of `seconds_to_target`. studies: of `best_trials`. profile: of `performance_profile`.
     """

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.statistics import resampling
 from analysis.statistics.resampling import FEWEST, Interval, Statistic, bootstrap_groups, of_row, with_interval
@@ -124,15 +123,13 @@ def leading(chosen: pd.DataFrame, scheme: str) -> pd.DataFrame:
 
 
 def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
-    """ratio = steps-to-target of the cell / of its baseline, one row a pair.
+    """ratio = steps-to-target of the cell / of its baseline, one row a pair that has a target.
 
-    Args: pairs: of `pair`. steps: of `steps_to_target`. hours: of
-      `device_hours.hours_to_target`.
-    Returns the pairs that have a target, with
-      steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
-      ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid
-      leaves it, exact pairs only · grid_sd: standard deviation of its log over that range · held_ratio, held_bound,
-      held_grid_sd: of 3 evaluations in a row · device_hours, baseline_device_hours, hours_ratio (with the same bound).
+    Args: pairs: of `pair`. steps: of `steps_to_target`. hours: of `device_hours.hours_to_target`.
+    Adds steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
+    ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid leaves
+    it, exact pairs only · grid_sd: standard deviation of its log over that range · held_ratio, held_bound,
+    held_grid_sd: of 3 evaluations in a row · device_hours, baseline_device_hours, hours_ratio (with the same bound).
     """
     known = steps[_OF_STEPS].merge(hours[["cell_id", "device_hours"]], on="cell_id", how="left")
     known = known.rename(columns={"counted_steps": "steps", "held_counted_steps": "held_steps"})
@@ -270,13 +267,11 @@ def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Ma
 
 
 def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
-    """exp(mean over seeds of value) of each workload with its interval.
-
-    Returns: workload, value, low, high, num_pairs.
-    """
+    """workload, value: exp(mean over seeds of value), low, high, num_pairs; one row a workload."""
     rows = []
     for workload, part in pairs.groupby("workload", sort=True):
-        found = resampling.bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", _grid(part))
+        grid = part["grid_sd"].to_numpy(dtype=float) if "grid_sd" in part else None
+        found = resampling.bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", grid)
         rows.append((workload, *found, int(part["value"].notna().sum())))
     return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
 
@@ -297,11 +292,7 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
     """
     parts = [part for _, part in pairs[pairs["value"].notna()].groupby("workload", sort=True)]
     ratios = [np.exp(part["value"].to_numpy(dtype=float)) for part in parts]
-    grids = [grid for part in parts if (grid := _grid(part)) is not None]
+    grids = [part["grid_sd"].to_numpy(dtype=float) for part in parts if "grid_sd" in part]
     return resampling.stratified_geometric_mean(
         ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",), grids
     )
-
-
-def _grid(pairs: pd.DataFrame) -> NDArray[np.float64] | None:
-    return pairs["grid_sd"].to_numpy(dtype=np.float64) if "grid_sd" in pairs else None
