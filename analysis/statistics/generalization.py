@@ -53,7 +53,7 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     baseline = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
     known = done.set_index("cell_id")
     for name in ("best", "final"):
-        raw = done["cell_id"].map(baseline).map(known[f"{name}_metric"])
+        raw = done["cell_id"].map(baseline).map(known[f"{name}_metric"]).astype(float)
         done = done.assign(**{f"{name}_raw": raw, f"{name}_difference": done[f"{name}_metric"] - raw})
     table = over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
     groups = done.groupby(SETTING, sort=True)

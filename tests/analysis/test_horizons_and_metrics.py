@@ -204,6 +204,8 @@ def test_auxiliary_metrics_are_compared_at_the_end_with_the_last_iterate_of_the_
     assert one["final"] == pytest.approx(mine.mean())
     assert one["difference"] == pytest.approx((mine - bare).mean())
     assert one["difference_low"] < one["difference"] < one["difference_high"]
+    still = read.cells.assign(state="unfinished")
+    assert generalization.auxiliary_metrics(still, records, made.core.pairs).empty
 
 
 def test_test_metrics_by_hand(make_run, average):
