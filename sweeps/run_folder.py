@@ -281,7 +281,7 @@ def compact(run: Path, name: str) -> None:
     else:
         done, table = finished(folder), rows_to_table(live.rows)
         if done is not None:
-            done.check(table, live.path, again(folder), crc32=live.crc)
+            done.check(table, live.path, again(folder), live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)

@@ -195,7 +195,7 @@ class Trial:
                 raise broken(path, "missing, though its trajectory is done", again(self.folder)) from None
             return  # done and not compacted yet: its live records have been read
         if done is not None:
-            done.check(table, path, again(self.folder), sha256=sha256)
+            done.check(table, path, again(self.folder), sha256)
         table = table.select(["cell_id", "split", "step", "metric", "diverged"]).to_pandas()
         for cell_id, rows in table[table["split"] == "validation"].groupby("cell_id", sort=False):
             if str(cell_id) in self.curves:

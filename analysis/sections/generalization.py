@@ -83,7 +83,7 @@ def auxiliary_metrics(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.Data
     for name in names:
         values = last.set_index("cell_id")[name].astype(float)
         table = last.assign(final=last[name].astype(float))
-        table["difference"] = table["final"] - table["cell_id"].map(same).map(values)
+        table["difference"] = table["final"] - table["cell_id"].map(same).map(values).astype(float)
         table = metrics.over_seeds(table[np.isfinite(table["final"])], ["final", "difference"])
         table.insert(3, "metric", name.removeprefix(BESIDE))
         found += [table] if len(table) else []

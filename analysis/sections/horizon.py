@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.core import Core
+from analysis.core import Core, flat_run
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.run_folder.study import SCHEME_NAMES, percent
@@ -244,12 +244,7 @@ def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
         axis = by_horizon.index.to_numpy(dtype=float)
         if len(axis) < 2:
             continue  # one horizon has no neighbours to be flat with
-        flat = by_horizon.to_numpy(dtype=bool)
-        low = high = int(np.flatnonzero(axis == best["horizon_fraction"])[0])
-        while low > 0 and flat[low - 1]:
-            low -= 1
-        while high < len(axis) - 1 and flat[high + 1]:
-            high += 1
+        low, high = flat_run(by_horizon.tolist(), int(np.flatnonzero(axis == best["horizon_fraction"])[0]))
         rows.append((*key, axis[low], axis[high], best["horizon_fraction"], best["ratio"]))
     names = ["workload", "training", "scheme", "flat_from", "flat_to", "best_horizon", "best_ratio"]
     return pd.DataFrame(rows, columns=names)

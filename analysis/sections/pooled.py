@@ -15,7 +15,7 @@ from analysis.presentation.chart import REFERENCE_LINE, Look
 from analysis.run_folder.study import SCHEME_NAMES
 from analysis.statistics import verdicts
 from analysis.statistics.pairs import EXACT, sign
-from analysis.statistics.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
+from analysis.statistics.pooled import AGAINST_BEST, BEST, FIXED, FRONT, RULES, SAME, SUITE, families, picks, pool
 from analysis.statistics.resampling import FEWEST, Interval, with_interval
 
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
@@ -25,7 +25,7 @@ CAPTION = (
     "saves. A small tick is the number without one workload, a hollow dot a bound."
 )
 RULE = (
-    f"{len(WAYS)} ways to pool, each with its rule in pooled.csv, answer different questions. Intervals that resample "
+    f"{len(RULES)} ways to pool, each with its rule in pooled.csv, answer different questions. Intervals that resample "
     "workloads, and seeds within each, speak of workloads like these; of fewer than three only seeds are resampled."
 )
 
@@ -37,12 +37,12 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     table = pool(core.by_seed, core.steps, picks(core.chosen, core.horizons))
     whole, alone, without = (table[table["scope"] == scope] for scope in ("all", "alone", "without"))
     whole = whole.drop(columns=["scope", "workload"])
-    alone = alone[~alone["statistic"].isin(SUMS)].drop(columns=["scope", "low", "high", "num_workloads"])
+    alone = alone[alone["statistic"] != SUITE].drop(columns=["scope", "low", "high", "num_workloads"])
     keys = ["versus", "horizon", "scheme", "statistic"]
     left = without.merge(whole[[*keys, "value"]].rename(columns={"value": "over_all"}), on=keys, how="left")
     left = left.assign(change=left["value"] - left["over_all"]).rename(columns={"workload": "without"})
     return {
-        "pooled": whole.assign(rule=whole["statistic"].map({name: way.rule for name, way in WAYS.items()})),
+        "pooled": whole.assign(rule=whole["statistic"].map(RULES)),
         "pooled_by_workload": alone.rename(columns={"seeds_low": "low", "seeds_high": "high"}),
         "leave_one_out": left[[*keys, "without", "value", "low", "high", "change", "num_workloads", "num_pairs"]],
         "families": families(core.ratios, core.chosen),
@@ -64,7 +64,7 @@ def chart(
 
 def _drawn(table: pd.DataFrame, horizon: str) -> pd.DataFrame:
     """Rows with a value of every way against the same schedule, and of the first against the best one."""
-    table = table[(table["horizon"] == horizon) & table["value"].notna() & table["statistic"].isin(FRONT)]
+    table = table[(table["horizon"] == horizon) & table["value"].notna()]
     table = table[(table["versus"] == SAME) | (table["statistic"] == FRONT[0])]
     names = table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"])
     label = table["statistic"].where(table["versus"] == SAME, AGAINST_BEST)

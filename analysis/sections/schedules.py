@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import REFERENCE_LINE, Look
-from analysis.run_folder.study import SCHEME_NAMES, TRAINING, percent, training_axes
+from analysis.run_folder.study import SCHEME_NAMES, TRAINING, percent
 from analysis.statistics import verdicts
 from analysis.statistics.generalization import as_columns, effect
 from analysis.statistics.pairs import fixed_settings, in_front
@@ -38,11 +38,10 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     """envelope: the best baseline so far · shorter_schedules: averages of the full run where a shorter schedule ends ·
     against_decayed: averages on less decayed schedules, against the decayed baseline.
     """
-    cells, axes = core.cells, training_axes(core.cells)
     return {
-        "envelope": envelope(cells, core.medians),
+        "envelope": envelope(core.cells, core.medians),
         "shorter_schedules": against_shorter(core),
-        "against_decayed": against_decayed(core, axes),
+        "against_decayed": against_decayed(core, core.training_axes),
     }
 
 

@@ -8,13 +8,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis import words
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.run_folder.study import SCHEME_NAMES, counted, percent
 from analysis.statistics import verdicts
-from analysis.statistics.pairs import sign
+from analysis.statistics.pairs import sign, with_bound
 from analysis.statistics.resampling import bootstrap, of_row
 
 EQUAL = 1.3  # horizons within this factor of one another count as equal
@@ -148,7 +147,7 @@ def sentences(snapshot_interval: pd.DataFrame, look: Look) -> list[str]:
         row = table.iloc[int(np.abs(np.log(table["ratio"])).argmax())].to_dict()
         said.append(
             f"Furthest apart: {_group(row)}, every {row['coarsest']} against {row['finest']} steps, "
-            f"{words.ratio(row, form='.3f')} of the steps. Where nothing differs, {len(shown)} or more come by luck "
+            f"{with_bound(row, form='.3f')} of the steps. Where nothing differs, {len(shown)} or more come by luck "
             f"{luck:.2g} times in 100."
         )
     return said

@@ -14,7 +14,7 @@ from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.presentation.table_format import Shown
 from analysis.run_folder.study import SCHEME_NAMES
-from analysis.statistics import survival, verdicts
+from analysis.statistics import verdicts
 from analysis.statistics.pairs import RULE as PAIRED
 from analysis.statistics.pairs import leading, over_workloads, overall_bound, sign
 from analysis.statistics.resampling import of_row, with_interval
@@ -42,7 +42,7 @@ SUMMARY = (  # on a terminal
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """restricted_means: RMST, one row a setting."""
-    return {"restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps))}
+    return {"restricted_means": core.labelled(core.restricted_means)}
 
 
 def chart(

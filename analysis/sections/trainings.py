@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import REFERENCE_LINE, Look
-from analysis.run_folder.study import TITLES, counted, training_axes
-from analysis.statistics import survival, verdicts
+from analysis.run_folder.study import TITLES, counted
+from analysis.statistics import verdicts
 from analysis.statistics.generalization import as_columns
 from analysis.statistics.pairs import (
     fixed_settings,
@@ -47,16 +47,15 @@ REFERENCE_OPTIMIZER = "nadamw"  # the paper's; a study without it is measured ag
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """across_trainings: one row a setting · optimizers: baselines of one against another · basin: of peak LRs."""
-    cells, axes = core.cells, training_axes(core.cells)
-    means = survival.restricted_means(cells, core.steps)
+    cells, axes = core.cells, core.training_axes
     return {
-        "across_trainings": across_trainings(core, axes, means),
+        "across_trainings": across_trainings(core),
         "optimizers": optimizers_compared(cells, axes, core.steps, core.hours),
         "basin": basins(widths(cells, axes, core.steps, core.by_cell)),
     }
 
 
-def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+def across_trainings(core: Core) -> pd.DataFrame:
     """One row a setting of a workload that has several trainings, in the order of its axis, baselines first.
 
     axis, place, name: of `study.training_axes` · fixed: pre-specified, or a baseline · num_seeds, num_missed,
@@ -67,10 +66,11 @@ def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.
     columns = ["setting", "training", "training_label", "scheme", "scheme_label", "horizon_fraction", "step_budget"]
     columns += ["num_seeds", "num_unfinished", "num_censored", "steps_to_target", "metric_name", "higher_is_better"]
     names = {"num_censored": "num_missed", "steps_to_target": "median_steps"}
-    table = axes.merge(core.settings[columns].rename(columns=names), on="training", how="inner")
+    table = core.training_axes.merge(core.settings[columns].rename(columns=names), on="training", how="inner")
     fixed = set(fixed_settings(core.cells, core.primary[1]).loc[lambda rows: rows["near"], "setting"])
     table["fixed"] = table["setting"].isin(fixed) | (table["scheme"] == "none")
-    for source, wanted in ((means, ["restricted_mean"]), (core.general, ["best_metric", "final_metric"])):
+    metrics = ["best_metric", "final_metric"]
+    for source, wanted in ((core.restricted_means, ["restricted_mean"]), (core.general, metrics)):
         keep = [f"{name}{end}" for name in wanted for end in ("", "_low", "_high")]
         table = table.merge(source.reindex(columns=["setting", *keep]), on="setting", how="left")
     for versus, name in (("same schedule", ""), ("best baseline", "best_")):
@@ -78,7 +78,7 @@ def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.
         ends = {f"geometric_mean{end}": f"{name}ratio{end}" for end in ("", "_low", "_high")}
         mine = mine.rename(columns=ends | {"bound": f"{name}bound"})
         table = table.merge(mine[["setting", *ends.values(), f"{name}bound"]], on="setting", how="left")
-    order = {int(training): place for place, training in enumerate(axes["training"])}
+    order = {int(training): place for place, training in enumerate(core.training_axes["training"])}
     table = table.assign(order=table["training"].map(order), averaged=table["scheme"] != "none")
     table = table.sort_values(["workload", "order", "averaged", "scheme", "horizon_fraction", "setting"], kind="stable")
     return table.drop(columns=["order", "averaged"]).reset_index(drop=True)

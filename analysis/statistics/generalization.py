@@ -21,28 +21,23 @@ def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     final_metric is that of the last step trained; NaN where the run diverged or is unfinished, or where the
     cell has no finite record there. A best value over evaluations is optimistic, the more so the more there are.
     """
-    columns = ["cell_id", "workload", "training", "setting", "seed", "state", "last_step", "higher_is_better"]
-    result = cells[columns].copy()
+    columns = ["cell_id", *SETTING, "seed", "state", "last_step", "higher_is_better"]
     step, metric = records["step"].to_numpy(), records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
     finite = np.isfinite(metric) & ~records["diverged"].to_numpy(dtype=bool)
-    best: dict[str, int] = {}  # the record with it
-    final: dict[str, float] = {}
     rows, place = rows_of_cells(records), np.arange(len(records))
-    for cell in result.to_dict("records"):
+    found = []
+    for cell in cells[columns].to_dict("records"):
         mine = place[rows.get(cell["cell_id"], slice(0))]
         mine = mine[finite[mine]]
         if len(mine) == 0:
+            found.append((np.nan, np.nan, np.nan))
             continue
-        first = np.argmax(metric[mine]) if cell["higher_is_better"] else np.argmin(metric[mine])
-        best[cell["cell_id"]] = int(mine[first])
-        if cell["state"] == "finished" and step[mine[-1]] == cell["last_step"]:
-            final[cell["cell_id"]] = float(metric[mine[-1]])
-    at = pd.Series(best, dtype="int64")
-    result["best_metric"] = result["cell_id"].map(pd.Series(metric[at.to_numpy()], index=at.index))
-    result["best_step"] = result["cell_id"].map(pd.Series(step[at.to_numpy()], index=at.index))
-    result["final_metric"] = result["cell_id"].map(pd.Series(final, dtype="float64"))
-    result["signed"] = result["cell_id"].isin(records.loc[records["metric"] <= 0, "cell_id"])
-    return result
+        best = mine[np.argmax(metric[mine]) if cell["higher_is_better"] else np.argmin(metric[mine])]
+        is_final = cell["state"] == "finished" and step[mine[-1]] == cell["last_step"]
+        found.append((metric[best], step[best], metric[mine[-1]] if is_final else np.nan))
+    result = cells[columns].copy()
+    result[["best_metric", "best_step", "final_metric"]] = np.array(found, dtype=np.float64).reshape(-1, 3)
+    return result.assign(signed=result["cell_id"].isin(records.loc[records["metric"] <= 0, "cell_id"]))
 
 
 def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -53,18 +48,16 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     ``better``, ``worse``, ``none`` (the interval covers 0), None without an interval.
     """
     done = by_cell[by_cell["state"] == "finished"]
-    same = pairs[pairs["versus"] == "same schedule"][["cell_id", "baseline_cell_id"]]
-    raw = done[["cell_id", "best_metric", "final_metric"]].rename(
-        columns={"cell_id": "baseline_cell_id", "best_metric": "raw_best", "final_metric": "raw_final"}
-    )
-    done = done.merge(same.merge(raw, on="baseline_cell_id", how="inner"), on="cell_id", how="left")
     if done.empty:
-        return pd.DataFrame(columns=["workload", "training", "setting", "effect"])
-    done["best_difference"] = done["best_metric"] - done["raw_best"]
-    done["final_difference"] = done["final_metric"] - done["raw_final"]
+        return pd.DataFrame(columns=[*SETTING, "effect"])
+    baseline = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
+    known = done.set_index("cell_id")
+    for name in ("best", "final"):
+        raw = done["cell_id"].map(baseline).map(known[f"{name}_metric"]).astype(float)
+        done = done.assign(**{f"{name}_raw": raw, f"{name}_difference": done[f"{name}_metric"] - raw})
     table = over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
     groups = done.groupby(SETTING, sort=True)
-    table.insert(4, "num_pairs", groups["raw_final"].count().to_numpy())
+    table.insert(4, "num_pairs", groups["final_raw"].count().to_numpy())
     ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(index=False)
     higher = groups["higher_is_better"].first().astype(bool)
     table["effect"] = [effect(Interval(*one), up) for one, up in zip(ends, higher, strict=True)]
@@ -102,7 +95,6 @@ def final_changes(
     """The change of the final metric against the baseline of the same training: `pairs.metric_changes`, known ones.
 
     A metric of either sign has no factor, so its cells take no part.
-
     Args: by_cell: of `metrics_by_cell`. settings: setting, scheme (of cells too). picked: whose settings.
     """
     rows = by_cell[~by_cell["signed"]].rename(columns={"final_metric": "value"})

@@ -11,6 +11,7 @@ from analysis.presentation import chart as charts
 from analysis.run_folder import study
 from analysis.sections import saving_curve as section
 from analysis.statistics import pooled
+from analysis.statistics.generalization import metrics_by_cell
 from analysis.statistics.pairs import pair, score
 from analysis.statistics.resampling import Z
 from analysis.statistics.saving_curve import (
@@ -31,7 +32,7 @@ VERSION = ".".join(charts.alt.SCHEMA_VERSION.split(".")[:2])
 def curve(run, **options):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
-    pairs = pair(read.cells, score(read.cells, read.records, steps))
+    pairs = pair(read.cells, score(read.cells, metrics_by_cell(read.cells, read.records), steps))
     table = saving_curve(measure(read.cells, read.records, pairs, **options))
     return table.merge(
         read.cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction", "length_fraction"]],
