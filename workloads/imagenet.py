@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.data.reading import index, tiles
 from workloads.layers import cached_tensors
-from workloads.loading import epoch_batch
 from workloads.protocol import Batch, Part, Summary, Sums
-from workloads.task import FileTask, Task
+from workloads.task import FileTask, Task, epoch_batch
 
 WHITE = 255  # the background of clip art, so what a shifted crop is filled with
 GREY = (128, 128, 128)  # what RandAugment fills with
@@ -61,7 +60,7 @@ class Classification(Task):
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
         loss, accuracy = (float(sums[name] / sums["examples"]) for name in ("loss", "correct"))
-        return self.summary(loss, sums["examples"], {"accuracy": accuracy})
+        return self.summary(loss, sums["examples"], accuracy=accuracy)
 
 
 # --- clip art --------------------------------------------------------------------------------------------------
@@ -79,10 +78,11 @@ def clip_art(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 @cache
-def padded_train(margin: int) -> NDArray[np.uint8]:
-    """The training pictures with `margin` white pixels on every side."""
+def training_clip_art(margin: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The training pictures with `margin` white pixels on every side, and their labels."""
+    pictures, labels = clip_art("train")
     edge = (margin, margin)
-    return np.pad(clip_art("train")[0], ((0, 0), edge, edge, (0, 0)), constant_values=WHITE)
+    return np.pad(pictures, ((0, 0), edge, edge, (0, 0)), constant_values=WHITE), labels
 
 
 @cached_tensors
@@ -107,7 +107,7 @@ class ClipArt(Classification):
 
     def source(self, split: str) -> Any:
         if split == "train":
-            return padded_train(self.max_shift), clip_art("train")[1]
+            return training_clip_art(self.max_shift)
         return validation_batches(self.eval_batch_size)
 
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
@@ -230,13 +230,10 @@ class ImageNet(Classification, FileTask):
     def train_batch(self, source: Pictures, seed: int, part: Part, step: int) -> Batch:
         _, _, order = epoch_batch((0, seed), step, self.batch_size, len(source))
         first, stop = (i * self.batch_size // part.count for i in (part.index, part.index + 1))
-        mixed = self.mixup > 0
-        crops = [
-            np.asarray(self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])))
-            for i in (place % self.batch_size for place in range(first - mixed, stop))
-        ]
+        places = np.arange(first - (self.mixup > 0), stop) % self.batch_size
+        crops = [self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])) for i in places]
         stacked, labels = torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[order])
-        if not mixed:
+        if not self.mixup:
             return stacked, labels[first:stop]
         weight = np.random.default_rng([2, seed, step]).beta(self.mixup, self.mixup)
         pairs = torch.stack([labels, labels.roll(1)], dim=1)
@@ -261,15 +258,13 @@ class ImageNet(Classification, FileTask):
             return super().loss(model, batch)
         pictures, labels, weight = batch
         logits = model(torch.lerp(pictures[:-1].float(), pictures[1:].float(), weight))
-        own, neighbours = (
-            F.cross_entropy(logits, label, label_smoothing=self.label_smoothing) for label in labels.unbind(1)
-        )
-        return torch.lerp(neighbours, own, weight)
+        loss = partial(F.cross_entropy, logits, label_smoothing=self.label_smoothing)
+        return torch.lerp(loss(labels[:, 1]), loss(labels[:, 0]), weight)
 
     def eval_batch(self, source: Pictures, number: int) -> Batch:
         numbers = self.numbers(source, number)
-        crops = [self._centred(source.read(i)) for i in numbers]
-        return torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[numbers])
+        pictures = np.stack([self._centred(source.read(i)) for i in numbers])
+        return torch.from_numpy(pictures), torch.from_numpy(source.labels[numbers])
 
     def _centred(self, picture: Image.Image) -> NDArray[np.uint8]:
         """The middle of the picture, its shorter side resized first."""

@@ -1,6 +1,6 @@
 """German to English with an encoder-decoder transformer; `mini` translates software catalogues (docs/workloads/wmt.md).
 
-Model, search and text files: translation_model.py, translation_search.py, translation_text.py.
+Model and search: translation_model.py; text files: translation_text.py.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
 from workloads.algoperf import constants
 from workloads.data.reading import index, unpacked
 from workloads.layers import cached_tensors
-from workloads.loading import epoch_order
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
-from workloads.task import FileTask, Task
-from workloads.translation_model import EOS, PAD, TranslationModel
-from workloads.translation_search import beam_search, greedy
+from workloads.task import FileTask, Task, epoch_order, mini
+from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy
 from workloads.translation_text import Pair, pack, padded, pairs, parallel, tokenizer
 
 NGRAM_ORDERS = range(1, 5)
@@ -54,14 +53,8 @@ def bleu(sums: Mapping[str, float]) -> float:
     from sacrebleu.metrics.bleu import BLEU
 
     numbers = [round(sums[name]) for name in BLEU_SUMS]
-    score = BLEU.compute_bleu(
-        numbers[:4],
-        numbers[4:8],
-        sys_len=numbers[8],
-        ref_len=numbers[9],
-        smooth_method="exp",  # corpus_bleu's default; this function's own is none
-    )
-    return float(score.score)
+    # exp is corpus_bleu's default; this function's own is none
+    return float(BLEU.compute_bleu(numbers[:4], numbers[4:8], *numbers[8:], smooth_method="exp").score)
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -76,7 +69,7 @@ def model_inputs(batch: Batch) -> list[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation(Task):
+class Translation(Task, Sizes):
     """What both presets share; metric: "loss" (cross-entropy, nats a target token) or "bleu".
 
     A training batch is (sources, targets), a sentence a row, or (sources, targets, source segments, target
@@ -86,25 +79,17 @@ class Translation(Task):
 
     METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "bleu": True}
 
-    vocabulary: int
-    width: int
-    num_heads: int
-    hidden: int
-    depth: int
-    max_length: int
-    dropout: float
-    attention_dropout: float
-    label_smoothing: float
-    num_beams: int  # 1: greedy
+    label_smoothing: float = 0.0
+    num_beams: int = 1  # 1: greedy
     length_penalty: float = 0.6
+    eval_batch_size: int = 64
 
     def detokenize(self, tokens: list[int]) -> str:
         """The sentence that the tokens spell; without padding and end mark."""
         raise NotImplementedError
 
     def model(self) -> nn.Module:
-        sizes = (self.vocabulary, self.width, self.num_heads, self.hidden, self.depth)
-        return TranslationModel(*sizes, self.dropout, self.attention_dropout, self.max_length)
+        return TranslationModel(self)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = model_inputs(batch)
@@ -131,9 +116,8 @@ class Translation(Task):
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
         inputs = model_inputs(batch)
         targets = inputs[1]
-        losses = F.cross_entropy(
-            model(*inputs).flatten(0, 1).float(), targets.flatten(), ignore_index=PAD, reduction="none"
-        )
+        logits = model(*inputs).flatten(0, 1).float()
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
         statistics = [0] * len(BLEU_SUMS)
         if len(batch) == 3 and bool(batch[2].any()):
             sources, references = (side[batch[2]] for side in inputs)
@@ -147,7 +131,7 @@ class Translation(Task):
         }
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
-        return self.summary(float(sums["loss"] / sums["tokens"]), sums["examples"], {"bleu": bleu(sums)})
+        return self.summary(float(sums["loss"] / sums["tokens"]), sums["examples"], bleu=bleu(sums))
 
 
 # --- mini: software catalogues -----------------------------------------------------------------------------------
@@ -162,10 +146,9 @@ def catalogue(split: str) -> list[Pair]:
 
 
 @cache
-def catalogue_arrays(split: str, length: int) -> tuple[Any, Any]:
-    """All sources and targets of a split, each (pairs, length) int64."""
-    sources, targets = zip(*catalogue(split), strict=True)
-    return padded(sources, length), padded(targets, length)
+def training_arrays(length: int) -> tuple[NDArray[np.int64], ...]:
+    """All training sources and targets, each (pairs, length) int64."""
+    return tuple(padded(side, length) for side in zip(*catalogue("train"), strict=True))
 
 
 @cached_tensors
@@ -192,14 +175,13 @@ class Catalogues(Translation):
 
     def source(self, split: str) -> Any:
         if split == "train":
-            return catalogue_arrays("train", self.max_length)
+            return training_arrays(self.max_length)
         return validation_batches(self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size)
 
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
-        sources, targets = source
-        chosen = np.random.default_rng([seed, step]).integers(len(sources), size=self.batch_size)
+        chosen = np.random.default_rng([seed, step]).integers(len(source[0]), size=self.batch_size)
         chosen = np.array_split(chosen, part.count)[part.index]
-        return torch.from_numpy(sources[chosen]), torch.from_numpy(targets[chosen])
+        return tuple(torch.from_numpy(side[chosen]) for side in source)
 
 
 # --- full: WMT17's news ------------------------------------------------------------------------------------------
@@ -210,10 +192,9 @@ HOLDS = "wmt_sentencepiece_model and train, newstest2013, newstest2014, each as 
 
 
 @cache
-def news_pairs(folder: Path, split: str, model_path: Path, vocabulary: int, longest: int) -> list[Pair]:
+def news_pairs(folder: Path, split: str, vocabulary: int, longest: int) -> list[Pair]:
     """All pairs of a held-out split, by source length, so that rows of a batch are alike."""
-    sides = parallel(folder, SPLITS[split])
-    model = tokenizer(model_path, vocabulary)
+    sides, model = parallel(folder, SPLITS[split]), tokenizer(folder / MODEL, vocabulary)
     return sorted(pairs(sides, range(len(sides[0].starts) - 1), model, longest), key=lambda pair: len(pair[0]))
 
 
@@ -225,6 +206,7 @@ class News(Translation, FileTask):
     sentences_together: int = 80  # at least what such rows hold; the rest of the run waits for another epoch
     num_workers: int = 4
     splits = ("validation", "test")
+    evaluates_here = True
 
     def folder(self) -> Path:
         return data.dataset("wmt", holds=HOLDS)
@@ -243,13 +225,7 @@ class News(Translation, FileTask):
 
     def source(self, split: str) -> Any:
         """Pairs of a held-out split; the training text is mapped into memory by each worker."""
-        if split == "train":
-            return None
-        return news_pairs(self.folder(), split, self.folder() / MODEL, self.vocabulary, self.max_length)
-
-    @property
-    def eval_workers(self) -> int:
-        return 0
+        return None if split == "train" else news_pairs(self.folder(), split, self.vocabulary, self.max_length)
 
     def rows(self, seed: int, number: int) -> list[Any]:
         """Packing `number`: rows_together rows of one run of an epoch's sentences."""
@@ -275,40 +251,18 @@ class News(Translation, FileTask):
         return sources, targets, torch.ones(len(sources), dtype=torch.bool)
 
 
-ALGOPERF = constants()["wmt"]
-
 PRESETS: dict[str, Workload] = {
-    "mini": Catalogues(
-        step_budget=5000,
-        batch_size=8,
-        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0097,
-        eval_seconds=0.1,
-        metric="loss",
-        vocabulary=1024,
-        width=64,
-        num_heads=2,
-        hidden=128,
-        depth=2,
-        max_length=24,
-        dropout=0.0,
-        attention_dropout=0.0,
-        label_smoothing=0.0,
-        num_beams=1,
-        eval_batch_size=64,
-    ),
+    "mini": Catalogues(**mini(lr=0.005, step_budget=5000, batch_size=8, step_seconds=0.0097, eval_seconds=0.1)),
     "full": News(
-        **ALGOPERF.preset(3000) | {"eval_seconds": 480.0},  # a guess: beam search, a minute on 8 GPUs
+        **constants()["wmt"].preset(3000, "dropout", "label_smoothing")
+        | {"eval_seconds": 480.0},  # a guess: beam search, a minute on 8 GPUs
         vocabulary=32_000,
         width=1024,
         num_heads=16,
         hidden=1024,
         depth=6,
         max_length=256,
-        dropout=ALGOPERF.nadamw.dropout,
         attention_dropout=0.1,  # AlgoPerf's own value where a search space names none
-        label_smoothing=ALGOPERF.nadamw.label_smoothing,
         num_beams=4,
         eval_batch_size=128,
     ),

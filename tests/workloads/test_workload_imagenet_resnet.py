@@ -25,7 +25,7 @@ from workloads.data import BadData
 from workloads.imagenet import MEAN, STD, clip_art, listing, normalized, random_box
 from workloads.imagenet_resnet import PRESETS, Residual, ResNet50, SmallResNet
 from workloads.layers import lecun_normal_
-from workloads.loading import epoch_order
+from workloads.task import epoch_order
 
 FAMILY = "imagenet_resnet"
 tiny = partial(small, FAMILY)

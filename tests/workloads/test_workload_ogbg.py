@@ -63,7 +63,7 @@ def naive_logits(model: GraphClassifier, graph: Graphs) -> Tensor:
             received = sum((e for e, (_, j) in zip(new_edges, ends, strict=True) if j == n), zero)
             new_nodes.append(update(network.node, node, sent, received, state))
         new_state = update(network.graph, sum(new_nodes, zero), sum(new_edges, zero), state)
-        if model.residual:
+        if network.residual:
             new_nodes = [new + old for new, old in zip(new_nodes, nodes, strict=True)]
             new_edges = [new + old for new, old in zip(new_edges, edges, strict=True)]
             new_state = new_state + state if new_state.shape == state.shape else new_state

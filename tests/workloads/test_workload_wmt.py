@@ -17,8 +17,17 @@ from torch import Tensor
 from workloads.data import BadData
 from workloads.data.reading import tokenizer
 from workloads.protocol import Part
-from workloads.translation_model import EOS, PAD, TranslationModel, positions, sinusoids
-from workloads.translation_search import beam_search, greedy, length_penalty
+from workloads.translation_model import (
+    EOS,
+    PAD,
+    Sizes,
+    TranslationModel,
+    beam_search,
+    greedy,
+    length_penalty,
+    positions,
+    sinusoids,
+)
 from workloads.translation_text import Pair, pack, text
 from workloads.wmt import MODEL, PRESETS, Catalogues, News, bleu_statistics, catalogue
 
@@ -31,7 +40,7 @@ assert isinstance(FULL, News)
 def small_model(vocabulary: int = 12, seed: int = 0, spread: float = 3.0) -> TranslationModel:
     """Untrained, its logits scaled so that choices differ clearly; max_length 16."""
     torch.manual_seed(seed)
-    model = TranslationModel(vocabulary, 16, 2, 24, 2, 0.0, 0.0, 16).eval()
+    model = TranslationModel(Sizes(vocabulary=vocabulary, width=16, hidden=24, max_length=16)).eval()
     with torch.no_grad():
         model.decoder_norm.weight.mul_(spread)
     return model
