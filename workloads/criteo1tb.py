@@ -24,7 +24,6 @@ from workloads import data
 from workloads.algoperf import constants
 from workloads.criteo1tb_files import (
     HOLDS,
-    LINE,
     NUM_INTEGERS,
     VOCABULARIES,
     File,
@@ -254,10 +253,7 @@ class Clicks(EventPrediction):
 
     def rows(self, path: Path, text: bytes) -> Rows:
         """Lines of the file `path` as a batch. Raises: BadData."""
-        try:
-            return Rows(*map(torch.from_numpy, parse(text, self.table_rows)))
-        except data.BadData as error:
-            raise data.BadData(f"{path}: {error}; each line is {LINE}") from error
+        return Rows(*map(torch.from_numpy, parse(path, text, self.table_rows)))
 
 
 PRESETS: dict[str, Workload] = {

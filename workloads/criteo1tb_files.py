@@ -59,8 +59,8 @@ def rotated(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     return (values >> np.uint64(bits)) | (values << np.uint64(64 - bits))
 
 
-def parse(text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
-    """Lines -> log(1 + max(x, 0)) of the integers x, rows of the table, labels.
+def parse(path: Path, text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
+    """Lines of a file -> log(1 + max(x, 0)) of the integers x, rows of the table, labels.
 
     Missing integers count as 0, missing categories as 00000000. As in AlgoPerf an id is the fingerprint of the
     digits and the field's number, modulo the field's vocabulary, rounded to float32, modulo the table's rows.
@@ -71,21 +71,20 @@ def parse(text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np
 
     names = [str(i) for i in range(1 + NUM_INTEGERS + len(VOCABULARIES))]
     types = [pa.int8(), *[pa.int64()] * NUM_INTEGERS, *[pa.binary(8)] * len(VOCABULARIES)]
+    column_types = dict(zip(names, types, strict=True))
     try:
         table = csv.read_csv(
             pa.BufferReader(text),
             csv.ReadOptions(use_threads=False, block_size=CHUNK, column_names=names),
             csv.ParseOptions(delimiter="\t", quote_char=False),
-            csv.ConvertOptions(
-                column_types=dict(zip(names, types, strict=True)), null_values=["", "-1"], strings_can_be_null=True
-            ),
+            csv.ConvertOptions(column_types=column_types, null_values=["", "-1"], strings_can_be_null=True),
         )
     except pa.ArrowInvalid as error:
-        raise data.BadData(str(error).splitlines()[0]) from error
+        raise data.BadData(f"{path}: {str(error).splitlines()[0]}; each line is {LINE}") from error
     label, *fields = (column.combine_chunks() for column in table.columns)
     labels = label.fill_null(-1).to_numpy().astype(np.int64)
     if not np.isin(labels, (0, 1)).all():
-        raise data.BadData("a label is neither 0 nor 1")
+        raise data.BadData(f"{path}: a label is neither 0 nor 1; each line is {LINE}")
     integers = np.stack([x.fill_null(0).to_numpy() for x in fields[:NUM_INTEGERS]], axis=1)
     numbers = np.log1p(np.maximum(integers, 0).astype(np.float32))
     ids = np.empty((len(labels), len(VOCABULARIES)), np.int32)

@@ -174,25 +174,23 @@ def listing(root: Path, split: str, num_classes: int) -> Pictures:
 
     The folders of "test", ImageNet-v2, are named by that place: 0 … 999. Raises: BadData.
     """
-    classes = subfolders(root / "train", f"{num_classes} folders of pictures, one a class")
+    holds = f"{num_classes} folders of pictures, one a class"
+    classes = subfolders(root / "train", holds)
     if len(classes) != num_classes:
         raise data.BadData(f"{root / 'train'}: has {len(classes)} folders; it should have {num_classes}")
     names = [str(label) for label in range(num_classes)] if split == "test" else classes
     folder = root / FOLDERS[split]
-    odd = sorted(set(names) ^ set(subfolders(folder, f"{num_classes} folders of pictures, one a class")))
-    if odd:
+    if odd := sorted({*names} ^ {*subfolders(folder, holds)}):
         lacking = "is missing" if odd[0] in names else f"is none of the {num_classes} classes"
         raise data.BadData(f"{folder / odd[0]}: {lacking}; {folder} should have one folder a class")
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        with os.scandir(folder / name) as entries:
-            files = sorted(entry.name for entry in entries if entry.name.lower().endswith(ENDINGS))
+    paths, counts = [], []
+    for name in names:
+        files = sorted(file for file in os.listdir(folder / name) if file.lower().endswith(ENDINGS))
         if not files:
             raise data.BadData(f"{folder / name}: has no pictures; it should hold .JPEG files")
         paths += [os.fsencode(f"{name}/{file}") for file in files]
-        labels += [label] * len(files)
-    return Pictures(folder, np.array(paths), np.array(labels, dtype=np.int64))
+        counts.append(len(files))
+    return Pictures(folder, np.array(paths), np.repeat(np.arange(num_classes), counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,11 +312,7 @@ def cutout(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return holed
 
 
-def brighten_dark(picture: Image.Image, by: int = 110) -> Image.Image:
-    """x < 128 becomes min(x + by, 255); the rest stays."""
-    return picture.point([min(x + by, 255) if x < 128 else x for x in range(256)] * 3)
-
-
+BRIGHTER_DARK = [min(x + 110, 255) if x < 128 else x for x in range(256)] * 3
 RANDAUGMENT: dict[str, Operation] = {
     "shear_x": lambda picture, sign, _: affine(picture, 1, sign * 0.3, 0, 0, 1, 0),
     "shear_y": lambda picture, sign, _: affine(picture, 1, 0, 0, sign * 0.3, 1, 0),
@@ -331,7 +325,7 @@ RANDAUGMENT: dict[str, Operation] = {
     "sharpness": lambda picture, _, __: ImageEnhance.Sharpness(picture).enhance(1.9),
     "posterize": lambda picture, _, __: ImageOps.posterize(picture, 4),
     "solarize": lambda picture, _, __: picture,  # its threshold there, 256, is above every pixel
-    "solarize_add": lambda picture, _, __: brighten_dark(picture),
+    "solarize_add": lambda picture, _, __: picture.point(BRIGHTER_DARK),
     "autocontrast": lambda picture, _, __: ImageOps.autocontrast(picture),
     "equalize": lambda picture, _, __: ImageOps.equalize(picture),
     "invert": lambda picture, _, __: ImageOps.invert(picture),

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from workloads.algoperf import constants
 from workloads.layers import lecun
 from workloads.ogbg_files import (
-    FILES,
     NOT_MEASURED,
     Molecules,
-    check_file,
+    check_molpcba,
     moleculeace,
     molpcba,
     molpcba_folder,
@@ -249,10 +248,7 @@ class Molpcba(Ogbg):
         return molpcba(molpcba_folder())
 
     def check_data(self) -> None:
-        """Raises: BadData, where a file is missing or its first row is not what belongs there."""
-        folder = molpcba_folder()
-        for name in FILES:
-            check_file(folder, name)
+        check_molpcba()
 
 
 PRESETS: dict[str, Workload] = {

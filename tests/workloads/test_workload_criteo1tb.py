@@ -189,7 +189,7 @@ def test_parse_reads_as_algoperf_does() -> None:
     """By its input pipeline: '' and −1 are missing, integers log(1 + max(x, 0)), ids through float32."""
     rng = random.Random(1)
     lines = [line(i, rng) for i in range(40)]
-    numbers, ids, labels = parse("\n".join(lines).encode(), table_rows=4_194_304)
+    numbers, ids, labels = parse(Path("day"), "\n".join(lines).encode(), table_rows=4_194_304)
     for i, text in enumerate(lines):
         label, *rest = text.split("\t")
         assert labels[i] == int(label)
