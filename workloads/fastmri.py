@@ -267,14 +267,14 @@ class Knees(Reconstruction, FileTask):
         places = (step - 1) * self.batch_size + np.array(self.places(part))
         examples = []
         for number in end_to_end((seed, 0), places, len(source)).tolist():
-            kspace, *rest = source[number]
-            uniform = np.random.default_rng([seed, 1, number]).random(kspace.shape[1], np.float32)
-            examples.append(example(kspace, *rest, uniform))
+            kspace, truth, volume_max = source[number]
+            uniform = np.random.default_rng([seed, 1, number]).random(int(kspace.shape[1]), np.float32)
+            examples.append(example(kspace, truth, volume_max, uniform))
         return stacked(examples)
 
     def eval_batch(self, source: Slices, number: int) -> Example:
         found = (source[i] for i in self.numbers(source, number))
-        return stacked(example(kspace, *rest, evaluation_uniform(kspace.shape[1])) for kspace, *rest in found)
+        return stacked(example(*one, evaluation_uniform(one[0].shape[1])) for one in found)
 
     def check_data(self) -> None:
         """Raises: BadData, unless every file of both folders has the heading it should have."""

@@ -228,7 +228,7 @@ class ImageNet(Classification, FileTask):
     def train_batch(self, source: Pictures, seed: int, part: Part, step: int) -> Batch:
         _, _, order = epoch_batch((0, seed), step, self.batch_size, len(source))
         first, stop = (i * self.batch_size // part.count for i in (part.index, part.index + 1))
-        places = np.arange(first - (self.mixup > 0), stop) % self.batch_size
+        places = [i % self.batch_size for i in range(first - (self.mixup > 0), stop)]
         crops = [self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])) for i in places]
         stacked, labels = torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[order])
         if not self.mixup:
@@ -237,7 +237,7 @@ class ImageNet(Classification, FileTask):
         pairs = torch.stack([labels, labels.roll(1)], dim=1)
         return stacked, pairs[first:stop], torch.tensor(weight, dtype=torch.float32)
 
-    def _augmented(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    def _augmented(self, picture: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
         box = random_box(*picture.size, self.min_area, self.max_aspect, random)
         crop = picture.crop(box).resize((self.side, self.side), Image.Resampling.BILINEAR)
         if random.random() < 0.5:
@@ -245,7 +245,7 @@ class ImageNet(Classification, FileTask):
         for _ in range(self.randaugment):
             operation = list(RANDAUGMENT.values())[random.integers(len(RANDAUGMENT))]
             crop = operation(crop, 1 if random.random() < 0.5 else -1, random)
-        return crop
+        return np.asarray(crop)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """With mixup of weight w, x̃ᵢ = w·xᵢ + (1 − w)·xᵢ₋₁ and its target likewise.

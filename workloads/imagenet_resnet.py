@@ -66,11 +66,11 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, prepare: Callable[[Tensor], Tensor], stem: nn.Module, blocks: Sequence[Residual], *sizes: int
+        self, prepare: Callable[[Tensor], Tensor], stem: nn.Module, blocks: Sequence[Residual], sizes: tuple[int, int]
     ) -> None:
         super().__init__()
         self.prepare, self.stem, self.blocks = prepare, stem, nn.Sequential(*blocks)
-        self.head = nn.Linear(*sizes)  # features, classes
+        self.head = nn.Linear(*sizes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -90,7 +90,7 @@ class SmallResNet(ClipArt):
     def model(self) -> nn.Module:
         stem = nn.Sequential(convolution(3, self.widths[0], 3, 2), nn.ReLU())
         blocks = [Residual(num_in, [(width, 3, 2), (width, 3, 1)]) for num_in, width in pairwise(self.widths)]
-        return ResNet(ink, stem, blocks, self.widths[-1], self.num_classes)
+        return ResNet(ink, stem, blocks, (self.widths[-1], self.num_classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class ResNet50(ImageNet):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(Residual(num_in, [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]))
                 num_in = 4 * width
-        return ResNet(normalized, stem, blocks, num_in, self.num_classes)
+        return ResNet(normalized, stem, blocks, (num_in, self.num_classes))
 
 
 PRESETS: dict[str, Workload] = {
