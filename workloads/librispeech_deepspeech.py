@@ -99,7 +99,6 @@ PRESETS: dict[str, Workload] = {
         **mini(lr=0.02, step_budget=4000, batch_size=4, step_seconds=0.0135, eval_seconds=0.05), network=DeepSpeech()
     ),
     "full": LibriSpeech(
-        **ALGOPERF.preset(5567),
-        network=DeepSpeech(512, 512, 6, 3, momentum=0.001, dropout=ALGOPERF.nadamw.dropout),
+        **ALGOPERF.preset(5567), network=DeepSpeech(512, 512, 6, 3, momentum=0.001, dropout=ALGOPERF.nadamw.dropout)
     ),
 }
