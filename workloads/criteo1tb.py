@@ -22,17 +22,7 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.algoperf import constants
-from workloads.criteo1tb_files import (
-    HOLDS,
-    NUM_INTEGERS,
-    VOCABULARIES,
-    File,
-    files,
-    located,
-    parse,
-    read_lines,
-    read_stretch,
-)
+from workloads.criteo1tb_files import HOLDS, NUM_INTEGERS, VOCABULARIES, File, files, located, parse, read_lines
 from workloads.data.reading import unpacked
 from workloads.layers import cached_tensors
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
@@ -249,7 +239,7 @@ class Clicks(EventPrediction):
     def eval_batch(self, source: Sequence[File], number: int) -> Rows:
         """The lines of one stretch."""
         file, stretch = located(source, number)
-        return self.rows(file.path, read_stretch(file, stretch))
+        return self.rows(file.path, file.lines(stretch))
 
     def rows(self, path: Path, text: bytes) -> Rows:
         """Lines of the file `path` as a batch. Raises: BadData."""

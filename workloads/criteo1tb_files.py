@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,21 @@ class File(NamedTuple):
     def start(self, stretch: int) -> int:
         """The first byte of a stretch."""
         return self.size * stretch // self.num_stretches
+
+    def lines(self, stretch: int) -> bytes:
+        """All lines that begin in one stretch."""
+        stop = self.start(stretch + 1)
+        with self.path.open("rb") as file:
+            begun = to_line(file, self.start(stretch))
+            return file.read(stop - 1 - begun) + file.readline() if begun < stop else b""
+
+
+def to_line(file: BinaryIO, start: int) -> int:
+    """Where the first line begins that does so at byte `start` or later; the file is read on from there."""
+    file.seek(max(start - 1, 0))
+    if start:
+        file.readline()  # the rest of the line before
+    return file.tell()
 
 
 def fingerprint(digits: NDArray[np.uint64], suffix: bytes) -> NDArray[np.uint64]:
@@ -103,10 +118,7 @@ def read_lines(path: Path, start: int, first: int, stop: int) -> bytes:
     """
     chunks: list[bytes] = []
     with path.open("rb") as file:
-        file.seek(max(start - 1, 0))
-        if start:
-            file.readline()  # the rest of the line before
-        begun, num_lines, wrapped = file.tell(), 0, False
+        begun, num_lines, wrapped = to_line(file, start), 0, False
         while num_lines < stop:
             chunk = file.read(CHUNK)
             if not chunk and chunks and not chunks[-1].endswith(b"\n"):
@@ -121,17 +133,6 @@ def read_lines(path: Path, start: int, first: int, stop: int) -> bytes:
     text = b"".join(chunks)
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
     return text[ends[first - 1] if first else 0 : ends[stop - 1]]
-
-
-def read_stretch(file: File, stretch: int) -> bytes:
-    """All lines that begin in one stretch."""
-    start, stop = file.start(stretch), file.start(stretch + 1)
-    with file.path.open("rb") as opened:
-        opened.seek(max(start - 1, 0))
-        if start:
-            opened.readline()
-        begun = opened.tell()
-        return opened.read(stop - 1 - begun) + opened.readline() if begun < stop else b""
 
 
 @cache

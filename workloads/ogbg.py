@@ -16,18 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from workloads import ogbg_files
 from workloads.algoperf import constants
 from workloads.layers import lecun
-from workloads.ogbg_files import (
-    NOT_MEASURED,
-    Molecules,
-    check_molpcba,
-    moleculeace,
-    molpcba,
-    molpcba_folder,
-    offsets,
-    rows,
-)
+from workloads.ogbg_files import NOT_MEASURED, Molecules, moleculeace, offsets, rows
 from workloads.protocol import Part, Summary, Sums, Workload
 from workloads.task import FileTask, end_to_end, mini
 
@@ -245,10 +237,10 @@ class Molpcba(Ogbg):
     splits = ("validation", "test")
 
     def molecules(self) -> Molecules:
-        return molpcba(molpcba_folder())
+        return ogbg_files.molpcba(ogbg_files.molpcba_folder())
 
     def check_data(self) -> None:
-        check_molpcba()
+        ogbg_files.check_molpcba()
 
 
 PRESETS: dict[str, Workload] = {
