@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.algoperf import constants
 from workloads.criteo1tb_files import HOLDS, NUM_INTEGERS, VOCABULARIES, File, files, located, parse, read_lines
-from workloads.data.reading import unpacked
+from workloads.data.reading import in_batches, unpacked
 from workloads.layers import cached_tensors
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
 from workloads.task import Task, epoch_order, mini
@@ -172,8 +172,7 @@ def flights(table_rows: int) -> dict[str, tuple[NDArray[np.float32], NDArray[np.
 @cached_tensors
 def validation_flights(table_rows: int, batch_size: int) -> tuple[Rows, ...]:
     """All held-out flights."""
-    columns = [torch.split(torch.from_numpy(array), batch_size) for array in flights(table_rows)["validation"]]
-    return tuple(Rows(*pieces) for pieces in zip(*columns, strict=True))
+    return tuple(Rows(*columns) for columns in in_batches(flights(table_rows)["validation"], batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)

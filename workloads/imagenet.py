@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.data.reading import index, tiles
+from workloads.data.reading import in_batches, index, tiles
 from workloads.layers import cached_tensors
 from workloads.protocol import Batch, Part, Summary, Sums
 from workloads.task import FileTask, Task, epoch_batch
@@ -86,10 +86,9 @@ def training_clip_art(margin: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 @cached_tensors
-def validation_batches(batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+def validation_batches(batch_size: int) -> tuple[tuple[Tensor, ...], ...]:
     """All validation pictures and labels, in the file's order."""
-    pictures, labels = (torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation"))
-    return tuple(zip(pictures, labels, strict=True))
+    return tuple(in_batches(clip_art("validation"), batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)

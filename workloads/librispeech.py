@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.data.reading import index, tokenizer, unpacked
+from workloads.data.reading import index, padded, tokenizer, unpacked
 from workloads.layers import cached_tensors
 from workloads.librispeech_files import HOLDS, SUBSETS, Recording, audio, check_first, recordings
 from workloads.protocol import Batch, Part, Summary, Sums
@@ -48,22 +48,14 @@ class Utterances(NamedTuple):
     kept_bins: Tensor
 
 
-def padded(arrays: Sequence[NDArray[Any]], size: int | None = None) -> Tensor:
-    """Arrays of different lengths as one tensor, zeros behind them up to `size` or the longest."""
-    longest = max(len(array) for array in arrays) if size is None else size
-    stacked = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[: len(array)] = array
-    return torch.from_numpy(stacked)
-
-
 def utterances(
     sounds: Sequence[NDArray[Any]], targets: Sequence[NDArray[np.int64]], kept: Kept, *most: int | None
 ) -> Utterances:
     """A batch; most: to which sounds and targets are padded, None: the longest."""
     lengths, sizes = (torch.tensor([len(array) for array in arrays]) for arrays in (sounds, targets))
-    sound, target = (padded(arrays, size) for arrays, size in zip((sounds, targets), most, strict=True))
-    return Utterances(sound, lengths, target, sizes, *map(torch.from_numpy, kept))
+    arrays = (*map(padded, (sounds, targets), most), *kept)
+    sound, target, frames, bins = map(torch.from_numpy, arrays)
+    return Utterances(sound, lengths, target, sizes, frames, bins)
 
 
 # ---- the task ----

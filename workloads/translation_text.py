@@ -88,27 +88,16 @@ def pack(sentences: Iterable[Pair], num_rows: int, length: int) -> list[NDArray[
     the next row. Segments number the sentences of a row from 1; the rest is 0. Those after the last row are not
     asked for.
     """
-    sources, targets, source_segments, target_segments = (np.zeros((num_rows, length), np.int64) for _ in range(4))
-    row, segment, ends = 0, 0, (0, 0)
+    packed = np.zeros((4, num_rows, length), np.int64)
+    row, segment, ends = 0, 0, [0, 0]
     for pair in sentences:
         if any(end + len(side) > length for end, side in zip(ends, pair, strict=True)):
-            row, segment, ends = row + 1, 0, (0, 0)
+            row, segment, ends = row + 1, 0, [0, 0]
             if row == num_rows:
                 break
         segment += 1
-        for end, side, tokens, segments in zip(
-            ends, pair, (sources, targets), (source_segments, target_segments), strict=True
-        ):
-            tokens[row, end : end + len(side)] = side
-            segments[row, end : end + len(side)] = segment
-        ends = (ends[0] + len(pair[0]), ends[1] + len(pair[1]))
-    return [sources, targets, source_segments, target_segments]
-
-
-def padded(sentences: Iterable[list[int]], length: int) -> NDArray[np.int64]:
-    """(number of sentences, length) int64, PAD behind each."""
-    rows = list(sentences)
-    array = np.full((len(rows), length), PAD, np.int64)
-    for row, tokens in zip(array, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return array
+        for i, side in enumerate(pair):
+            place = slice(ends[i], ends[i] + len(side))
+            packed[i, row, place], packed[2 + i, row, place] = side, segment
+            ends[i] = place.stop
+    return list(packed)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.algoperf import constants
-from workloads.data.reading import index, unpacked
+from workloads.data.reading import in_batches, index, padded, unpacked
 from workloads.layers import cached_tensors
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
 from workloads.task import FileTask, Task, epoch_order, mini
 from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy
-from workloads.translation_text import Pair, pack, padded, pairs, parallel, tokenizer
+from workloads.translation_text import Pair, pack, pairs, parallel, tokenizer
 
 NGRAM_ORDERS = range(1, 5)
 BLEU_SUMS = (
@@ -156,10 +156,8 @@ def validation_batches(length: int, num_pairs: int, num_translated: int, batch_s
     """The first validation pairs: those to be translated, then the others by length, so that batches are narrow."""
     first = catalogue("validation")[:num_pairs]
     others = sorted(first[num_translated:], key=lambda pair: len(pair[0]) + len(pair[1]))
-    sources, targets = (padded(side, length) for side in zip(*first[:num_translated], *others, strict=True))
-    translated = np.arange(len(sources)) < num_translated
-    split = [torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)]
-    return tuple(zip(*split, strict=True))
+    sides = [padded(side, length) for side in zip(*first[:num_translated], *others, strict=True)]
+    return tuple(in_batches([*sides, np.arange(len(sides[0])) < num_translated], batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +245,7 @@ class News(Translation, FileTask):
 
     def eval_batch(self, source: Any, number: int) -> Batch:
         sides = zip(*(source[i] for i in self.numbers(source, number)), strict=True)
-        sources, targets = (torch.from_numpy(padded(side, max(map(len, side)))) for side in sides)
+        sources, targets = (torch.from_numpy(padded(side)) for side in sides)
         return sources, targets, torch.ones(len(sources), dtype=torch.bool)
 
 
