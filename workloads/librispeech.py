@@ -180,8 +180,8 @@ def prompt_batches(batch_size: int) -> tuple[Utterances, ...]:
 def prompt_batch(chosen: Sequence[Prompt], kept: Kept | None = None) -> Utterances:
     """Prompts as a batch, hidden where `kept` says so."""
     sounds, targets = [prompt.levels for prompt in chosen], [spelled(prompt.text) for prompt in chosen]
-    visible = ((len(sounds), size) for size in (max(map(len, sounds)), sounds[0].shape[1]))
-    frames, bins = kept or (np.ones(shape, np.bool_) for shape in visible)
+    num_frames, num_bins = max(map(len, sounds)), sounds[0].shape[1]
+    frames, bins = kept or (np.ones((len(sounds), size), np.bool_) for size in (num_frames, num_bins))
     return utterances(sounds, targets, (frames, bins), None, None)
 
 

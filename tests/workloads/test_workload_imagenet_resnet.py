@@ -34,10 +34,6 @@ assert isinstance(MINI, SmallResNet)
 assert isinstance(FULL, ResNet50)
 
 
-def equal(left: Any, right: Any) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 # --- the network -----------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from batches import equal, evaluated
 from full_data import small
 from full_data import write_table as write
 from sklearn.metrics import precision_recall_curve
@@ -18,25 +18,11 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.ogbg import PRESETS, GraphClassifier, Graphs, Molpcba, Ogbg, batched, mean_average_precision
 from workloads.ogbg_files import moleculeace
-from workloads.protocol import Summary
 
 FAMILY = "ogbg"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Ogbg)
 assert isinstance(FULL, Molpcba)
-
-
-def equal(left: Graphs, right: Graphs) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def evaluated(workload: Ogbg, model: nn.Module, batches: Iterable[Graphs]) -> Summary:
-    with torch.no_grad():
-        found = [workload.eval_step(model.eval(), batch) for batch in batches]
-    joined = {name: torch.cat([sums[name] for sums in found]) for name in ("logits", "labels")}
-    return workload.summarize(
-        joined | {name: sum(float(sums[name]) for sums in found) for name in ("loss", "measured", "examples")}
-    )
 
 
 # --- the model, against loops over nodes and edges with concatenated inputs, as the paper writes it
