@@ -78,13 +78,13 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Feed-forward / 2, attention, convolution, feed-forward / 2, each added to its input; then a layer norm."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, kernel: int, momentum: float, dropout: float) -> None:
+    def __init__(self, shape: Conformer) -> None:
         super().__init__()
-        self.before, self.after = FeedForward(width, hidden), FeedForward(width, hidden)
-        self.attention = Attention(width, num_heads)
-        self.convolution = Convolution(width, kernel, momentum)
-        self.norm = LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.before, self.after = (FeedForward(shape.width, shape.hidden) for _ in range(2))
+        self.attention = Attention(shape.width, shape.num_heads)
+        self.convolution = Convolution(shape.width, shape.kernel, shape.momentum)
+        self.norm = LayerNorm(shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """(batch, time, width), valid (batch, time) -> (batch, time, width)."""
@@ -103,10 +103,7 @@ class Encoder(nn.Module):
         width = shape.width
         self.subsampling = ConvSubsampling(bins, shape.channels, width)
         self.dropout = nn.Dropout(shape.dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, shape.num_heads, shape.hidden, shape.kernel, shape.momentum, shape.dropout)
-            for _ in range(shape.depth)
-        )
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, num_outputs)
         initialize(self)

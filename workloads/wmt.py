@@ -1,15 +1,15 @@
 """German to English with an encoder-decoder transformer; `mini` translates software catalogues (docs/workloads/wmt.md).
 
-Model and search: translation_model.py; text files: translation_text.py.
+Model and search: translation_model.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.algoperf import constants
 from workloads.data.reading import in_batches, index, padded, unpacked
+from workloads.data.reading import tokenizer as sentencepieces
 from workloads.layers import cached_tensors
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
 from workloads.task import FileTask, Task, epoch_order, mini
 from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy
-from workloads.translation_text import Pair, pack, pairs, parallel, tokenizer
 
+Pair = tuple[list[int], list[int]]  # tokens of a sentence and of its translation, each with its end mark
 NGRAM_ORDERS = range(1, 5)
 BLEU_SUMS = (
     *(f"matching_{n}_grams" for n in NGRAM_ORDERS),
@@ -183,6 +184,87 @@ class Catalogues(Translation):
 
 
 # --- full: WMT17's news ------------------------------------------------------------------------------------------
+
+CHUNK = 1 << 26  # bytes looked through at a time
+
+
+class Text(NamedTuple):
+    """A text file by line: line i is content[starts[i] : starts[i + 1] - 1]."""
+
+    path: Path
+    content: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+
+    def line(self, number: int) -> str:
+        """Line `number`, from 0, without its end. Raises: BadData where it is no UTF-8."""
+        line = self.content[self.starts[number] : self.starts[number + 1] - 1].tobytes()
+        try:
+            return line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise data.BadData(f"{self.path}: line {number + 1} is not UTF-8: {error}") from error
+
+
+@cache
+def text(path: Path) -> Text:
+    """The file, mapped into memory, and where its lines start. Raises: BadData."""
+    if not path.is_file() or not path.stat().st_size:
+        raise data.BadData(f"{path}: missing or empty; it should hold one sentence a line, in UTF-8")
+    content: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+    newline, firsts = ord("\n"), range(0, len(content), CHUNK)
+    starts = [np.flatnonzero(content[first : first + CHUNK] == newline) + first + 1 for first in firsts]
+    if content[-1] != newline:
+        starts.append(np.array([len(content) + 1]))
+    return Text(path, content, np.concatenate([[0], *starts]).astype(np.int64))
+
+
+def parallel(folder: Path, name: str) -> tuple[Text, Text]:
+    """The German and the English file of a split. Raises: BadData, also where they differ in length."""
+    german, english = (text(folder / f"{name}.{language}") for language in ("de", "en"))
+    counts = [len(side.starts) - 1 for side in (german, english)]
+    if counts[0] != counts[1]:
+        differ = f"it has {counts[1]:,} lines where {german.path.name} has {counts[0]:,}"
+        raise data.BadData(f"{english.path}: {differ}; line i of one should translate line i of the other")
+    return german, english
+
+
+def tokenizer(path: Path, vocabulary: int) -> Any:
+    """The sentencepiece model. Raises: BadData."""
+    model = sentencepieces(path, vocabulary)
+    if model.eos_id() != EOS:
+        raise data.BadData(f"{path}: </s> is piece {model.eos_id()}; it should be piece {EOS}")
+    return model
+
+
+def pairs(sides: tuple[Text, Text], numbers: Iterable[int], model: Any, longest: int) -> Iterable[Pair]:
+    """The sentences of those numbers as tokens; unknown pieces, empty and too long sentences are left out."""
+    for number in numbers:
+        lines = (model.encode(side.line(int(number))) for side in sides)
+        german, english = ([token for token in line if token != PAD] + [EOS] for line in lines)
+        if min(len(german), len(english)) > 1 and max(len(german), len(english)) <= longest:
+            yield german, english
+
+
+def pack(sentences: Iterable[Pair], num_rows: int, length: int) -> list[NDArray[np.int64]]:
+    """Source tokens, target tokens, source segments, target segments: each (num_rows, length) int64.
+
+    Sentences follow each other in a row while both sides fit, in the given order; the first that does not begins
+    the next row. Segments number the sentences of a row from 1; the rest is 0. Those after the last row are not
+    asked for.
+    """
+    packed = np.zeros((4, num_rows, length), np.int64)
+    row, segment, ends = 0, 0, [0, 0]
+    for pair in sentences:
+        if any(end + len(side) > length for end, side in zip(ends, pair, strict=True)):
+            row, segment, ends = row + 1, 0, [0, 0]
+            if row == num_rows:
+                break
+        segment += 1
+        for i, side in enumerate(pair):
+            place = slice(ends[i], ends[i] + len(side))
+            packed[i, row, place], packed[2 + i, row, place] = side, segment
+            ends[i] = place.stop
+    return list(packed)
+
 
 SPLITS = {"train": "train", "validation": "newstest2013", "test": "newstest2014"}  # as AlgoPerf
 MODEL = "wmt_sentencepiece_model"

@@ -19,8 +19,7 @@ from workloads.data import BadData
 from workloads.data.reading import tokenizer
 from workloads.protocol import Part
 from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy, length_penalty
-from workloads.translation_text import Pair, pack, text
-from workloads.wmt import MODEL, PRESETS, Catalogues, News, bleu_statistics, catalogue
+from workloads.wmt import MODEL, PRESETS, Catalogues, News, Pair, bleu_statistics, catalogue, pack, text
 
 FAMILY = "wmt"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
