@@ -89,7 +89,7 @@ def _same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def constants(workload: Workload, name: str, preset: str) -> str:
-    """What loading has not looked at (workloads/attributes.py)."""
+    """What loading has not looked at (workloads/dotted.py)."""
     for key in ("step_seconds", "eval_seconds"):
         value = getattr(workload, key, 1.0)
         hold(
