@@ -39,7 +39,8 @@ class Unusable(ValueError):
     """A file that says too little to use; the message says what is wrong, without the path."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a trial lies: LOGDIR/submission/study_<study>/<workload>_<framework>/trial_<number>."""
 
     folder: Path
@@ -109,15 +110,9 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Place):
     """One trial folder, read. `not_steps`: why its global_step is not taken for optimizer steps; None if it is."""
 
-    folder: Path
-    submission: str
-    study: int
-    workload: str
-    framework: str
-    number: int
     hyperparameters: Mapping[str, Any]
     facts: Facts
     lines: Lines
