@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweeps.durable import folder_for
-from sweeps.importers import algoperf_counters, algoperf_files, algoperf_tables
-from sweeps.importers.algoperf_trials import AGAIN, CALLS, LEFT_OUT, REASONS, BadLogs, Imported, Skipped, Trial
+from sweeps.importers import algoperf_files, algoperf_tables
+from sweeps.importers.algoperf_trials import AGAIN, CALLS, LEFT_OUT, REASONS, BadLogs, Imported, Skipped, Trial, label
 from sweeps.wording import counted
 
 __all__ = ["BadLogs", "Imported", "import_algoperf"]
@@ -41,7 +41,7 @@ def import_algoperf(
         raise BadLogs(f"{error.filename or logs}: {error.strerror}") from None
     if not trials:
         raise BadLogs(f"{logs / unusable[0].path}: {unusable[0].why}; no trial is left")
-    trials = algoperf_counters.label(trials, not_steps)
+    trials = label(trials, not_steps)
     submissions = {trial.submission for trial in trials}
     if unknown := sorted((not_steps | ({baseline} if baseline is not None else set())) - submissions):
         raise BadLogs(f"{logs}: no submission {unknown[0]!r}; allowed: {', '.join(sorted(submissions))}")

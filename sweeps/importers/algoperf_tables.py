@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -64,13 +65,10 @@ def _optimizer_names(trials: list[Trial]) -> dict[str, str]:
         others = [_others(trial) for trial in part]
         varying = [k for k in dict.fromkeys(k for o in others for k in o) if len({o.get(k) for o in others}) > 1]
         labels = [", ".join(f"{k} {o.get(k, '–')}" for k in varying) for o in others]
-        points: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        alike = Counter((label, trial.study) for label, trial in zip(labels, part, strict=True))
         for trial, label in zip(part, labels, strict=True):
-            points.setdefault((label, trial.study), set()).add((trial.framework, trial.number))
-        for trial, label in zip(part, labels, strict=True):
-            twin = f"{trial.framework} trial {trial.number}"
-            said = [label, twin] if len(points[label, trial.study]) > 1 else [label]
-            text = ", ".join(filter(None, said))
+            twin = f"{trial.framework} trial {trial.number}" if alike[label, trial.study] > 1 else ""
+            text = ", ".join(filter(None, (label, twin)))
             names[trial.cell_id] = f"{submission} ({text})" if text else submission
     return names
 
@@ -173,8 +171,8 @@ def _total_seconds(trial: Trial) -> float:
 
 def _plan(study: str, trials: list[Trial], done: Imported, leaderboard: str) -> dict[str, Any]:
     of = {trial.workload: trial.facts for trial in sorted(trials, key=lambda trial: trial.workload)}
-    rule = {"rule": "published: workload.validation_target_value of the logs' meta_data_0.json", "preset": "full"}
-    rule |= {"seeds": [], "values": [], "versions": {}, "date": ""}
+    source = "published: workload.validation_target_value of the logs' meta_data_0.json"
+    rule: dict[str, Any] = {"rule": source, "preset": "full", "seeds": [], "values": [], "versions": {}, "date": ""}
     told = {
         "study": study,
         "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
