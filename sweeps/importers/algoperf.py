@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from sweeps.durable import folder_for
@@ -103,12 +105,9 @@ def _of_lines(trials: Sequence[Trial], total: Mapping[str, int]) -> list[str]:
 
 
 def _of_counters(trials: Sequence[Trial]) -> list[str]:
-    by: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if trial.not_steps:
-            by.setdefault(trial.submission, []).append(trial)
-    found = []
-    for submission, part in sorted(by.items()):
+    found, of = [], attrgetter("submission")
+    for submission, some in groupby(sorted((trial for trial in trials if trial.not_steps), key=of), of):
+        part = list(some)
         seen = dict.fromkeys(f"{trial.workload} in {trial.framework}: {trial.not_steps}" for trial in part)
         found.append(
             f"{submission}: global_step of {counted(len(part), 'trial')} does not count optimizer steps "

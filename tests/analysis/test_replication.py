@@ -245,7 +245,7 @@ def test_where_workloads_differ_no_number_of_seeds_decides():
 def test_what_would_decide_on_one_workload_is_its_own_seeds():
     pairs = pairs_of({"ogbg": 0.005, "lm": 0.3, "wmt": -0.3}, 3, 0.01)  # over workloads nothing would
     none = pd.DataFrame({"cell_id": [], "status": []})
-    of = SimpleNamespace(pick=lambda study, **axes: none, compare=lambda *how: [({}, pairs)], steps=none)
+    of = SimpleNamespace(pick=lambda study, **axes: none, compare=lambda *how: pairs, steps=none)
     test = Comparison("x", "no_decay", expect={"it": (0, 1.01)}, quantity="final_metric", any_of=["ogbg"])
     found = measure.measured(test, of, {})
     assert vote(found.intervals[0], (0, 1.01)) == UNDECIDED
