@@ -125,6 +125,15 @@ def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, p
     return cells.assign(trajectory=names, last_step=last, state=state)
 
 
+def versions(trials: pd.DataFrame) -> dict[str, list[str]]:
+    """package -> the versions that attempts of `records.load_trials` ran with."""
+    seen: dict[str, set[str]] = {}
+    for text in set(trials["versions"].dropna()):
+        for package, version in json.loads(text).items():
+            seen.setdefault(package, set()).add(str(version))
+    return {package: sorted(seen[package]) for package in sorted(seen)}
+
+
 def percent(share: float) -> str:
     """0.0102 -> '1 %', 0.125 -> '12 %': two digits are what a horizon is worth."""
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import recommend, report, report_index
+from analysis import recommend, report
 from analysis.run_folder import study
 from analysis.run_folder.records import BadRun, load, load_cells
 
@@ -169,9 +169,9 @@ def test_no_study_writes_elsewhere(name, make_run, average, undrawn, tmp_path):
 
 def test_a_page_leads_to_its_runs_on_wandb_and_nowhere_else(tmp_path):
     one = SimpleNamespace(plan={"study": "w"})
-    assert report_index.on_wandb(tmp_path, one) == []
+    assert report.on_wandb(tmp_path, one) == []
     (tmp_path / "wandb").mkdir()
     links = tmp_path / "wandb" / "links.json"
     for link, allowed in (("https://wandb.ai/t/p/groups/w", True), ("javascript:alert(1)", False), (1, False)):
         links.write_text(json.dumps({"w": link, "another": "https://wandb.ai"}))
-        assert report_index.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])
+        assert report.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])
