@@ -126,7 +126,7 @@ FILES = [
 ]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("uncharted")
 @pytest.mark.parametrize("break_it", WAYS)
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_broken_in_every_way(
