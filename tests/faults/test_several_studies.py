@@ -48,7 +48,7 @@ def test_kill_9_of_a_run_of_two_studies(outside: Path, undisturbed: pd.DataFrame
     wait(lambda: num_records(run) >= 60 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run([WA, *command[3:]], cwd=outside, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([WA, *command[3:]], cwd=outside, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     for study, own in (("kills", undisturbed), ("other", load(alone))):
         mine = load(run, study=study)[list(undisturbed.columns)].drop(columns=MEASURED)
