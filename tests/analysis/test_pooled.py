@@ -9,7 +9,7 @@ from analysis.sections import pooled as section
 from analysis.statistics import pooled
 from analysis.statistics.resampling import Z, small_sample_factor, stratified_geometric_mean
 from analysis.statistics.verdicts import by_luck
-from tests.analysis.conftest import Average, Plan, Task, write_run
+from tests.analysis.conftest import Average, Plan, Task, chart_of, write_run
 
 T = 1000.0
 MISS = None
@@ -272,7 +272,7 @@ def test_a_run_to_tables_and_sentences(four):
 
 
 def test_the_figure_shows_what_the_tables_say(four):
-    spec = four.charts["pooled"]
+    spec = chart_of(four, "pooled")
     titles = [panel["title"]["text"] for panel in spec["concat"]]
     assert titles == ["horizon pre-specified", "horizon selected post hoc"]
     rows = [row for data in spec["datasets"].values() for row in data if "scheme_name" in row]
@@ -284,7 +284,7 @@ def test_the_figure_shows_what_the_tables_say(four):
 
 def test_against_the_best_schedule_too_where_it_is_another(make_run):
     (found,) = report.of_run(make_run())  # two workloads, whose half-length schedules are the best ones
-    assert "pooled" not in found.charts
+    assert chart_of(found, "pooled") is None
     assert set(found.frames["pooled"]["versus"]) == {"same schedule", "best baseline"}
     first = found.words(section)[0]
     assert (

@@ -24,7 +24,7 @@ from analysis.statistics.saving_curve import (
     saving_curve,
 )
 from analysis.statistics.steps_to_target import grid_sd, steps_to_target
-from tests.analysis.conftest import Average, Plan, Task, write_run
+from tests.analysis.conftest import Average, Plan, Task, chart_of, write_run
 
 VERSION = ".".join(charts.alt.SCHEMA_VERSION.split(".")[:2])
 
@@ -286,18 +286,18 @@ def test_at_the_level_of_the_target_it_is_the_pooled_ratio(tmp_path):
 
 
 def test_over_all_workloads_first_then_one_panel_each(two, tmp_path):
-    assert [panel["title"]["text"] for panel in two.charts["saving_curve"]["concat"]] == [
+    assert [panel["title"]["text"] for panel in chart_of(two, "saving_curve")["concat"]] == [
         "all 2 workloads",
         "lm",
         "wmt",
     ]
     one = run_of(tmp_path / "run", ("lm",))
-    assert [panel["title"]["text"] for panel in one.charts["saving_curve"]["concat"]] == ["lm"]
+    assert [panel["title"]["text"] for panel in chart_of(one, "saving_curve")["concat"]] == ["lm"]
     assert one.words(section)[0].startswith("EMA, pre-specified, on lm (95 % over seeds): lowest, 0.")
 
 
 def test_a_switch_between_steps_and_device_hours_changes_what_is_drawn(two):
-    spec = two.charts["saving_curve"]
+    spec = chart_of(two, "saving_curve")
     (unit,) = [one for one in spec["params"] if one["name"] == "saving_unit"]
     assert (unit["bind"]["options"], unit["value"]) == (["steps", "device-hours"], "steps")
     in_steps = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)

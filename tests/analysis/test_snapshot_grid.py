@@ -9,6 +9,7 @@ import pytest
 from analysis import report
 from analysis.run_folder import study
 from analysis.sections import snapshots
+from tests.analysis.conftest import chart_of
 
 BUDGET = 1000
 
@@ -54,7 +55,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
     made, found = computed(make_run(lengths=[1.0], averages=averages))  # 1.4 · 750 steps > 1,000: never met
     lm = found.snapshot_grid[found.snapshot_grid["workload"] == "lm"].set_index(["every_steps", "memory"])
     assert lm["num_missed"].to_dict() == {(2, 3): 0, (2, 10): 0, (8, 3): 3, (8, 10): 3}
-    spec = made.charts["snapshots"]
+    spec = chart_of(made, "snapshots")
     rows = [row for data in spec["datasets"].values() for row in data]
     texts = {row["missed"] for row in rows if "missed" in row and row.get("every_steps") == 8}
     assert texts == {"✕ 3/3"}
