@@ -62,3 +62,13 @@ def told(found: Verdict, change: float, what: str = "seeds", below: str = "a sav
 def chance(by_luck: float) -> str:
     """'by luck 2.5 times in 100'."""
     return f"by luck {100 * by_luck:.2g} times in 100" if by_luck >= 1e-3 else "by luck less than once in 1,000"
+
+
+def listed(names: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def first(parts: Sequence[str], most: int, between: str = "; ", rest: str = " and {} more") -> str:
+    """'a; b and 3 more': at most so many, and how many are left."""
+    return between.join(parts[:most]) + (rest.format(len(parts) - most) if len(parts) > most else "")

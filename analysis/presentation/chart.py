@@ -78,7 +78,7 @@ def look(settings: pd.DataFrame, chosen: pd.DataFrame, horizons: pd.DataFrame, r
     shown = shown.assign(rank=shown["scheme"].map({name: rank for rank, name in enumerate(SHADES)}).fillna(len(SHADES)))
     shown = shown.sort_values(["rank", "scheme", "horizon_fraction", "setting"], kind="stable")
     front = [SCHEME_NAMES["none"], *sorted(set(in_front(chosen)["scheme_label"]))]
-    schemes = {SCHEME_NAMES.get(n, n): c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
+    schemes = {SCHEME_NAMES[n]: c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
     some = _some_of(shown, set(chosen["setting"]) | set(horizons.loc[horizons["best"], "setting"]))
     return Look(some, front, setting_colours(some, front), schemes, len(shown) - len(some))
 
@@ -231,8 +231,10 @@ def horizon_x(field: str, ends: list[float]) -> alt.X:
     )
 
 
-def target_line(target: float) -> list[alt.Chart]:
-    """A dashed horizontal line with its value."""
+def target_line(target: Any) -> list[alt.Chart]:
+    """A dashed horizontal line with its value; nothing of NaN."""
+    if pd.isna(target):
+        return []
     rule, text = _named_rule(target, f"target {target:.4g}", strokeDash=[6, 4], strokeWidth=1.5, clip=True)
     return [rule.encode(y="at:Q"), text.encode(y="at:Q", x=alt.value(0))]
 
@@ -271,11 +273,17 @@ def dots_and_whiskers(
     hover = tooltips("scheme_label:N:setting", "seed:Q:seed:d", "value:Q:ratio:.3f", "bound:N:it is")
     ticks = alt.Chart(seeds).mark_tick(thickness=1.5, size=9)
     ticks = ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover)
-    filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
     spec: Any = colour.to_dict()
     fill: Any = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
-    dots = dots.encode(fill=fill, fillOpacity=filled).mark_point(size=70, strokeWidth=2, opacity=1)
+    dots = dots.encode(fill=fill, fillOpacity=opaque_where(alt.datum.bound == "exact")).mark_point(
+        size=70, strokeWidth=2, opacity=1
+    )
     return alt.layer(vertical_rule(at, title), ticks, whiskers, dots)
+
+
+def opaque_where(true: Any) -> Any:
+    """1 where it is true, else 0: of an opacity, or of the fill of a mark that is hollow elsewhere."""
+    return alt.when(true).then(alt.value(1)).otherwise(alt.value(0))
 
 
 def span(table: pd.DataFrame, columns: list[str], include: float = np.nan, spare: float = 0.05) -> tuple[float, float]:

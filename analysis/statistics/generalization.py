@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import pandas as pd
 
 from analysis.run_folder.records import rows_of_cells
 from analysis.statistics.pairs import metric_changes
-from analysis.statistics.resampling import Interval, bootstrap_groups
+from analysis.statistics.resampling import Statistic, bootstrap_groups
 
 SETTING = ["workload", "training", "setting"]
+WORDS = ("worse", "none", "better")
 
 
 def metrics_by_cell(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -58,33 +59,42 @@ def generalization(by_cell: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     table = over_seeds(done, ["best_metric", "final_metric", "best_difference", "final_difference"])
     groups = done.groupby(SETTING, sort=True)
     table.insert(4, "num_pairs", groups["final_raw"].count().to_numpy())
-    ends = table[["final_difference", "final_difference_low", "final_difference_high"]].itertuples(index=False)
-    higher = groups["higher_is_better"].first().astype(bool)
-    table["effect"] = [effect(Interval(*one), up) for one, up in zip(ends, higher, strict=True)]
+    higher = groups["higher_is_better"].first().astype(bool).to_numpy()
+    table["effect"] = effect(ends_of(table, "final_difference"), higher)
     return table
 
 
-def effect(difference: Interval, higher_is_better: bool) -> str | None:
-    """``better`` or ``worse`` where the interval leaves out 0, ``none`` where it covers it, None without one."""
-    if np.isnan(difference.low):
-        return None
-    if difference.low <= 0 <= difference.high:
-        return "none"
-    return "better" if (difference.value > 0) == higher_is_better else "worse"
+def effect(found: Any, up: Any = True, words: Sequence[str] = WORDS, at: float = 0.0, equal: Any = False) -> Any:
+    """What an interval says, or each of several: the last word where it lies above `at`, the first where below, the
+    middle one where it covers it, None without an interval.
+
+    Args: found: value, low, high, numbers or columns. up: the words count upwards. equal: seeds that all have the
+    value `at` cover it, though they leave no interval.
+    """
+    value, low, high = (np.asarray(end, dtype=np.float64) for end in found)
+    covers = ((low <= at) & (at <= high)) | (equal & (value == at))
+    told: list[Any] = [words[1], None, words[2]]
+    return np.select([covers, np.isnan(low), (value > at) == up], told, words[0]).tolist()
 
 
-def as_columns(name: str, interval: Interval) -> dict[str, float]:
-    """An interval as a row's columns: name, name_low, name_high."""
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def ends_of(table: pd.DataFrame, name: str) -> tuple[pd.Series, ...]:
+    """The columns name, name_low and name_high."""
+    return tuple(table[f"{name}{end}"] for end in ("", "_low", "_high"))
 
 
-def over_seeds(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """One row a setting: num_seeds, and the mean of each column over its seeds with bootstrap _low and _high."""
-    groups = table.groupby(SETTING, sort=True)
+def over_seeds(
+    table: pd.DataFrame, columns: list[str], keys: Sequence[str] = SETTING, statistic: Statistic = "mean", **counts: Any
+) -> pd.DataFrame:
+    """One row a group: the mean of each column over its rows with bootstrap _low and _high.
+
+    Args: keys: what makes a group, a setting if not told. counts: other columns, as `groupby.agg` has them; num_seeds
+    if not told.
+    """
+    groups = table.groupby(list(keys), sort=True, dropna=False)
     number = np.asarray(groups.ngroup(), dtype=np.int64)
-    found = groups.agg(num_seeds=("seed", "nunique")).reset_index()
+    found: pd.DataFrame = groups.agg(**(counts or {"num_seeds": ("seed", "nunique")})).reset_index()
     for name in columns:
-        ends = bootstrap_groups(table[name].to_numpy(dtype=np.float64), number, len(found))
+        ends = bootstrap_groups(table[name].to_numpy(dtype=np.float64), number, len(found), statistic)
         found[[name, f"{name}_low", f"{name}_high"]] = ends.T
     return found
 

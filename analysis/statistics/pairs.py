@@ -122,6 +122,12 @@ def leading(chosen: pd.DataFrame, scheme: str) -> pd.DataFrame:
     return front[front["scheme"] == (scheme if scheme in names or names.empty else names.index[0])]
 
 
+def same_schedule(table: pd.DataFrame, settings: pd.Series | None = None) -> pd.DataFrame:
+    """The rows against the baseline of the same schedule, of these settings if told."""
+    mine = table[table["versus"] == "same schedule"]
+    return mine if settings is None else mine[mine["setting"].isin(settings)]
+
+
 def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
     """ratio = steps-to-target of the cell / of its baseline, one row a pair that has a target.
 
@@ -296,3 +302,17 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
     return resampling.stratified_geometric_mean(
         ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",), grids
     )
+
+
+def bar(row: Any, name: str, without: str) -> str:
+    """'~ 0.90', a ratio alone as charts have it; what to say without one."""
+    return f"{sign(row['bound'], mixed='~ ')}{row[name]:.2f}" if row[name] == row[name] else without
+
+
+def mean_ratio(pairs: pd.DataFrame, name: str = "ratio", of: str = "") -> str:
+    """'≥ 0.90 [0.88, 0.92]', over workloads and seeds.
+
+    Args: pairs: of `ratios_by_seed`. name: of their ratio. of: ``held_``, where its bound and grid are those.
+    """
+    values = pairs.assign(value=np.log(pairs[name].astype(float)), grid_sd=pairs[f"{of}grid_sd"])
+    return sign(overall_bound(pairs[f"{of}bound"])) + with_interval(over_workloads(values))

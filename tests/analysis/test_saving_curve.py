@@ -363,6 +363,8 @@ def rows(ratio, low, high, at_least=0):
             rows([0.9, 1.0, 1.0, 1.1], [0.8, 0.9, 0.9, 1.05], [1.1, 1.1, 1.1, 1.2]),
             "a saving is shown at none of 4 levels, the tightest is a loss",
         ),
+        (rows([0.9] * 4, [0.8] * 4, [1.1] * 4).head(1), "no saving is shown at the only level (undecided)"),
+        (rows([0.9] * 4, [0.8] * 4, [0.95] * 4).head(1), "a saving is shown at the only level"),
     ],
 )
 def test_up_to_which_level_a_saving_is_shown(table, text):

@@ -65,9 +65,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
 
 
 def test_groups_of_equal_horizon_lie_within_a_factor_of_their_shortest():
-    part = pd.DataFrame({"horizon_fraction": [0.01, 0.0129, 0.0131, 0.017, 0.04], "setting": range(5)})
-    groups = [list(group["horizon_fraction"]) for group in snapshots._groups(part)]
-    assert groups == [[0.01, 0.0129], [0.0131, 0.017], [0.04]]
+    assert snapshots.equal_horizons(pd.Series([0.01, 0.0129, 0.0131, 0.017, 0.04])) == [0, 0, 1, 1, 2]
 
 
 def test_the_rarest_snapshots_against_the_most_frequent_at_one_horizon(make_run, average):
