@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 
 from analysis.presentation.table_format import Column, Shown, aligned, table
 from analysis.run_folder import records
-from analysis.run_folder.study import AVERAGING, TRAINING, Study, counted, read
+from analysis.run_folder.study import AVERAGING, TRAINING, Study, counted, read, versions
 from analysis.statistics import device_hours, generalization, verdicts
 from analysis.statistics.pairs import ratios, ratios_by_seed
 from analysis.statistics.steps_to_target import steps_to_target
@@ -34,12 +35,10 @@ class Comparison:
 
     differences: what, A's, B's, in targets, versions, devices, where it matters to the numbers first ·
     settings: one row a shared setting: workload, schedule, scheme, num_pairs, num_exact, num_missed (of B),
-    num_missed_a, bound (of the ratio, see
-    `savings.ratios`), steps_ratio, hours_ratio, final_difference: each with _low and _high · steps, metric:
-    ``fewer``, ``more``, ``undecided`` (a bound on the wrong side), ``better``, ``worse`` or ``none``, None without an
-    interval ·
-    only_a, only_b: workload, schedule, scheme, seeds · num_identical: shared cells whose records have the same
-    steps and metrics to the last bit.
+    num_missed_a, bound (of the ratio, see `pairs.ratios`), steps_ratio, hours_ratio, final_difference: each with _low
+    and _high · steps, metric: ``fewer``, ``more``, ``undecided`` (a bound on the wrong side), ``better``, ``worse`` or
+    ``none``, None without an interval · only_a, only_b: workload, schedule, scheme, seeds · num_identical: shared cells
+    whose records have the same steps and metrics to the last bit.
     """
 
     a: str
@@ -76,13 +75,12 @@ class Comparison:
 
 
 def compare(a: str | Path, b: str | Path) -> Comparison:
-    """Reads two run folders and compares them: see `of_studies`. Raises: analysis.run_folder.records.BadRun."""
-    return of_studies(_original_names(read(a), a), _original_names(read(b), b), str(a), str(b))
+    """steps_ratio = geometric mean over seeds of steps-to-target(B) / steps-to-target(A), of settings both have.
 
-
-def of_studies(a: Study, b: Study, name_a: str = "A", name_b: str = "B") -> Comparison:
-    """steps_ratio = geometric mean over seeds of steps-to-target(B) / steps-to-target(A), of settings both have."""
-    cells_a, cells_b = (_keyed(study, prefix) for study, prefix in ((a, "a:"), (b, "b:")))
+    Raises: analysis.run_folder.records.BadRun.
+    """
+    studies = [(run, read(run), prefix) for run, prefix in ((a, "a:"), (b, "b:"))]
+    cells_a, cells_b = (_keyed(run, study.cells, prefix) for run, study, prefix in studies)
     twins = cells_b.merge(cells_a[["key", "cell_id"]], on="key", suffixes=("", "_a"))
     numbers = {key: number for number, key in enumerate(sorted(set(twins["setting_key"])))}
     twins = twins.assign(setting=twins["setting_key"].map(numbers).astype("int64"), training=0)
@@ -90,25 +88,28 @@ def of_studies(a: Study, b: Study, name_a: str = "A", name_b: str = "B") -> Comp
     pairs = twins.assign(versus="same schedule", baseline_cell_id=twins["cell_id_a"])
     pairs = pairs[["versus", "workload", "training", "setting", "seed", "cell_id", "baseline_cell_id"]]
     both = pd.concat([cells_a, cells_b], ignore_index=True)
-    targets = _targets(cells_a, cells_b)
-    both = both.assign(training=0, setting=both["setting_key"].map(numbers), target=both["workload"].map(targets))
+    targets = both.groupby("workload")["target"].transform("first")  # A's, B's where A has none
+    both = both.assign(training=0, setting=both["setting_key"].map(numbers), target=targets.astype(float))
     both = both[both["setting"].notna()].astype({"setting": "int64"})
-    rows = pd.concat([_prefixed(a.records, "a:"), _prefixed(b.records, "b:")], ignore_index=True, join="inner")
+    rows = pd.concat([_prefixed(of.records, prefix) for _, of, prefix in studies], ignore_index=True, join="inner")
     rows = rows[rows["cell_id"].isin(both["cell_id"])].reset_index(drop=True)
     only = _only(cells_a, set(cells_b["key"])), _only(cells_b, set(cells_a["key"]))
-    around, settings = _differences(a, b, cells_a, cells_b), _settings(both, rows, pairs, twins)
-    return Comparison(name_a, name_b, around, settings, *only, len(twins), _identical(rows, pairs))
+    around = [_around(study, cells) for (_, study, _), cells in zip(studies, (cells_a, cells_b), strict=True)]
+    shared = set(cells_a["workload"]) & set(cells_b["workload"])
+    differ = [
+        (what, *(side.get(what) or "–" for side in around))
+        for what in dict.fromkeys(name for side in around for name in side)
+        if around[0].get(what) != around[1].get(what)
+        and (not what.startswith("target") or what.split(" of ")[1] in shared)
+    ]
+    differences, settings = pd.DataFrame(differ, columns=["what", "A", "B"]), _settings(both, rows, pairs, twins)
+    return Comparison(str(a), str(b), differences, settings, *only, len(twins), _identical(rows, pairs))
 
 
-def _original_names(study: Study, run: str | Path) -> Study:
-    """Workload names without the preset that `read` adds where a study has several."""
+def _keyed(run: str | Path, cells: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    # Workload names without the preset that `read` adds where a study has several.
     names = records.load_cells(run).set_index("cell_id")["workload"]
-    cells = study.cells.assign(workload=study.cells["cell_id"].map(names))
-    return Study(study.plan, cells, study.records, study.trials)
-
-
-def _keyed(study: Study, prefix: str) -> pd.DataFrame:
-    cells = study.cells.copy()
+    cells = cells.assign(workload=cells["cell_id"].map(names))
     rows = cells[[*TRAINING, *AVERAGING]].to_dict("records")
     cells["setting_key"] = [" ".join(f"{name}={_same(value)}" for name, value in row.items()) for row in rows]
     cells["key"] = cells["setting_key"] + " seed=" + cells["seed"].astype(str)
@@ -127,12 +128,6 @@ def _prefixed(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
     return table.assign(cell_id=prefix + table["cell_id"], trajectory_id=prefix + table["trajectory_id"])
 
 
-def _targets(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, float]:
-    """A's target of each workload, B's where A has none."""
-    known = pd.concat([a, b])[["workload", "target"]].dropna()
-    return {str(name): float(value) for name, value in known.groupby("workload")["target"].first().items()}
-
-
 def _settings(cells: pd.DataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, twins: pd.DataFrame) -> pd.DataFrame:
     names = twins.drop_duplicates("setting")[["setting", "workload", "training_label", "scheme_label"]]
     names = names.sort_values("setting", kind="stable").set_axis(["setting", "workload", "schedule", "scheme"], axis=1)
@@ -140,13 +135,10 @@ def _settings(cells: pd.DataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, twin
     hours = device_hours.hours_to_target(cells, rows, steps)
     over_seeds = ratios(ratios_by_seed(pairs, steps, hours))
     over_seeds = over_seeds.rename(columns=lambda name: name.replace("geometric_mean", "steps_ratio"))
-    ends = ("", "_low", "_high")
+    over_seeds["num_missed"] = over_seeds["num_at_least"] + over_seeds["num_both_missed"]
+    over_seeds["num_missed_a"] = over_seeds["num_at_most"] + over_seeds["num_both_missed"]
+    counts, ends = ["num_pairs", "num_exact", "num_missed", "num_missed_a", "bound"], ("", "_low", "_high")
     keep = [f"{name}{end}" for name in ("steps_ratio", "hours_ratio") for end in ends]
-    over_seeds = over_seeds.assign(
-        num_missed=over_seeds["num_at_least"] + over_seeds["num_both_missed"],
-        num_missed_a=over_seeds["num_at_most"] + over_seeds["num_both_missed"],
-    )
-    counts = ["num_pairs", "num_exact", "num_missed", "num_missed_a", "bound"]
     found = names.merge(over_seeds[["setting", *counts, *keep]], "left", on="setting")
     general = generalization.generalization(generalization.metrics_by_cell(cells, rows), pairs)
     keep = [f"final_difference{end}" for end in ends]
@@ -183,54 +175,22 @@ def _only(cells: pd.DataFrame, others: set[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["workload", "schedule", "scheme", "seeds", "num_cells"])
 
 
-def _differences(a: Study, b: Study, cells_a: pd.DataFrame, cells_b: pd.DataFrame) -> pd.DataFrame:
-    """What is not the same around two runs, one row each: what, A's, B's; targets first."""
-    sides = [
-        [
-            *_target_facts(study, cells),
-            *_version_facts(study),
-            *_device_facts(study, cells),
-            ("cells unfinished", str(int((cells["state"] == "unfinished").sum()))),
-            ("fuse", str(study.plan.get("fuse", True))),
-        ]
-        for study, cells in ((a, cells_a), (b, cells_b))
-    ]
-    first, second = dict(sides[0]), dict(sides[1])
-    both = set(cells_a["workload"]) & set(cells_b["workload"])
-    rows = [
-        (what, first.get(what) or "–", second.get(what) or "–")
-        for what in dict.fromkeys([*first, *second])
-        if first.get(what) != second.get(what) and (not what.startswith("target") or what.split(" of ")[1] in both)
-    ]
-    return pd.DataFrame(rows, columns=["what", "A", "B"])
-
-
-def _target_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
-    facts = []
-    targets = study.plan.get("targets") or {}
+def _around(study: Study, cells: pd.DataFrame) -> dict[str, str]:
+    """What stands around a run, targets first; package versions as planned with where nothing has been trained."""
+    found, planned = {}, study.plan.get("targets") or {}
     for workload, part in cells.groupby("workload", sort=True):
         values = sorted(set(part["target"].dropna()))
-        facts.append((f"target of {workload}", ", ".join(f"{value:.8g}" for value in values) or "none"))
-        if of := targets.get(str(workload)):
-            facts.append((f"target rule of {workload}", str(of.get("rule"))))
-            facts.append((f"target seeds of {workload}", ", ".join(map(str, of.get("seeds") or []))))
-    return facts
-
-
-def _version_facts(study: Study) -> list[tuple[str, str]]:
-    """Package versions as trained with; as planned with where nothing has been trained."""
-    seen: dict[str, set[str]] = {}
-    trained = [json.loads(text) for text in sorted(set(study.trials["versions"].dropna()))]
-    for versions in trained or [study.plan.get("versions") or {}]:
-        for package, version in versions.items():
-            seen.setdefault(package, set()).add(str(version))
-    return [(f"version of {package}", " / ".join(sorted(seen[package]))) for package in sorted(seen)]
-
-
-def _device_facts(study: Study, cells: pd.DataFrame) -> list[tuple[str, str]]:
-    facts = {"device": study.trials["device_name"], "host": study.trials["host"], "kind of device": cells["device"]}
-    facts |= {"devices a trial": cells["num_devices"], "processes a trial": cells["processes"]}
-    return [(what, " / ".join(map(_plain, sorted(set(column.dropna()))))) for what, column in facts.items()]
+        found[f"target of {workload}"] = ", ".join(f"{value:.8g}" for value in values) or "none"
+        if of := planned.get(str(workload)):
+            found[f"target rule of {workload}"] = str(of.get("rule"))
+            found[f"target seeds of {workload}"] = ", ".join(map(str, of.get("seeds") or []))
+    seen = versions(study.trials) or {name: [str(one)] for name, one in (study.plan.get("versions") or {}).items()}
+    found |= {f"version of {package}": " / ".join(seen[package]) for package in sorted(seen)}
+    columns = {"device": study.trials["device_name"], "host": study.trials["host"], "kind of device": cells["device"]}
+    columns |= {"devices a trial": cells["num_devices"], "processes a trial": cells["processes"]}
+    found |= {what: " / ".join(map(_plain, sorted(set(of.dropna())))) for what, of in columns.items()}
+    unfinished = int((cells["state"] == "unfinished").sum())
+    return found | {"cells unfinished": str(unfinished), "fuse": str(study.plan.get("fuse", True))}
 
 
 def _plain(value: Any) -> str:
@@ -240,7 +200,8 @@ def _plain(value: Any) -> str:
 def _verdict(settings: pd.DataFrame) -> str:
     """How many settings are on which side."""
     said = []
-    for column, what, kinds in (("steps", "steps-to-target", ("fewer", "more")), ("metric", "final metric", _SIDES)):
+    columns = (("steps", "steps-to-target", ("fewer", "more")), ("metric", "final metric", ("better", "worse")))
+    for column, what, kinds in columns:
         count = Counter(settings[column].dropna())
         sides = ", ".join(f"{kind} in {count[kind]}" for kind in kinds)
         rest = count.total() - sum(count[kind] for kind in kinds)
@@ -250,21 +211,14 @@ def _verdict(settings: pd.DataFrame) -> str:
     return f"{counted(len(settings), 'setting')} in both: {'; '.join(said)}."
 
 
-_SIDES = ("better", "worse")
-_COLUMNS = {
-    "workload": Column("workload"),
-    "schedule": Column("schedule"),
-    "scheme": Column("scheme"),
-    "num_pairs": Column("seeds"),
-    "steps_ratio": Column("steps B/A", ".3f"),
-    "num_missed": Column(
-        "missed B (A)",
-        lambda row: "–" if pd.isna(row["num_missed"]) else f"{row['num_missed']:.0f} ({row['num_missed_a']:.0f})",
-    ),
-    "steps": Column("steps"),
-    "final_difference": Column("final metric B−A", "+.3g", ""),
-    "metric": Column("metric"),
-}
+def _missed(row: Mapping[Any, Any]) -> str:
+    return "–" if pd.isna(row["num_missed"]) else f"{row['num_missed']:.0f} ({row['num_missed_a']:.0f})"
+
+
+_COLUMNS = {name: Column(name) for name in ("workload", "schedule", "scheme")}
+_COLUMNS |= {"num_pairs": Column("seeds"), "steps_ratio": Column("steps B/A", ".3f")}
+_COLUMNS |= {"num_missed": Column("missed B (A)", _missed), "steps": Column("steps")}
+_COLUMNS |= {"final_difference": Column("final metric B−A", "+.3g", ""), "metric": Column("metric")}
 
 
 def _by_schedule(only: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,17 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.run_folder.study import Study
-from analysis.statistics import device_hours, generalization, verdicts
-from analysis.statistics.pairs import (
-    CHOSEN_HORIZON,
-    chosen_settings,
-    pair,
-    ratios,
-    ratios_by_seed,
-    reference_training,
-    score,
-)
+from analysis.run_folder.study import Study, training_axes
+from analysis.statistics import device_hours, generalization, survival, verdicts
+from analysis.statistics import pairs as paired
 from analysis.statistics.resampling import of_row
 from analysis.statistics.steps_to_target import median_curves, steps_to_target
 
@@ -55,17 +48,17 @@ class Core:
     def primary(self) -> tuple[str, float]:
         """The pre-specified scheme and horizon, as a share of the step budget."""
         named = self.study.plan.get("primary") or {}
-        return str(named.get("scheme", "ema")), float(named.get("horizon", CHOSEN_HORIZON))
+        return str(named.get("scheme", "ema")), float(named.get("horizon", paired.CHOSEN_HORIZON))
 
     @cached_property
     def reference(self) -> dict[str, int]:
         """workload -> the training that the headline figures show."""
-        return reference_training(self.cells, self.baselines)
+        return paired.reference_training(self.cells, self.baselines)
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
         """The pre-specified setting of each workload and scheme, on the reference training."""
-        return chosen_settings(self.cells, self.reference, self.primary[1])
+        return paired.chosen_settings(self.cells, self.reference, self.primary[1])
 
     @cached_property
     def horizons(self) -> pd.DataFrame:
@@ -81,6 +74,16 @@ class Core:
     def medians(self) -> pd.DataFrame:
         """The median learning curve of each setting."""
         return median_curves(self.cells, self.records)
+
+    @cached_property
+    def restricted_means(self) -> pd.DataFrame:
+        """RMST, one row a setting."""
+        return survival.restricted_means(self.cells, self.steps)
+
+    @cached_property
+    def training_axes(self) -> pd.DataFrame:
+        """Where each training stands among those of its workload."""
+        return training_axes(self.cells)
 
     @cached_property
     def settings(self) -> pd.DataFrame:
@@ -121,12 +124,11 @@ def core(study: Study, run: Path | None = None) -> Core:
     """Steps-to-target, pairs, ratios and metrics."""
     cells, records = study.cells, study.records
     steps = steps_to_target(cells, records)
-    scores = score(cells, records, steps)
-    pairs = pair(cells, scores)
-    hours = device_hours.hours_to_target(cells, records, steps)
-    by_seed = ratios_by_seed(pairs, steps, hours)
     by_cell = generalization.metrics_by_cell(cells, records)
-    return Core(study, steps, hours, scores, pairs, by_seed, ratios(by_seed), by_cell, run)
+    scores, hours = paired.score(cells, by_cell, steps), device_hours.hours_to_target(cells, records, steps)
+    pairs = paired.pair(cells, scores)
+    by_seed = paired.ratios_by_seed(pairs, steps, hours)
+    return Core(study, steps, hours, scores, pairs, by_seed, paired.ratios(by_seed), by_cell, run)
 
 
 # Equal in all cells of a setting.
@@ -161,15 +163,13 @@ def settings(cells: pd.DataFrame, steps: pd.DataFrame, ratios: pd.DataFrame, gen
         num_censored=("missed", "sum"),
     )
     known = table["steps_to_target"] == table.pop("at_least")  # whatever the runs that go on will say
-    table["steps_to_target"] = table["steps_to_target"].where(known)
-    least = table.pop("least")
-    table["steps_to_target"] = table["steps_to_target"].mask(2 * table["num_censored"] > table["num_seeds"], least)
+    most_missed = 2 * table["num_censored"] > table["num_seeds"]
+    table["steps_to_target"] = table["steps_to_target"].where(known).mask(most_missed, table.pop("least"))
     same = ratios[ratios["versus"] == "same schedule"]
     same = same.rename(columns={f"geometric_mean{end}": f"ratio{end}" for end in ("", "_low", "_high")})
-    found = [
-        verdicts.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]) for row in same.to_dict("records")
-    ]
-    same["verdict"] = pd.Series([one.word for one in found], same.index, dtype="str").where(same["bound"] != "none")
+    rows = same.to_dict("records")
+    found = [verdicts.verdict(of_row(row, "ratio"), row["num_pairs"], bound=row["bound"]).word for row in rows]
+    same["verdict"] = pd.Series(found, same.index, dtype="str").where(same["bound"] != "none")
     table = table.merge(same[["setting", "ratio", "ratio_low", "ratio_high", "bound", "verdict"]], "left", on="setting")
     if "best_metric" in general:
         keep = ["setting", "best_metric", "final_metric", "effect"]
@@ -185,19 +185,26 @@ def horizon_map(ratios: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     first among equals), lower bounds apart · flat: its interval covers that best ratio; NaN where it has none.
     """
     columns = ["setting", "scheme", "scheme_label", "horizon_fraction", "horizon_steps", "every_steps"]
-    same = ratios[ratios["versus"] == "same schedule"]
+    names = {"geometric_mean": "ratio", "geometric_mean_low": "low", "geometric_mean_high": "high"}
+    same = ratios[ratios["versus"] == "same schedule"].rename(columns=names)
     table = same.merge(cells.drop_duplicates("setting")[columns], on="setting", how="left")
-    table = table[table["horizon_fraction"].notna()].rename(
-        columns={"geometric_mean": "ratio", "geometric_mean_low": "low", "geometric_mean_high": "high"}
-    )
+    table = table[table["horizon_fraction"].notna()]
+    keys = ["workload", "training", "scheme"]
     candidate = table["ratio"].where(~table["bound"].isin(["at least", "mixed", "none"]))
-    group = [table[name] for name in ("workload", "training", "scheme")]
-    smallest = candidate.groupby(group).transform("min")
+    smallest = candidate.groupby([table[name] for name in keys]).transform("min")
     flat = ((table["low"] <= smallest) & (smallest <= table["high"])).astype("boolean")
     table["best"] = candidate.notna() & (candidate == smallest)
-    table["best"] &= table.groupby(["workload", "training", "scheme", "best"]).cumcount() == 0
+    table["best"] &= table.groupby([*keys, "best"]).cumcount() == 0
     table["flat"] = flat.where(table["low"].notna() & smallest.notna())
-    keep = ["workload", "training", "scheme", "setting", "scheme_label", "horizon_fraction", "horizon_steps"]
-    keep += ["every_steps", "ratio", "low", "high", "median", "num_pairs", "bound", "best", "flat"]
-    order = ["workload", "training", "scheme", "horizon_fraction", "setting"]
-    return table.sort_values(order, kind="stable")[keep].reset_index(drop=True)
+    keep = [*keys, "setting", *columns[2:], "ratio", "low", "high", "median", "num_pairs", "bound", "best", "flat"]
+    return table.sort_values([*keys, "horizon_fraction", "setting"], kind="stable")[keep].reset_index(drop=True)
+
+
+def flat_run(flat: Sequence[bool], place: int) -> tuple[int, int]:
+    """Where the run of neighbours that are flat begins and ends around a place, itself flat or not."""
+    low = high = place
+    while low > 0 and flat[low - 1]:
+        low -= 1
+    while high < len(flat) - 1 and flat[high + 1]:
+        high += 1
+    return low, high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.core import Core
-from analysis.run_folder.study import Study, counted
+from analysis.run_folder.study import Study, counted, versions
 from analysis.statistics.resampling import RULE as INTERVALS
 from analysis.statistics.resampling import small_sample_factor
 from analysis.statistics.steps_to_target import HELD
@@ -24,16 +23,11 @@ CROSSING = (
 )
 
 
-def imported(study: Study) -> bool:
-    """Whether the runs are another benchmark's, read from its logs."""
-    return "imported" in study.plan
-
-
 def notices(core: Core) -> Iterator[str]:
     """What is unfinished, failed, diverged, without target, or rests on few seeds."""
     study, cells = core.study, core.cells
     waiting = cells[cells["state"] == "unfinished"]
-    if imported(study):
+    if "imported" in study.plan:
         yield from study.plan.get("notes", [])  # what the import noticed; nothing there is still to come
         return
     if len(waiting):
@@ -67,7 +61,7 @@ def notices(core: Core) -> Iterator[str]:
 def facts(study: Study) -> list[tuple[str, str]]:
     """The run in a few numbers."""
     cells = study.cells
-    if imported(study):
+    if "imported" in study.plan:
         numbers = [("workload", cells["workload"].nunique()), ("study", cells["seed"].nunique()), ("trial", len(cells))]
     else:
         numbers = [("workload", cells["workload"].nunique()), ("cell", len(cells))]
@@ -76,15 +70,13 @@ def facts(study: Study) -> list[tuple[str, str]]:
     return [(noun, number) for number, noun in told]
 
 
-def methods(
-    core: Core, sections: Sequence[ModuleType], frames: Mapping[str, pd.DataFrame] | None = None
-) -> list[tuple[str, str]]:
+def methods(core: Core, sections: Sequence[ModuleType], frames: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
     """Heading -> text, of what is shown. Args: frames: tables; a rule of one without rows is left out."""
     study = core.study
     told = [("Targets", " ".join(_targets(study)))]
-    if not imported(study):
+    if "imported" not in study.plan:
         told += [("Steps-to-target", CROSSING), ("Intervals", INTERVALS)]
-    told += [(section.TITLE, _rule(section.RULE, frames or {})) for section in sections]
+    told += [(section.TITLE, _rule(section.RULE, frames)) for section in sections]
     return [*(one for one in told if one[1]), ("Where it ran", " ".join(_provenance(study)))]
 
 
@@ -108,20 +100,16 @@ def _targets(study: Study) -> Iterator[str]:
 
 def _provenance(study: Study) -> Iterator[str]:
     trials = study.trials
-    if imported(study):
+    if "imported" in study.plan:
         yield f"Read from the logs of {study.plan['imported']}; nothing was trained here."
     if len(trials):
         hosts, devices = (_list(sorted(set(trials[name].dropna()))) for name in ("host", "device_name"))
         number = _list([f"{one:g}" for one in sorted(set(trials["num_devices"].dropna()))])
         where = f" on {hosts}" if hosts else ""
         yield f"{counted(len(trials), 'attempt')}{where}; {devices}; devices a trial: {number}."
-        seen: dict[str, set[str]] = {}
-        for text in sorted(set(trials["versions"].dropna())):
-            for package, version in json.loads(text).items():
-                seen.setdefault(package, set()).add(str(version))
-        if seen:
-            yield "Versions: " + ", ".join(f"{name} {'/'.join(sorted(seen[name]))}" for name in sorted(seen)) + "."
-    if not imported(study):
+        if seen := versions(trials):
+            yield "Versions: " + ", ".join(f"{name} {'/'.join(every)}" for name, every in seen.items()) + "."
+    if "imported" not in study.plan:
         fused = "one trial a trajectory" if study.plan.get("fuse", True) else "one trial a cell"
         yield f"Planned {study.plan.get('created', 'at an unknown time')}, {fused}."
 

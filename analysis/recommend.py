@@ -43,7 +43,7 @@ class Recommendation:
     by_workload: tuple[Choice, ...]
     snapshots: tuple[Snapshots, ...]
     basis: tuple[str, ...]
-    rule: str = RULE
+    rule: str
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN is None."""
@@ -53,8 +53,8 @@ class Recommendation:
         """For a terminal: the answer first."""
         parts = [self.study, "", *self.answer]
         if self.snapshots:
-            rows = [_steps_row(one) for one in self.snapshots]
-            table = Table("", "", ["workload", "steps", "horizon", "every", "LAWA k", "EMA γ"], rows, 0)
+            columns = ["workload", "steps", "horizon", "every", "LAWA k", "EMA γ"]
+            table = Table("", "", columns, [_steps_row(one) for one in self.snapshots], 0)
             parts += ["", f"{self.overall.setting} in steps, as LAWA or as EMA of equal centre of mass", aligned(table)]
         if self.overall.setting and len(self.by_workload) > 1:
             columns = ["workload", "verdict", "selected", "ratio", "expected", "flat region", "missed (baseline)"]
@@ -87,19 +87,14 @@ def of_core(core: Core, every: float | None = None, frames: Mapping[str, pd.Data
     alone = [selection.choose(pairs[pairs["workload"] == name], name) for name in names]
     overall = selection.choose(pairs, selection.EVERYWHERE) if len(names) > 1 else alone[0]
     primary, plan = selection.pre_specified(core, pairs), core.study.plan
-    logs = sections.named("submissions") if "imported" in plan else None
-    answer = _answer(core, overall, primary) if logs is None else _of_logs(core, frames)
+    if "imported" in plan:
+        logs, profiles = sections.named("submissions"), sections.named("profiles")
+        answer, rule = sections.call(logs.answer, frames or sections.frames(core, [logs, profiles])), logs.RULE
+    else:
+        answer, rule = _answer(core, overall, primary), RULE
     steps = tuple(selection.snapshots(overall, pairs, every))
     name, question, basis = str(plan.get("study", "study")), plan.get("question"), tuple(_basis(core, overall))
-    rule = RULE if logs is None else logs.RULE
     return Recommendation(name, question, tuple(answer), overall, primary, tuple(alone), steps, basis, rule)
-
-
-def _of_logs(core: Core, frames: Mapping[str, pd.DataFrame] | None) -> list[str]:
-    """Whose submission has the highest score, and how it does against the baseline."""
-    own = [sections.named(name) for name in ("submissions", "profiles")]
-    told: list[str] = sections.call(own[0].answer, frames or sections.frames(core, own))
-    return told
 
 
 def _answer(core: Core, overall: Choice, primary: Choice) -> Iterator[str]:
@@ -110,16 +105,17 @@ def _answer(core: Core, overall: Choice, primary: Choice) -> Iterator[str]:
         yield _selected(core, overall)
         yield _pre_specified(core, primary)
         if asked == "horizon" and overall.flat is not None:
-            yield _flatness(overall)
+            low, high = map(percent, overall.flat)
+            alone = f"No other horizon of its scheme has an interval that covers {overall.ratio.value:.2f}."
+            yield alone if low == high else f"Horizons from {low} to {high} cannot be told from it by their intervals."
     else:
         yield why
         if primary.setting and not np.isnan(primary.ratio.value):
             yield _pre_specified(core, primary)
         if len(core.records):
             yield from _closest(core)
-    final = _final(core) if asked == "final_metric" or core.cells["target"].isna().all() else None
-    if final:
-        yield final
+    if asked == "final_metric" or core.cells["target"].isna().all():
+        yield from _final(core)
 
 
 def _selected(core: Core, one: Choice) -> str:
@@ -162,14 +158,7 @@ def _saving(ratio: Interval) -> str:
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]".replace("-", "−")
 
 
-def _flatness(one: Choice) -> str:
-    low, high = (percent(end) for end in one.flat or (0.0, 0.0))
-    if low == high:
-        return f"No other horizon of its scheme has an interval that covers {one.ratio.value:.2f}."
-    return f"Horizons from {low} to {high} cannot be told from it by their intervals."
-
-
-def _final(core: Core) -> str | None:
+def _final(core: Core) -> Iterator[str]:
     """What the pre-specified setting changes at the end of training, over workloads."""
     near = core.chosen[core.chosen["near"]]
     mine = near[near["scheme"] == core.primary[0]]
@@ -177,15 +166,13 @@ def _final(core: Core) -> str | None:
     higher = core.cells.groupby("workload")["higher_is_better"].first().astype(bool)
     pairs = final_changes(core.by_cell, core.cells, mine, higher.to_dict())
     found = over_workloads(pairs)
-    if np.isnan(found.value):
-        return None
-    verdict = verdicts.verdict(found, num_units(pairs))
-    where = counted(pairs["workload"].nunique(), "workload")
-    return (
-        f"At the end of training {mine['scheme_label'].mode()[0]} changes the metric by a factor of "
-        f"{with_interval(found, '.4f')} over {where} (below 1 is better): "
-        f"{words.told(verdict, 0, _kind(pairs), above='an effect')}."
-    )
+    if not np.isnan(found.value):
+        verdict = words.told(verdicts.verdict(found, num_units(pairs)), 0, _kind(pairs), above="an effect")
+        yield (
+            f"At the end of training {mine['scheme_label'].mode()[0]} changes the metric by a factor of "
+            f"{with_interval(found, '.4f')} over {counted(pairs['workload'].nunique(), 'workload')} (below 1 is "
+            f"better): {verdict}."
+        )
 
 
 def _number(one: Choice, interval: Interval) -> str:
@@ -238,19 +225,17 @@ def _why_not(core: Core, one: Choice) -> str | None:
 def _closest(core: Core) -> Iterator[str]:
     """Where no run of a workload has met its target: how near the best one came."""
     cells = core.cells.merge(core.steps[["cell_id", "status"]], on="cell_id")
-    best = core.by_cell.set_index("cell_id")["best_metric"]
+    cells["best"] = cells["cell_id"].map(core.by_cell.set_index("cell_id")["best_metric"]).astype(float)
     for workload, part in cells.groupby("workload", sort=True):
         if (part["status"] == "met").any():
             continue
-        values = part["cell_id"].map(best).astype(float)
-        known, first = values[np.isfinite(values)], part.iloc[0]
+        known, first = part[np.isfinite(part["best"])], part.iloc[0]
         text = f"No run has met the target of {workload}, {first['metric_name']} {first['target']:.5g}"
         if known.empty:
             yield f"{text}: none has a finite value."
             continue
-        place = known.argmax() if first["higher_is_better"] else known.argmin()
-        row = part.loc[known.index].iloc[int(place)]
-        yield f"{text}: the closest came to {best[row['cell_id']]:.5g} ({row['scheme_label']}, seed {row['seed']})."
+        row = known.loc[known["best"].idxmax() if first["higher_is_better"] else known["best"].idxmin()]
+        yield f"{text}: the closest came to {row['best']:.5g} ({row['scheme_label']}, seed {row['seed']})."
 
 
 def _row(one: Choice) -> list[str]:

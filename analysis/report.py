@@ -1,5 +1,7 @@
 """A run folder -> tables/*.{csv,tex}, figures/*.{svg,png,pdf} and one self-contained report.html a study.
 
+Of several studies report.html leads to each, with its question and answer, and says what all cost.
+
 The same run folder gives the same bytes, but for PDFs: nothing here reads a clock, and names and orders are fixed.
 """
 
@@ -13,14 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import methods, recommend, report_index, sections
+from analysis import methods, recommend, sections
 from analysis.core import Core, core
 from analysis.presentation import figure_files, latex, page, table_format
 from analysis.presentation.chart import look
 from analysis.run_folder import output
-from analysis.run_folder.run_files import BadRun
+from analysis.run_folder.records import load_trials
+from analysis.run_folder.run_files import NAME, BadRun, wandb_links
 from analysis.run_folder.study import Study, read_each
+from analysis.statistics import device_hours
 from analysis.statistics.algoperf_score import read_evaluations
+
+Link = tuple[str, str]  # what it says, and where it leads: from a study's report to another page
 
 
 class Report:
@@ -44,8 +50,7 @@ class Report:
         """What a section's functions may name."""
         core = self.core
         shown = look(core.settings, core.chosen, core.horizons, core.reference)
-        more = {"study": core.study, "look": shown, "unit": core.unit, "primary": core.primary}
-        return self.frames | more
+        return self.frames | {"study": core.study, "look": shown, "unit": core.unit, "primary": core.primary}
 
     def words(self, section: ModuleType) -> list[str]:
         """What a section says."""
@@ -64,13 +69,10 @@ class Report:
 
     def tables(self, section: ModuleType) -> list[table_format.Table]:
         """The tables that a section shows, as text; empty ones are left out."""
+        every = [(shown, self.frames.get(shown.frame, pd.DataFrame())) for shown in getattr(section, "SHOWN", ())]
+        every = [(shown, shown.rows(frame) if shown.rows and len(frame) else frame) for shown, frame in every]
         own = getattr(section, "COLUMNS", {})
-        found = []
-        for shown in getattr(section, "SHOWN", ()):
-            frame = self.frames.get(shown.frame, pd.DataFrame())
-            frame = frame if shown.rows is None or frame.empty else shown.rows(frame)
-            found += [table_format.table(frame, shown, own)] if len(frame) else []
-        return found
+        return [table_format.table(frame, shown, own) for shown, frame in every if len(frame)]
 
     @cached_property
     def answer(self) -> list[str]:
@@ -111,22 +113,61 @@ def write(run: str | Path, reports: Sequence[Report] | None = None) -> Path:
     """
     run = Path(run)
     reports = of_run(run) if reports is None else reports
+    page_of_all = run / "report.html"
     if len(reports) == 1:
-        _write(reports[0], run, report_index.on_wandb(run, reports[0].core.study))
-        return run / "report.html"
-    studies = [report.core.study for report in reports]
-    folders = [report_index.folder(run, study) for study in studies]  # all names before the first page
+        _write(reports[0], run, on_wandb(run, reports[0].core.study))
+        return page_of_all
+    folders = [_folder(run, report.name) for report in reports]  # all names before the first page
     for place, (report, folder) in enumerate(zip(reports, folders, strict=True)):
-        links = [*report_index.links(studies, place), *report_index.on_wandb(run, report.core.study)]
-        _write(report, folder, links)
+        links = [(f"all {len(reports)} studies", "../../report.html")]
+        links += [(f"← {one.name}", f"../{one.name}/report.html") for one in reports[max(0, place - 1) : place]]
+        links += [(f"{one.name} →", f"../{one.name}/report.html") for one in reports[place + 1 : place + 2]]
+        _write(report, folder, [*links, *on_wandb(run, report.core.study)])
     for folder in (run / "tables", run / "figures"):  # what it got while it held one study
         _empty(folder)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return report_index.write(run, studies, [report.answer for report in reports])
+    output.write(page_of_all, _index(run, reports))
+    return page_of_all
 
 
-def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()) -> None:
+def _folder(run: Path, study: str) -> Path:
+    """Where a study's own report, tables and figures lie. Raises: BadRun for a name that would lie elsewhere."""
+    if not NAME.fullmatch(study):
+        raise BadRun(f"{run}: a study called {study!r} cannot name a folder")
+    made = run / "reports" / study
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def on_wandb(run: Path, study: Study) -> list[Link]:
+    """To the study's runs on W&B, where they were published there."""
+    link = wandb_links(run).get(str(study.plan.get("study")))
+    return [] if link is None else [("runs on W&B", link)]
+
+
+def _index(run: Path, reports: Sequence[Report]) -> str:
+    """The page that leads to each study's."""
+    studies = [report.core.study for report in reports]
+    cells = pd.concat([study.cells for study in studies]).drop_duplicates("cell_id")
+    rows = [
+        _counted(study.cells, study.trials)
+        | {"study": report.name, "question": study.plan.get("question"), "answer": report.answer}
+        | {"link": f"reports/{report.name}/report.html", "shared": f"{len(study.shared):,}"}
+        | {"unfinished": int((study.cells["state"] == "unfinished").sum())}
+        for report, study in zip(reports, studies, strict=True)
+    ]
+    total, unit = _counted(cells, load_trials(run)), device_hours.unit(cells)
+    return page.render("index_template.html", studies=rows, total=total, unit=unit)
+
+
+def _counted(cells: pd.DataFrame, trials: pd.DataFrame) -> dict[str, Any]:
+    trainings = cells["trajectory"].fillna(cells["trajectory_id"]).nunique()
+    hours = f"{device_hours.paid(trials):.3g}"
+    return {"cells": f"{len(cells):,}", "trajectories": f"{trainings:,}", "hours": hours}
+
+
+def _write(report: Report, folder: Path, links: Sequence[Link]) -> None:
     """The tables, figures and page of one study."""
     tables, figures = folder / "tables", folder / "figures"
     texts = {table.name: latex.table(table) for section in report.sections for table in report.tables(section)}
@@ -142,7 +183,7 @@ def _write(report: Report, folder: Path, links: Sequence[report_index.Link] = ()
     for name, text in texts.items():
         output.write(tables / f"{name}.tex", text)
     heights = {name: figure_files.write(chart, figures, name) for name, chart in report.charts.items()}
-    output.write(folder / "report.html", render(report, heights, links))
+    output.write(folder / "report.html", _page(report, heights, links))
 
 
 WRITTEN = ".written"  # in tables/ and figures/: what the last report put there, which the next one takes away
@@ -157,26 +198,21 @@ def _empty(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def render(report: Report, heights: Mapping[str, int], links: Sequence[report_index.Link] = ()) -> str:
-    """The page; every string from the run folder is escaped.
-
-    Args: heights: pixels that a chart will take, by its section's name. links: to other reports of the folder.
-    """
+def _page(report: Report, heights: Mapping[str, int], links: Sequence[Link]) -> str:
+    """The page; every string from the run folder is escaped. heights: pixels that a chart will take, by its section."""
     shown = [_shown(report, section) for section in report.sections]
     shown = [one for one in shown if one["name"] in report.charts or one["sentences"] or one["tables"]]
     names = {section["name"] for section in shown}
-    plan = report.core.study.plan
+    of_shown = [one for one in report.sections if sections.name(one) in names]
     return page.report(
         report.charts,
         study=report.name,
-        question=plan.get("question"),
+        question=report.core.study.plan.get("question"),
         answer=report.answer,
         notices=list(methods.notices(report.core)),
         facts=methods.facts(report.core.study),
         sections=shown,
-        methods=methods.methods(
-            report.core, [one for one in report.sections if sections.name(one) in names], report.frames
-        ),
+        methods=methods.methods(report.core, of_shown, report.frames),
         heights=heights,
         links=links,
     )

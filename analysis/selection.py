@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.core import Core
+from analysis.core import Core, flat_run
 from analysis.run_folder.study import SCHEME_NAMES, percent
 from analysis.statistics import verdicts
 from analysis.statistics.pairs import num_units, over_workloads, overall_bound
@@ -75,7 +75,7 @@ def pairs_of(core: Core) -> pd.DataFrame:
     named = named[[*axes, "training_label"]].rename(columns={"training_label": "schedule"})
     options = named[_OPTIONS].astype("object").where(named[_OPTIONS].notna(), "–")
     varying = [name for name in _OPTIONS if options.groupby(named["scheme"])[name].nunique().gt(1).any()]
-    family = named["scheme"].map(SCHEME_NAMES).fillna(named["scheme"])
+    family = named["scheme"].map(SCHEME_NAMES)
     shares = [percent(float(share)) for share in named["horizon_fraction"]]
     tail = named["schedule"].map(lambda label: f", {label}") if named["schedule"].nunique() > 1 else ""
     for name in varying:
@@ -94,31 +94,26 @@ def choose(every: pd.DataFrame, where: str) -> Choice:
     if pick is None:
         return Choice(where, "no ratio", num_settings=num_settings, **_count(pairs))
     mine = pairs[pairs["name"] == pick]
-    found = _measured(every, mine, where)
     expected, corrected = _held_out(pairs), _corrected(mine, num_settings)
-    seen = [verdicts.verdict(one, num_units(mine), bound=found.bound) for one in (expected, corrected)]
+    bound, units = overall_bound(mine["bound"]), num_units(mine)
+    seen = [verdicts.verdict(one, units, bound=bound) for one in (expected, corrected)]
     word = seen[0] if seen[0].word == seen[1].word else next(one for one in seen if one.word == verdicts.UNDECIDED)
     if word.word == verdicts.SHOWN and max(expected.high, corrected.high) > 1:
         word = verdicts.Verdict(verdicts.SHOWN)  # slower is shown
-    return replace(
-        found, verdict=word.word, needed=word.needed, num_settings=num_settings, corrected=corrected,
-        expected=expected, flat=_flat(pairs, pick),
-    )  # fmt: skip
+    found = _measured(every, mine, where, word)
+    return replace(found, num_settings=num_settings, corrected=corrected, expected=expected, flat=_flat(pairs, pick))
 
 
-def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str) -> Choice:
+def _measured(every: pd.DataFrame, mine: pd.DataFrame, where: str, word: verdicts.Verdict) -> Choice:
     """One setting, against the best baseline and against its own schedule's."""
     first = mine.iloc[0]
     own = every[(every["versus"] == "same schedule") & every["setting"].isin(mine["setting"])]
     decays = mine["lr_decay"].dropna().astype(float)
-    ratio, bound = over_workloads(mine), overall_bound(mine["bound"])
-    word = verdicts.verdict(ratio, num_units(mine), bound=bound)
-    verdict = "no ratio" if np.isnan(ratio.value) else word.word
     return Choice(
-        where, verdict, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
+        where, word.word, word.needed, str(first["name"]), str(first["schedule"]), str(first["scheme"]),
         float(mine["horizon_fraction"].median()), (float(decays.min()), float(decays.max())) if len(decays) else None,
-        num_settings=1, ratio=ratio, bound=bound, own=over_workloads(own), own_bound=overall_bound(own["bound"]),
-        **_count(mine),
+        num_settings=1, ratio=over_workloads(mine), bound=overall_bound(mine["bound"]), own=over_workloads(own),
+        own_bound=overall_bound(own["bound"]), **_count(mine),
     )  # fmt: skip
 
 
@@ -126,27 +121,22 @@ def pre_specified(core: Core, pairs: pd.DataFrame) -> Choice:
     """The setting that the study names as primary, on the reference schedule of each workload; the verdict is on its
     ratio to that schedule's last iterate.
     """
-    mine = core.chosen[core.chosen["near"] & (core.chosen["scheme"] == core.primary[0])]
-    rows = pairs[pairs["setting"].isin(mine["setting"])]
-    if not (rows["versus"] == "best baseline").any():
+    chosen = core.chosen[core.chosen["near"] & (core.chosen["scheme"] == core.primary[0])]
+    rows = pairs[pairs["setting"].isin(chosen["setting"])]
+    mine, own = (rows[rows["versus"] == versus] for versus in ("best baseline", "same schedule"))
+    if mine.empty:
         return Choice(EVERYWHERE, "no ratio")
-    found = _measured(pairs, rows[rows["versus"] == "best baseline"], EVERYWHERE)
-    own = rows[rows["versus"] == "same schedule"]
-    word = verdicts.verdict(found.own, num_units(own) if len(own) else 0, bound=found.own_bound)
-    return replace(found, verdict=word.word, needed=word.needed)
-
-
-def _allowed(pairs: pd.DataFrame) -> pd.Series:
-    """The mean log ratio of settings that may be selected: see RULE."""
-    by = pairs.groupby(["name", "workload"])["value"].mean().unstack()
-    count = pairs["bound"].groupby(pairs["name"]).value_counts().unstack(fill_value=0)
-    count = count.reindex(columns=["at least", "at most"], fill_value=0)  # one side misses
-    means: pd.Series = by.dropna().mean(axis=1)
-    return means[means.index.isin(count.index[count["at least"] <= count["at most"]])]
+    word = verdicts.verdict(over_workloads(own), num_units(own), bound=overall_bound(own["bound"]))
+    return _measured(pairs, mine, EVERYWHERE, word)
 
 
 def _pick(pairs: pd.DataFrame) -> str | None:
-    means = _allowed(pairs)
+    """The setting with the smallest mean log ratio of those that may be selected: see RULE."""
+    by = pairs.groupby(["name", "workload"])["value"].mean().unstack()
+    count = pairs["bound"].groupby(pairs["name"]).value_counts().unstack(fill_value=0)
+    count = count.reindex(columns=["at least", "at most"], fill_value=0)  # one side misses
+    means = by.dropna().mean(axis=1)
+    means = means[means.index.isin(count.index[count["at least"] <= count["at most"]])]
     return str(means.idxmin()) if len(means) else None
 
 
@@ -164,15 +154,12 @@ def _held_out(pairs: pd.DataFrame) -> Interval:
     return over_workloads(rows)
 
 
-def _degrees(pairs: pd.DataFrame) -> int:
-    seeds = pairs[pairs["value"].notna()].groupby("workload")["seed"].nunique()
-    return len(seeds) - 1 if len(seeds) >= FEWEST else int((seeds - 1).sum())
-
-
 def _corrected(pairs: pd.DataFrame, settings: int) -> Interval:
     """For all settings: what seeds say is stretched as Student's t is, what the evaluation grid leaves as a normal."""
-    whole, seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
-    one, other = for_all(seeds, settings, _degrees(pairs)), for_all(whole, settings, 10**6)
+    whole, of_seeds = over_workloads(pairs), over_workloads(pairs.drop(columns="grid_sd"))
+    seeds = pairs[pairs["value"].notna()].groupby("workload")["seed"].nunique()
+    degrees = len(seeds) - 1 if len(seeds) >= FEWEST else int((seeds - 1).sum())
+    one, other = for_all(of_seeds, settings, degrees), for_all(whole, settings, 10**6)
     return Interval(whole.value, float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
 
 
@@ -185,22 +172,18 @@ def _flat(pairs: pd.DataFrame, pick: str) -> tuple[float, float] | None:
     for name, part in family.groupby("name"):
         one = over_workloads(part)
         found.append((float(part["horizon_fraction"].median()), name == pick, bool(one.low <= value <= one.high)))
-    found.sort()
-    place = next(i for i, one in enumerate(found) if one[1])
-    low = high = place
-    while low > 0 and found[low - 1][2]:
-        low -= 1
-    while high < len(found) - 1 and found[high + 1][2]:
-        high += 1
-    return (found[low][0], found[high][0]) if len(found) > 1 else None
+    horizons, picked, flat = zip(*sorted(found), strict=True)
+    low, high = flat_run(flat, picked.index(True))
+    return (horizons[low], horizons[high]) if len(found) > 1 else None
 
 
 def _count(pairs: pd.DataFrame) -> dict[str, Any]:
-    kinds = pairs["bound"].value_counts()
-    both = int(kinds.get("both missed", 0))
-    missed, baseline_missed = (int(kinds.get(one, 0)) + both for one in ("at least", "at most"))
+    def of(*kinds: str) -> int:
+        return int(pairs["bound"].isin(kinds).sum())
+
+    missed, baseline_missed = of("at least", "both missed"), of("at most", "both missed")
     counts = {"num_pairs": len(pairs), "missed": missed, "baseline_missed": baseline_missed}
-    return counts | {"both_missed": both, "pending": int(kinds.get("pending", 0))}
+    return counts | {"both_missed": of("both missed"), "pending": of("pending")}
 
 
 def snapshots(overall: Choice, pairs: pd.DataFrame, every: float | None) -> Iterator[Snapshots]:

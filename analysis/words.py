@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from analysis.run_folder.study import percent
-from analysis.statistics.pairs import sign
-from analysis.statistics.resampling import of_row, with_interval
 from analysis.statistics.verdicts import EXCLUDED, MARGIN, MOST, SHOWN, UNDECIDED, Verdict
 
 _EXCLUDED = f"a change of over {percent(MARGIN)} is excluded"
@@ -17,9 +14,7 @@ def needed(found: Verdict, what: str = "seeds") -> str:
     """'about 12 seeds would decide'; empty where it is decided."""
     if found.word != UNDECIDED:
         return ""
-    if found.needed is None:
-        return "there is no interval"
-    return f"{_about(found.needed)} {what} would decide"
+    return "there is no interval" if found.needed is None else f"{_about(found.needed)} {what} would decide"
 
 
 def _about(number: int) -> str:
@@ -69,6 +64,11 @@ def chance(by_luck: float) -> str:
     return f"by luck {100 * by_luck:.2g} times in 100" if by_luck >= 1e-3 else "by luck less than once in 1,000"
 
 
-def ratio(row: Any, name: str = "ratio", form: str = ".2f") -> str:
-    """'≥ 0.90 [0.88, 0.92]', from a row's columns name, name_low, name_high and bound."""
-    return sign(row.get("bound")) + with_interval(of_row(row, name), form)
+def listed(names: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def first(parts: Sequence[str], most: int, between: str = "; ", rest: str = " and {} more") -> str:
+    """'a; b and 3 more': at most so many, and how many are left."""
+    return between.join(parts[:most]) + (rest.format(len(parts) - most) if len(parts) > most else "")

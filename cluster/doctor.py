@@ -10,12 +10,8 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.checks import Check
-from cluster.folder import folder_checks
-from cluster.place import place
+from cluster.place import Check, folder_checks, place
 from cluster.ray_folder import NoFolder, ray_folder
-
-__all__ = ["Check", "examine", "render"]
 
 RAY_TIMEOUT_S = 120.0
 _START_RAY = """
@@ -91,8 +87,7 @@ def reachable(address: str) -> Check:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
-        remedy = "is the head up, and the port open or forwarded?"
-        return Check("cluster", False, f"{address}: {error}", remedy)
+        return Check("cluster", False, f"{address}: {error}", "is the head up, and the port open or forwarded?")
     return Check("cluster", True, f"{address} takes connections")
 
 

@@ -43,11 +43,10 @@ def submit(
 ) -> int:
     """Run `wa run STUDY... --out OUT --address auto` on the cluster at `address` as a Ray Job.
 
-    `address`: `http://HEAD:8265` (or https) of the dashboard, or `ray://HEAD:10001`. `out` is a path on the
-    cluster; a relative one lies in the home folder of the cluster's user, since the job's own folder is
-    temporary. Every node must see it. Uploads the studies and, if given, the code under `working_dir`. Neither
-    the W&B key nor Ray's token travels: the key belongs in the cluster's environment, the token in the
-    headers that Ray itself sends.
+    `address`: `http://HEAD:8265` (or https) of the dashboard, or `ray://HEAD:10001`. `out` is a path on the cluster; a
+    relative one lies in the home folder of the cluster's user, since the job's own folder is temporary. Every node must
+    see it. Uploads the studies and, if given, the code under `working_dir`. Neither the W&B key nor Ray's token
+    travels: the key belongs in the cluster's environment, the token in the headers that Ray itself sends.
 
     Returns the exit code: 0 the job succeeded (or, without `wait`, was accepted); 2 the command on the
     cluster refused its input; 1 anything else. Raises SubmitError, one line, when it cannot be submitted.
@@ -119,10 +118,9 @@ def connect(address: str) -> Any:
 def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str], address: str) -> str:
     from ray.exceptions import AuthenticationError
 
+    environment = {"working_dir": str(staging)}
     try:
-        return str(
-            client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(staging)}, metadata=metadata)
-        )
+        return str(client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata))
     except AuthenticationError as error:
         raise SubmitError(_refused(address)) from error
     except (RuntimeError, OSError) as error:
@@ -132,10 +130,14 @@ def _send(client: Any, entrypoint: str, staging: Path, metadata: dict[str, str],
 def _follow(client: Any, job: str, address: str, echo: Echo) -> int:
     try:
         asyncio.run(_print_logs(client, job, address, echo))
-        return _outcome(client, job, echo)
+        info = client.get_job_info(job)
     except KeyboardInterrupt:
         echo(f"no longer following; the job goes on. `ray job logs -f {job}`, `ray job stop {job}`")
         return 1
+    code = 0 if info.status == "SUCCEEDED" else 2 if info.driver_exit_code == 2 else 1
+    reason = f": {' '.join((info.message or '').split())[:300]}" if code else ""
+    echo(f"job {job} {info.status.lower()}{reason}")
+    return code
 
 
 async def _print_logs(client: Any, job: str, address: str, echo: Echo) -> None:
@@ -165,14 +167,6 @@ async def _print_logs(client: Any, job: str, address: str, echo: Echo) -> None:
                     f"job {job} may go on, and submitting again continues its folder"
                 ) from error
         await asyncio.sleep(POLL_S)
-
-
-def _outcome(client: Any, job: str, echo: Echo) -> int:
-    info = client.get_job_info(job)
-    code = 0 if info.status == "SUCCEEDED" else 2 if info.driver_exit_code == 2 else 1
-    reason = f": {' '.join((info.message or '').split())[:300]}" if code else ""
-    echo(f"job {job} {info.status.lower()}{reason}")
-    return code
 
 
 @contextmanager

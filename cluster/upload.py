@@ -130,14 +130,15 @@ def _code(source: Path) -> Iterator[Path]:
                 )
             if path.is_symlink() and path.is_dir():
                 raise SubmitError(f"{path}: a link to a folder; put the folder itself there, or take the link away")
-            if _is_hidden(path.resolve().relative_to(top)):
+            if any(part.startswith(".") for part in path.resolve().relative_to(top).parts):
                 raise SubmitError(f"{path}: a link to {path.resolve()}, which is hidden and stays here")
             if path.is_file():  # neither a socket nor a device
                 yield path
 
 
 def _refuse_key(path: Path) -> None:
-    named = any(_names_a_key(name) for name in (path.name, path.resolve().name))  # of a link, both
+    names = (path.name.lower(), path.resolve().name.lower())  # of a link, both
+    named = any(_matches(name, KEYS) and not _matches(name, PUBLIC) for name in names)
     with open(path, "rb") as stream:
         holds = BEGINS.search(stream.read(HEAD_BYTES)) is not None
     if named or holds:
@@ -147,15 +148,10 @@ def _refuse_key(path: Path) -> None:
         )
 
 
-def _names_a_key(name: str) -> bool:
-    name = name.lower()
-    return any(fnmatch(name, each) for each in KEYS) and not any(fnmatch(name, each) for each in PUBLIC)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _travels(folder: Path) -> bool:
     hidden = folder.name.startswith(".") or folder.name in SKIPPED_FOLDERS
     return not hidden and not (folder / "pyvenv.cfg").exists()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

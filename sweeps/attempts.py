@@ -6,6 +6,8 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +33,7 @@ class Attempt:
 
     @classmethod
     def begin(cls, folder: Path, trajectory_id: str, device: str, num_devices: float) -> Attempt:
-        numbers = [int(path.stem.removeprefix("attempt-")) for path in folder.glob("attempt-[0-9]*.json")]
+        numbers = (int(path.stem.removeprefix("attempt-")) for path in folder.glob("attempt-[0-9]*.json"))
         number = max(numbers, default=-1) + 1
         row = {
             "trajectory_id": trajectory_id,
@@ -47,8 +49,7 @@ class Attempt:
         return attempt
 
     def write(self, status: str, **more: Any) -> None:
-        seconds = time.monotonic() - self.began
-        row = {**self.row, "ended": _now(), "seconds": seconds, "status": status, **more}
+        row = {**self.row, "ended": _now(), "seconds": time.monotonic() - self.began, "status": status, **more}
         write_atomic(self.path, json.dumps(row).encode())
 
     def end(self, status: str, error: BaseException | None = None, is_lasting: bool = False) -> None:
@@ -58,15 +59,13 @@ class Attempt:
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
     """The attempts at a trajectory, in their order. Raises: analysis.run_folder.records.BadRun."""
-    rows = [_read(path) for path in folder.glob("attempt-[0-9]*.json")]
-    return sorted(rows, key=lambda row: int(row["attempt"]))
+    return sorted(map(_read, folder.glob("attempt-[0-9]*.json")), key=lambda row: int(row["attempt"]))
 
 
 def _read(path: Path) -> dict[str, Any]:
     remedy = "remove it: its records and its checkpoint stay, the time it took is no longer counted"
     row = read_json(path, remedy)
-    kinds = {"attempt": int, "status": str, "seconds": int | float, "started": str}
-    for name, kind in kinds.items():
+    for name, kind in {"attempt": int, "status": str, "seconds": int | float, "started": str}.items():
         if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
             raise broken(path, f"{name!r} is {row.get(name)!r}", remedy)
     try:
@@ -95,19 +94,12 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
-class TrajectoryLog:
+@contextmanager
+def trajectory_log(path: Path) -> Iterator[logging.Logger]:
     """The trajectory's own log file as a logger that reaches no other handler."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> logging.Logger:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.logger = logging.Logger("trajectory")
-        self.logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
-        self.logger.addHandler(self.handler)
-        return self.logger
-
-    def __exit__(self, *_: object) -> None:
-        self.handler.close()
+    handler, logger = logging.FileHandler(path, encoding="utf-8"), logging.Logger("trajectory")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
+    logger.addHandler(handler)
+    with closing(handler):
+        yield logger

@@ -87,7 +87,7 @@ def validate(model: type[B], raw: Any, path: str = "", context: str | None = Non
 
 
 def _keys(raw: Any, location: tuple[int | str, ...]) -> Iterator[str]:
-    """The keys and indices of a location in the file; a scheme's tag, and the index of a lone value, are none."""
+    """The keys and indices of a location in the file; the index of a lone value is none."""
     for step in location:
         if isinstance(raw, list) and isinstance(step, int):
             yield f"[{step}]"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
 import click
@@ -113,15 +113,15 @@ def _units_or_multiple(below: int, units: str, own: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def one_of(*names: str) -> Callable[[Any], Any]:
+def one_of(names: Collection[str]) -> BeforeValidator:
     """A check that says which of the names was meant."""
 
     def check(value: Any) -> Any:
-        if value not in names or not isinstance(value, str):
+        if not isinstance(value, str) or value not in names:
             raise ValueError(f"got {shown(value)}{among(value, names)}")
         return value
 
-    return check
+    return BeforeValidator(check)
 
 
 Share = Annotated[int | float, _steps_or_share(1, lambda v: 0 < v <= 1, "(0, 1]")]
@@ -140,10 +140,6 @@ Seed = Annotated[int, _integer(0, 2**31 - 1)]
 Step = Annotated[int, _integer(0, what=" (steps)")]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-NAME_ALLOWED = (
-    "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), "
-    "in quotes where it reads as a number"
-)
 
 
 def _is_text(value: object) -> bool:
@@ -154,7 +150,8 @@ Name = Annotated[
     str,
     _checked(
         lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
-        f"{NAME_ALLOWED}, in quotes where it reads as a number",
+        "≤ 100 letters, digits, '.', '_' and '-' (it names the run folder and the W&B group), "
+        "in quotes where it reads as a number",
     ),
 ]
 Text = Annotated[str, _checked(_is_text, "a text of ≤ 1000 printable characters")]
@@ -168,7 +165,7 @@ def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps
     if steps:
         return ShareFromZero if low == 0 else Share
     if get_origin(kind) is Literal:
-        return Annotated[str, BeforeValidator(one_of(*get_args(kind)))]
+        return Annotated[str, one_of(get_args(kind))]
     if kind is float and (low, below) != (-math.inf, math.inf):
         allowed = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"≥ {low:g}"
         return Annotated[float, _number(lambda v: low <= v < below, allowed)]
@@ -230,9 +227,8 @@ class Block(BaseModel):
             if key in cls.renamed:
                 raise bad_key(key, f"is called `{cls.renamed[key]}` now; write `{cls.renamed[key]}: …`")
             if key not in cls.model_fields:
-                raise bad_key(
-                    shown(key)[1:-1], f"{cls.elsewhere.get(key, 'unknown key')}{among(key, cls.model_fields)}"
-                )
+                said = cls.elsewhere.get(key, "unknown key")
+                raise bad_key(shown(key)[1:-1], f"{said}{among(key, cls.model_fields)}")
             if value is None:
                 raise bad_key(key, "is empty; give a value or leave the key out")
         for key, field in cls.model_fields.items():
@@ -241,8 +237,8 @@ class Block(BaseModel):
         return raw
 
 
-Shape = Annotated[str, BeforeValidator(one_of(*get_args(schedules.Shape)))]
-Precision = Annotated[str, BeforeValidator(one_of("fp32", "bf16"))]
+Shape = Annotated[str, one_of(get_args(schedules.Shape))]
+Precision = Annotated[str, one_of(("fp32", "bf16"))]
 Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
 
 
@@ -266,15 +262,16 @@ def _backend(value: Any) -> Any:
     return value
 
 
+Compile = Annotated[bool | str, BeforeValidator(_backend)]
+
+
 class OwnTrainingBlock(Block):
     """How a step is computed: what a workload may say itself."""
 
     example = "precision: bf16"
     elsewhere = {"batch_size": "its attribute `batch_size` says it"}
     precision: Axis[Precision] = option("fp32", "of the forward pass: fp32 or bf16")
-    compile: Axis[Annotated[bool | str, BeforeValidator(_backend)]] = option(
-        False, "true, false or a backend of torch.compile"
-    )
+    compile: Axis[Compile] = option(False, "true, false or a backend of torch.compile")
     accumulate: Axis[Accumulate] = option(1, "micro-batches a step")
 
 
@@ -295,11 +292,14 @@ class EvaluateBlock(Block):
     test: Flag = option(False, "at the end on the test split too")
 
 
-GPU_SHARE = "from 0 to 1 (a fraction of one GPU) or a whole number of GPUs"
-
-
-def _is_gpu_share(number: float) -> bool:
-    return 0 <= number <= 1 or (number <= 1024 and number == int(number))
+Gpus = Annotated[
+    float,
+    _number(
+        lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
+        "from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
+    ),
+]
+Processes = Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")]
 
 
 class ResourcesBlock(Block):
@@ -307,10 +307,8 @@ class ResourcesBlock(Block):
 
     example = "cpu: 1, gpu: 0"
     cpu: Positive = option(1, "CPU cores of one trial")
-    gpu: Annotated[float, _number(_is_gpu_share, GPU_SHARE)] = option(0, "GPUs of one trial, or a fraction of one")
-    processes: Annotated[int | None, _integer(1, 1024, " (data-parallel processes of one trial)")] = option(
-        None, "data-parallel processes of one trial; left out: one a GPU"
-    )
+    gpu: Gpus = option(0, "GPUs of one trial, or a fraction of one")
+    processes: Processes | None = option(None, "data-parallel processes of one trial; left out: one a GPU")
 
     @model_validator(mode="after")
     def _a_device_each(self) -> ResourcesBlock:
@@ -328,12 +326,13 @@ class ResourcesBlock(Block):
         return self.processes or max(1, int(self.gpu))
 
 
+MODES = ("offline", "online", "disabled")
+
+
 class TrackingBlock(Block):
     """`tracking:`"""
 
     example = "wandb: offline, project: averaging"
-    wandb: Annotated[str, BeforeValidator(one_of("offline", "online", "disabled"))] = option(
-        "offline", "mode of W&B: offline, online or disabled"
-    )
+    wandb: Annotated[str, one_of(MODES)] = option("offline", "mode of W&B: offline, online or disabled")
     project: Name = option("averaging", "of W&B")
     entity: Name | None = option(None, "of W&B: a user or a team")

@@ -1,17 +1,17 @@
-"""The border of the command line: what the world gets wrong is one line with its path, a remedy and an exit code."""
+"""The border of the command line: its arguments, and what the world gets wrong as one line with a remedy."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sweeps.wording import one_line
+from sweeps.wording import closest_first, one_line
 
 MAX_LINE = 2000  # characters: it may quote deep paths, and ends with the remedy
 EXIT_INCOMPLETE, EXIT_BAD_INPUT = 1, 2
@@ -86,9 +86,6 @@ class LocalPath(click.Path):
 
     name = "path"
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         check_local(str(value), "path" if param is None else param.opts[-1])
         return super().convert(value, param, context)
@@ -110,7 +107,7 @@ class Group(click.Group):
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         for parameter in command.params:
             if type(parameter.type) is click.Path:
-                parameter.type = LocalPath()
+                parameter.type = LocalPath(path_type=Path)
         super().add_command(command, name)
 
     def invoke(self, context: click.Context) -> Any:
@@ -127,3 +124,62 @@ class Group(click.Group):
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
             raise as_told(error) from None
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+class Command(click.Command):
+    """A command whose --set takes several values: ``--set a=1 b=2`` is ``--set a=1 --set b=2``."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        spread: list[str] = []
+        for argument in arguments:
+            follows = len(spread) > 1 and spread[-2] == "--set"
+            if follows and "=" in argument and not argument.startswith("-"):
+                spread.append("--set")
+            spread.append(argument)
+        return super().parse_args(context, spread)
+
+
+sets_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override keys, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; several may follow.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+accept_changed_code_option = click.option(
+    "--accept-changed-code",
+    is_flag=True,
+    help="Go on though a workload's source or data is not what the folder was begun with.",
+)
+
+
+def folder_of(specs: Sequence[Any], out: str | None) -> str:
+    """The run folder that was asked for, else that of a single study. Raises: SpecError for several."""
+    from sweeps.blocks import SpecError
+
+    if out is None and len(specs) > 1:
+        raise SpecError("--out", "is required: the run folder that the studies share", "several studies")
+    return f"runs/{specs[0].study}" if out is None else out
+
+
+def study_file(name: str) -> Path:
+    """A study: a path, or one shipped with the package (``quickstart`` or ``sweeps/quickstart.yaml``)."""
+    from sweeps.blocks import SpecError
+
+    check_local(name, "FILE")
+    path = Path(name)
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:  # too long, not to be read, with a NUL
+        raise SpecError("", f"cannot be read: {getattr(error, 'strerror', None) or error}", name[:80]) from None
+    there = {file.stem: file for file in Path(__file__).parent.glob("*.yaml")}
+    if name in (path.stem, f"sweeps/{path.stem}.yaml") and path.stem in there:
+        return there[path.stem]
+    close, names = closest_first(path.stem, sorted(there))
+    asked = f" (did you mean {close}?)" if close else ""
+    raise SpecError("", f"no such file{asked}; shipped studies: {', '.join(names)}", name[:80])

@@ -56,8 +56,8 @@ def _averaging(scheme: Scheme | None, length: int, total: int) -> dict[str, Any]
     if scheme is None:
         return {"scheme": "none", "buffers": "live"}
     told = scheme_to_dict(scheme)
-    horizon = scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length)  # a tail's at its end
-    horizon = _significant(horizon)
+    # A tail's horizon at its end.
+    horizon = _significant(scheme.horizon if math.isfinite(scheme.horizon) else scheme.horizon_at(length))
     own = {COLUMN.get(key, key): value for key, value in told.items() if key not in OF_EVERY_SCHEME}
     return {
         "scheme": told["scheme"],
@@ -83,8 +83,5 @@ def _own_batch_size(workload: str, preset: str) -> int:
     return load(workload, preset).batch_size
 
 
-def _significant(value: float, digits: int = 6) -> float:
-    # .0100000001 and .01 are one point of a horizon axis.
-    if value == 0 or not math.isfinite(value):
-        return value
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
+def _significant(value: float) -> float:
+    return float(f"{value:.6g}")  # .0100000001 and .01 are one point of a horizon axis

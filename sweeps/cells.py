@@ -13,7 +13,7 @@ from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import Schedule, Shape
 from sweeps.spec import Spec
-from sweeps.study_model import AveragingBlock, class_of, optimizer_block
+from sweeps.study_model import AveragingBlock, optimizer_block
 from sweeps.wording import among, counted
 from wa import Scheme, Windowed
 from wa.options import instead, options
@@ -106,7 +106,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
 
 def _budget(whole: int | float, evaluate: EvaluateBlock, at: Placed, home: _Home) -> tuple[int, int]:
     """(steps of the budget, steps between evaluations)."""
-    total = whole if isinstance(whole, int) else max(1, round(whole * home.workload.step_budget))
+    total = to_steps(whole, home.workload.step_budget)
     every = to_steps(evaluate.every, total)
     if every > total:
         raise at.error("every", f"{_steps(every)}; allowed: at most the step budget, {_steps(total)}")
@@ -178,10 +178,8 @@ def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | N
 
 def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:
     """Examples a step; None where they are the workload's own: one training, one name."""
-    asked, own = placed.values.get("batch_size"), workload.batch_size
-    if asked is None:
-        return None
-    examples = asked if isinstance(asked, int) else max(1, round(asked * own))
+    own = workload.batch_size
+    examples = to_steps(placed.values.get("batch_size", own), own)
     if examples == own:
         return None
     try:
@@ -228,7 +226,7 @@ def _share_of_length(amount: int | float, length: int) -> int:
 def _scheme(placed: Placed, total: int, length: int) -> Scheme | None:
     """The average of a block, in steps."""
     block = cast(AveragingBlock, placed.block)
-    if (kind := class_of(block)) is None:
+    if (kind := block.scheme_type) is None:
         return None
     values = {key: value for key, value in placed.values.items() if key != "scheme"}
     for key, (_, option) in options(kind).items():

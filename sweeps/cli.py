@@ -9,18 +9,18 @@ from typing import Any
 
 import click
 
-from sweeps import terminal
-from sweeps.arguments import Command, accept_changed_code_option, json_option, one_folder, sets_option, study_file
-from sweeps.border import EXIT_INCOMPLETE, Group, begun, check_local
+from sweeps import border, terminal
 from sweeps.importers.command import import_
 from sweeps.wording import counted
 
+PATH = click.Path(path_type=Path)  # of this machine, by `border.Group`
+POSITIVE = click.FloatRange(0, min_open=True)
 SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
 
 
 @click.group(
-    cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    cls=border.Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="""\b
 A first study, from nothing to a report:
   wa plan sweeps/quickstart.yaml          what would run, and what it would cost
@@ -39,11 +39,11 @@ def main() -> None:
     """
 
 
-@main.command(cls=Command)
+@main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Compare with this run folder: plan what is not done.")
-@json_option
-@sets_option
+@click.option("--out", type=PATH, help="Compare with this run folder: plan what is not done.")
+@border.json_option
+@border.sets_option
 def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[str, ...]) -> None:
     """Show cells, trajectories, device-hours and memory of a study; launch nothing.
 
@@ -52,35 +52,26 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
     """
     from sweeps.plan_text import show
     from sweeps.run import as_json as todo_as_json
-    from sweeps.run import work
+    from sweeps.run import usable, work
     from sweeps.studies import load_specs
-    from sweeps.user_code import usable
 
-    specs, left_out = usable(load_specs(map(study_file, files), sets))
+    specs, left_out = usable(load_specs(map(border.study_file, files), sets))
     todo = work(specs, out)
     if as_json:
         _echo_json({**todo_as_json(specs, todo), "left_out": left_out})
     else:
         show(specs, todo, out, left_out, terminal.console())
     if left_out:
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
 
 
-@main.command(cls=Command)
+@main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<study>. Continued if it exists."
-)
+@click.option("--out", type=PATH, help="Run folder; default runs/<study>. Continued if it exists.")
 @click.option("--address", help="A running Ray cluster (auto, or ray://host:10001); default: this machine.")
-@click.option(
-    "--checkpoint-seconds",
-    default=10.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Least time between checkpoints.",
-)
-@accept_changed_code_option
-@sets_option
+@click.option("--checkpoint-seconds", default=10.0, type=click.FloatRange(0), help="Least time between checkpoints.")
+@border.accept_changed_code_option
+@border.sets_option
 def run(
     files: tuple[str, ...],
     out: Path | None,
@@ -98,10 +89,8 @@ def run(
     from sweeps.run import run_studies
     from sweeps.studies import load_specs
 
-    specs = load_specs(map(study_file, files), sets)
-    if out is None:
-        one_folder(specs)
-    out = out or Path("runs") / specs[0].study
+    specs = load_specs(map(border.study_file, files), sets)
+    out = Path(border.folder_of(specs, None if out is None else str(out)))
     console = terminal.console()
     complete = run_studies(
         *(specs, out, console, address, checkpoint_seconds),
@@ -112,7 +101,7 @@ def run(
         what = "the study is" if len(specs) == 1 else "the studies are"
         again = f"`wa run {' '.join(files)} --out {out}` continues {'it' if len(specs) == 1 else 'them'}"
         console.print(f"{what} incomplete; {again}", soft_wrap=True)
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
 
 
 def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
@@ -122,7 +111,7 @@ def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
     for one in made:
         if (table := one.summary(most=SHOWN_ROWS)).rows:
             console.print(terminal.table(table.columns, table.rows, title=one.name if len(made) > 1 else None))
-    with begun():
+    with border.begun():
         written = reports.write(run, made)
     for one in made:
         console.print("\n".join([*([one.name] if len(made) > 1 else []), *one.answer]), soft_wrap=True)
@@ -130,7 +119,7 @@ def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--baseline", help="Of imported logs: the submission that the others are measured against.")
 def report(run: Path, baseline: str | None) -> None:
     """Write tables, figures and report.html of a run folder again, from its records alone.
@@ -144,10 +133,10 @@ def report(run: Path, baseline: str | None) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--every",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     help="Give LAWA's k and EMA's decay at this snapshot interval: steps, or below 1 a share of the step budget.",
 )
 @click.option("--study", help="Of a folder that holds several: this one alone; default: each in turn.")
@@ -164,8 +153,8 @@ def recommend(run: Path, every: float | None, study: str | None, as_json: bool) 
 
 
 @main.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for a program.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
@@ -179,18 +168,12 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--once", is_flag=True, help="Draw it once and return.")
-@json_option
+@border.json_option
+@click.option("--every", default=2.0, type=POSITIVE, help="Seconds between looks.")
 @click.option(
-    "--every", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds between looks."
-)
-@click.option(
-    "--wait",
-    default=600.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds to wait for a folder that is not there yet.",
+    "--wait", default=600.0, type=click.FloatRange(0), help="Seconds to wait for a folder that is not there yet."
 )
 def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> None:
     """Watch a run folder, running or finished, from any machine that sees it; only reads.
@@ -209,8 +192,8 @@ def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> No
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File; default RUN/wandb/workspace.json.")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="File; default RUN/wandb/workspace.json.")
 @click.option("--push", is_flag=True, help="Save it on W&B, with a report; needs WANDB_API_KEY.")
 def dashboard(run: Path, out: Path | None, push: bool) -> None:
     """Write the W&B workspace of a run folder as JSON: its panels, filters and groups, from its plan and cells.
@@ -233,12 +216,12 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
         workspace, report = made.push(run)
     except made.PushFailed as error:
         click.echo(f"wa: {error}; the workspace is in {path}", err=True)
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
     console.print(f"workspace: {workspace}\nreport: {report}", soft_wrap=True)
 
 
 @main.command()
-@json_option
+@border.json_option
 def workloads(as_json: bool) -> None:
     """List the workloads: budget, metric, target and where the target comes from."""
     from sweeps import keys
@@ -275,33 +258,31 @@ _list_keys("schemes", "the averaging schemes: the keys of each")
 
 @main.command("check-workload")
 @click.argument("name")
-@click.option("--preset", default="mini", show_default=True)
-@click.option("--steps", default=24, show_default=True, type=click.IntRange(8), help="Steps of the trial runs.")
+@click.option("--preset", default="mini")
+@click.option("--steps", default=24, type=click.IntRange(8), help="Steps of the trial runs.")
 def check_workload(name: str, preset: str, steps: int) -> None:
     """Check that a workload keeps the protocol's promises: deterministic, resumable, safe to fuse.
 
     NAME is a shipped workload, or your own as 'pkg.mod:Name'. Trains a few short trajectories in a temporary folder.
     """
+    from sweeps import pace
     from sweeps.conformance import check
 
     failed = 0
     for one in check(name, preset, steps):
         failed += not one.ok
         click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}{': ' + one.detail if one.detail else ''}")
-    if not failed:
-        from sweeps import pace
-
-        click.echo(f"pace  {pace.said(name, preset)}")
     if failed:
         click.echo(f"{counted(failed, 'check')} failed (workloads/protocol.py says what is promised)")
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
+    click.echo(f"pace  {pace.said(name, preset)}")
 
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="WORKLOAD...")
 @click.option("--all", "every", is_flag=True, help="Every shipped workload.")
-@click.option("--preset", default="mini", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/calibrate"), show_default=True)
+@click.option("--preset", default="mini")
+@click.option("--out", type=PATH, default=Path("runs/calibrate"))
 @click.option("--address", help="A running Ray cluster; default: this machine.")
 def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, address: str | None) -> None:
     """Set targets by rule: train held-out seeds, write targets.yaml beside the workload's file.
@@ -310,27 +291,25 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
     length 0.75. A study may not use those seeds.
     """
     from analysis.run_folder.records import load
-    from sweeps import calibrate as rule
     from sweeps.blocks import SpecError
     from sweeps.run import run_studies
     from sweeps.spec import parse_spec
-    from sweeps.targets import write_target
+    from sweeps.targets import calibrated, calibration_study, write_target
     from workloads.protocol import families
 
     chosen = families() if every else list(names)
     if not chosen:
-        raise SpecError(
-            "WORKLOAD", f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all", "calibrate"
-        )
-    spec = parse_spec(rule.study(chosen, preset), "calibrate")
+        said = f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all"
+        raise SpecError("WORKLOAD", said, "calibrate")
+    spec = parse_spec(calibration_study(chosen, preset), "calibrate")
     console = terminal.console()
     complete = run_studies([spec], out, console, address, calibrating=True)
     if not complete:
         console.print(f"calibration is incomplete; the same command continues it in {out}")
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
     records = load(out)
     records = records[records["workload"].isin(chosen) & (records["preset"] == preset)]
-    for workload, target in rule.targets(records, preset, rule.SEEDS).items():
+    for workload, target in calibrated(records, preset).items():
         path = write_target(workload, target)
         console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
 
@@ -338,14 +317,14 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
 main.add_command(import_)
 
 
-@main.command(cls=Command)
+@main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
 @click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
-@click.option("--working-dir", type=click.Path(path_type=Path), help="Folder with your own workloads, sent along.")
+@click.option("--working-dir", type=PATH, help="Folder with your own workloads, sent along.")
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
-@accept_changed_code_option
-@sets_option
+@border.accept_changed_code_option
+@border.sets_option
 def submit(
     files: tuple[str, ...],
     address: str,
@@ -362,17 +341,15 @@ def submit(
     from cluster.submit import submit as submit_job
     from sweeps.studies import load_specs
 
-    paths = [study_file(file) for file in files]
+    paths = [border.study_file(file) for file in files]
     specs = load_specs(paths, sets)
     if out is not None:
-        check_local(out, "--out")
-    else:
-        one_folder(specs)
+        border.check_local(out, "--out")
     sys.exit(
         submit_job(
             paths,
             address,
-            out=out or f"runs/{specs[0].study}",
+            out=border.folder_of(specs, out),
             overrides=sets,
             working_dir=working_dir,
             wait=not no_wait,
@@ -383,7 +360,7 @@ def submit(
 
 
 @main.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=PATH)
 @click.option("--address", help="Also check that this Ray cluster answers.")
 @click.option("--start-ray", is_flag=True, help="Also start a Ray here, and stop it again.")
 def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
@@ -393,7 +370,7 @@ def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     checks = examine(run, address, start_ray=start_ray)
     click.echo(render(checks))
     if any(check.ok is False for check in checks):
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(border.EXIT_INCOMPLETE)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sweeps import import_order, retries
+from sweeps import failures, import_order, retries
 from wa.buffers import STATISTICS, statistics_modules
 
 PATIENCE = timedelta(minutes=30)  # of a rank that waits for another: an evaluation may be long
@@ -143,8 +143,7 @@ def _wait_until_ready(followers: Sequence[subprocess.Popen[bytes]], rendezvous: 
 
 
 def _last_line(folder: Path, rank: int) -> str:
-    lines = (folder / f"log-rank{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return (failures.tail(folder / f"log-rank{rank}") or ["it said nothing"])[-1].strip()
 
 
 def _raise_for_rank(followers: Sequence[subprocess.Popen[bytes]], folder: Path, error: Exception) -> None:

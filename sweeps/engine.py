@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import signal
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -87,7 +86,7 @@ class Engine:
         answered = threading.Event()
 
         def ask() -> None:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 ray.nodes()
                 answered.set()
 
@@ -134,11 +133,9 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._stop.wait(PULSE_SECONDS):
-            try:
+            with suppress(Exception):  # whatever Ray raises, it is no answer
                 self.room = self.ask()
-            except Exception:  # whatever Ray raises, it is no answer
-                continue
-            self.answers += 1
+                self.answers += 1
 
 
 def _ended(code: int) -> str:
@@ -157,13 +154,12 @@ def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = Non
     Raises: NoRoom when not even one trial fits, Ray does not start, or nothing answers at `address`.
     """
     with _local() if address is None else _joined(address) as started:
-        where = "this machine" if address is None else address
         nodes = ray.nodes()
         slots = _total_slots(nodes, cpu, gpu)
         if slots == 0:
             raise NoRoom(_too_small(nodes, cpu, gpu))
         pulse = Pulse(lambda: _total_slots(ray.nodes(), cpu, gpu) > 0, started)
-        made = Engine(slots, cpu, gpu, processes, where, pulse)
+        made = Engine(slots, cpu, gpu, processes, address or "this machine", pulse)
         pulse.start()
         try:
             yield made
@@ -290,10 +286,8 @@ def end_leftovers(folder: Path) -> None:
     deadline = time.monotonic() + CLOSE_SECONDS
     while (left := processes_of(folder)) and time.monotonic() < deadline:
         for pid in left:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.05)
 
 
@@ -302,23 +296,18 @@ def processes_of(folder: Path) -> list[int]:
     mark = f"{MARK}={folder}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        if int(entry.name) == os.getpid():
-            continue
-        try:
-            if mark in (entry / "environ").read_bytes().split(b"\0") or _holds(entry / "fd", folder):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            is_left = mark in (entry / "environ").read_bytes().split(b"\0") or _holds(entry / "fd", folder)
+            if is_left and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
-        except OSError:  # another user's, or gone meanwhile
-            continue
     return found
 
 
 def _holds(descriptors: Path, folder: Path) -> bool:
     for link in descriptors.iterdir():
-        try:
+        with suppress(FileNotFoundError):  # closed meanwhile
             if os.readlink(link).startswith(f"{folder}/"):
                 return True
-        except FileNotFoundError:  # closed meanwhile
-            continue
     return False
 
 
@@ -334,8 +323,6 @@ def _leave(code: int) -> None:
     """End this process where Ray's own exit would wait for what has died."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            continue
     os._exit(code)

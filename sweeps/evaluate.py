@@ -68,6 +68,13 @@ class Sums:
         return Summary(*workload.summarize(totals))
 
 
+def evaluate(workload: Workload, model: nn.Module, batches: Iterable[Batch]) -> Summary:
+    """One model on one split, in this process alone."""
+    sums = Sums()
+    sums.add(workload, model, batches)
+    return sums.summary(workload)
+
+
 @dataclass
 class _Turn:
     """A cell on its way through a split. statistics: recomputed for it in its first turn."""
@@ -82,11 +89,9 @@ class _Turn:
 class Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
-    def __init__(
-        self, trajectory: Trajectory, workload: Workload, team: Team, device: str, recorder: Recorder | None
-    ) -> None:
-        self.trajectory, self.workload, self.team = trajectory, workload, team
-        self.device, self.recorder = device, recorder
+    def __init__(self, trajectory: Trajectory, passes: Passes, state: State, recorder: Recorder | None) -> None:
+        self.trajectory, self.passes, self.state, self.recorder = trajectory, passes, state, recorder
+        self.workload, self.team, self.device = passes.workload, passes.team, passes.device
         self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
         self.loaders: dict[str, Iterable[Batch]] = {}  # split -> what can be gone through anew
 
@@ -94,30 +99,30 @@ class Evaluator:
         every = self.trajectory.cells[0].evaluate_every_steps
         return min((step // every + 1) * every, self.trajectory.length_steps)
 
-    def evaluate(self, state: State, passes: Passes, trained: Stretch) -> None:
+    def evaluate(self, trained: Stretch) -> None:
         """Record this step's evaluations; what an earlier attempt recorded is taken from the file, clocks too."""
+        state = self.state
         for cell in self.trajectory.cells:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
         rows = []
-        for cell, summary, seconds in self._evaluate(state, passes, self.trajectory.cells, "validation"):
+        for cell, summary, seconds in self._evaluate(self.trajectory.cells, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
         tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
-            for cell, summary, seconds in self._evaluate(state, passes, tested, "test"):
+            for cell, summary, seconds in self._evaluate(tested, "test"):
                 rows.append(_row(state, cell, "test", summary, seconds, trained))
         if self.recorder:
             self.recorder.append(rows)
 
-    def _evaluate(
-        self, state: State, passes: Passes, cells: Sequence[Cell], split: str
-    ) -> list[tuple[Cell, Summary, float]]:
+    def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
 
         Seconds: swapping weights in, forward passes, and an equal share of making the batches. Each cell draws from
         the random streams as the training left them, whatever its company and however the batches are shared out.
         """
+        passes, state = self.passes, self.state
         is_missing = self.team.decide([(cell.cell_id, state.step, split) not in self.on_file for cell in cells])
         existing = {None, *state.bank}  # an absent average has no record, and never the last iterate's under its name
         due = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so and cell.scheme in existing]
@@ -126,13 +131,13 @@ class Evaluator:
         with random_streams.kept():
             streams = random_streams.read(self.device != "cpu")
             turns = [_Turn(cell, streams) for cell in due]
-            for share, seconds in self._shares(split, passes.clock):
+            for share, seconds in self._shares(split):
                 made = random_streams.read(self.device != "cpu")
                 versions = _versions(share)
                 for turn in turns:
                     start = passes.clock()
                     random_streams.put(turn.streams)
-                    with self._weights(state, passes, turn):
+                    with self._weights(turn):
                         turn.sums.add(self.workload, state.model, share, passes.precision)
                     if _versions(share) != versions:  # the next cell would see what this one left
                         raise ValueError("eval_step changes a batch in place; let it work on a copy")
@@ -147,11 +152,11 @@ class Evaluator:
             found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
         return found
 
-    def _shares(self, split: str, clock: Callable[[], float]) -> Iterator[tuple[list[Batch], float]]:
+    def _shares(self, split: str) -> Iterator[tuple[list[Batch], float]]:
         """This rank's batches, as many at a time as HELD_BYTES hold (one at least), and the seconds they took."""
         batches, last = self._batches(split), False
         while not last:
-            start, share, size = clock(), [], 0
+            start, share, size = self.passes.clock(), [], 0
             for batch in batches:
                 share.append(to_device(self.device, batch))
                 size += sum(leaf.nbytes for leaf in _tensors(share[-1]))
@@ -160,21 +165,22 @@ class Evaluator:
             else:
                 last = True
             if share or last:
-                yield share, clock() - start
+                yield share, self.passes.clock() - start
 
     @contextmanager
-    def _weights(self, state: State, passes: Passes, turn: _Turn) -> Iterator[None]:
+    def _weights(self, turn: _Turn) -> Iterator[None]:
         """Inside, the model has a cell's weights: the average's, or those its optimizer wants evaluated."""
         scheme = turn.cell.scheme
         if scheme is None:
-            with evaluation_weights(state.optimizer):
+            with evaluation_weights(self.state.optimizer):
                 yield
             return
         recomputed = scheme.buffers == "recompute"
-        with state.bank.swapped(scheme, recompute=(turn.statistics or passes.recompute) if recomputed else None):
+        forwards = (turn.statistics or self.passes.recompute) if recomputed else None
+        with self.state.bank.swapped(scheme, recompute=forwards):
             if recomputed and turn.statistics is None:
-                self.team.average_statistics(state.model)
-                turn.statistics = statistics(state.model)
+                self.team.average_statistics(self.state.model)
+                turn.statistics = statistics(self.state.model)
             yield
 
     def _batches(self, split: str) -> Iterator[Batch]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sweeps.plan import Trajectory
@@ -48,22 +49,17 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
 
 def _exception(lines: Sequence[str]) -> str | None:
     """What a traceback ends with: the exception's kind and all of its message, on one line."""
+    lines = [line for line in lines if line.strip()]
     last = max((i for i, line in enumerate(lines) if _FRAME.match(line)), default=None)
     if last is None:
-        said = [line for line in lines if line.strip()]
-        return " ".join(said[-1].split())[:LONGEST] if said else None
-    after = [line for line in lines[last + 1 :] if not line.startswith(" ") and line.strip()]
+        return " ".join(lines[-1].split())[:LONGEST] if lines else None
+    after = [line for line in lines[last + 1 :] if not line.startswith(" ")]
     return " ".join(" ".join(after).split())[:LONGEST] or None
 
 
-def _crash(lines: Iterable[str]) -> str | None:
+def _crash(lines: Sequence[str]) -> str | None:
     """A fatal signal after the last line that the log's own writer stamped."""
-    after: list[str] = []
-    for line in lines:
-        if _STAMP.match(line):
-            after.clear()
-        else:
-            after.append(line)
+    after = lines[max((i for i, line in enumerate(lines, start=1) if _STAMP.match(line)), default=0) :]
     told = next((line for line in after if line.startswith(FATAL)), None)
     if told is None:
         return None
@@ -75,11 +71,11 @@ def _crash(lines: Iterable[str]) -> str | None:
 
 
 def tail(log: Path) -> list[str]:
-    """The last lines of a trajectory's log; none where there is none."""
+    """The last lines of a log that are not blank; none where there is none."""
     try:
         with open(log, "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - LOG_BYTES))
-            return stream.read().decode(errors="replace").splitlines()
+            return [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return []
 
@@ -87,10 +83,7 @@ def tail(log: Path) -> list[str]:
 def memory_kills() -> int:
     """How many processes this machine's kernel has killed for want of memory; 0 where it does not tell."""
     kills = 0
-    for path, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
-        try:
-            rows = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
-        except OSError:
-            continue
-        kills += sum(int(row[1]) for row in rows if row[:1] == [key] and len(row) == 2)
+    for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
+        with suppress(OSError):
+            kills += sum(map(int, re.findall(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)))
     return kills

@@ -24,7 +24,7 @@ def main() -> None:
     data_parallel.ready_file(Path(task["rendezvous"]), rank).touch()
     with data_parallel.joined(rank, size, device, Path(task["rendezvous"])):
         try:
-            trajectory.follow(
+            trajectory.train(
                 plan.from_dict(task["trajectory"]),
                 Path(task["folder"]),
                 data_parallel.Team(rank, size),

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -36,9 +36,7 @@ class Training:
     @cached_property
     def trajectory_id(self) -> str:
         """12 hex digits, a function of the fields alone; a field with a default counts where it differs."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        same = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        told = {k: v for k, v in values.items() if k not in same or v != same[k]}
+        told = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
         return _digest(told | {"schedule": asdict(self.schedule)})
 
 
@@ -73,18 +71,16 @@ def scheme_class(name: str) -> type[Scheme]:
     if ":" not in name:
         return SCHEMES[name]
     found: Any = import_dotted(name, "scheme")
-    fits = (
-        inspect.isclass(found) and issubclass(found, (Recursive, Windowed)) and hasattr(found, "__dataclass_fields__")
-    )
-    if not fits:
+    is_scheme = inspect.isclass(found) and issubclass(found, (Recursive, Windowed))
+    if not is_scheme or not is_dataclass(found):
         raise UnknownWorkload(f"{name!r} is no scheme; allowed: a dataclass that is a wa.Recursive or a wa.Windowed")
     return cast(type[Scheme], found)
 
 
 def scheme_name(kind: type[Scheme]) -> str:
     """What `scheme_class` finds it by."""
-    shipped = [name for name, one in SCHEMES.items() if one is kind]
-    return shipped[0] if shipped else f"{kind.__module__}:{kind.__qualname__}"
+    own = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, one in SCHEMES.items() if one is kind), own)
 
 
 def scheme_to_dict(scheme: Scheme | None) -> dict[str, Any]:

@@ -64,9 +64,8 @@ def optimizers() -> Table:
 def schedules() -> Table:
     """The schedule's keys."""
     rows = [(key, _default(field), field.description or "") for key, field in ScheduleBlock.model_fields.items()]
-    return Table(
-        ("key", "default", "what it is"), rows, "Left out, a key is the workload's own value, else this default."
-    )
+    note = "Left out, a key is the workload's own value, else this default."
+    return Table(("key", "default", "what it is"), rows, note)
 
 
 def schemes() -> Table:
@@ -120,10 +119,7 @@ def workloads_json() -> list[dict[str, object]]:
         {
             "workload": name,
             "preset": preset,
-            "step_budget": made.step_budget,
-            "batch_size": made.batch_size,
-            "metric": made.metric,
-            "higher_is_better": made.higher_is_better,
+            **{key: getattr(made, key) for key in ("step_budget", "batch_size", "metric", "higher_is_better")},
             "target": None if (target := read_target(name, preset)) is None else target.model_dump(),
         }
         for name in families()

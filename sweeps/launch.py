@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 # First, since it sets what Ray reads when it is imported.
 from sweeps.engine import Engine
@@ -33,22 +33,17 @@ from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
 from workloads.data import VARIABLE
 
+if TYPE_CHECKING:
+    from sweeps.screen import RunScreen
+
 MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
 STOP_SECONDS = 45.0  # granted to trials that were asked to end; what they recorded is on disk before
 LOOK_SECONDS = 0.2
 
 
-class Listener(Protocol):
-    """What hears of trials that fail, and is called now and then: the status line."""
-
-    def tick(self) -> None: ...
-    def retried(self, name: str, reason: str) -> None: ...
-    def failed(self, name: str, reason: str) -> None: ...
-
-
 @dataclass
 class Outcome:
-    """What became of the trajectories: done, failed for good, and the rest; what ended the experiment early, if so."""
+    """The trajectories that are done or have failed for good, and what ended the experiment early, if so."""
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -68,10 +63,10 @@ def _train(config: dict[str, Any]) -> None:
     planned = json.loads((folder / "trajectory.json").read_text(encoding="utf-8"))
     stopped = False  # by Tune, which ends a trial that reports by SystemExit
 
-    def report(progress: trajectory.Progress) -> None:
+    def report(step: int) -> None:
         nonlocal stopped
         try:
-            tune.report({"name": config["name"], "step": progress.step})
+            tune.report({"name": config["name"], "step": step})
         except SystemExit:
             stopped = True
             raise
@@ -81,10 +76,7 @@ def _train(config: dict[str, Any]) -> None:
             trajectory.run(
                 plan.from_dict(planned),
                 folder,
-                device=config["device"],
-                num_devices=config["num_devices"],
-                processes=config["processes"],
-                checkpoint_seconds=config["checkpoint_seconds"],
+                **{key: config[key] for key in ("device", "num_devices", "processes", "checkpoint_seconds")},
                 planned_code=planned.get("code"),
                 report=report,
             )
@@ -98,8 +90,7 @@ def _train(config: dict[str, Any]) -> None:
             elif isinstance(error, Exception):
                 raise
             else:  # Tune would take an exit with code 0 for a trial that is done
-                said = repr(error).removesuffix("()")
-                raise RuntimeError(f"the workload's code raised {said}") from error
+                raise RuntimeError(f"the workload's code raised {repr(error).removesuffix('()')}") from error
 
 
 @contextmanager
@@ -123,14 +114,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass  # the run folder is the state
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
+    # The run folder is the state.
+    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...
+    def save(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None: ...
 
 
 class _Stopped(Exception):
@@ -140,7 +127,7 @@ class _Stopped(Exception):
 class _Callback(tune.Callback):  # type: ignore[misc]
     """Tune's events -> the listener; a finished trajectory's records are compacted at once."""
 
-    def __init__(self, run: Path, listener: Listener, outcome: Outcome, stop: threading.Event) -> None:
+    def __init__(self, run: Path, listener: RunScreen, outcome: Outcome, stop: threading.Event) -> None:
         self.run, self.listener, self.outcome, self.stop = run, listener, outcome, stop
         self.memory_kills = failures.memory_kills()
 
@@ -166,8 +153,8 @@ class _Callback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A failure with a retry left."""
-        again = f"{self._reason(trial)} (retry {trial.num_failures} of {MAX_FAILURES})"
-        self.listener.retried(trial.config["name"], again)
+        again = f"(retry {trial.num_failures} of {MAX_FAILURES})"
+        self.listener.retried(trial.config["name"], f"{self._reason(trial)} {again}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The failure after the last retry."""
@@ -201,50 +188,17 @@ def launch(
     on: Engine,
     run: Path,
     trajectories: Sequence[Trajectory],
-    listener: Listener,
+    listener: RunScreen,
     interrupts: Interrupts,
-    checkpoint_seconds: float = 10.0,
+    checkpoint_seconds: float,
 ) -> Outcome:
     """Train the trajectories, in their order, into the run folder.
 
     Returns when all ended, on an interrupt, or when Ray is gone; then trials end with it and records stay.
     """
-    outcome = Outcome()
+    outcome, stop, storage = Outcome(), threading.Event(), run.resolve() / ".tune"
     # Else a Searcher's actors start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
-    storage = run.resolve() / ".tune"
-    stop = threading.Event()
-    fit = _Fit(_tuner(on, run, storage, trajectories, _Callback(run, listener, outcome, stop), checkpoint_seconds))
-    fit.start()
-    outcome.ended = _wait(fit, on, stop, interrupts, listener)
-    _settle(run, trajectories, listener, outcome)
-    shutil.rmtree(storage, ignore_errors=True)
-    return outcome
-
-
-def _settle(run: Path, trajectories: Sequence[Trajectory], listener: Listener, outcome: Outcome) -> None:
-    """Take from the folder what Tune did not say: a kill came before its event, or it runs behind a Ray client."""
-    for one in trajectories:
-        folder = trajectory_folder(run, one.name)
-        if one.name in (*outcome.done, *outcome.failed):
-            continue
-        if (folder / "done").exists():
-            compact(run, one.name)
-            outcome.done.append(one.name)
-        elif outcome.ended is None:
-            said = attempts.lasting_error(folder) or failures.reason("", folder / "log")
-            outcome.failed.append(one.name)
-            listener.failed(one.name, f"{said} ({folder / 'log'})")
-
-
-def _tuner(
-    on: Engine,
-    run: Path,
-    storage: Path,
-    trajectories: Sequence[Trajectory],
-    callback: _Callback,
-    checkpoint_seconds: float,
-) -> tune.Tuner:
     configs = [
         {
             "name": one.name,
@@ -258,8 +212,7 @@ def _tuner(
         }
         for one in trajectories
     ]
-    attempt = 1 + len(list(storage.glob("attempt-*")))
-    return tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(_train, {"cpu": on.cpu, "gpu": on.gpu}),
         tune_config=tune.TuneConfig(
             search_alg=PlanSearcher(configs),
@@ -269,16 +222,33 @@ def _tuner(
             trial_name_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            name=f"attempt-{attempt}",
+            name=f"attempt-{1 + len(list(storage.glob('attempt-*')))}",
             storage_path=str(storage),
-            callbacks=[callback],
+            callbacks=[_Callback(run, listener, outcome, stop)],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
+    fit = _Fit(tuner)
+    fit.start()
+    outcome.ended = _wait(fit, on, stop, interrupts, listener)
+    # What Tune did not say is in the folder: a kill came before its event, or it runs behind a Ray client.
+    for one in trajectories:
+        folder = trajectory_folder(run, one.name)
+        if one.name in (*outcome.done, *outcome.failed):
+            continue
+        if (folder / "done").exists():
+            compact(run, one.name)
+            outcome.done.append(one.name)
+        elif outcome.ended is None:
+            said = attempts.lasting_error(folder) or failures.reason("", folder / "log")
+            outcome.failed.append(one.name)
+            listener.failed(one.name, f"{said} ({folder / 'log'})")
+    shutil.rmtree(storage, ignore_errors=True)
+    return outcome
 
 
-def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts, listener: Listener) -> str | None:
+def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts, listener: RunScreen) -> str | None:
     """Until the experiment has ended, or must be left; what ended it before its time, in words."""
     asked: float | None = None
     while True:

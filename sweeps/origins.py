@@ -87,15 +87,10 @@ def changes(before: Mapping[str, Files], now: Mapping[str, Files]) -> list[str]:
     told = []
     for kind, word in KINDS.items():
         old, new = before.get(kind, {}), now.get(kind, {})
-        if not old or not new:
-            continue
-        for name in sorted({*old, *new}):
-            if name not in new:
-                told.append(f"{word}{name} is no longer used")
-            elif name not in old:
-                told.append(f"{word}{name} is new")
-            elif old[name] != new[name]:
-                told.append(f"{word}{name} has changed")
+        for name in sorted({*old, *new}) if old and new else ():
+            if old.get(name) != new.get(name):
+                change = "has changed" if name in old else "is new"
+                told.append(f"{word}{name} {change if name in new else 'is no longer used'}")
     return told
 
 

@@ -92,20 +92,14 @@ def trajectories(
         if cell.cell_id not in taken:
             together = cell.trajectory_id if fuse else cell.cell_id
             groups.setdefault((together, cell.evaluate_every_steps), []).append(cell)
-    names = {*taken_names, *(one.name for one in started)}
-    made = []
+    found, names = going_on, {*taken_names, *(one.name for one in started)}
     for group in groups.values():
-        made.append(_named(tuple(group), fuse, names))
-        names.add(made[-1].name)
-    both = [*going_on, *made]
-    return sorted(both, key=lambda one: (-cost(one).seconds, one.name))
-
-
-def _named(cells: tuple[Cell, ...], fuse: bool, names: set[str]) -> Trajectory:
-    name = cells[0].trajectory_id
-    if not fuse or name in names:
-        name += "-" + hashlib.sha256("".join(cell.cell_id for cell in cells).encode()).hexdigest()[:6]
-    return Trajectory(name, cells)
+        name = group[0].trajectory_id
+        if not fuse or name in names:
+            name += "-" + hashlib.sha256("".join(cell.cell_id for cell in group).encode()).hexdigest()[:6]
+        names.add(name)
+        found.append(Trajectory(name, tuple(group)))
+    return sorted(found, key=lambda one: (-cost(one).seconds, one.name))
 
 
 TOLD = ("keep_every_steps", "replays")  # what trajectory.json says where it is so
@@ -144,21 +138,14 @@ def model_size(workload: str, preset: str) -> Size:
         parameters, buffers = list(model.parameters()), list(model.buffers())
     except (Exception, SystemExit) as error:
         raise UnknownWorkload(f"workload {workload!r} fails in model(): {one_line(error)}") from error
+    own = {"step_seconds": OWN_STEP_SECONDS, "eval_seconds": OWN_EVAL_SECONDS}
+    stated = {key: value for key in own if (value := getattr(made, key, None)) is not None}
     return Size(
         num_parameters=sum(p.numel() for p in parameters),
         num_buffer_bytes=sum(b.numel() * b.element_size() for b in buffers),
         itemsize=max((p.element_size() for p in parameters), default=4),
         batch_size=made.batch_size,
-        pace=_stated(made),
-    )
-
-
-def _stated(workload: Workload) -> Pace:
-    step, evaluation = (getattr(workload, key, None) for key in ("step_seconds", "eval_seconds"))
-    return Pace(
-        OWN_STEP_SECONDS if step is None else step,
-        OWN_EVAL_SECONDS if evaluation is None else evaluation,
-        "assumed" if step is None or evaluation is None else "stated",
+        pace=Pace(**(own | stated), source="stated" if len(stated) == 2 else "assumed"),
     )
 
 

@@ -27,7 +27,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     left_out: a line for each workload that cannot be used.
     """
     spec = specs[0]  # resources are the same for all
-    device = num_devices(spec)[1]
+    devices, device = num_devices(spec)
     hours = "GPU-hours" if device == "gpu" else "device-hours"
     if len(specs) > 1:
         console.print(_studies(specs, todo, out, hours))
@@ -37,7 +37,13 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     headers = tuple(hours if one == "hours" else one for one in HEADERS)
     costs = [_cost(workload, row) for workload, row in rows.items()]
     console.print(terminal.table(*terminal.fitting(headers, costs, console.width, CHOICES), title=title))
-    _totals(spec, todo, rows, hours, console)
+    fused, alone = (sum(row[key] for row in rows.values()) for key in ("device_hours", "unfused_device_hours"))
+    peak = max((row["memory"] for row in rows.values()), default=0.0)
+    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
+    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
+    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
+    about = wall(todo, slots, spec.resources.num_processes)
+    console.print(f"wall: about {about} on {each}, Ray's start apart")
     for line in assumptions(todo):
         console.print(line, soft_wrap=True)
     if todo.num_done:
@@ -60,18 +66,6 @@ def _cost(workload: str, row: dict[str, float]) -> tuple[str, ...]:
         f"{row['unfused_device_hours']:.3g}",
         f"{row['memory'] / 2**20:,.0f} MiB",
     )
-
-
-def _totals(spec: Spec, todo: Work, rows: dict[str, dict[str, float]], hours: str, console: Console) -> None:
-    devices, device = num_devices(spec)
-    fused = sum(row["device_hours"] for row in rows.values())
-    alone = sum(row["unfused_device_hours"] for row in rows.values())
-    peak = max((row["memory"] for row in rows.values()), default=0.0)
-    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
-    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
-    about = wall(todo, slots, spec.resources.num_processes)
-    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
-    console.print(f"wall: about {about} on {each}, Ray's start apart")
 
 
 def _studies(specs: Sequence[Spec], todo: Work, out: Path | None, hours: str) -> Table:

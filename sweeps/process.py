@@ -67,17 +67,13 @@ def imported(name: str, make: Callable[[], T]) -> T:
     before, known = _values(), _set_by_import.get(name)
     made = make()
     if known is not None and sys.modules.get(name) is known[0]:
-        _put({key: _also(key, value, before) for key, value in known[1].items()})
+        again = dict(known[1])
+        if (key := "search path") in again:  # of it what the import added alone
+            again[key] = [*before[key], *(path for path in again[key] if path not in before[key])]
+        _put(again)
     else:
         _set_by_import[name] = sys.modules.get(name), _changed(before, _values())
     return made
-
-
-def _also(key: str, value: Any, before: Values) -> Any:
-    """A value that an import set, set again: of the search path what it added alone."""
-    if key != "search path":
-        return value
-    return [*before[key], *(path for path in value if path not in before[key])]
 
 
 def _values() -> Values:
@@ -87,7 +83,12 @@ def _values() -> Values:
         with suppress(RuntimeError):  # torch refuses to read an old flag where the new one was set
             values[name] = read()
     values |= {f"variable {name}": value for name, value in os.environ.items()}
-    values |= {f"logger {name}": _logger_state(logger) for name, logger in _loggers().items()}
+    known = logging.root.manager.loggerDict.items()
+    loggers = {"": logging.root, **{name: one for name, one in known if isinstance(one, logging.Logger)}}
+    values |= {
+        f"logger {name}": (one.level, one.propagate, one.disabled, tuple(one.handlers), tuple(one.filters))
+        for name, one in loggers.items()
+    }
     values |= {f"hooks {name}": dict(hooks) for name, hooks in _global_hooks().items()}
     if threading.current_thread() is threading.main_thread():  # elsewhere nobody can set one
         values |= {f"signal {int(number)}": signal.getsignal(number) for number in signal.valid_signals()}
@@ -135,15 +136,6 @@ def _put(values: Values) -> None:
 
 
 _NEW_LOGGER = (logging.NOTSET, True, False, (), ())
-
-
-def _loggers() -> dict[str, logging.Logger]:
-    known = logging.root.manager.loggerDict.items()
-    return {"": logging.root, **{name: one for name, one in known if isinstance(one, logging.Logger)}}
-
-
-def _logger_state(logger: logging.Logger) -> tuple[Any, ...]:
-    return logger.level, logger.propagate, logger.disabled, tuple(logger.handlers), tuple(logger.filters)
 
 
 def _set_logger(logger: logging.Logger, state: tuple[Any, ...]) -> None:
@@ -204,17 +196,8 @@ def _flags() -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
         "fp32_precision",  # last: putting back an old flag sets it
     )
     found = {}
-    for place in (
-        "",
-        "cudnn",
-        "cudnn.conv",
-        "cudnn.rnn",
-        "cuda.matmul",
-        "mkldnn",
-        "mkldnn.conv",
-        "mkldnn.matmul",
-        "mkldnn.rnn",
-    ):
+    places = "cudnn cudnn.conv cudnn.rnn cuda.matmul mkldnn mkldnn.conv mkldnn.matmul mkldnn.rnn"
+    for place in ("", *places.split()):
         owner: Any = torch.backends
         for part in filter(None, place.split(".")):
             owner = getattr(owner, part, None)
@@ -232,9 +215,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "processors": (lambda: os.sched_getaffinity(0), lambda cpus: os.sched_setaffinity(0, cpus)),
     "search path": (lambda: list(sys.path), lambda paths: sys.path.__setitem__(slice(None), paths)),
     "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
-    "stdout": _attribute(sys, "stdout"),
-    "stderr": _attribute(sys, "stderr"),
-    "excepthook": _attribute(sys, "excepthook"),
+    **{name: _attribute(sys, name) for name in ("stdout", "stderr", "excepthook")},
     "garbage collection": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
     "locale": (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
     "socket timeout": (socket.getdefaulttimeout, socket.setdefaulttimeout),

@@ -7,7 +7,7 @@ import inspect
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sweeps import random_streams
-from sweeps.batch_tensors import addresses, copied, equal, tensors
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.evaluate import evaluate
@@ -38,15 +37,36 @@ def hold(kept: bool, remedy: str) -> None:
         raise Broken(remedy)
 
 
+def tensors(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, however nested."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    is_nested = isinstance(parts, Iterable) and not isinstance(parts, (str, bytes))
+    return [t for part in parts for t in tensors(part)] if is_nested else []
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(
+        a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, other, strict=True)
+    )
+
+
+def copied(batch: Batch) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors(batch)]
+
+
+def addresses(batch: Batch) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors(batch) if tensor.numel()}
+
+
 def cells_of(
     name: str, preset: str, step_budget: int | float, averaging: list[dict[str, Any]], **blocks: Any
 ) -> list[Cell]:
-    every = max(1, int(step_budget) // 4) if isinstance(step_budget, int) else 0.25
+    every = max(1, step_budget // 4) if isinstance(step_budget, int) else 0.25
     study = {"study": "conformance", "workloads": [name], "preset": preset, "seeds": [SEED]}
-    spec = parse_spec(
-        study | {"step_budget": step_budget, "averaging": averaging, "evaluate": {"every": every}} | blocks
-    )
-    return cells(spec)
+    how = {"step_budget": step_budget, "averaging": averaging, "evaluate": {"every": every}}
+    return cells(parse_spec(study | how | blocks))
 
 
 def _taken(workload: Workload, seed: int, first_step: int, count: int) -> list[list[Tensor]]:
@@ -69,7 +89,7 @@ def _same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def constants(workload: Workload, name: str, preset: str) -> str:
-    """What loading has not looked at (workloads/attributes.py)."""
+    """What loading has not looked at (workloads/dotted.py)."""
     for key in ("step_seconds", "eval_seconds"):
         value = getattr(workload, key, 1.0)
         hold(
@@ -226,8 +246,7 @@ def _loss_is_a_loss(workload: Workload) -> str:
         "loss twice on one batch, model and seed differs; let it depend on these and the global random streams alone, "
         "not on a clock or on what the workload counts",
     )
-    counted = [key for key, value in _numbers(workload).items() if value != before.get(key)]
-    for key in counted:
+    for key in (key for key, value in _numbers(workload).items() if value != before.get(key)):
         hold(
             _loss_with(workload, batch, key) == float(losses[1].detach()),
             f"loss depends on {key!r}, which the workload counts in itself and a resumed run begins anew; let it "
@@ -237,7 +256,8 @@ def _loss_is_a_loss(workload: Workload) -> str:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     hold(bool(gradients), "loss reaches no parameter; compute it from the model")
     hold(all(bool(g.isfinite().all()) for g in gradients), "loss has gradients that are not finite")
-    return f"{float(loss.detach()):.4g} at the start, {len(gradients)} of {_count(model)} parameters get a gradient"
+    of = len(list(model.parameters()))
+    return f"{float(loss.detach()):.4g} at the start, {len(gradients)} of {of} parameters get a gradient"
 
 
 def _numbers(workload: Workload) -> dict[str, float]:
@@ -259,10 +279,6 @@ def _loss_with(workload: Workload, batch: Batch, key: str) -> float:
         return math.nan
     finally:
         setattr(own, key, count)
-
-
-def _count(model: nn.Module) -> int:
-    return len(list(model.parameters()))
 
 
 def _training_lowers_the_loss(workload: Workload) -> str:

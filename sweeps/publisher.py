@@ -72,7 +72,9 @@ class Publisher:
     def publish(self, is_last: bool = False) -> None:
         """One pass; the last one, when all of the folder is written, publishes its report too."""
         plan = load_plan(self.run)
-        done = self._finished(plan)  # before the records: what is done now has all of its rows in them
+        # Before the records: what is done now has all of its rows in them.
+        over = [one for one in plan["trajectories"] if finished(self.run / "trajectories" / one["name"]) is not None]
+        done = {cell for one in over for cell in one["cells"]}
         if self._is_offline() and done == self.published and not is_last:
             return  # nothing to say, so nothing to read beside those who train
         questions = {str(study["study"]): study.get("question") for study in plan["studies"]}
@@ -87,7 +89,7 @@ class Publisher:
                 last, told = int(rows["step"].max()), self.told.get(cell_id, {})
                 said = told.get("said", {}) if concluded is None else concluded.get(cell_id, {})
                 news = {"step": last, "studies": list(cell["studies"]), "said": said}
-                if (news != told) if cell_id in done else (last > self._cursor(cell_id)):
+                if (news != told) if cell_id in done else (last > self.cursors.get(cell_id, -1)):
                     self._publish_cell(cell, rows, questions.get(cell["study"]), news, cell_id in done)
         for study, question in questions.items() if is_last else ():
             self._publish_report(study, question, report_folder(self.run, study, len(questions)))
@@ -95,14 +97,6 @@ class Publisher:
 
     def _is_offline(self, key: str = "") -> bool:
         return self.mode == "offline" or key in self.refused
-
-    def _cursor(self, cell_id: str) -> int:
-        return self.cursors.get(cell_id, -1)
-
-    def _finished(self, plan: Mapping[Any, Any]) -> set[str]:
-        folder = self.run / "trajectories"
-        trajectories = [one for one in plan["trajectories"] if "name" in one]
-        return {cell for one in trajectories if finished(folder / one["name"]) is not None for cell in one["cells"]}
 
     def _publish_cell(
         self, cell: Mapping[Any, Any], rows: pd.DataFrame, question: str | None, news: dict[str, Any], done: bool
@@ -121,7 +115,7 @@ class Publisher:
             hows = {"validation/loss": "min", "train/loss": "min", f"validation/{cell['metric_name']}": best}
             for key, how in (dict.fromkeys(("train/*", "seconds/*")) | hows).items():  # of others the last
                 begun.define_metric(key, step_metric="step", summary=how)
-        for row in rows[rows["step"] > self._cursor(cell_id)].to_dict("records"):
+        for row in rows[rows["step"] > self.cursors.get(cell_id, -1)].to_dict("records"):
             begun.log(_point(cell, row), step=int(row["step"]))
         self.cursors[cell_id] = news["step"]
         if not done:
@@ -145,8 +139,7 @@ class Publisher:
         make_folder(copy / "tables")
         for name, data in files.items():
             (copy / name).write_bytes(data)
-        told = {"name": f"report {study}", "group": study, "job_type": "report", "notes": question}
-        begun = self._begin(key, True, **told)
+        begun = self._begin(key, True, name=f"report {study}", group=study, job_type="report", notes=question)
         import wandb
 
         artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"{study[:100]}-{self.run_id(key)}"), type="report")
@@ -289,8 +282,8 @@ def run_name(cell: Mapping[Any, Any]) -> str:
 
 
 def _config(cell: Mapping[Any, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in cell.items() if key != "studies"}
-    plain = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
+    known: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in cell.items() if key != "studies"}
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in known.items()}
     return {"studies": list(cell["studies"]), **plain}
 
 

@@ -6,8 +6,9 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from analysis.run_folder.live_records import DONE, Finished, LiveRows, as_line
 from analysis.run_folder.records import RECORDS
@@ -21,7 +22,7 @@ class FolderBusy(RuntimeError):
     """Another process is writing these records."""
 
 
-class Recorder:
+class Recorder(AbstractContextManager["Recorder"]):
     """Append-only writer of ``records.jsonl``; holds the file's lock while open.
 
     What an earlier attempt wrote is kept: `written` tells, a (cell, step, split) is never written twice, and
@@ -77,9 +78,6 @@ class Recorder:
         if self._descriptor >= 0:
             os.close(self._descriptor)  # which frees the lock
         self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, origins, pace, plan, run_folder, tracking, user_code
+from sweeps import durable, origins, pace, plan, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -26,7 +26,7 @@ from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from sweeps.wording import counted, duration
 from workloads.data import VARIABLE, BadData
-from workloads.protocol import load, with_batch_size
+from workloads.protocol import UnknownWorkload, load, with_batch_size
 from workloads.user_errors import one_line
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ class Work:
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
     todo = _against(run, resolve(specs))
-    if run is None:
-        return todo
-    return replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
+    return todo if run is None else replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
 
 
 def _against(run: Path | None, studies: list[Resolved]) -> Work:
@@ -92,7 +90,7 @@ def run_studies(
     Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
     """
-    specs, left_out = user_code.usable(specs)
+    specs, left_out = usable(specs)
     studies = resolve(specs, calibrating)
     for resolved in studies:
         _check_data(resolved, address)
@@ -136,6 +134,35 @@ def run_studies(
         with begun():
             conclude()
         return complete and not left_out
+
+
+def usable(specs: Sequence[Spec]) -> tuple[list[Spec], list[str]]:
+    """The studies without those of the user's workloads that cannot be had or built, and a line on each of these.
+
+    Raises: SpecError where a study has no other workload.
+    """
+    left, lines = [], dict[str, None]()
+    for spec in specs:
+        broken = {name: line for name in spec.workloads if (line := _failure(spec, name)) is not None}
+        if len(broken) == len(spec.workloads):
+            name, line = next(iter(broken.items()))
+            more = f" (nor can the {len(broken) - 1} other workloads be used)" if len(broken) > 1 else ""
+            raise SpecError(f"workloads[{spec.workloads.index(name)}]", line + more, spec.source)
+        good = tuple(name for name in spec.workloads if name not in broken)
+        left.append(replace(spec, workloads=good) if broken else spec)
+        lines |= dict.fromkeys(f"{line}; it is left out" for line in broken.values())
+    return left, list(lines)
+
+
+def _failure(spec: Spec, name: str) -> str | None:
+    if ":" not in name:  # a shipped one; a name that is none is bad input, which `cells` tells
+        return None
+    try:
+        for preset in spec.presets:
+            plan.model_size(name, preset)
+    except UnknownWorkload as error:
+        return str(error)
+    return None
 
 
 def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:
@@ -214,13 +241,12 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
 
 def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
     """What `wa plan --json` prints; hours are device-hours, memory is bytes a trial."""
-    targets = {name: None if target is None else target.model_dump() for name, target in todo.targets.items()}
     return {
         "studies": [spec.study for spec in specs],
         "cells": len(todo.cells),
         "trajectories_done": todo.num_done,
         "workloads": expected(specs[0], todo),
-        "targets": targets,
+        "targets": {name: None if target is None else target.model_dump() for name, target in todo.targets.items()},
         "trajectories": [
             {
                 "name": one.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,15 +36,13 @@ def trajectory_folder(run: Path, name: str) -> Path:
 
 def started(run: Path) -> list[plan.Trajectory]:
     """Trajectories that were begun, done or not; what was only planned may still be planned anew. Raises: BadRun."""
-    begun = sorted({path.parent for path in (run / "trajectories").glob("[!.]*/attempt-*.json")})
-    return [_begun(folder) for folder in begun]
-
-
-def _begun(folder: Path) -> plan.Trajectory:
-    try:
-        return read_trajectory(folder / "trajectory.json")
-    except FileNotFoundError:
-        raise broken(folder / "trajectory.json", "missing, though it was begun", again(folder)) from None
+    found = []
+    for folder in sorted({path.parent for path in (run / "trajectories").glob("[!.]*/attempt-*.json")}):
+        try:
+            found.append(read_trajectory(folder / "trajectory.json"))
+        except FileNotFoundError:
+            raise broken(folder / "trajectory.json", "missing, though it was begun", again(folder)) from None
+    return found
 
 
 def read_trajectory(path: Path) -> plan.Trajectory:
@@ -75,17 +73,13 @@ def may_become_a_run(run: Path) -> bool:
 
 def _only_planned(run: Path) -> set[str]:
     """Cells of trajectories that were never begun: nothing has been measured that a new plan could contradict."""
-    entries = (load_plan_if_any(run) or {"trajectories": []})["trajectories"]
-    folders = {entry["name"]: trajectory_folder(run, entry["name"]) for entry in entries}
-    waiting = {
-        name
-        for name, folder in folders.items()
-        if (folder / "trajectory.json").exists()
-        and not (folder / "done").exists()
-        and not any(folder.glob("attempt-*.json"))
-    }
-    begun = {cell for entry in entries if entry["name"] not in waiting for cell in entry["cells"]}
-    return {cell for entry in entries if entry["name"] in waiting for cell in entry["cells"]} - begun
+    waiting, begun = set[str](), set[str]()
+    for entry in (load_plan_if_any(run) or {"trajectories": []})["trajectories"]:
+        folder = trajectory_folder(run, entry["name"])
+        is_begun = (folder / "done").exists() or any(folder.glob("attempt-*.json"))
+        is_waiting = (folder / "trajectory.json").exists() and not is_begun
+        (waiting if is_waiting else begun).update(entry["cells"])
+    return waiting - begun
 
 
 def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
@@ -145,7 +139,9 @@ def write_plan(
     before = old.get("studies", [])
     provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
-    entries = _entries(before, rows, studies, provenance)
+    entries, targets = _entries(before, rows, studies, provenance), dict[str, Any]()
+    for entry in entries:  # of each workload the first that is known
+        targets |= {name: target for name, target in entry["targets"].items() if targets.get(name) is None}
     for trajectory in trajectories:
         folder = trajectory_folder(run, trajectory.name)
         durable.make_folder(folder)
@@ -161,7 +157,7 @@ def write_plan(
         **{key: entries[0][key] for key in ("study", "question", "fuse", "seeds")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": [row["cell_id"] for row in rows],
-        "targets": _first_known(entry["targets"] for entry in entries),
+        "targets": targets,
         "studies": entries,
         "trajectories": [
             {
@@ -240,9 +236,7 @@ def _entries(
     for one in studies:
         spec = one.spec
         entries[spec.study] = {
-            "study": spec.study,
-            "question": spec.question,
-            "report": spec.report,
+            **{key: getattr(spec, key) for key in ("study", "question", "report")},
             "primary": spec.primary.model_dump(),
             "fuse": spec.fuse,
             "seeds": list(spec.seeds),
@@ -257,13 +251,6 @@ def _entries(
             workload: provenance.get((workload, min(of))) if len(of) == 1 else None for workload, of in presets.items()
         }
     return list(entries.values())
-
-
-def _first_known(targets: Iterable[Row]) -> Row:
-    found: Row = {}
-    for one in targets:
-        found |= {name: target for name, target in one.items() if found.get(name) is None}
-    return found
 
 
 def _write_specs(run: Path, studies: Sequence[Resolved], names: Sequence[str]) -> None:
@@ -294,12 +281,11 @@ def compact(run: Path, name: str) -> None:
     else:
         done, table = finished(folder), rows_to_table(live.rows)
         if done is not None:
-            done.check(table, live.path, again(folder), crc32=live.crc)
+            done.check(table, live.path, again(folder), live.crc)
         durable.make_folder(run / "records")
         sha256 = durable.write_table(run / "records" / f"{name}.parquet", table)
         last = max((row["step"] for row in live.rows), default=0)
-        written = Finished(len(live.rows), last, live.crc, sha256)
-        write_atomic(folder / DONE, written.as_bytes())
+        write_atomic(folder / DONE, Finished(len(live.rows), last, live.crc, sha256).as_bytes())
         durable.remove(live.path)
     durable.remove(folder / "checkpoint")
 
@@ -309,9 +295,9 @@ def write_trials(run: Path) -> None:
 
     Raises: analysis.run_folder.records.BadRun where an attempt's file is damaged.
     """
-    rows = []
-    for folder in sorted((run / "trajectories").glob("[!.]*/")):
-        for row in attempts_of(folder):
-            status = "interrupted" if row["status"] == "running" else row["status"]
-            rows.append({**row, "status": status, "name": folder.name})
+    rows = [
+        {**row, "status": "interrupted" if row["status"] == "running" else row["status"], "name": folder.name}
+        for folder in sorted((run / "trajectories").glob("[!.]*/"))
+        for row in attempts_of(folder)
+    ]
     durable.write_table(run / "trials.parquet", pa.Table.from_pylist(rows, schema=TRIALS))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,7 +19,7 @@ from rich.text import Text
 from analysis.run_folder.run_files import BadRun
 from sweeps.failures import described
 from sweeps.run_folder import may_become_a_run
-from sweeps.status import Curve, Pairs, Status, Trial, prespecified
+from sweeps.status import Curve, Status, Trial, prespecified
 from sweeps.wording import duration
 
 EXIT_DONE, EXIT_INCOMPLETE = 0, 1
@@ -57,13 +56,8 @@ class RunScreen:
     def __init__(self, console: Console, status: Status) -> None:
         self.console, self.status, self.lines = console, status, Lines(console)
         self.looked = time.monotonic()
-        self.live = Live(
-            console=console,
-            refresh_per_second=4,
-            transient=True,
-            redirect_stdout=False,  # what libraries print does not belong here
-            redirect_stderr=False,
-        )
+        # What libraries print does not belong here.
+        self.live = Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
     def tick(self) -> None:
         """Called many times a second."""
@@ -123,9 +117,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
         _await(run, console, every, wait)
         seen, lines = Status(run), Lines(console)
         live = Live(frame(seen, console), console=console, auto_refresh=False) if console.is_terminal else None
-        if live is not None:
-            live.start(refresh=True)
-        try:
+        with live or nullcontext():
             while True:
                 code = ended(seen)
                 if live is None:
@@ -136,9 +128,6 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
                 seen.look()
                 if live is not None:
                     live.update(frame(seen, console), refresh=True)
-        finally:
-            if live is not None:
-                live.stop()
     except KeyboardInterrupt:
         return EXIT_DONE
 
@@ -158,10 +147,9 @@ def ended(seen: Status) -> int | None:
     """The exit code once nothing more will come; None while something may."""
     if seen.is_done:
         return EXIT_DONE
-    failed = seen.named("failed")
-    over = len(failed) + len(seen.named("done")) == len(seen.trials)
-    quiet = all(trial.quiet_seconds > QUIET_SECONDS for trial in failed)
-    return EXIT_INCOMPLETE if over and quiet else None
+    is_over = len(seen.named("failed", "done")) == len(seen.trials)
+    is_quiet = all(trial.quiet_seconds > QUIET_SECONDS for trial in seen.named("failed"))
+    return EXIT_INCOMPLETE if is_over and is_quiet else None
 
 
 def frame(seen: Status, console: Console) -> RenderableType:
@@ -171,10 +159,15 @@ def frame(seen: Status, console: Console) -> RenderableType:
     ]
     parts.append(_text(seen.line()))
     is_narrow = console.width < NARROW
-    rows = [row for row in seen.pairs() if row.both or row.only_average or row.only_baseline or row.neither]
+    rows = []
+    for pair in seen.pairs():
+        *met, still_open = pair.both, pair.only_average, pair.only_baseline, pair.neither, pair.open
+        if any(met):
+            ratio = "—" if pair.ratio is None else f"{pair.ratio:.2f}"
+            rows.append((pair.workload, pair.scheme, ratio, *map(str, (*met, still_open))))
     if rows:
         headers = ("workload", "average", "steps ratio where both met", *COUNTS)
-        parts += [_text(PAIRS_TITLE, "bold"), _table(headers, list(map(_pair, rows)), is_narrow)]
+        parts += [_text(PAIRS_TITLE, "bold"), _table(headers, rows, is_narrow)]
     active = seen.named("running", "stalled")
     taken = len(parts) + (1 + is_narrow) * len(rows) + 5
     room = max(1, (console.height - taken) // (BLOCK_LINES * (1 + is_narrow)))
@@ -192,8 +185,9 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], is_narrow: boo
         lines = []
         for first, *rest in rows:
             named = [f"{h} {value}" for h, value in zip(headers[1:], rest, strict=True) if h and value not in NOTHING]
-            curve = rest[-1] if not headers[-1] else ""
-            lines += [_text(" · ".join([first, *named])), *([_text(f"  {curve}")] if curve.strip() else [])]
+            lines.append(_text(" · ".join([first, *named])))
+            if not headers[-1] and rest[-1].strip():
+                lines.append(_text(f"  {rest[-1]}"))
         return Group(*lines)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     for header in headers:
@@ -206,28 +200,20 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], is_narrow: boo
 NOTHING = ("", "—", "0")
 
 
-def _pair(row: Pairs) -> tuple[str, ...]:
-    counts = (row.both, row.only_average, row.only_baseline, row.neither, row.open)
-    return row.workload, row.scheme, "—" if row.ratio is None else f"{row.ratio:.2f}", *map(str, counts)
-
-
 def _running(trial: Trial, is_narrow: bool) -> RenderableType:
     first, length, stalled = trial.first, trial.plan.length_steps, trial.state == "stalled"
     head = (
         f"{first['workload']} · {first['training_label']} · seed {first['seed']} · "
         f"step {trial.step:,} of {length:,} ({trial.share:.0%}) · last record {duration(trial.age or 0)} ago"
     )
-    target = first["target"]
-    best = best_of_each_scheme(list(trial.curves.values()))
-    ratios = ratios_so_far(trial)
-    rows = []
+    best, ratios, rows = best_of_each_scheme(list(trial.curves.values())), ratios_so_far(trial), []
     for curve, bar in zip(best, curve_bars([curve.metric for curve in best]), strict=True):
         rivals = [other for other in trial.curves.values() if other.scheme == curve.scheme]
         label = "baseline" if curve.scheme == "none" else str(curve.cell["scheme_label"])
         name = f"{label}, best of {len(rivals)}" if rivals[1:] else label
         value = "—" if curve.best is None else f"{curve.best:.5g}"
         rows.append((name, value, _met(rivals), ratios.get(curve.scheme, ""), bar))
-    goal = "no target" if math.isnan(target) else f"target {target:.4g}"
+    goal = "no target" if math.isnan(first["target"]) else f"target {first['target']:.4g}"
     headers = ("", f"best {first['metric_name']}", goal, "steps, average ÷ baseline", "")
     shown = _text(head + " · stalled" * stalled, "red" if stalled else "bold")
     return Group(shown, _table(headers, rows, is_narrow), _text(""))
@@ -238,20 +224,15 @@ def curve_bars(metrics: Sequence[Sequence[float]], width: int = WIDTH) -> list[s
 
     The scale leaves out the first eighth of each series, whose fall would flatten the rest; bars beyond it are cut.
     """
-    binned = [_binned(np.asarray(values, dtype=np.float64), width) for values in metrics]
+    binned = [np.asarray(values, dtype=np.float64) for values in metrics]
+    # The last value of each of at most `width` equal parts.
+    binned = [v if len(v) <= width else v[(np.arange(1, width + 1) * len(v)) // width - 1] for v in binned]
     late = [values[len(values) // 8 :] for values in binned]
     finite = np.concatenate([values[np.isfinite(values)] for values in late] or [np.empty(0)])
     if len(finite) == 0:
         return [" " * len(values) for values in binned]
     low, span = float(finite.min()), float(finite.max() - finite.min()) or 1.0
     return ["".join(_bar((value - low) / span) for value in values) for values in binned]
-
-
-def _binned(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The last value of each of at most `width` equal parts."""
-    if len(values) <= width:
-        return values
-    return values[(np.arange(1, width + 1) * len(values)) // width - 1]
 
 
 def _bar(share: float) -> str:
@@ -270,9 +251,11 @@ def best_of_each_scheme(curves: Sequence[Curve]) -> list[Curve]:
 
 def ratios_so_far(trial: Trial) -> dict[str, str]:
     """scheme -> steps to the target, average ÷ baseline, at the pre-specified horizon; a bound until that has met."""
-    base, found = trial.baseline, {}
-    for curve in prespecified(trial.curves.values()) if base is not None else ():
-        assert base is not None
+    found: dict[str, str] = {}
+    base = next((curve for curve in trial.curves.values() if curve.scheme == "none"), None)
+    if base is None:
+        return found
+    for curve in prespecified(trial.curves.values()):
         point, against, label = curve.met.point, base.met.point, str(curve.cell["scheme_label"])
         if not math.isnan(point) and not math.isnan(against):
             found[curve.scheme] = f"{point / against:.2f} ({label})"

@@ -12,7 +12,7 @@ from typing import Any, cast
 from sweeps.axes import Grid, grids, validate
 from sweeps.blocks import ResourcesBlock, SpecError, TrackingBlock
 from sweeps.identity import scheme_name
-from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel, class_of
+from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel
 from sweeps.wording import shown
 from sweeps.yaml_file import BadYaml, parse_value, read_yaml
 
@@ -38,7 +38,7 @@ class Spec:
 
     def own_schemes(self, workload: str) -> list[str]:
         """The averaging schemes of a workload's grid that are a user's, as `identity.scheme_name` has them."""
-        kinds = [class_of(cast(AveragingBlock, one.block)) for one in self.grids[workload].averaging]
+        kinds = [cast(AveragingBlock, one.block).scheme_type for one in self.grids[workload].averaging]
         return sorted({name for kind in kinds if kind is not None and ":" in (name := scheme_name(kind))})
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from analysis.run_folder.records import load_cells, load_plan
 from analysis.run_folder.run_files import broken, read_parquet
 from analysis.run_folder.study import describe
 from analysis.statistics.pairs import fixed_settings
-from analysis.statistics.steps_to_target import NEVER, Crossing, Floats, first_crossing
+from analysis.statistics.steps_to_target import NEVER, Crossing, first_crossing
 from sweeps.attempts import attempts_of
 from sweeps.failures import tail
 from sweeps.plan import Trajectory
@@ -57,21 +58,18 @@ class Curve:
 
     def conclude(self) -> None:
         """Bring `best` and `met` up to date."""
-        self._conclude(np.asarray(self.steps, dtype=np.float64), np.asarray(self.metric, dtype=np.float64))
+        metric, higher = np.asarray(self.metric, dtype=np.float64), bool(self.cell["higher_is_better"])
+        self.best = (max if higher else min)(metric[np.isfinite(metric)].tolist(), default=None)
+        if not math.isnan(self.cell["target"]):
+            steps = np.asarray(self.steps, dtype=np.float64)
+            self.met = first_crossing(steps, metric, float(self.cell["target"]), higher)
 
     def end(self, records: pd.DataFrame) -> None:
         """Conclude from all records of the cell and keep the last point alone, so that a big folder stays small."""
         rows = records.drop_duplicates("step").sort_values("step")
-        metric = rows["metric"].to_numpy(dtype=np.float64)
-        metric = np.where(rows["diverged"].to_numpy(dtype=bool), np.nan, metric)
-        self._conclude(rows["step"].to_numpy(dtype=np.float64), metric)
-        self.steps, self.metric = rows["step"].tolist()[-1:], metric.tolist()[-1:]
-
-    def _conclude(self, steps: Floats, metric: Floats) -> None:
-        finite, higher = metric[np.isfinite(metric)], bool(self.cell["higher_is_better"])
-        self.best = float(finite.max() if higher else finite.min()) if len(finite) else None
-        if not math.isnan(self.cell["target"]):
-            self.met = first_crossing(steps, metric, float(self.cell["target"]), higher)
+        self.steps, self.metric = rows["step"].tolist(), rows["metric"].mask(rows["diverged"].astype(bool)).tolist()
+        self.conclude()
+        self.steps, self.metric = self.steps[-1:], self.metric[-1:]
 
 
 @dataclass
@@ -111,10 +109,6 @@ class Trial:
         bests = [curve.best for curve in self.curves.values() if curve.best is not None]
         return (max if self.first["higher_is_better"] else min)(bests, default=None)
 
-    @property
-    def baseline(self) -> Curve | None:
-        return next((curve for curve in self.curves.values() if curve.scheme == "none"), None)
-
     def look(self, now: float) -> None:
         """Take in what has changed on disk since the last look."""
         if self.state == "done":
@@ -144,8 +138,7 @@ class Trial:
         return max(STALLED_SECONDS, 5 * self.expected_seconds / self.plan.num_evaluations)
 
     def log_tail(self) -> list[str]:
-        lines = [line for line in tail(self.folder / "log") if line.strip()]
-        return lines[-LOG_LINES:] or ["its process died before it could say why"]
+        return tail(self.folder / "log")[-LOG_LINES:] or ["its process died before it could say why"]
 
     def as_json(self) -> dict[str, Any]:
         cell = self.first
@@ -202,7 +195,7 @@ class Trial:
                 raise broken(path, "missing, though its trajectory is done", again(self.folder)) from None
             return  # done and not compacted yet: its live records have been read
         if done is not None:
-            done.check(table, path, again(self.folder), sha256=sha256)
+            done.check(table, path, again(self.folder), sha256)
         table = table.select(["cell_id", "split", "step", "metric", "diverged"]).to_pandas()
         for cell_id, rows in table[table["split"] == "validation"].groupby("cell_id", sort=False):
             if str(cell_id) in self.curves:
@@ -251,13 +244,12 @@ class Status:
                 trial.state = self.told.get(trial.name, trial.state)
 
     def _read_plan(self) -> None:
-        try:
+        stamp = None
+        with suppress(FileNotFoundError):
             stat = (self.run / "plan.json").stat()
-        except FileNotFoundError:
-            stat = None
-        stamp = None if stat is None else (stat.st_mtime_ns, stat.st_size)
-        if stamp is not None and stamp == self._plan_stamp:
-            return
+            stamp = stat.st_mtime_ns, stat.st_size
+            if stamp == self._plan_stamp:
+                return
         cells = describe(load_cells(self.run))
         settings = fixed_settings(cells)
         cells = cells.assign(prespecified=cells["setting"].isin(settings.loc[settings["near"], "setting"]))
@@ -350,7 +342,7 @@ class Status:
         }
 
 
-def prespecified(curves: Any) -> list[Curve]:
+def prespecified(curves: Iterable[Curve]) -> list[Curve]:
     """Of each scheme the one at the pre-specified horizon, where one is near: as in the report."""
     return sorted((curve for curve in curves if curve.cell["prespecified"]), key=lambda curve: curve.scheme)
 

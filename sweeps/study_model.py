@@ -9,18 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    PlainValidator,
-    Tag,
-    ValidationInfo,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo, create_model, model_validator
 from pydantic.errors import PydanticUserError
 
 from sweeps.blocks import (
@@ -58,13 +49,7 @@ from workloads.protocol import families
 GRAD_CLIP = "largest norm of the whole gradient; left out: not clipped"
 
 
-def _optimizer_name(value: Any) -> Any:
-    if not isinstance(value, str) or value not in OPTIMIZERS:
-        raise ValueError(f"got {shown(value)}{among(value, OPTIMIZERS)}")
-    return value
-
-
-OptimizerName = Annotated[str, BeforeValidator(_optimizer_name)]
+OptimizerName = Annotated[str, one_of(OPTIMIZERS)]
 
 
 def optimizer_block() -> type[Block]:
@@ -98,11 +83,12 @@ class AveragingBlock(Block):
     """`averaging:` of one scheme: the fields of its class, and what may stand instead of the first of them."""
 
     example = "scheme: ema, decay: 0.99, every: 8"
+    scheme_type: ClassVar[type[Scheme] | None] = None  # None: the last iterate
     scheme: str
 
     @model_validator(mode="after")
     def _one_length(self) -> AveragingBlock:
-        kind = class_of(self)
+        kind = self.scheme_type
         if kind is None or not instead(kind):
             return self
         either = [next(iter(options(kind))), *instead(kind)]
@@ -113,11 +99,6 @@ class AveragingBlock(Block):
         if not given and type(self).model_fields[either[0]].default is None:
             raise ValueError(f"neither {' nor '.join(either)}; allowed: exactly one of them")
         return self
-
-
-def class_of(block: AveragingBlock) -> type[Scheme] | None:
-    """The scheme of a block; None: the last iterate."""
-    return None if block.scheme == "none" else scheme_class(block.scheme)
 
 
 class NoneBlock(AveragingBlock):
@@ -136,7 +117,7 @@ def averaging_block(kind: type[Scheme]) -> type[AveragingBlock]:
         keys[field.name] = _option(*options(kind)[field.name], default)
         keys |= {key: _option(*one, None) for key, one in others.items()}
     block: type[AveragingBlock] = create_model(f"{kind.__name__}Block", __base__=AveragingBlock, **keys)
-    block.__doc__ = kind.__doc__
+    block.scheme_type, block.__doc__ = kind, kind.__doc__
     return block
 
 
@@ -145,7 +126,6 @@ def _option(kind: Any, one: Option, default: Any) -> tuple[Any, Any]:
 
 
 BLOCKS: Mapping[str, type[AveragingBlock]] = {"none": NoneBlock} | {k: averaging_block(v) for k, v in SCHEMES.items()}
-OWN = "own"
 
 
 def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
@@ -162,37 +142,21 @@ def _scheme_name(value: Any, known: Any = BLOCKS) -> str:
     return value
 
 
-def _named(raw: Any) -> Any:
+def _averaging(raw: Any, info: ValidationInfo) -> AveragingBlock:
+    """The block of the scheme that is named; what is no mapping is refused as one."""
+    block: type[AveragingBlock] = NoneBlock
     if isinstance(raw, Mapping):
         if "scheme" not in raw:
             raise bad_key("scheme", f"is required; allowed: {', '.join(BLOCKS)}")
         try:
-            _scheme_name(raw["scheme"])
+            name = _scheme_name(raw["scheme"])
         except ValueError as error:
             raise bad_key("scheme", str(error)) from None
-    return raw
+        block = BLOCKS.get(name) or averaging_block(scheme_class(name))
+    return block.model_validate(raw, context=info.context)
 
 
-def _own(raw: Any, info: ValidationInfo) -> AveragingBlock:
-    return averaging_block(scheme_class(raw["scheme"])).model_validate(raw, context=info.context)
-
-
-def _tag(raw: Any) -> str:
-    name = raw["scheme"] if isinstance(raw, Mapping) else "none"
-    return OWN if ":" in name else name
-
-
-if TYPE_CHECKING:
-    Averaging = AveragingBlock
-else:
-    Averaging = Annotated[
-        Union[
-            *(Annotated[block, Tag(name)] for name, block in BLOCKS.items()),
-            Annotated[AveragingBlock, PlainValidator(_own), Tag(OWN)],
-        ],
-        Discriminator(_tag),
-        BeforeValidator(_named),
-    ]
+Averaging = Annotated[AveragingBlock, PlainValidator(_averaging)]
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -206,7 +170,7 @@ class PrimaryBlock(Block):
     horizon: Share = option(0.01, "its averaging horizon: steps or a share of the step budget")
 
 
-Report = Annotated[str | None, BeforeValidator(one_of("steps", "final_metric", "horizon"))]
+Report = Annotated[str | None, one_of(("steps", "final_metric", "horizon"))]
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,9 +1,18 @@
-"""targets.yaml beside a workload's file: the value to reach, and how it came about. Written by `wa calibrate`."""
+"""targets.yaml beside a workload's file: the value to reach, and how it came about; the rule of `wa calibrate`.
+
+The rule is the median over held-out seeds of the baseline's best metric with a 0.75-length schedule. Source: AlgoPerf
+sets targets as the median of the best values over reruns of a tuned baseline whose schedule ends at 75 % of the
+maximum runtime (paper, Section 3; AlgoPerf rules).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +22,9 @@ from sweeps.spec import Spec
 from sweeps.yaml_file import BadYaml, dump_yaml, read_yaml
 from workloads.algoperf import published_target
 from workloads.protocol import UnknownWorkload, source_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADER = "# Written by `wa calibrate`, never by hand: workload -> preset -> target and its provenance.\n"
 
@@ -84,13 +96,53 @@ def study_targets(spec: Spec) -> dict[str, Target | None]:
         except UnknownWorkload as error:
             raise SpecError("workloads", str(error), spec.source) from None
         found[workload] = targets[0] if len(spec.presets) == 1 else None
-        _held_out(spec, workload, (target for target in targets if target is not None))
+        for held_out in (target.seeds for target in targets if target is not None):
+            if both := sorted(set(spec.seeds) & set(held_out)):
+                said = f"seed {both[0]} set {workload}'s target and is held out"
+                raise SpecError("seeds", f"{said}; allowed: any but {', '.join(map(str, held_out))}", spec.source)
     return found
 
 
-def _held_out(spec: Spec, workload: str, targets: Iterable[Target]) -> None:
-    for target in targets:
-        both = sorted(set(spec.seeds) & set(target.seeds))
-        if both:
-            said = f"seed {both[0]} set {workload}'s target and is held out"
-            raise SpecError("seeds", f"{said}; allowed: any but {', '.join(map(str, target.seeds))}", spec.source)
+LENGTH = 0.75
+SEEDS = (1000, 1001, 1002)  # no study may use them
+RULE = f"median over the held-out seeds of the baseline's best validation metric, schedule length {LENGTH}"
+
+
+def calibration_study(workloads: Sequence[str], preset: str) -> dict[str, Any]:
+    """The sweep that answers the rule, as a spec: the workload's own optimizer and schedule, no averaging."""
+    return {
+        "study": "calibrate",
+        "question": "Which value must a run reach?",
+        "workloads": list(workloads),
+        "preset": preset,
+        "seeds": list(SEEDS),
+        "schedule": {"length": LENGTH},
+        "averaging": [{"scheme": "none"}],
+        "tracking": {"wandb": "disabled"},
+    }
+
+
+def calibrated(records: pd.DataFrame, preset: str) -> Mapping[str, Target]:
+    """Records of that sweep, joined with its cells -> workload -> target.
+
+    Raises: ValueError when a seed has no finite value: a target rests on all of its seeds.
+    """
+    found = {}
+    for workload, rows in records.groupby("workload"):
+        higher = bool(rows["higher_is_better"].iloc[0])
+        by_seed = rows.groupby("seed")["metric"]
+        best = (by_seed.max() if higher else by_seed.min()).reindex(SEEDS)
+        if best.isna().any():
+            raise ValueError(f"{workload}: no value for seed {best[best.isna()].index[0]}; see its log")
+        found[str(workload)] = Target(
+            value=statistics.median(best.tolist()),
+            metric=str(rows["metric_name"].iloc[0]),
+            higher_is_better=higher,
+            preset=preset,
+            rule=RULE,
+            seeds=list(SEEDS),
+            values=best.tolist(),
+            versions={name: version(name) for name in ("wa-sweeps", "torch")},
+            date=datetime.now(UTC).date().isoformat(),
+        )
+    return found

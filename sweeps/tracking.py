@@ -33,47 +33,42 @@ def block(run: Path) -> TrackingBlock:
 @contextmanager
 def publishing(run: Path, told: TrackingBlock, console: Console) -> Iterator[None]:
     """Publish beside a block, and at its end what it has left in the folder; a line says where, or what is missing."""
-    publisher = start(run, told.wandb, told.project, told.entity)
+    publisher = start(run, told)
     try:
         yield
     finally:
         if not finish(publisher):
             console.print(f"W&B is not up to date yet; {run / 'wandb.log'} says why. Records are complete without it.")
-        if told.wandb == "online":
-            show_links(run, console)
+        _show_links(run, told, console)
 
 
 def publish_report(run: Path, console: Console) -> None:
     """Have a report that was written again published, of a folder whose runs are; nobody waits for it."""
     if (run / "wandb" / "told.json").exists():
         told = block(run)
-        finish(start(run, told.wandb, told.project, told.entity), seconds=0.0)
-        if told.wandb == "online":
-            show_links(run, console)
+        finish(start(run, told), seconds=0.0)
+        _show_links(run, told, console)
 
 
-def show_links(run: Path, console: Console) -> None:
-    for study, link in wandb_links(run).items():
+def _show_links(run: Path, told: TrackingBlock, console: Console) -> None:
+    for study, link in wandb_links(run).items() if told.wandb == "online" else ():
         console.print(f"W&B: {link} ({study})", soft_wrap=True)
 
 
-def start(run: Path, mode: str, project: str, entity: str | None) -> subprocess.Popen[bytes] | None:
+def start(run: Path, told: TrackingBlock) -> subprocess.Popen[bytes] | None:
     """Start the publisher beside the driver; None when W&B is disabled."""
-    if mode == "disabled":
+    if told.wandb == "disabled":
         return None
-    command = [sys.executable, "-P", "-m", "sweeps.publisher", str(run), mode, project, entity or ""]
+    command = [sys.executable, "-P", "-m", "sweeps.publisher", str(run), told.wandb, told.project, told.entity or ""]
+    # Where this process uses W&B itself, its service would be the publisher's too, and keep ids in use after a kill.
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    env |= {"WANDB_DIR": str(run.resolve()), "WANDB_MODE": told.wandb, "WANDB_SILENT": "true"}
+    env |= {"WANDB_ERROR_REPORTING": "false", "WANDB_CONSOLE": "off"}
     with ExitStack() as stack:
         log: IO[bytes] | int = subprocess.DEVNULL
         with suppress(OSError):  # a full disk costs W&B alone
             log = stack.enter_context(open(run / "wandb.log", "ab"))
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=_environment(run, mode),
-        )
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=env)
 
 
 def finish(publisher: subprocess.Popen[bytes] | None, seconds: float = FINISH_SECONDS) -> bool:
@@ -90,16 +85,3 @@ def finish(publisher: subprocess.Popen[bytes] | None, seconds: float = FINISH_SE
     except subprocess.TimeoutExpired:
         threading.Thread(target=publisher.wait, daemon=True).start()  # no zombie
         return False
-
-
-def _environment(run: Path, mode: str) -> dict[str, str]:
-    # Where this process uses W&B itself, its service would be the publisher's too, and keep ids in use after a kill.
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {
-        **inherited,
-        "WANDB_DIR": str(run.resolve()),
-        "WANDB_MODE": mode,
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_CONSOLE": "off",
-    }

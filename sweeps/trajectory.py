@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweeps import data_parallel, origins, process, retries, training_state
-from sweeps.attempts import Attempt, TrajectoryLog
+from sweeps.attempts import Attempt, trajectory_log
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
 from sweeps.evaluate import Evaluator
@@ -31,14 +31,6 @@ ASKING_STEPS = 16
 _SILENT = logging.Logger("a rank above 0", level=logging.CRITICAL + 1)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Told once an evaluation."""
-
-    step: int
-    length_steps: int
-
-
 def run(
     trajectory: Trajectory,
     folder: Path,
@@ -48,7 +40,7 @@ def run(
     processes: int = 1,
     checkpoint_seconds: float = 10.0,
     planned_code: str | None = None,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train one trajectory to its end, or on from its last checkpoint, recording into `folder`.
 
@@ -57,13 +49,14 @@ def run(
     checkpoint_seconds: least time between checkpoints, which take at most a twentieth of the time; 0 writes one after
     every evaluation, and none between.
     planned_code: `origins.digest` of the workload that was planned; another one here is an error.
+    report: told the step after each evaluation.
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
     make_folder(folder)
     if (folder / "done").exists():
         return
-    with Recorder(folder / "records.jsonl") as recorder, TrajectoryLog(folder / "log") as log:
+    with Recorder(folder / "records.jsonl") as recorder, trajectory_log(folder / "log") as log:
         if (folder / "done").exists():  # by whoever held the lock until now
             return
         attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
@@ -71,7 +64,7 @@ def run(
         task = {"trajectory": to_dict(trajectory), "folder": str(folder.resolve()), "num_devices": num_devices}
         try:
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
-                _run(trajectory, folder, team, device, num_devices, leader)
+                train(trajectory, folder, team, device, num_devices, leader)
         except BaseException as error:
             lasting = not leader.reporting and retries.is_lasting(error)
             log.exception("ended early")
@@ -80,11 +73,6 @@ def run(
             raise
         attempt.end("done")
         recorder.finish()
-
-
-def follow(trajectory: Trajectory, folder: Path, team: Team, *, device: str, num_devices: float) -> None:
-    """The same as a rank above 0: it trains and evaluates its part and writes nothing."""
-    _run(trajectory, folder, team, device, num_devices, leader=None)
 
 
 @dataclass
@@ -96,7 +84,7 @@ class _Leader:
     attempt: Attempt
     log: logging.Logger
     checkpoint_seconds: float
-    report: Callable[[Progress], None]
+    report: Callable[[int], None]
     planned_code: str | None
     reporting: bool = False  # what is raised while it is so is whoever listens, not the workload
     saved: float = field(default_factory=lambda: time.monotonic())
@@ -117,15 +105,16 @@ class _Leader:
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, step: int) -> None:
         self.reporting = True
-        self.report(progress)
+        self.report(step)
         self.reporting = False
 
 
-def _run(
-    trajectory: Trajectory, folder: Path, team: Team, device: str, num_devices: float, leader: _Leader | None
+def train(
+    trajectory: Trajectory, folder: Path, team: Team, device: str, num_devices: float, leader: _Leader | None = None
 ) -> None:
+    """One rank's part; a rank above 0, which has no leader's things, writes nothing."""
     training = trajectory.cells[0].training
 
     def made() -> Workload:
@@ -150,7 +139,7 @@ def _run(
         trainer = Trainer(passes, state, keeper)
     else:
         trainer = Replayer(passes, state, Trace.of(traces / trajectory.replays))
-    evaluator = Evaluator(trajectory, workload, team, device, recorder)
+    evaluator = Evaluator(trajectory, passes, state, recorder)
 
     def due(step: int) -> bool:
         """Whether a checkpoint is, between evaluations; ranks ask each other now and then, since that takes time."""
@@ -161,7 +150,7 @@ def _run(
     while state.step < trajectory.length_steps:
         trained = trainer.train(until=evaluator.next_step(state.step), pause=due)
         if trained is not None:
-            evaluator.evaluate(state, passes, trained)
+            evaluator.evaluate(trained)
             log.info("step %d training loss %.6g", state.step, trained.last_loss)
             if trained.diverged:
                 log.warning("diverged: the trajectory ends here")
@@ -177,4 +166,4 @@ def _run(
             if save:
                 leader.checkpoint(state, streams)
             if trained is not None:
-                leader.tell(Progress(state.step, trajectory.length_steps))
+                leader.tell(state.step)

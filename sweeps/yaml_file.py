@@ -29,13 +29,6 @@ class BadYaml(click.ClickException, ValueError):
 
 # --- plain scalars: the core schema of YAML 1.2 --------------------------------------------------------------------
 
-NULL = re.compile(r"~|null|Null|NULL|")
-BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-FLOAT = re.compile(
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-
 
 def _int(text: str) -> int:
     digits = text.lstrip("+-")
@@ -48,11 +41,12 @@ def _float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+DIGITS = r"\.[0-9]+|[0-9]+(?:\.[0-9]*)?"
 CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
-    "null": (NULL, lambda text: None),
-    "bool": (BOOL, lambda text: text[0] in "tT"),
-    "int": (INT, _int),
-    "float": (FLOAT, _float),
+    "null": (re.compile(r"~|null|Null|NULL|"), lambda text: None),
+    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
+    "int": (re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), _int),
+    "float": (re.compile(rf"[-+]?(?:{DIGITS})(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"), _float),
 }
 
 

@@ -49,3 +49,11 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(figure_files, "write", draw)
     monkeypatch.setattr(figure_files, "bundle", lambda: "")
+
+
+@pytest.fixture
+def uncharted(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of words and tables alone, for what does not look at a chart: making these is most of a report's time."""
+    from analysis import report
+
+    monkeypatch.setattr(report.Report, "charts", {})

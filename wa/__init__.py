@@ -17,7 +17,7 @@ is the average as a `model.state_dict()`; `Bank(model, schemes, start=1000)` joi
 
 from .bank import AbsentAverage, Bank
 from .buffers import recompute_statistics
-from .memory import memory_bytes
+from .lane import memory_bytes
 from .schemes import EMA, LAWA, WSM, Recursive, Scheme, Tail, Windowed
 from .state import IncompatibleSchemes
 

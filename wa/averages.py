@@ -3,8 +3,6 @@
 Of models nothing is known here; the bank finds the tensors.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .finite import FiniteWatch
-from .flat import Block, Reader
-from .lane import Lane
+from .flat import Block, FiniteWatch, Reader
+from .lane import Lane, Track
 from .schemes import Scheme
-from .state import FORMAT, Fit, IncompatibleSchemes, covers, describe, fit, scheme_keys
-from .track import Track
+from .state import FORMAT, IncompatibleSchemes, covers, describe, fit, scheme_keys
 
 
 class Averages:
@@ -46,7 +42,7 @@ class Averages:
         """Go on from `step` with schemes that joined at these steps; where no lane is given, in a new one."""
         self._tracks: dict[Track, list[Scheme]] = {}
         for scheme in self._keys:
-            self._tracks.setdefault(Track.of(scheme, joined[scheme]), []).append(scheme)
+            self._tracks.setdefault(Track(*scheme.grid, joined[scheme]), []).append(scheme)
         self.lanes = {
             (track, block): lanes.get((track, block)) or Lane(block, members)
             for track, on_track in self._tracks.items()
@@ -59,7 +55,7 @@ class Averages:
 
     def track(self, scheme: Scheme) -> Track:
         """The snapshots that a scheme takes."""
-        return Track.of(scheme, self._joined[scheme])
+        return Track(*scheme.grid, self._joined[scheme])
 
     @torch.no_grad()
     def take(self, step: int, tensors: Mapping[str, Tensor], finding: float) -> None:
@@ -84,7 +80,10 @@ class Averages:
     def new(self, scheme: Scheme) -> dict[str, Tensor]:
         """The average of a scheme as new tensors."""
         tensors = {
-            name: tensor for block in self.blocks if covers(scheme, block) for name, tensor in block.empty().items()
+            name: layout.empty(block.dtype, block.device)
+            for block in self.blocks
+            if covers(scheme, block)
+            for name, layout in block.layouts.items()
         }
         self.write(scheme, tensors)
         return tensors
@@ -115,45 +114,35 @@ class Averages:
             ],
             "blocks": [describe(block, self._plain) for block in self.blocks],
             "lanes": [
-                {
-                    "track": list(track),
-                    "block": places[block],
-                    "capacity": lane.capacity,
-                    **lane.state_dict(self._keys, copy),
-                }
+                {"track": list(track), "block": places[block], "capacity": lane.capacity}
+                | lane.state_dict(self._keys, copy)
                 for (track, block), lane in self.lanes.items()
             ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool) -> IncompatibleSchemes:
         """The inverse of `state_dict`. Raises: ValueError, before anything is changed."""
-        found = fit(state, self._keys, self.blocks, self._plain, strict)
-        lanes = self._lanes_for(found)
+        try:
+            found = fit(state, self._keys, self.blocks, self._plain, strict)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"the state is damaged: {type(error).__name__}: {error}") from error
+        lanes = {}
+        for at, (saved, members) in found.lanes.items():  # the lane there is, where it is the same, to save memory
+            mine = self.lanes.get(at)
+            if mine is None or (mine.schemes, mine.capacity) != (members, saved["capacity"]):
+                mine = Lane(at[1], members, saved["capacity"])
+            lanes[at] = mine
         self.unfinished = "load_state_dict"
         for (track, block), lane in lanes.items():
-            lane.load_state_dict(found.lanes[track, block], self._keys, track.taken(found.step))
+            lane.load_state_dict(found.lanes[track, block][0], self._keys, track.taken(found.step))
         self.step, self.seconds = found.step, found.seconds
         self._follow(found.joined, lanes)
         self.unfinished = None
         return found.incompatible
 
-    def _lanes_for(self, found: Fit) -> dict[tuple[Track, Block], Lane]:
-        """Lanes that hold what was found: those there are, where they are the same, to save memory."""
-        lanes = {}
-        for (track, block), members in found.members.items():
-            capacity = found.lanes[track, block]["capacity"]
-            mine = self.lanes.get((track, block))
-            if mine is None or (mine.schemes, mine.capacity) != (members, capacity):
-                mine = Lane(block, members, capacity)
-            lanes[track, block] = mine
-        return lanes
-
     def __getstate__(self) -> dict[str, Any]:
         devices = [torch.empty(0, device=block.device) for block in self.blocks]  # torch.load may map them
-        return {
-            **{name: value for name, value in vars(self).items() if name != "_readers"},
-            "devices": devices,
-        }
+        return {**{name: value for name, value in vars(self).items() if name != "_readers"}, "devices": devices}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         # All anew: readers, and lanes as they please, hold tensors that share memory; copies of them would not.

@@ -1,12 +1,10 @@
 """The bank: many averages of one training run, riding along. The only thing here with state."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +27,6 @@ class AbsentAverage(KeyError):
 
 class Bank:
     """Averages of a model's weights under many schemes at once, updated after every optimizer step.
-
-    bank = Bank(model, [LAWA(k=10, every=64), EMA(decay=0.99, every=16)])
-    bank.update(step)                 # step = optimizer steps completed, 1, 2, 3, …
-    for scheme in bank: …             # the schemes whose average exists now; len(bank) of them
-    with bank.swapped(scheme): …      # the model holds that average
 
     Floating-point parameters are averaged, frozen ones too, tied ones once (under their first name); buffers
     follow the scheme's policy (`wa.buffers`). Rings hold snapshots in the parameters' dtype; sums and
@@ -99,7 +92,7 @@ class Bank:
         nothing was done. When it fails in the middle of a snapshot, the bank refuses everything but
         `load_state_dict` from then on, since doing it again would count a part of the weights twice.
         """
-        self._refuse_now("update")
+        self._refuse("update")
         step = check_step(step, "update")
         if step <= self.step:
             raise ValueError(f"update needs steps that increase: {step!r} after {self.step}")
@@ -141,7 +134,7 @@ class Bank:
         return tensors
 
     def __iter__(self) -> Iterator[Scheme]:
-        self._refuse_unfinished("a look at the averages")
+        self._refuse("a look at the averages", swapped=False)
         return iter([scheme for scheme in self.schemes if self._exists(scheme)])
 
     def __len__(self) -> int:
@@ -150,9 +143,6 @@ class Bank:
     def __bool__(self) -> bool:
         # Always true: `if bank: bank.update(step)` must not skip the updates that would fill it.
         return True
-
-    def __contains__(self, scheme: object) -> bool:
-        return any(scheme == existing for existing in self)
 
     def __repr__(self) -> str:
         shapes = [
@@ -168,7 +158,7 @@ class Bank:
 
         Raises: AbsentAverage (a KeyError) when the scheme is not in the bank.
         """
-        self._refuse_unfinished("coefficients")
+        self._refuse("coefficients", swapped=False)
         self._refuse_unknown(scheme)
         unseen = self._averages.track(scheme).unseen_steps()
         return {step + unseen: c for step, c in scheme.coefficients(self.step - unseen).items()}
@@ -186,7 +176,7 @@ class Bank:
 
         Raises: AbsentAverage (a KeyError) when there is no such average now.
         """
-        self._refuse_unfinished("tensors")
+        self._refuse("tensors", swapped=False)
         self._find(scheme)
         tensors = self._averages.new(scheme)
         if scheme.buffers == "average":
@@ -199,23 +189,8 @@ class Bank:
 
         For `load_state_dict` of another model of the class. recompute, Raises: as for `swapped`.
         """
-        copies: dict[Any, Tensor] = {}
-
-        def copied(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return deepcopy(value)  # extra state
-            key: Any = id(value)
-            if value.layout is torch.strided and value.numel():
-                key = value.data_ptr(), value.dtype, value.shape, value.stride()
-            if key not in copies:
-                copies[key] = value.detach().clone()
-            return copies[key]
-
         with self.swapped(scheme, recompute) as model, torch.inference_mode(False), torch.no_grad():
-            state = model.state_dict()
-            for name, value in state.items():
-                state[name] = copied(value)
-            return state
+            return deepcopy(model.state_dict())
 
     @contextmanager
     def swapped(self, scheme: Scheme, recompute: Forwards | Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
@@ -233,7 +208,7 @@ class Bank:
         Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing; RuntimeError
         when an average is swapped in already. Meanwhile update, state_dict, load_state_dict raise too.
         """
-        self._refuse_now("swapped")
+        self._refuse("swapped")
         self._find(scheme)
         if scheme.buffers == "recompute" and recompute is None:
             raise ValueError(f"{scheme!r} recomputes statistics: swapped needs recompute=")
@@ -294,7 +269,7 @@ class Bank:
 
         Raises: RuntimeError while an average is swapped in: model and bank would not match.
         """
-        self._refuse_now("state_dict")
+        self._refuse("state_dict")
         self._averages.watch.tell(wait=True)
         return self._averages.state_dict(copy)
 
@@ -310,14 +285,14 @@ class Bank:
         Raises: ValueError when model or schemes differ, or the state is damaged, before anything is changed;
         RuntimeError while swapped.
         """
-        self._refuse_while_swapped("load_state_dict")
+        self._refuse("load_state_dict", unfinished=False)
         return self._averages.load_state_dict(state, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._refuse_now("a copy of the bank")
+        self._refuse("a copy of the bank")
         return vars(self)
 
-    def __copy__(self) -> Bank:
+    def __copy__(self) -> Self:
         """A bank of the same model with averages of its own."""
         other = object.__new__(type(self))
         vars(other).update({**self.__getstate__(), "_averages": deepcopy(self._averages)})
@@ -333,16 +308,11 @@ class Bank:
         if scheme not in self._averages.seconds:
             raise AbsentAverage(f"{scheme!r} is not in this bank")
 
-    def _refuse_now(self, what: str) -> None:
-        self._refuse_while_swapped(what)
-        self._refuse_unfinished(what)
-
-    def _refuse_while_swapped(self, what: str) -> None:
-        if self._swapped:
+    def _refuse(self, what: str, *, swapped: bool = True, unfinished: bool = True) -> None:
+        """Raises: RuntimeError while an average is swapped in, and when the averages are unfinished."""
+        if swapped and self._swapped:
             raise RuntimeError(f"{what} while an average is swapped in: leave the `with bank.swapped(…)` first")
-
-    def _refuse_unfinished(self, what: str) -> None:
-        if self._averages.unfinished is not None:
+        if unfinished and self._averages.unfinished is not None:
             raise RuntimeError(
                 f"{what} after {self._averages.unfinished} failed midway: parts of the averages are of another step; "
                 "load the model's checkpoint and, with bank.load_state_dict(…), the bank's of the same step"

@@ -11,8 +11,6 @@ Buffers are read by name each time: some models rebind `self.running_mean` at ev
 reference goes stale.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -111,7 +109,11 @@ def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards
         for collector in collectors:
             stack.enter_context(collector.listening())
         called = stack.enter_context(_calls(model))
-        for _ in _iterable(forwards(model) if callable(forwards) else forwards):
+        items: object = forwards(model) if callable(forwards) else forwards
+        if not isinstance(items, Iterable):
+            said = f"{type(items).__name__} is no iterable of forward passes"
+            raise ValueError(f"cannot recompute statistics: {said}; {RIGHT_CALL}")
+        for _ in items:
             passes += 1
             if not called:  # said at once: the iterable may have no end
                 raise ValueError(f"cannot recompute statistics: an item ran no forward pass; {RIGHT_CALL}")
@@ -139,14 +141,6 @@ def _in_train_mode(model: nn.Module) -> bool:
 
 
 RIGHT_CALL = "call recompute_statistics(model, (model(batch) for batch in loader))"
-
-
-def _iterable(forwards: object) -> Iterable[object]:
-    if isinstance(forwards, Iterable):
-        return forwards
-    raise ValueError(
-        f"cannot recompute statistics: {type(forwards).__name__} is no iterable of forward passes; {RIGHT_CALL}"
-    )
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What a bank accepts: each thing it cannot average is refused in one line that says what to do instead."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable
 from typing import Any, get_args

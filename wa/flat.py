@@ -1,26 +1,22 @@
 """Many live tensors as one flat block, so that averaging costs one operation a scheme, not one a tensor.
 
-A model has dozens of small tensors, and an operation on a small tensor is mostly overhead; an operation on a
-large one fetches it from memory once for every scheme. A block lays all tensors of one dtype and device end to
-end and is worked through piece by piece. A piece is a run of small tensors, packed into a scratch buffer, or some
-rows of a large one, read in place; either fits a cache and is read by every scheme while it is there. How a block
-is cut depends on the tensors and their device alone: never on the schemes, so an average has the same bits in any
-company.
+A model has dozens of small tensors, and an operation on a small tensor is mostly overhead; an operation on a large one
+fetches it from memory once for every scheme. A block lays all tensors of one dtype and device end to end and is worked
+through piece by piece. A piece is a run of small tensors, packed into a scratch buffer, or some rows of a large one,
+read in place; either fits a cache and is read by every scheme while it is there. How a block is cut depends on the
+tensors and their device alone: never on the schemes, so an average has the same bits in any company.
 """
 
-from __future__ import annotations
-
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_tensor
-from .finite import FiniteWatch
 from .layout import Layout, has_overlap
 
 # Elements of a piece. On a CPU, 256 KiB of float32 and 512 KiB of float64: they fit a core's cache together. An
@@ -63,15 +59,6 @@ class Block:
     def shapes(self) -> dict[str, torch.Size]:
         """name -> shape."""
         return {name: layout.shape for name, layout in self.layouts.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """Plain data that two blocks share when a state fits both."""
-        shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        return {"kind": self.kind, "dtype": str(self.dtype), "shapes": shapes}
-
-    def empty(self) -> dict[str, Tensor]:
-        """New tensors, name -> tensor, with the shapes and the strides of the model's."""
-        return {name: layout.empty(self.dtype, self.device) for name, layout in self.layouts.items()}
 
     def zeros(self, dtype: torch.dtype, *rows: int) -> list[Tensor]:
         """Storage for this block, a tensor (*rows, piece.numel) a piece: each begins well aligned."""
@@ -138,6 +125,62 @@ class Block:
                 )
 
 
+class FiniteWatch:
+    """Warns, once, when a snapshot held NaN or infinity: what an average makes of it differs between schemes.
+
+    Looks at every snapshot until the first that is not finite. On a CPU a sum says at once that all is well. An
+    accelerator is not waited for: it notes the step beside the tensors' names, and the note is read when somebody
+    asks for an average or a state anyway.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, str] | None = None
+        self._told = False
+        self._notes: dict[tuple[str, ...], Tensor] = {}  # the first bad step of each tensor, 0 = none so far
+
+    def look(self, flat: Tensor, names: Sequence[str], parts: Sequence[Tensor], step: int) -> None:
+        """Look at the tensors `parts`, called `names`, whose elements are `flat`."""
+        if self._first is not None or flat.numel() == 0:
+            return
+        if flat.device.type != "cpu":
+            self._note(names, parts, step)
+        elif not math.isfinite(flat.sum().item()):  # or finite numbers with too large a sum
+            for name, part in zip(names, parts, strict=True):
+                if not torch.isfinite(part).all():
+                    self._first = step, name
+                    return
+
+    def _note(self, names: Sequence[str], parts: Sequence[Tensor], step: int) -> None:
+        filled = {name: part for name, part in zip(names, parts, strict=True) if part.numel()}
+        largest = torch.stack(torch._foreach_norm(list(filled.values()), math.inf))
+        key = tuple(filled)
+        if key not in self._notes:
+            self._notes[key] = torch.zeros(len(key), dtype=torch.int64, device=largest.device)
+        is_first = ~torch.isfinite(largest) & (self._notes[key] == 0)
+        self._notes[key].masked_fill_(is_first, step)
+
+    def tell(self, *, wait: bool) -> None:
+        """Warn if a snapshot was not finite, once. wait: for an accelerator too."""
+        if wait and self._first is None:
+            steps = [
+                (step, name)
+                for names, note in self._notes.items()
+                for name, step in zip(names, note.tolist(), strict=True)
+                if step
+            ]
+            self._first = min(steps, key=lambda found: found[0], default=None)
+        if self._first is None or self._told:
+            return
+        self._told = True
+        step, name = self._first
+        warnings.warn(
+            f"a snapshot was not finite: {name!r} at step {step}. LAWA and WSM are right again once it has left "
+            "their window; EMA and Tail stay NaN or infinite, by their definition. Said once a bank",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 class Reading:
     """One piece of the live weights, cast at most once to each dtype its schemes need.
 
@@ -196,12 +239,7 @@ def live_parameters(model: nn.Module) -> dict[str, Tensor]:
         if not parameter.is_floating_point():
             continue
         # Two Parameter objects on one storage (`nn.Parameter(other.data)`) are tied as well.
-        storage = (
-            parameter.data_ptr() or id(parameter),
-            parameter.device,
-            parameter.shape,
-            parameter.stride(),
-        )
+        storage = (parameter.data_ptr() or id(parameter), parameter.device, parameter.shape, parameter.stride())
         if storage not in storages:
             storages.add(storage)
             found[name] = parameter

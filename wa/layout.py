@@ -5,9 +5,8 @@ Flat storage holds such a tensor in that order; states hold it in the logical on
 another memory format.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ class Layout:
     stride: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Layout:
+    def of(cls, tensor: Tensor) -> Self:
         """The layout of `tensor`; of one with gaps in memory, as without them."""
         shape, order = tensor.shape, _order(tensor)
         if tensor.permute(order).is_contiguous():

@@ -1,7 +1,5 @@
 """What the annotations of a scheme's fields say: the bounds it is held to, the keys and words of a study's YAML."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -15,8 +15,6 @@ and n alone, whatever other k share the ring. With u = 2⁻⁵³ and max|θ| ove
 since a snapshot goes through at most 7 additions in each level of its block, one for each term and a division.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ its average at a step is Σᵢ cᵢ θ(sᵢ) over the snapshots so far: `coeffic
 and plots read the closed forms here; the bank computes the same averages by running updates.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,7 +21,8 @@ class Scheme(ABC):
     """What all schemes share: snapshots on the grid (every, burn_in), weights in closed form.
 
     A scheme is a value: equal to another of its class with equal attributes, and shown as what makes one
-    again. A class of one's own may be a dataclass, or not.
+    again. A class of one's own may be a dataclass, or not. `buffers` is ``"live"``, ``"average"`` or ``"recompute"``,
+    see `wa.buffers`.
     """
 
     every: int
@@ -76,8 +75,7 @@ class Scheme(ABC):
 
     def snapshots(self, step: int) -> int:
         """How many snapshots have been taken once `step` steps are completed."""
-        every, burn_in = self.grid
-        return max(0, step - burn_in) // every
+        return len(self.snapshot_steps(step))
 
     def snapshot_steps(self, step: int) -> range:
         """The steps at which snapshots were taken, up to and including `step`."""
@@ -86,8 +84,7 @@ class Scheme(ABC):
 
     def takes_snapshot(self, step: int) -> bool:
         """Whether `step` is one of the snapshot steps."""
-        every, burn_in = self.grid
-        return step > burn_in and (step - burn_in) % every == 0
+        return step in self.snapshot_steps(step)
 
     def exists(self, step: int) -> bool:
         """Whether there is an average at `step`; before the first snapshot it is absent."""
@@ -147,8 +144,7 @@ class LAWA(Windowed):
 
     θ̄ = (1/k) Σ_{j<k} θ(s − j·every)      horizon = k · every steps
 
-    until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far,
-    ``"partial"``. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+    until_full: before k snapshots there are, the average is ``"absent"`` or the mean of those so far, ``"partial"``.
 
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3 (queue of k copies, every ν steps).
     """
@@ -166,7 +162,7 @@ class LAWA(Windowed):
         check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> LAWA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> Self:
         """The LAWA whose horizon k · every is nearest to `horizon` steps (halves up), k ≥ 1.
 
         Raises: ValueError when `horizon` < `every` or not finite.
@@ -207,7 +203,7 @@ class WSM(Windowed):
     part, not k + 1, and the decay lasts k · every steps. horizon = every · (2k − 1 − 2 Σ_{0<j<k} w_j) steps.
 
     curve: ``"linear"``, 1 − x, all weights equal: LAWA(k, every); ``"cosine"``, (1 + cos πx)/2; ``"sqrt"``, 1 − √x.
-    Before k snapshots there is no average. buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
+    Before k snapshots there is no average.
 
     Raises: ValueError. Source: warm-up, stable and merge (arXiv 2507.17634): merge weights ⇄ LR decay.
     """
@@ -228,7 +224,7 @@ class WSM(Windowed):
         lr_decay: Annotated[float, Option("steps, or share of the step budget, of the emulated decay", steps=True)],
         every: int = 1,
         **options: Any,
-    ) -> WSM:
+    ) -> Self:
         """The merge whose emulated decay of k · every steps is nearest to `lr_decay` (halves up), k ≥ 1.
 
         Raises: ValueError when `lr_decay` < `every` or not finite.
@@ -266,8 +262,6 @@ class EMA(Recursive):
     how the weights' own dtype rounds: up to γ = .907 for float32 weights, .995 for float16, .9994 for bfloat16.
     Above it is float64, with an error of at most (6 + 1/(1 − γ)) 2⁻⁵³ max|θ|.
 
-    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
-
     Raises: ValueError. Source: Ajroldi et al. 2025, section 3; debiasing as Adam's (Kingma & Ba 2015).
     """
 
@@ -284,7 +278,7 @@ class EMA(Recursive):
         check_options(self)
 
     @classmethod
-    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> EMA:
+    def from_horizon(cls, horizon: Horizon, every: int = 1, **options: Any) -> Self:
         """The EMA with this horizon: γ = (horizon − every)/(horizon + every); decay 0 when they are equal.
 
         Raises: ValueError when `horizon` < `every` or not finite.
@@ -333,8 +327,6 @@ class Tail(Recursive):
 
     The accumulator is float64, since 1/n of a difference soon rounds to nothing in less: after n snapshots its error
     is at most (6 + n/2) 2⁻⁵³ max|θ|.
-
-    buffers: ``"live"``, ``"average"`` or ``"recompute"``, see `wa.buffers`.
 
     Raises: ValueError. Source: Polyak & Juditsky 1992; stochastic weight averaging (Izmailov et al. 2018).
     """

@@ -1,7 +1,5 @@
 """A bank's state as plain data: names that do not depend on wrappers, and what of a state fits a bank."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .flat import Block
-from .lane import Lane
+from .lane import Lane, Track
 from .schemes import Scheme
-from .track import Track
 
 FORMAT = 2
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # names only torch gives
@@ -37,82 +34,48 @@ class Fit:
     step: int
     joined: dict[Scheme, int]
     seconds: dict[Scheme, float]
-    lanes: dict[tuple[Track, Block], Mapping[str, Any]]
-    members: dict[tuple[Track, Block], list[Scheme]]
+    lanes: dict[tuple[Track, Block], tuple[Mapping[str, Any], list[Scheme]]]  # of each, its state and its schemes
     incompatible: IncompatibleSchemes
 
 
-def fit(
-    state: Mapping[str, Any],
-    keys: Mapping[Scheme, str],
-    blocks: Sequence[Block],
-    plain: Mapping[str, str],
-    strict: bool,
-) -> Fit:
+def fit(state: Any, keys: Mapping[Scheme, str], blocks: Sequence[Block], plain: Mapping[str, str], strict: bool) -> Fit:
     """Compare a state with a bank of these schemes and blocks, down to the last tensor's shape.
 
-    Raises: ValueError when it is no bank's state, damaged, of another model, or, if strict, of other schemes.
+    Raises: ValueError when it is no bank's state, damaged, of another model, or, if strict, of other schemes;
+    KeyError, TypeError, IndexError, AttributeError where a damaged one is not built as a state is.
     """
     if not isinstance(state, Mapping) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"not a bank's state of format {FORMAT}: {found!r}")
-    try:
-        return _fit(state, keys, blocks, plain, strict)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"the state is damaged: {type(error).__name__}: {error}") from error
-
-
-def _fit(
-    state: Mapping[str, Any],
-    keys: Mapping[Scheme, str],
-    blocks: Sequence[Block],
-    plain: Mapping[str, str],
-    strict: bool,
-) -> Fit:
     step = index(state["step"])
     rows = {row["scheme"]: row for row in state["schemes"]}
-    incompatible = IncompatibleSchemes(
-        [key for key in keys.values() if key not in rows], [key for key in rows if key not in keys.values()]
-    )
-    if strict and any(incompatible):
-        told = [f"it has no {', '.join(incompatible.missing_keys)}"] if incompatible.missing_keys else []
-        if incompatible.unexpected_keys:
-            told.append(f"this bank has no {', '.join(incompatible.unexpected_keys)}")
+    missing, unexpected = ([k for k in keys.values() if k not in rows], [k for k in rows if k not in keys.values()])
+    if strict and (missing or unexpected):
         raise ValueError(
-            f"the state is of other schemes: {', and '.join(told)}; load_state_dict(state, strict=False) takes "
-            "what both have"
+            f"the state is of other schemes: {_differ(', '.join(missing), ', '.join(unexpected), 'bank')}; "
+            "load_state_dict(state, strict=False) takes what both have"
         )
     loaded = {scheme: rows[key] for scheme, key in keys.items() if key in rows}
     joined = {scheme: index(loaded[scheme]["joined"]) if scheme in loaded else step for scheme in keys}
     seconds = {scheme: loaded[scheme]["seconds"] + 0.0 if scheme in loaded else 0.0 for scheme in keys}
     if any(not 0 <= at <= step for at in joined.values()):
         raise ValueError(f"the state is damaged: schemes that joined after its step, {step}")
-    there = _same_blocks(
-        state["blocks"], [block for block in blocks if any(covers(scheme, block) for scheme in loaded)], plain
-    )
+    covered = [block for block in blocks if any(covers(scheme, block) for scheme in loaded)]
+    kinds = {block.kind for block in covered}
+    places = [i for i, block in enumerate(state["blocks"]) if block["kind"] in kinds]
+    check_same_tensors([describe(block, plain) for block in covered], [state["blocks"][i] for i in places])
+    there = dict(zip(covered, places, strict=True))
     saved = {(Track(*lane["track"]), lane["block"]): lane for lane in state["lanes"]}
-    lanes: dict[tuple[Track, Block], Mapping[str, Any]] = {}
-    members: dict[tuple[Track, Block], list[Scheme]] = {}
+    lanes: dict[tuple[Track, Block], tuple[Mapping[str, Any], list[Scheme]]] = {}
     for scheme in loaded:
-        track = Track.of(scheme, joined[scheme])
+        track = Track(*scheme.grid, joined[scheme])
         for block in there if track.taken(step) else ():
             if covers(scheme, block):
-                lanes[track, block] = saved[track, there[block]]
-                members.setdefault((track, block), []).append(scheme)
-    for (track, block), lane in lanes.items():
-        imagined = Lane(replace(block, device=torch.device("meta")), members[track, block], lane["capacity"])
+                lanes.setdefault((track, block), (saved[track, there[block]], []))[1].append(scheme)
+    for (_, block), (lane, members) in lanes.items():
+        imagined = Lane(replace(block, device=torch.device("meta")), members, lane["capacity"])
         _check_like(imagined.state_dict(keys), lane, "a lane")
-    return Fit(step, joined, seconds, lanes, members, incompatible)
-
-
-def _same_blocks(
-    theirs: Sequence[Mapping[str, Any]], blocks: Sequence[Block], plain: Mapping[str, str]
-) -> dict[Block, int]:
-    """The place in a state of each of these blocks. Raises: ValueError when the state has other ones."""
-    kinds = {block.kind for block in blocks}
-    places = [i for i, block in enumerate(theirs) if block["kind"] in kinds]
-    check_same_tensors([describe(block, plain) for block in blocks], [theirs[i] for i in places])
-    return dict(zip(blocks, places, strict=True))
+    return Fit(step, joined, seconds, lanes, IncompatibleSchemes(missing, unexpected))
 
 
 def covers(scheme: Scheme, block: Block) -> bool:
@@ -141,14 +104,14 @@ def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     taken as a wrapper's too.
     """
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    wrappers = {f"{name}." if name else "" for name, m in model.named_modules() if isinstance(m, parallel)}
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, parallel)}
     plain = {}
     for name in names:
         parts = name.split(".")
         kept = [
             part
             for i, part in enumerate(parts)
-            if part not in WRAPPERS and not (part == "module" and _path(parts[:i]) in wrappers)
+            if part not in WRAPPERS and not (part == "module" and ".".join(parts[:i]) in wrappers)
         ]
         plain[name] = ".".join(kept)
     while plain and all(name.startswith("module.") for name in plain.values()):
@@ -156,15 +119,10 @@ def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return plain if len(set(plain.values())) == len(plain) else {name: name for name in plain}
 
 
-def _path(parts: Sequence[str]) -> str:
-    return "".join(f"{part}." for part in parts)
-
-
 def describe(block: Block, plain: Mapping[str, str]) -> dict[str, Any]:
-    """A block's description with the names that do not depend on wrappers."""
-    described = block.describe()
-    shapes = {plain[name]: shape for name, shape in described["shapes"].items()}
-    return {**described, "shapes": shapes}
+    """Plain data that two blocks share when a state fits both, with the names that do not depend on wrappers."""
+    shapes = {plain[name]: list(shape) for name, shape in block.shapes.items()}
+    return {"kind": block.kind, "dtype": str(block.dtype), "shapes": shapes}
 
 
 def check_same_tensors(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> None:
@@ -172,9 +130,7 @@ def check_same_tensors(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mappi
     here, there = _tensors(mine), _tensors(theirs)
     gone, new = [k for k in here if k not in there], [k for k in there if k not in here]
     if gone or new:
-        told = [f"it has no {_some(gone)}"] if gone else []
-        told += [f"this model has no {_some(new)}"] if new else []
-        raise ValueError(f"the state is of another model: {', and '.join(told)}")
+        raise ValueError(f"the state is of another model: {_differ(_some(gone), _some(new), 'model')}")
     for name, looks in here.items():
         if there[name] != looks:
             raise ValueError(
@@ -185,6 +141,11 @@ def check_same_tensors(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mappi
         raise ValueError(
             f"the state is of another model: it has {first[0]!r} where this model has {first[1]!r}, in another order"
         )
+
+
+def _differ(missing: str, unexpected: str, here: str) -> str:
+    told = (f"it has no {missing}" if missing else "", f"this {here} has no {unexpected}" if unexpected else "")
+    return ", and ".join(filter(None, told))
 
 
 def _tensors(blocks: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -6,10 +6,8 @@ torch makes are dealt with here. Copies that the caller makes are the caller's: 
 state, `functional_call` with a saved dict), of a module that keeps a function of its weights by itself.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +28,7 @@ class Saved:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modes = _Modes(model)
+        self._restore_modes = _modes(model)
         self._places: list[tuple[Any, dict[str, Any]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         tensors: dict[int, Tensor] = {}
@@ -48,7 +46,7 @@ class Saved:
     def restore(self) -> None:
         """Put every object back in its place, with the values it had. May be called again, if interrupted."""
         try:
-            self._modes.restore()
+            self._restore_modes()
         finally:
             self._restore_tensors()
 
@@ -66,38 +64,32 @@ class Saved:
                 distinct(memory).copy_(value)
 
 
-class _Modes:
-    """Whether each module is in train mode. `model.train()` alone would thaw a frozen batch norm."""
+def _modes(model: nn.Module) -> Callable[[], None]:
+    """What puts back whether each module is in train mode. `model.train()` alone would thaw a frozen batch norm."""
+    modes = [(module, module.training) for module in model.modules()]
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._modes = [(module, module.training) for module in model.modules()]
-
-    def restore(self) -> None:
-        if all(module.training == mode for module, mode in self._modes):
+    def restore() -> None:
+        if all(module.training == mode for module, mode in modes):
             return
-        self._model.train(self._modes[0][1])  # some models do more there: adapters merge and unmerge weights
-        for module, mode in self._modes:
+        model.train(modes[0][1])  # some models do more there: adapters merge and unmerge weights
+        for module, mode in modes:
             module.training = mode
+
+    return restore
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Put back each module's own train or eval mode on the way out."""
-    modes = _Modes(model)
+    restore = _modes(model)
     try:
         yield
     finally:
-        modes.restore()
+        restore()
 
 
 def _same_memory(left: Tensor, right: Tensor) -> bool:
-    if (left.dtype, left.shape, left.device, left.layout) != (
-        right.dtype,
-        right.shape,
-        right.device,
-        right.layout,
-    ):
+    if (left.dtype, left.shape, left.device, left.layout) != (right.dtype, right.shape, right.device, right.layout):
         return False
     return left.layout is not torch.strided or (left.data_ptr() == right.data_ptr() and left.stride() == right.stride())
 

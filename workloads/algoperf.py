@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+
+from workloads.task import cosine, nadamw
 
 VERSION = "v0.5"  # the paper's shares of T are shares of this version's step hint
 
@@ -25,23 +27,6 @@ class NadamW:
     dropout: float
     label_smoothing: float
 
-    @property
-    def optimizer(self) -> dict[str, Any]:
-        """As a workload's default optimizer block."""
-        return {
-            "name": "nadamw",
-            "lr": self.lr,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "eps": 1e-8,
-            "weight_decay": self.weight_decay,
-        }
-
-    @property
-    def schedule(self) -> dict[str, Any]:
-        """As a workload's default schedule block: linear warm-up, then cosine to zero."""
-        return {"shape": "cosine", "length": 1.0, "warmup": self.warmup, "final_lr": 0.0}
-
 
 @dataclass(frozen=True)
 class Constants:
@@ -57,30 +42,27 @@ class Constants:
     eval_period_seconds: int
     nadamw: NadamW
 
-    @property
-    def step_seconds(self) -> float:
-        """GPU-seconds a step: AlgoPerf's runtime on its 8 V100s over its step hint."""
-        return 8 * self.max_runtime_seconds[VERSION] / self.step_hint[VERSION]
+    def preset(self, num_eval_examples: int, *regularizers: str) -> dict[str, Any]:
+        """The fields of a full preset that are AlgoPerf's; num_eval_examples: of its validation split.
 
-    def eval_seconds(self, num_examples: int) -> float:
-        """Estimate for an evaluation there: a forward pass alone is a third of a training step."""
-        return num_examples / self.batch_size * self.step_seconds / 3
-
-    def preset(self, num_eval_examples: int) -> dict[str, Any]:
-        """The fields of a full preset that are AlgoPerf's; num_eval_examples: of its validation split."""
+        regularizers: those of "dropout" and "label_smoothing" that are fields of it. Seconds are a GPU's: AlgoPerf's
+        runtime on its 8 V100s over its step hint; an example is evaluated in a third of the time it is trained on.
+        """
+        step_seconds = 8 * self.max_runtime_seconds[VERSION] / self.step_hint[VERSION]
+        point = self.nadamw
         return {
             "step_budget": self.step_hint[VERSION],
             "batch_size": self.batch_size,
-            "optimizer": self.nadamw.optimizer,
-            "schedule": self.nadamw.schedule,
-            "step_seconds": self.step_seconds,
-            "eval_seconds": self.eval_seconds(num_eval_examples),
+            "optimizer": nadamw(point.lr, point.beta1, point.beta2, point.weight_decay),
+            "schedule": cosine(point.warmup),
+            "step_seconds": step_seconds,
+            "eval_seconds": num_eval_examples / self.batch_size * step_seconds / 3,
             "metric": self.metric,
+            **{name: getattr(point, name) for name in regularizers},
         }
 
 
-@dataclass(frozen=True)
-class PublishedTarget:
+class PublishedTarget(NamedTuple):
     """A validation target that others set for a full preset."""
 
     metric: str
@@ -92,8 +74,7 @@ class PublishedTarget:
 def published_target(workload: str) -> PublishedTarget | None:
     """The target of a workload's full preset, with where it was published; None where nobody did."""
     if (of := constants().get(workload)) is not None:
-        source = f"AlgoPerf {VERSION}"
-        return PublishedTarget(of.metric, of.higher_is_better, of.validation_target, source)
+        return PublishedTarget(of.metric, of.higher_is_better, of.validation_target, f"AlgoPerf {VERSION}")
     row = dict(_table()["targets"].get(workload, {}))
     return PublishedTarget(value=row.pop("validation_target"), **row) if row else None
 

@@ -10,8 +10,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,24 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workloads import algoperf, data
-from workloads.criteo1tb_files import (
-    HOLDS,
-    LINE,
-    NUM_INTEGERS,
-    VOCABULARIES,
-    File,
-    files,
-    located,
-    parse,
-    read_lines,
-    read_stretch,
-)
-from workloads.data.reading import unpacked
+from workloads import data
+from workloads.algoperf import constants
+from workloads.criteo1tb_files import HOLDS, NUM_INTEGERS, VOCABULARIES, File, files, located, parse, read_lines
+from workloads.data.reading import in_batches, unpacked
 from workloads.layers import cached_tensors
-from workloads.loading import epoch_order
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
-from workloads.task import Task
+from workloads.task import Task, epoch_order, mini
 
 
 class DLRM(nn.Module):
@@ -48,32 +38,20 @@ class DLRM(nn.Module):
     Source: Naumov et al. 2019; sizes and initial weights of DlrmSmall in AlgoPerf's criteo1tb_pytorch/models.py.
     """
 
+    pairs: Tensor
+
     def __init__(
-        self,
-        num_numbers: int,
-        num_categories: int,
-        table_rows: int,
-        bottom: Sequence[int],
-        top: Sequence[int],
-        dropout: float = 0.0,
+        self, numbers: int, categories: int, table_rows: int, bottom: Sequence[int], top: Sequence[int], dropout: float
     ) -> None:
         super().__init__()
-        width = bottom[-1]
+        width, num_vectors = bottom[-1], 1 + categories
         self.table = nn.Embedding(table_rows, width)
         nn.init.uniform_(self.table.weight, 0.0, table_rows**-0.5)
-        self.bottom = nn.Sequential()
-        for num_in, num_out in zip((num_numbers, *bottom), bottom, strict=False):
-            self.bottom.extend([nn.Linear(num_in, num_out), nn.ReLU()])
-        num_vectors = 1 + num_categories
+        self.bottom = nn.Sequential(*mlp(numbers, *bottom))
         rows, columns = torch.triu_indices(num_vectors, num_vectors)
-        self.pairs: Tensor
         self.register_buffer("pairs", rows * num_vectors + columns, persistent=False)
-        num_products = num_vectors * (num_vectors + 1) // 2
-        self.top = nn.Sequential()
-        for num_in, num_out in zip((width + num_products, *top), top, strict=False):
-            self.top.extend([nn.Linear(num_in, num_out), nn.ReLU()])
-        del self.top[-1]  # logits
-        self.top.insert(len(self.top) - 1, nn.Dropout(dropout))
+        *hidden, logits, _ = mlp(width + len(rows), *top)
+        self.top = nn.Sequential(*hidden, nn.Dropout(dropout), logits)
         for layers, draw in ((self.bottom, nn.init.xavier_uniform_), (self.top, nn.init.xavier_normal_)):
             for layer in layers:
                 if isinstance(layer, nn.Linear):
@@ -89,6 +67,11 @@ class DLRM(nn.Module):
         return logits.squeeze(1)
 
 
+def mlp(*widths: int) -> list[nn.Module]:
+    """Linear layers from each width to the next, a ReLU behind each."""
+    return [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU())]
+
+
 class Rows(NamedTuple):
     """A batch: numbers (n, …) float32, ids of the categories (n, …) int32, labels (n,) int64 of 0 and 1."""
 
@@ -101,11 +84,18 @@ class Rows(NamedTuple):
 class EventPrediction(Task):
     """Binary classification by a DLRM; metric: mean cross-entropy, nats a row. A batch is `Rows`."""
 
-    table_rows: int
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
+    table_rows: int = 4096
+    bottom: tuple[int, ...] = (64, 16)
+    top: tuple[int, ...] = (64, 32, 1)
     dropout: float = 0.0
+    eval_batch_size: int = 1024
     auc: bool = False  # record the area under the ROC curve too
+    num_numbers: ClassVar[int]
+    num_categories: ClassVar[int]
+
+    def model(self) -> nn.Module:
+        sizes = (self.num_numbers, self.num_categories, self.table_rows)
+        return DLRM(*sizes, self.bottom, self.top, self.dropout)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         numbers, ids, labels = batch
@@ -120,7 +110,7 @@ class EventPrediction(Task):
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         metrics = {"auc": area_under_curve(sums["labels"], sums["logits"])} if self.auc else {}
-        return self.summary(float(sums["loss"] / sums["examples"]), sums["examples"], metrics)
+        return self.summary(float(sums["loss"] / sums["examples"]), sums["examples"], **metrics)
 
 
 def area_under_curve(labels: Tensor, scores: Tensor) -> float:
@@ -182,8 +172,7 @@ def flights(table_rows: int) -> dict[str, tuple[NDArray[np.float32], NDArray[np.
 @cached_tensors
 def validation_flights(table_rows: int, batch_size: int) -> tuple[Rows, ...]:
     """All held-out flights."""
-    columns = [torch.split(torch.from_numpy(array), batch_size) for array in flights(table_rows)["validation"]]
-    return tuple(Rows(*pieces) for pieces in zip(*columns, strict=True))
+    return tuple(Rows(*columns) for columns in in_batches(flights(table_rows)["validation"], batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +182,8 @@ class Flights(EventPrediction):
     Validation: held-out flights of the same year, drawn at random.
     """
 
-    def model(self) -> nn.Module:
-        num_numbers = len(NUMBERS) + NUM_WEATHER
-        return DLRM(num_numbers, len(CATEGORIES), self.table_rows, self.bottom, self.top, self.dropout)
+    auc: bool = True
+    num_numbers, num_categories = len(NUMBERS) + NUM_WEATHER, len(CATEGORIES)
 
     def source(self, split: str) -> Any:
         if split == "train":
@@ -223,9 +211,7 @@ class Clicks(EventPrediction):
     num_eval_files: int | None = None  # None: all, 83 M rows for validation, 95 M for test
     num_workers: int = 8
     splits = ("validation", "test")
-
-    def model(self) -> nn.Module:
-        return DLRM(NUM_INTEGERS, len(VOCABULARIES), self.table_rows, self.bottom, self.top, self.dropout)
+    num_numbers, num_categories = NUM_INTEGERS, len(VOCABULARIES)
 
     def check_data(self) -> None:
         folder = data.dataset("criteo1tb", holds=HOLDS)
@@ -252,37 +238,20 @@ class Clicks(EventPrediction):
     def eval_batch(self, source: Sequence[File], number: int) -> Rows:
         """The lines of one stretch."""
         file, stretch = located(source, number)
-        return self.rows(file.path, read_stretch(file, stretch))
+        return self.rows(file.path, file.lines(stretch))
 
     def rows(self, path: Path, text: bytes) -> Rows:
         """Lines of the file `path` as a batch. Raises: BadData."""
-        try:
-            return Rows(*map(torch.from_numpy, parse(text, self.table_rows)))
-        except data.BadData as error:
-            raise data.BadData(f"{path}: {error}; each line is {LINE}") from error
+        return Rows(*map(torch.from_numpy, parse(path, text, self.table_rows)))
 
 
-ALGOPERF = algoperf.constants()["criteo1tb"]
 PRESETS: dict[str, Workload] = {
-    "mini": Flights(
-        step_budget=8000,
-        batch_size=64,
-        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0014,
-        eval_seconds=0.047,
-        table_rows=4096,
-        bottom=(64, 16),
-        top=(64, 32, 1),
-        eval_batch_size=1024,
-        auc=True,
-    ),
+    "mini": Flights(**mini(lr=0.02, step_budget=8000, batch_size=64, step_seconds=0.0014, eval_seconds=0.047)),
     "full": Clicks(
-        **ALGOPERF.preset(83_274_637),
+        **constants()["criteo1tb"].preset(83_274_637, "dropout"),
         table_rows=4_194_304,
         bottom=(512, 256, 128),
         top=(1024, 1024, 512, 256, 1),
-        dropout=ALGOPERF.nadamw.dropout,
         eval_batch_size=8192,
     ),
 }

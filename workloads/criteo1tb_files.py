@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,21 @@ class File(NamedTuple):
         """The first byte of a stretch."""
         return self.size * stretch // self.num_stretches
 
+    def lines(self, stretch: int) -> bytes:
+        """All lines that begin in one stretch."""
+        stop = self.start(stretch + 1)
+        with self.path.open("rb") as file:
+            begun = to_line(file, self.start(stretch))
+            return file.read(stop - 1 - begun) + file.readline() if begun < stop else b""
+
+
+def to_line(file: BinaryIO, start: int) -> int:
+    """Where the first line begins that does so at byte `start` or later; the file is read on from there."""
+    file.seek(max(start - 1, 0))
+    if start:
+        file.readline()  # the rest of the line before
+    return file.tell()
+
 
 def fingerprint(digits: NDArray[np.uint64], suffix: bytes) -> NDArray[np.uint64]:
     """FarmHash's Fingerprint64 of 8 bytes (as little-endian integers) followed by 1 to 7 more, the same for all.
@@ -59,8 +74,8 @@ def rotated(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     return (values >> np.uint64(bits)) | (values << np.uint64(64 - bits))
 
 
-def parse(text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
-    """Lines -> log(1 + max(x, 0)) of the integers x, rows of the table, labels.
+def parse(path: Path, text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
+    """Lines of a file -> log(1 + max(x, 0)) of the integers x, rows of the table, labels.
 
     Missing integers count as 0, missing categories as 00000000. As in AlgoPerf an id is the fingerprint of the
     digits and the field's number, modulo the field's vocabulary, rounded to float32, modulo the table's rows.
@@ -71,21 +86,20 @@ def parse(text: bytes, table_rows: int) -> tuple[NDArray[np.float32], NDArray[np
 
     names = [str(i) for i in range(1 + NUM_INTEGERS + len(VOCABULARIES))]
     types = [pa.int8(), *[pa.int64()] * NUM_INTEGERS, *[pa.binary(8)] * len(VOCABULARIES)]
+    column_types = dict(zip(names, types, strict=True))
     try:
         table = csv.read_csv(
             pa.BufferReader(text),
             csv.ReadOptions(use_threads=False, block_size=CHUNK, column_names=names),
             csv.ParseOptions(delimiter="\t", quote_char=False),
-            csv.ConvertOptions(
-                column_types=dict(zip(names, types, strict=True)), null_values=["", "-1"], strings_can_be_null=True
-            ),
+            csv.ConvertOptions(column_types=column_types, null_values=["", "-1"], strings_can_be_null=True),
         )
     except pa.ArrowInvalid as error:
-        raise data.BadData(str(error).splitlines()[0]) from error
+        raise data.BadData(f"{path}: {str(error).splitlines()[0]}; each line is {LINE}") from error
     label, *fields = (column.combine_chunks() for column in table.columns)
     labels = label.fill_null(-1).to_numpy().astype(np.int64)
     if not np.isin(labels, (0, 1)).all():
-        raise data.BadData("a label is neither 0 nor 1")
+        raise data.BadData(f"{path}: a label is neither 0 nor 1; each line is {LINE}")
     integers = np.stack([x.fill_null(0).to_numpy() for x in fields[:NUM_INTEGERS]], axis=1)
     numbers = np.log1p(np.maximum(integers, 0).astype(np.float32))
     ids = np.empty((len(labels), len(VOCABULARIES)), np.int32)
@@ -104,10 +118,7 @@ def read_lines(path: Path, start: int, first: int, stop: int) -> bytes:
     """
     chunks: list[bytes] = []
     with path.open("rb") as file:
-        file.seek(max(start - 1, 0))
-        if start:
-            file.readline()  # the rest of the line before
-        begun, num_lines, wrapped = file.tell(), 0, False
+        begun, num_lines, wrapped = to_line(file, start), 0, False
         while num_lines < stop:
             chunk = file.read(CHUNK)
             if not chunk and chunks and not chunks[-1].endswith(b"\n"):
@@ -122,17 +133,6 @@ def read_lines(path: Path, start: int, first: int, stop: int) -> bytes:
     text = b"".join(chunks)
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
     return text[ends[first - 1] if first else 0 : ends[stop - 1]]
-
-
-def read_stretch(file: File, stretch: int) -> bytes:
-    """All lines that begin in one stretch."""
-    start, stop = file.start(stretch), file.start(stretch + 1)
-    with file.path.open("rb") as opened:
-        opened.seek(max(start - 1, 0))
-        if start:
-            opened.readline()
-        begun = opened.tell()
-        return opened.read(stop - 1 - begun) + opened.readline() if begun < stop else b""
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,15 +24,13 @@ from workloads.data import BadData
 from workloads.data.reading import tiles
 from workloads.fastmri_files import Slices, evaluation_uniform, volumes
 from workloads.layers import cached_tensors, lecun_normal_
-from workloads.loading import end_to_end
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
-from workloads.task import FileTask, Task
+from workloads.task import FileTask, Task, end_to_end, mini
 
 ACCELERATION = 4  # one column of k-space in so many is measured
 CENTER_PERCENT = 8  # of the columns: the low frequencies, always measured
 CLIP = 6.0  # standard deviations
 WINDOW = 7  # pixels a side of SSIM's window
-ALGOPERF = constants()["fastmri"]
 
 
 class ConvBlock(nn.Sequential):
@@ -40,13 +39,14 @@ class ConvBlock(nn.Sequential):
     def __init__(self, num_in: int, num_out: int, dropout: float) -> None:
         layers: list[nn.Module] = []
         for channels in (num_in, num_out):
-            layers += [
-                nn.Conv2d(channels, num_out, kernel_size=3, padding=1, bias=False),
-                nn.InstanceNorm2d(num_out),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
+            layers += normed(nn.Conv2d(channels, num_out, kernel_size=3, padding=1, bias=False))
             layers += [nn.Dropout2d(dropout)] if dropout else []
         super().__init__(*layers)
+
+
+def normed(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """A convolution, instance norm, leaky ReLU."""
+    return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.LeakyReLU(0.2, inplace=True)]
 
 
 class UNet(nn.Module):
@@ -59,16 +59,10 @@ class UNet(nn.Module):
     def __init__(self, num_channels: int, num_pools: int, dropout: float = 0.0) -> None:
         super().__init__()
         widths = [num_channels * 2**i for i in range(num_pools + 1)]
-        self.down = nn.ModuleList(
-            ConvBlock(num_in, num_out, dropout) for num_in, num_out in zip([1, *widths[:-2]], widths[:-1], strict=True)
-        )
+        self.down = nn.ModuleList(ConvBlock(*sizes, dropout) for sizes in pairwise([1, *widths[:-1]]))
         self.bottom = ConvBlock(widths[-2], widths[-1], dropout)
         self.grow = nn.ModuleList(
-            nn.Sequential(
-                nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2, bias=False),
-                nn.InstanceNorm2d(width),
-                nn.LeakyReLU(0.2, inplace=True),
-            )
+            nn.Sequential(*normed(nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2, bias=False)))
             for width in widths[-2::-1]
         )
         self.up = nn.ModuleList(ConvBlock(2 * width, width, dropout) for width in widths[-2::-1])
@@ -172,9 +166,10 @@ class Reconstruction(Task):
 
     METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "ssim": True}
 
-    num_channels: int
-    num_pools: int
+    num_channels: int = 8
+    num_pools: int = 2
     dropout: float = 0.0
+    eval_batch_size: int = 16
 
     def model(self) -> nn.Module:
         return UNet(self.num_channels, self.num_pools, self.dropout)
@@ -195,7 +190,7 @@ class Reconstruction(Task):
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         loss, ssim = (float(sums[name] / sums["examples"]) for name in ("loss", "ssim"))
-        found = self.summary(loss, sums["examples"], {"ssim": ssim})
+        found = self.summary(loss, sums["examples"], ssim=ssim)
         return found if self.metric == "loss" else found._replace(metrics={})
 
     def places(self, part: Part) -> range:
@@ -234,11 +229,9 @@ class Brains(Reconstruction):
     num_eval_slices: int = 48
 
     def source(self, split: str) -> Any:
-        return (
-            brain_slices("train")
-            if split == "train"
-            else validation_batches(self.num_eval_slices, self.eval_batch_size)
-        )
+        if split == "train":
+            return brain_slices("train")
+        return validation_batches(self.num_eval_slices, self.eval_batch_size)
 
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Example:
         images, volume_max = source
@@ -275,16 +268,13 @@ class Knees(Reconstruction, FileTask):
         examples = []
         for number in end_to_end((seed, 0), places, len(source)).tolist():
             kspace, truth, volume_max = source[number]
-            mask = np.random.default_rng([seed, 1, number])
-            examples.append(example(kspace, truth, volume_max, mask.random(int(kspace.shape[1]), np.float32)))
+            uniform = np.random.default_rng([seed, 1, number]).random(int(kspace.shape[1]), np.float32)
+            examples.append(example(kspace, truth, volume_max, uniform))
         return stacked(examples)
 
     def eval_batch(self, source: Slices, number: int) -> Example:
         found = (source[i] for i in self.numbers(source, number))
-        return stacked(
-            example(kspace, truth, volume_max, evaluation_uniform(kspace.shape[1]))
-            for kspace, truth, volume_max in found
-        )
+        return stacked(example(*one, evaluation_uniform(one[0].shape[1])) for one in found)
 
     def check_data(self) -> None:
         """Raises: BadData, unless every file of both folders has the heading it should have."""
@@ -294,18 +284,7 @@ class Knees(Reconstruction, FileTask):
 
 PRESETS: dict[str, Workload] = {
     "mini": Brains(
-        step_budget=4000,
-        batch_size=1,
-        metric="loss",
-        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.009,
-        eval_seconds=0.12,
-        num_channels=8,
-        num_pools=2,
-        eval_batch_size=16,
+        **mini(lr=0.02, weight_decay=0.01, step_budget=4000, batch_size=1, step_seconds=0.009, eval_seconds=0.12)
     ),
-    "full": Knees(
-        **ALGOPERF.preset(3554), num_channels=32, num_pools=4, dropout=ALGOPERF.nadamw.dropout, eval_batch_size=32
-    ),
+    "full": Knees(**constants()["fastmri"].preset(3554, "dropout"), num_channels=32, num_pools=4, eval_batch_size=32),
 }

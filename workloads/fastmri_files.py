@@ -25,11 +25,9 @@ def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uin
     words, (key_0, key_1) = counters, key
     for _ in range(10):
         left, right = words[:, 0] * np.uint64(0xD2511F53), words[:, 2] * np.uint64(0xCD9E8D57)
-        high_left, high_right = left >> np.uint64(32), right >> np.uint64(32)
-        low_left, low_right = left & np.uint64(0xFFFFFFFF), right & np.uint64(0xFFFFFFFF)
-        mixed_0 = high_right ^ words[:, 1] ^ np.uint64(key_0)
-        mixed_1 = high_left ^ words[:, 3] ^ np.uint64(key_1)
-        words = np.stack([mixed_0, low_right, mixed_1, low_left], axis=1)
+        mixed_0 = (right >> np.uint64(32)) ^ words[:, 1] ^ np.uint64(key_0)
+        mixed_1 = (left >> np.uint64(32)) ^ words[:, 3] ^ np.uint64(key_1)
+        words = np.stack([mixed_0, right, mixed_1, left], axis=1) & np.uint64(0xFFFFFFFF)
         key_0, key_1 = (key_0 + 0x9E3779B9) % 2**32, (key_1 + 0xBB67AE85) % 2**32
     return words
 

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +21,10 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.data.reading import index, tiles
+from workloads.data.reading import in_batches, index, tiles
 from workloads.layers import cached_tensors
-from workloads.loading import epoch_batch
 from workloads.protocol import Batch, Part, Summary, Sums
-from workloads.task import FileTask, Task
+from workloads.task import FileTask, Task, epoch_batch
 
 WHITE = 255  # the background of clip art, so what a shifted crop is filled with
 GREY = (128, 128, 128)  # what RandAugment fills with
@@ -61,7 +60,7 @@ class Classification(Task):
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
         loss, accuracy = (float(sums[name] / sums["examples"]) for name in ("loss", "correct"))
-        return self.summary(loss, sums["examples"], {"accuracy": accuracy})
+        return self.summary(loss, sums["examples"], accuracy=accuracy)
 
 
 # --- clip art --------------------------------------------------------------------------------------------------
@@ -79,17 +78,17 @@ def clip_art(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 @cache
-def padded_train(margin: int) -> NDArray[np.uint8]:
-    """The training pictures with `margin` white pixels on every side."""
+def training_clip_art(margin: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The training pictures with `margin` white pixels on every side, and their labels."""
+    pictures, labels = clip_art("train")
     edge = (margin, margin)
-    return np.pad(clip_art("train")[0], ((0, 0), edge, edge, (0, 0)), constant_values=WHITE)
+    return np.pad(pictures, ((0, 0), edge, edge, (0, 0)), constant_values=WHITE), labels
 
 
 @cached_tensors
-def validation_batches(batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+def validation_batches(batch_size: int) -> tuple[tuple[Tensor, ...], ...]:
     """All validation pictures and labels, in the file's order."""
-    pictures, labels = (torch.split(torch.from_numpy(array), batch_size) for array in clip_art("validation"))
-    return tuple(zip(pictures, labels, strict=True))
+    return tuple(in_batches(clip_art("validation"), batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ class ClipArt(Classification):
 
     def source(self, split: str) -> Any:
         if split == "train":
-            return padded_train(self.max_shift), clip_art("train")[1]
+            return training_clip_art(self.max_shift)
         return validation_batches(self.eval_batch_size)
 
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
@@ -174,25 +173,23 @@ def listing(root: Path, split: str, num_classes: int) -> Pictures:
 
     The folders of "test", ImageNet-v2, are named by that place: 0 … 999. Raises: BadData.
     """
-    classes = subfolders(root / "train", f"{num_classes} folders of pictures, one a class")
+    holds = f"{num_classes} folders of pictures, one a class"
+    classes = subfolders(root / "train", holds)
     if len(classes) != num_classes:
         raise data.BadData(f"{root / 'train'}: has {len(classes)} folders; it should have {num_classes}")
     names = [str(label) for label in range(num_classes)] if split == "test" else classes
     folder = root / FOLDERS[split]
-    odd = sorted(set(names) ^ set(subfolders(folder, f"{num_classes} folders of pictures, one a class")))
-    if odd:
+    if odd := sorted({*names} ^ {*subfolders(folder, holds)}):
         lacking = "is missing" if odd[0] in names else f"is none of the {num_classes} classes"
         raise data.BadData(f"{folder / odd[0]}: {lacking}; {folder} should have one folder a class")
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        with os.scandir(folder / name) as entries:
-            files = sorted(entry.name for entry in entries if entry.name.lower().endswith(ENDINGS))
+    paths, counts = [], []
+    for name in names:
+        files = sorted(file for file in os.listdir(folder / name) if file.lower().endswith(ENDINGS))
         if not files:
             raise data.BadData(f"{folder / name}: has no pictures; it should hold .JPEG files")
         paths += [os.fsencode(f"{name}/{file}") for file in files]
-        labels += [label] * len(files)
-    return Pictures(folder, np.array(paths), np.array(labels, dtype=np.int64))
+        counts.append(len(files))
+    return Pictures(folder, np.array(paths), np.repeat(np.arange(num_classes), counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,19 +227,16 @@ class ImageNet(Classification, FileTask):
     def train_batch(self, source: Pictures, seed: int, part: Part, step: int) -> Batch:
         _, _, order = epoch_batch((0, seed), step, self.batch_size, len(source))
         first, stop = (i * self.batch_size // part.count for i in (part.index, part.index + 1))
-        mixed = self.mixup > 0
-        crops = [
-            np.asarray(self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])))
-            for i in (place % self.batch_size for place in range(first - mixed, stop))
-        ]
+        places = [i % self.batch_size for i in range(first - (self.mixup > 0), stop)]
+        crops = [self._augmented(source.read(order[i]), np.random.default_rng([1, seed, step, i])) for i in places]
         stacked, labels = torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[order])
-        if not mixed:
+        if not self.mixup:
             return stacked, labels[first:stop]
         weight = np.random.default_rng([2, seed, step]).beta(self.mixup, self.mixup)
         pairs = torch.stack([labels, labels.roll(1)], dim=1)
         return stacked, pairs[first:stop], torch.tensor(weight, dtype=torch.float32)
 
-    def _augmented(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    def _augmented(self, picture: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
         box = random_box(*picture.size, self.min_area, self.max_aspect, random)
         crop = picture.crop(box).resize((self.side, self.side), Image.Resampling.BILINEAR)
         if random.random() < 0.5:
@@ -250,7 +244,7 @@ class ImageNet(Classification, FileTask):
         for _ in range(self.randaugment):
             operation = list(RANDAUGMENT.values())[random.integers(len(RANDAUGMENT))]
             crop = operation(crop, 1 if random.random() < 0.5 else -1, random)
-        return crop
+        return np.asarray(crop)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """With mixup of weight w, x̃ᵢ = w·xᵢ + (1 − w)·xᵢ₋₁ and its target likewise.
@@ -261,15 +255,13 @@ class ImageNet(Classification, FileTask):
             return super().loss(model, batch)
         pictures, labels, weight = batch
         logits = model(torch.lerp(pictures[:-1].float(), pictures[1:].float(), weight))
-        own, neighbours = (
-            F.cross_entropy(logits, label, label_smoothing=self.label_smoothing) for label in labels.unbind(1)
-        )
-        return torch.lerp(neighbours, own, weight)
+        loss = partial(F.cross_entropy, logits, label_smoothing=self.label_smoothing)
+        return torch.lerp(loss(labels[:, 1]), loss(labels[:, 0]), weight)
 
     def eval_batch(self, source: Pictures, number: int) -> Batch:
         numbers = self.numbers(source, number)
-        crops = [self._centred(source.read(i)) for i in numbers]
-        return torch.from_numpy(np.stack(crops)), torch.from_numpy(source.labels[numbers])
+        pictures = np.stack([self._centred(source.read(i)) for i in numbers])
+        return torch.from_numpy(pictures), torch.from_numpy(source.labels[numbers])
 
     def _centred(self, picture: Image.Image) -> NDArray[np.uint8]:
         """The middle of the picture, its shorter side resized first."""
@@ -319,11 +311,7 @@ def cutout(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return holed
 
 
-def brighten_dark(picture: Image.Image, by: int = 110) -> Image.Image:
-    """x < 128 becomes min(x + by, 255); the rest stays."""
-    return picture.point([min(x + by, 255) if x < 128 else x for x in range(256)] * 3)
-
-
+BRIGHTER_DARK = [min(x + 110, 255) if x < 128 else x for x in range(256)] * 3
 RANDAUGMENT: dict[str, Operation] = {
     "shear_x": lambda picture, sign, _: affine(picture, 1, sign * 0.3, 0, 0, 1, 0),
     "shear_y": lambda picture, sign, _: affine(picture, 1, 0, 0, sign * 0.3, 1, 0),
@@ -336,7 +324,7 @@ RANDAUGMENT: dict[str, Operation] = {
     "sharpness": lambda picture, _, __: ImageEnhance.Sharpness(picture).enhance(1.9),
     "posterize": lambda picture, _, __: ImageOps.posterize(picture, 4),
     "solarize": lambda picture, _, __: picture,  # its threshold there, 256, is above every pixel
-    "solarize_add": lambda picture, _, __: brighten_dark(picture),
+    "solarize_add": lambda picture, _, __: picture.point(BRIGHTER_DARK),
     "autocontrast": lambda picture, _, __: ImageOps.autocontrast(picture),
     "equalize": lambda picture, _, __: ImageOps.equalize(picture),
     "invert": lambda picture, _, __: ImageOps.invert(picture),

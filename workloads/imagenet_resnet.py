@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from workloads.algoperf import constants
 from workloads.imagenet import ClipArt, ImageNet, ink, normalized
 from workloads.layers import lecun_normal_
 from workloads.protocol import Workload
+from workloads.task import mini
 
 
 def convolution(num_in: int, num_out: int, kernel: int, stride: int, gain: float = 1.0) -> nn.Sequential:
@@ -58,21 +60,17 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, residual blocks, the mean over places, a linear head; prepare: what the stem sees of pictures."""
+    """A stem, residual blocks, the mean over places, a linear head; prepare: what the stem sees of pictures.
+
+    sizes: numbers of features and of classes.
+    """
 
     def __init__(
-        self,
-        prepare: Callable[[Tensor], Tensor],
-        stem: nn.Module,
-        blocks: Sequence[Residual],
-        num_features: int,
-        num_classes: int,
+        self, prepare: Callable[[Tensor], Tensor], stem: nn.Module, blocks: Sequence[Residual], sizes: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.prepare = prepare
-        self.stem = stem
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(num_features, num_classes)
+        self.prepare, self.stem, self.blocks = prepare, stem, nn.Sequential(*blocks)
+        self.head = nn.Linear(*sizes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -91,11 +89,8 @@ class SmallResNet(ClipArt):
 
     def model(self) -> nn.Module:
         stem = nn.Sequential(convolution(3, self.widths[0], 3, 2), nn.ReLU())
-        blocks = [
-            Residual(num_in, [(width, 3, 2), (width, 3, 1)])
-            for num_in, width in zip(self.widths[:-1], self.widths[1:], strict=True)
-        ]
-        return ResNet(ink, stem, blocks, self.widths[-1], self.num_classes)
+        blocks = [Residual(num_in, [(width, 3, 2), (width, 3, 1)]) for num_in, width in pairwise(self.widths)]
+        return ResNet(ink, stem, blocks, (self.widths[-1], self.num_classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +115,10 @@ class ResNet50(ImageNet):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(Residual(num_in, [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]))
                 num_in = 4 * width
-        return ResNet(normalized, stem, blocks, num_in, self.num_classes)
+        return ResNet(normalized, stem, blocks, (num_in, self.num_classes))
 
-
-ALGOPERF = constants()["imagenet_resnet"]
 
 PRESETS: dict[str, Workload] = {
-    "mini": SmallResNet(
-        step_budget=6000,
-        batch_size=8,
-        optimizer={"name": "nadamw", "lr": 0.0025, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0045,
-        eval_seconds=0.09,
-    ),
-    "full": ResNet50(**ALGOPERF.preset(50_000), label_smoothing=ALGOPERF.nadamw.label_smoothing),
+    "mini": SmallResNet(**mini(lr=0.0025, step_budget=6000, batch_size=8, step_seconds=0.0045, eval_seconds=0.09)),
+    "full": ResNet50(**constants()["imagenet_resnet"].preset(50_000, "label_smoothing")),
 }

@@ -15,6 +15,7 @@ from workloads.algoperf import constants
 from workloads.imagenet import ClipArt, ImageNet, ink, normalized
 from workloads.layers import Block, RMSNorm, glorot, lecun_normal_, linear, sinusoids
 from workloads.protocol import Workload
+from workloads.task import mini
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -27,16 +28,15 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 class VisionTransformer(nn.Module):
     """Patches, learned positions, pre-norm blocks, mean over patches, a linear head."""
 
-    def __init__(
-        self, side: int, patch: int, num_classes: int, width: int, depth: int, num_heads: int, hidden: int
-    ) -> None:
+    def __init__(self, of: SmallViT) -> None:
         super().__init__()
-        self.patch = patch
-        self.embedding = linear(patch * patch * 3, width, bias=True)
-        self.positions = nn.Parameter(torch.randn((side // patch) ** 2, width) * 0.02)
-        self.blocks = nn.Sequential(*(Block(width, num_heads, hidden, depth, causal=False) for _ in range(depth)))
-        self.norm = RMSNorm(width)
-        self.head = linear(width, num_classes, bias=True)
+        self.patch = of.patch
+        self.embedding = linear(of.patch**2 * 3, of.width, bias=True)
+        self.positions = nn.Parameter(torch.randn((of.side // of.patch) ** 2, of.width) * 0.02)
+        sizes = (of.width, of.num_heads, of.hidden, of.depth)
+        self.blocks = nn.Sequential(*(Block(*sizes, causal=False) for _ in range(of.depth)))
+        self.norm = RMSNorm(of.width)
+        self.head = linear(of.width, of.num_classes, bias=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, side, side, 3) uint8 -> (batch, num_classes) logits."""
@@ -58,7 +58,7 @@ def sincos_positions(grid: int, width: int, device: torch.device) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases; dropout of the attention weights."""
+    """Multi-head self-attention with biases and dropped-out weights: (batch, length, width) -> the same."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -66,10 +66,8 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value, self.out = (glorot(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, width) -> (batch, length, width)."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        heads = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.query, self.key, self.value))
+        q, k, v = (x.transpose(1, 2) for x in heads)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         y: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
@@ -81,9 +79,8 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.attention = nn.Sequential(
-            nn.LayerNorm(width, eps=1e-6), SelfAttention(width, num_heads, dropout), nn.Dropout(dropout)
-        )
+        attention = SelfAttention(width, num_heads, dropout)
+        self.attention = nn.Sequential(nn.LayerNorm(width, eps=1e-6), attention, nn.Dropout(dropout))
         self.mlp = nn.Sequential(
             nn.LayerNorm(width, eps=1e-6),
             glorot(width, hidden, bias_std=1e-6),
@@ -94,7 +91,6 @@ class EncoderBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, width) -> (batch, length, width)."""
         x = x + self.attention(x)
         y: Tensor = x + self.mlp(x)
         return y
@@ -103,16 +99,15 @@ class EncoderBlock(nn.Module):
 class EncoderClassifier(nn.Module):
     """Patches, sincos positions, pre-norm blocks, mean over patches, a tanh layer, a head that starts at zero."""
 
-    def __init__(
-        self, patch: int, num_classes: int, width: int, depth: int, num_heads: int, hidden: int, dropout: float
-    ) -> None:
+    def __init__(self, of: ViTS16) -> None:
         super().__init__()
-        self.embedding = nn.Conv2d(3, width, patch, stride=patch)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(EncoderBlock(width, num_heads, hidden, dropout) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.pre_logits = nn.Linear(width, width)
-        self.head = nn.Linear(width, num_classes)
+        self.embedding = nn.Conv2d(3, of.width, of.patch, stride=of.patch)
+        self.dropout = nn.Dropout(of.dropout)
+        sizes = (of.width, of.num_heads, of.hidden, of.dropout)
+        self.blocks = nn.Sequential(*(EncoderBlock(*sizes) for _ in range(of.depth)))
+        self.norm = nn.LayerNorm(of.width, eps=1e-6)
+        self.pre_logits = nn.Linear(of.width, of.width)
+        self.head = nn.Linear(of.width, of.num_classes)
         for layer in (self.embedding, self.pre_logits):
             lecun_normal_(layer.weight)
         nn.init.zeros_(self.head.weight)
@@ -144,9 +139,7 @@ class SmallViT(ClipArt):
     hidden: int = 128
 
     def model(self) -> nn.Module:
-        return VisionTransformer(
-            self.side, self.patch, self.num_classes, self.width, self.depth, self.num_heads, self.hidden
-        )
+        return VisionTransformer(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,27 +157,12 @@ class ViTS16(ImageNet):
     dropout: float = 0.0
 
     def model(self) -> nn.Module:
-        return EncoderClassifier(
-            self.patch, self.num_classes, self.width, self.depth, self.num_heads, self.hidden, self.dropout
-        )
+        return EncoderClassifier(self)
 
-
-ALGOPERF = constants()["imagenet_vit"]
 
 PRESETS: dict[str, Workload] = {
-    "mini": SmallViT(
-        step_budget=6000,
-        batch_size=8,
-        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.005,
-        eval_seconds=0.11,
-    ),
+    "mini": SmallViT(**mini(lr=0.005, step_budget=6000, batch_size=8, step_seconds=0.005, eval_seconds=0.11)),
     "full": ViTS16(
-        **ALGOPERF.preset(50_000),
-        label_smoothing=ALGOPERF.nadamw.label_smoothing,
-        dropout=ALGOPERF.nadamw.dropout,
-        randaugment=2,
-        mixup=0.2,
+        **constants()["imagenet_vit"].preset(50_000, "dropout", "label_smoothing"), randaugment=2, mixup=0.2
     ),
 }

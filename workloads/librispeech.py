@@ -7,7 +7,7 @@ Source of the full-size task: mlcommons/algorithmic-efficiency, algoperf/workloa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,23 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
-from workloads.data.reading import index, tokenizer, unpacked
+from workloads.data.reading import index, padded, tokenizer, unpacked
 from workloads.layers import cached_tensors
-from workloads.librispeech_files import (
-    HOLDS,
-    SUBSETS,
-    Recording,
-    audio,
-    num_samples,
-    recordings,
-    transcribed,
-    transcripts,
-)
-from workloads.loading import epoch_batch
+from workloads.librispeech_files import HOLDS, SUBSETS, Recording, audio, check_first, recordings
 from workloads.protocol import Batch, Part, Summary, Sums
 from workloads.speech_features import FRAME, HOP, MEL_MEAN, SpecAugment, log_mel
 from workloads.speech_layers import valid_frames
-from workloads.task import FileTask, Task
+from workloads.task import FileTask, Task, epoch_batch
 
 BLANK = 0
 MINI_AUGMENT, FULL_AUGMENT = SpecAugment(2, 8, 4, 0.05), SpecAugment(2, 27, 10, 0.05)
@@ -58,26 +48,14 @@ class Utterances(NamedTuple):
     kept_bins: Tensor
 
 
-def padded(arrays: Sequence[NDArray[Any]], size: int | None = None) -> Tensor:
-    """Arrays of different lengths as one tensor, zeros behind them up to `size` or the longest."""
-    longest = max(len(array) for array in arrays) if size is None else size
-    stacked = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[: len(array)] = array
-    return torch.from_numpy(stacked)
-
-
 def utterances(
-    sound: Tensor,
-    lengths: Tensor,
-    targets: Sequence[NDArray[np.int64]],
-    frames: NDArray[np.bool_],
-    bins: NDArray[np.bool_],
-    most: int | None = None,
+    sounds: Sequence[NDArray[Any]], targets: Sequence[NDArray[np.int64]], kept: Kept, *most: int | None
 ) -> Utterances:
-    """A batch; most: to which the targets are padded, by default the longest."""
-    sizes = torch.tensor([len(target) for target in targets])
-    return Utterances(sound, lengths, padded(targets, most), sizes, torch.from_numpy(frames), torch.from_numpy(bins))
+    """A batch; most: to which sounds and targets are padded, None: the longest."""
+    lengths, sizes = (torch.tensor([len(array) for array in arrays]) for arrays in (sounds, targets))
+    arrays = (*map(padded, (sounds, targets), most), *kept)
+    sound, target, frames, bins = map(torch.from_numpy, arrays)
+    return Utterances(sound, lengths, target, sizes, frames, bins)
 
 
 # ---- the task ----
@@ -158,7 +136,7 @@ class SpeechRecognition(Task):
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         loss = float(sums["loss"] / sums["tokens"])
         wer, cer = (float(sums[f"{unit}_wrong"] / sums[unit]) for unit in ("words", "characters"))
-        return self.summary(loss, sums["examples"], {"wer": wer, "cer": cer})
+        return self.summary(loss, sums["examples"], wer=wer, cer=cer)
 
     def _outputs(self, model: nn.Module, batch: Utterances) -> tuple[Tensor, Tensor]:
         features, lengths = self.features(batch.sound, batch.lengths)
@@ -188,12 +166,8 @@ def prompts(split: str) -> tuple[Prompt, ...]:
     about = index("librispeech.json")
     flat = np.frombuffer(unpacked("librispeech.xz"), dtype=np.uint8)
     levels = np.cumsum(flat.reshape(-1, about["bins"]), axis=0, dtype=np.uint8)
-    ends = np.cumsum(about["frames"])
-    found = [
-        Prompt(levels[end - frames : end], text)
-        for end, frames, text in zip(ends.tolist(), about["frames"], about["texts"], strict=True)
-    ]
-    return tuple(found[: about["num_train"]] if split == "train" else found[about["num_train"] :])
+    found = tuple(map(Prompt, np.split(levels, np.cumsum(about["frames"])[:-1]), about["texts"]))
+    return found[: about["num_train"]] if split == "train" else found[about["num_train"] :]
 
 
 @cached_tensors
@@ -205,11 +179,10 @@ def prompt_batches(batch_size: int) -> tuple[Utterances, ...]:
 
 def prompt_batch(chosen: Sequence[Prompt], kept: Kept | None = None) -> Utterances:
     """Prompts as a batch, hidden where `kept` says so."""
-    sound = padded([prompt.levels for prompt in chosen])
-    targets = [spelled(prompt.text) for prompt in chosen]
-    frames, bins = kept or (np.ones(sound.shape[:2], np.bool_), np.ones(sound.shape[::2], np.bool_))
-    lengths = torch.tensor([len(prompt.levels) for prompt in chosen])
-    return utterances(sound, lengths, targets, frames, bins)
+    sounds, targets = [prompt.levels for prompt in chosen], [spelled(prompt.text) for prompt in chosen]
+    num_frames, num_bins = max(map(len, sounds)), sounds[0].shape[1]
+    frames, bins = kept or (np.ones((len(sounds), size), np.bool_) for size in (num_frames, num_bins))
+    return utterances(sounds, targets, (frames, bins), None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,17 +233,6 @@ class Prompts(SpeechRecognition):
 # ---- full ----
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """Those of one split, in order; folder: where the tokenizer lies."""
-
-    folder: Path
-    listed: tuple[Recording, ...]
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LibriSpeech(SpeechRecognition, FileTask):
     """Read English books, 960 hours, as sentencepieces and an end; each recording padded to `max_samples`.
@@ -287,15 +249,15 @@ class LibriSpeech(SpeechRecognition, FileTask):
     num_workers: int = 2
     bins: int = len(MEL_MEAN)
     num_outputs: int = 1024
+    # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
+    batch_norm_parts: int | None = 8
+    training: Mapping[str, Any] = field(default_factory=lambda: {"accumulate": 8})
     splits = ("validation", "test")
 
     def check_data(self) -> None:
         """Looks at the tokenizer and at the first recording of every subset. Raises: BadData."""
-        folder = self._folder()
         for subset in (subset for subsets in SUBSETS.values() for subset in subsets):
-            first = transcribed(transcripts(folder / "LibriSpeech", subset)[0])[0]
-            num_samples(Path(first.path))
-            self._batch(folder, [first])
+            self._batch([check_first(self._folder() / "LibriSpeech", subset)])
 
     def features(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Audio to log-mel energies, on the audio's device."""
@@ -303,49 +265,41 @@ class LibriSpeech(SpeechRecognition, FileTask):
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Sentencepieces -> texts; the end is silent."""
-        model = self._tokenizer(data.dataset("librispeech", HOLDS))
-        return [model.decode(list(sequence)) for sequence in sequences]
+        return [self._tokenizer().decode(list(sequence)) for sequence in sequences]
 
     def _folder(self) -> Path:
-        folder = data.dataset("librispeech", HOLDS)
-        self._tokenizer(folder)
-        return folder
+        return data.dataset("librispeech", HOLDS)
 
-    def _tokenizer(self, folder: Path) -> Any:
-        return tokenizer(folder / "spm_model.vocab", self.num_outputs)
+    def _tokenizer(self) -> Any:
+        return tokenizer(self._folder() / "spm_model.vocab", self.num_outputs)
 
-    def source(self, split: str) -> Recordings:
-        folder = self._folder()
-        found = recordings(folder / "LibriSpeech", split, self.max_samples, self.max_characters)
+    def source(self, split: str) -> tuple[Recording, ...]:
+        self._tokenizer()
+        found = recordings(self._folder() / "LibriSpeech", split, self.max_samples, self.max_characters)
         if split == "train" and len(found) < self.batch_size:
-            raise data.BadData(f"{folder}: {len(found)} training recordings; a batch has {self.batch_size}")
-        return Recordings(folder, found)
+            raise data.BadData(f"{self._folder()}: {len(found)} training recordings; a batch has {self.batch_size}")
+        return found
 
-    def train_batch(self, source: Recordings, seed: int, part: Part, step: int) -> Utterances:
+    def train_batch(self, source: Sequence[Recording], seed: int, part: Part, step: int) -> Utterances:
         epoch, place, order = epoch_batch((seed,), step, self.batch_size, len(source))
         mine = range(self.batch_size)[part.every]
         # a stream an example, so that a part hides what the whole batch hides
         streams = [np.random.default_rng([seed, epoch, place, i, 1]) for i in mine]
-        return self._batch(source.folder, [source.listed[i] for i in order[mine].tolist()], streams)
+        return self._batch([source[i] for i in order[mine].tolist()], streams)
 
-    def eval_batch(self, source: Recordings, number: int) -> Utterances:
-        return self._batch(source.folder, [source.listed[i] for i in self.numbers(source, number)])
+    def eval_batch(self, source: Sequence[Recording], number: int) -> Utterances:
+        return self._batch([source[i] for i in self.numbers(source, number)])
 
-    def _batch(
-        self, folder: Path, chosen: Sequence[Recording], streams: Sequence[np.random.Generator] = ()
-    ) -> Utterances:
-        model = self._tokenizer(folder)
+    def _batch(self, chosen: Sequence[Recording], streams: Sequence[np.random.Generator] = ()) -> Utterances:
+        model = self._tokenizer()
         sounds = [audio(recording.path) for recording in chosen]
         targets = [np.array(model.encode(recording.text, add_eos=True)) for recording in chosen]
         for recording, target in zip(chosen, targets, strict=True):
             if len(target) > self.max_tokens:
                 raise data.BadData(f"{recording.path}: {len(target)} sentencepieces, over {self.max_tokens}")
-        lengths = np.array([len(sound) for sound in sounds])
         num_frames = 1 + (self.max_samples - FRAME - 1) // HOP
-        frames = np.ones((len(chosen), num_frames), dtype=np.bool_)
-        bins = np.ones((len(chosen), self.bins), dtype=np.bool_)
+        frames, bins = (np.ones((len(chosen), size), dtype=np.bool_) for size in (num_frames, self.bins))
         for i, stream in enumerate(streams):
-            visible = np.minimum(-(-lengths[i : i + 1] // HOP), num_frames)
+            visible = np.array([min(-(-len(sounds[i]) // HOP), num_frames)])
             frames[i : i + 1], bins[i : i + 1] = self.augment.kept(stream, visible, num_frames, self.bins)
-        sound = padded(sounds, self.max_samples)
-        return utterances(sound, torch.from_numpy(lengths), targets, frames, bins, self.max_tokens)
+        return utterances(sounds, targets, (frames, bins), self.max_samples, self.max_tokens)

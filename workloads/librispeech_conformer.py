@@ -13,6 +13,7 @@ from workloads.layers import sinusoids
 from workloads.librispeech import LibriSpeech, Prompts
 from workloads.protocol import Workload
 from workloads.speech_layers import BatchNorm, ConvSubsampling, LayerNorm, initialize, valid_frames
+from workloads.task import mini
 
 LN2 = 0.6931471805599453  # softplus(0)
 
@@ -77,13 +78,13 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Feed-forward / 2, attention, convolution, feed-forward / 2, each added to its input; then a layer norm."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, kernel: int, momentum: float, dropout: float) -> None:
+    def __init__(self, shape: Conformer) -> None:
         super().__init__()
-        self.before, self.after = FeedForward(width, hidden), FeedForward(width, hidden)
-        self.attention = Attention(width, num_heads)
-        self.convolution = Convolution(width, kernel, momentum)
-        self.norm = LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.before, self.after = (FeedForward(shape.width, shape.hidden) for _ in range(2))
+        self.attention = Attention(shape.width, shape.num_heads)
+        self.convolution = Convolution(shape.width, shape.kernel, shape.momentum)
+        self.norm = LayerNorm(shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """(batch, time, width), valid (batch, time) -> (batch, time, width)."""
@@ -102,10 +103,7 @@ class Encoder(nn.Module):
         width = shape.width
         self.subsampling = ConvSubsampling(bins, shape.channels, width)
         self.dropout = nn.Dropout(shape.dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, shape.num_heads, shape.hidden, shape.kernel, shape.momentum, shape.dropout)
-            for _ in range(shape.depth)
-        )
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, num_outputs)
         initialize(self)
@@ -124,14 +122,14 @@ class Encoder(nn.Module):
 class Conformer:
     """The size of a Conformer. momentum: the weight of a new batch's statistics."""
 
-    channels: int
-    width: int
-    depth: int
-    num_heads: int
-    hidden: int
-    kernel: int
-    momentum: float
-    dropout: float
+    channels: int = 16
+    width: int = 64
+    depth: int = 1
+    num_heads: int = 4
+    hidden: int = 256
+    kernel: int = 5
+    momentum: float = 0.03
+    dropout: float = 0.0
 
     def __call__(self, bins: int, num_outputs: int) -> nn.Module:
         return Encoder(self, bins, num_outputs)
@@ -141,29 +139,10 @@ ALGOPERF = constants()["librispeech_conformer"]
 
 PRESETS: dict[str, Workload] = {
     "mini": Prompts(
-        network=Conformer(
-            channels=16, width=64, depth=1, num_heads=4, hidden=256, kernel=5, momentum=0.03, dropout=0.0
-        ),
-        step_budget=3000,
-        batch_size=4,
-        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.018,
-        eval_seconds=0.065,
+        **mini(lr=0.01, step_budget=3000, batch_size=4, step_seconds=0.018, eval_seconds=0.065), network=Conformer()
     ),
     "full": LibriSpeech(
         **ALGOPERF.preset(5567),
-        network=Conformer(
-            channels=512,
-            width=512,
-            depth=4,
-            num_heads=8,
-            hidden=2048,
-            kernel=5,
-            momentum=0.001,
-            dropout=ALGOPERF.nadamw.dropout,
-        ),
-        batch_norm_parts=8,
-        training={"accumulate": 8},  # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
+        network=Conformer(512, 512, depth=4, num_heads=8, hidden=2048, momentum=0.001, dropout=ALGOPERF.nadamw.dropout),
     ),
 }

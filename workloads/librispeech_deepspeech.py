@@ -12,6 +12,7 @@ from workloads.algoperf import constants
 from workloads.librispeech import LibriSpeech, Prompts
 from workloads.protocol import Workload
 from workloads.speech_layers import BatchNorm, ConvSubsampling, LayerNorm, initialize, valid_frames
+from workloads.task import mini
 
 
 class Recurrent(nn.Module):
@@ -80,12 +81,12 @@ class Encoder(nn.Module):
 class DeepSpeech:
     """The size of a DeepSpeech. width: both LSTM directions together; momentum: the weight of a new batch."""
 
-    channels: int
-    width: int
-    num_recurrent: int
-    num_feed_forward: int
-    momentum: float
-    dropout: float
+    channels: int = 16
+    width: int = 96
+    num_recurrent: int = 1
+    num_feed_forward: int = 1
+    momentum: float = 0.03
+    dropout: float = 0.0
 
     def __call__(self, bins: int, num_outputs: int) -> nn.Module:
         return Encoder(self, bins, num_outputs)
@@ -95,25 +96,9 @@ ALGOPERF = constants()["librispeech_deepspeech"]
 
 PRESETS: dict[str, Workload] = {
     "mini": Prompts(
-        network=DeepSpeech(channels=16, width=96, num_recurrent=1, num_feed_forward=1, momentum=0.03, dropout=0.0),
-        step_budget=4000,
-        batch_size=4,
-        optimizer={"name": "nadamw", "lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0135,
-        eval_seconds=0.05,
+        **mini(lr=0.02, step_budget=4000, batch_size=4, step_seconds=0.0135, eval_seconds=0.05), network=DeepSpeech()
     ),
     "full": LibriSpeech(
-        **ALGOPERF.preset(5567),
-        network=DeepSpeech(
-            channels=512,
-            width=512,
-            num_recurrent=6,
-            num_feed_forward=3,
-            momentum=0.001,
-            dropout=ALGOPERF.nadamw.dropout,
-        ),
-        batch_norm_parts=8,
-        training={"accumulate": 8},  # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices
+        **ALGOPERF.preset(5567), network=DeepSpeech(512, 512, 6, 3, momentum=0.001, dropout=ALGOPERF.nadamw.dropout)
     ),
 }

@@ -55,13 +55,19 @@ def transcribed(path: Path) -> list[Recording]:
     return found
 
 
+def check_first(root: Path, subset: str) -> Recording:
+    """The first recording of a subset, its FLAC header looked at. Raises: BadData."""
+    first = transcribed(transcripts(root, subset)[0])[0]
+    num_samples(Path(first.path))
+    return first
+
+
 def transcripts(root: Path, subset: str) -> list[Path]:
     """The transcripts of one subset, in order. Raises: BadData when there is none."""
     found = sorted((root / subset).glob("*/*/*.trans.txt"))
     if not found:
-        raise data.BadData(
-            f"{root / subset}: no transcripts; it should hold <speaker>/<chapter>/*.flac and *.trans.txt"
-        )
+        holds = "<speaker>/<chapter>/*.flac and *.trans.txt"
+        raise data.BadData(f"{root / subset}: no transcripts; it should hold {holds}")
     return found
 
 
@@ -69,9 +75,7 @@ def transcripts(root: Path, subset: str) -> list[Path]:
 def recordings(root: Path, split: str, max_samples: int, max_characters: int) -> tuple[Recording, ...]:
     """The recordings of one split, in order, without those that are too long. Raises: BadData."""
     chapters = [path for subset in SUBSETS[split] for path in transcripts(root, subset)]
-    listed = [
-        recording for chapter in chapters for recording in transcribed(chapter) if len(recording.text) <= max_characters
-    ]
+    listed = [one for chapter in chapters for one in transcribed(chapter) if len(one.text) <= max_characters]
     with ThreadPoolExecutor(16) as pool:  # waits for the disk
         lengths = list(pool.map(num_samples, [Path(recording.path) for recording in listed]))
     return tuple(recording for recording, length in zip(listed, lengths, strict=True) if 0 < length <= max_samples)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.data.reading import unpacked
 from workloads.layers import Block, RMSNorm, cached_tensors, linear
-from workloads.loading import epoch_batch
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
-from workloads.task import Task
+from workloads.task import Task, cosine, epoch_batch, mini
 
 
 class Decoder(nn.Module):
@@ -33,29 +32,20 @@ class Decoder(nn.Module):
     outputs of residual branches from N(0, init_std² / (2·depth)), as plainLM does; None: as their layers do.
     """
 
-    def __init__(
-        self,
-        vocabulary: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        hidden: int,
-        rotary_base: float = 10000.0,
-        tied: bool = False,
-        init_std: float | None = None,
-    ) -> None:
+    def __init__(self, of: LanguageModel) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.Sequential(*(Block(width, num_heads, hidden, depth, True, rotary_base) for _ in range(depth)))
-        self.norm = RMSNorm(width)
-        self.head = linear(width, vocabulary)
-        if tied:
+        self.embedding = nn.Embedding(of.vocabulary, of.width)
+        sizes = (of.width, of.num_heads, of.hidden, of.depth)
+        self.blocks = nn.Sequential(*(Block(*sizes, True, of.rotary_base) for _ in range(of.depth)))
+        self.norm = RMSNorm(of.width)
+        self.head = linear(of.width, of.vocabulary)
+        if of.tied:
             self.head.weight = self.embedding.weight
-        if init_std is not None:
+        if of.init_std is not None:
             for name, parameter in self.named_parameters():
                 if parameter.ndim == 2:
-                    scale = (2 * depth) ** -0.5 if name.endswith(".out.weight") else 1.0
-                    nn.init.normal_(parameter, std=init_std * scale)
+                    scale = (2 * of.depth) ** -0.5 if name.endswith(".out.weight") else 1.0
+                    nn.init.normal_(parameter, std=of.init_std * scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length) int64 -> (batch, length, vocabulary) logits."""
@@ -99,8 +89,7 @@ class LanguageModel(Task):
     eval_batch_size: int = 64
 
     def model(self) -> nn.Module:
-        shape = (self.vocabulary, self.width, self.depth, self.num_heads, self.hidden)
-        return Decoder(*shape, self.rotary_base, self.tied, self.init_std)
+        return Decoder(self)
 
     def source(self, split: str) -> Any:
         if split == "train":
@@ -132,28 +121,21 @@ HOLDS = "token shards *train*.bin and *val*.bin, as llm.c's dev/data/fineweb.py 
 HEADER_BYTES, MAGIC, VERSION = 1024, 20240520, 1  # 256 int32: magic, version, number of tokens, zeros
 
 
-class Shard(NamedTuple):
-    """One file: a header, then one flat stream of uint16 tokens; documents are joined by end-of-text tokens."""
-
-    path: Path
-    num_tokens: int
-
-
 @cache
-def shards(folder: Path, split: str) -> tuple[Shard, ...]:
-    """The shards of one split, by name. Raises: BadData."""
+def shards(folder: Path, split: str) -> tuple[tuple[Path, int], ...]:
+    """The shards of one split and their numbers of tokens, by name. Raises: BadData.
+
+    A shard is a header, then one flat stream of uint16 tokens; documents are joined by end-of-text tokens.
+    """
     pattern = "*train*.bin" if split == "train" else "*val*.bin"
     found = []
     for path in sorted(folder.glob(pattern)):
-        size = path.stat().st_size
-        header = np.fromfile(path, "<i4", count=3).tolist()
-        magic, version, num_tokens = header if len(header) == 3 else (0, 0, 0)
-        expected = HEADER_BYTES + 2 * num_tokens
-        if (magic, version) != (MAGIC, VERSION):
+        size, header = path.stat().st_size, np.fromfile(path, "<i4", count=3).tolist()
+        if header[:2] != [MAGIC, VERSION] or len(header) < 3:
             raise data.BadData(f"{path}: not a token shard: it should begin with int32 {MAGIC}, {VERSION}")
-        if size != expected:
-            raise data.BadData(f"{path}: {num_tokens:,} tokens make {expected:,} bytes; it has {size:,}")
-        found.append(Shard(path, num_tokens))
+        if size != (expected := HEADER_BYTES + 2 * header[2]):
+            raise data.BadData(f"{path}: {header[2]:,} tokens make {expected:,} bytes; it has {size:,}")
+        found.append((path, header[2]))
     if not found:
         raise data.BadData(f"{folder}: no {pattern}; it should hold {HOLDS}")
     return tuple(found)
@@ -169,24 +151,23 @@ def tokens(path: Path) -> NDArray[np.uint16]:
 class Windows:
     """The windows of `length` tokens in some shards, by their number; each shard's rest is left out."""
 
-    shards: tuple[Shard, ...]
+    shards: tuple[tuple[Path, int], ...]  # and their numbers of tokens
     length: int
     vocabulary: int
 
     def __len__(self) -> int:
-        return sum(shard.num_tokens // self.length for shard in self.shards)
+        return sum(num_tokens // self.length for _, num_tokens in self.shards)
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
         """(length,). Raises: BadData for a token beyond the vocabulary."""
-        for shard in self.shards:
-            if number < shard.num_tokens // self.length:
-                found = tokens(shard.path)[number * self.length :][: self.length].astype(np.int64)
+        for path, num_tokens in self.shards:
+            if number < num_tokens // self.length:
+                found = tokens(path)[number * self.length :][: self.length].astype(np.int64)
                 if found.max() >= self.vocabulary:
-                    raise data.BadData(
-                        f"{shard.path}: it has token {found.max()}; the vocabulary ends at {self.vocabulary - 1}"
-                    )
+                    last = self.vocabulary - 1
+                    raise data.BadData(f"{path}: it has token {found.max()}; the vocabulary ends at {last}")
                 return found
-            number -= shard.num_tokens // self.length
+            number -= num_tokens // self.length
         raise IndexError("there are fewer windows")
 
 
@@ -225,29 +206,20 @@ class TokenLanguageModel(LanguageModel):
         return torch.from_numpy(np.stack([source[i * len(source) // size] for i in numbers]))
 
 
+# plainLM, branch wa, config/130M_10BT/save_fastest_to_target_02.yaml; target loss 3.28 (the paper, Fig. 9)
+SCHEDULE = cosine(0.1, final_lr=0.1)
+ADAMW = {"name": "adamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.01, "grad_clip": 0.1}
+
 PRESETS: dict[str, Workload] = {
     "mini": LanguageModel(
-        step_budget=4000,
-        batch_size=8,
-        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},  # as plainLM
-        step_seconds=0.0105,
-        eval_seconds=0.095,
+        **mini(lr=0.01, step_budget=4000, batch_size=8, step_seconds=0.0105, eval_seconds=0.095)
+        | {"schedule": SCHEDULE}
     ),
-    # plainLM, branch wa, config/130M_10BT/save_fastest_to_target_02.yaml; target loss 3.28 (the paper, Fig. 9)
     "full": TokenLanguageModel(
         step_budget=9400,
         batch_size=512,
-        optimizer={
-            "name": "adamw",
-            "lr": 0.01,
-            "beta1": 0.9,
-            "beta2": 0.95,
-            "eps": 1e-12,
-            "weight_decay": 0.01,
-            "grad_clip": 0.1,
-        },
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.1, "final_lr": 0.1},
+        optimizer=ADAMW,
+        schedule=SCHEDULE,
         step_seconds=3.1,  # of an A100: 6 · 124 M · 524,288 FLOP at 40 % of its bf16 peak
         eval_seconds=20.0,
         context=1024,

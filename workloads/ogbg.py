@@ -16,22 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workloads import algoperf
+from workloads import ogbg_files
+from workloads.algoperf import constants
 from workloads.layers import lecun
-from workloads.loading import end_to_end
-from workloads.ogbg_files import (
-    FILES,
-    NOT_MEASURED,
-    Molecules,
-    check_file,
-    moleculeace,
-    molpcba,
-    molpcba_folder,
-    offsets,
-    rows,
-)
+from workloads.ogbg_files import NOT_MEASURED, Molecules, moleculeace, offsets, rows
 from workloads.protocol import Part, Summary, Sums, Workload
-from workloads.task import FileTask
+from workloads.task import FileTask, end_to_end, mini
 
 
 class Graphs(NamedTuple):
@@ -79,32 +69,24 @@ class GraphNetwork(nn.Module):
     Source: Battaglia et al. 2018, algorithm 1; jraph.GraphNetwork.
     """
 
-    def __init__(
-        self, num_node: int, num_edge: int, num_global: int, width: int, dropout: float, residual: bool
-    ) -> None:
+    def __init__(self, width: int, num_global: int, dropout: float, residual: bool) -> None:
         super().__init__()
         self.residual = residual
-        self.edge = Update([num_edge, num_node, num_node, num_global], width, dropout)
-        self.node = Update([num_node, width, width, num_global], width, dropout)
+        self.edge, self.node = (Update([width, width, width, num_global], width, dropout) for _ in range(2))
         self.graph = Update([width, width, num_global], width, dropout)
 
     def forward(self, nodes: Tensor, edges: Tensor, graphs: Tensor, batch: Graphs) -> tuple[Tensor, Tensor, Tensor]:
-        """nodes (nodes, num_node), edges (edges, num_edge), graphs (graphs, num_global) -> the same, all of width."""
+        """nodes (nodes, width), edges (edges, width), graphs (graphs, num_global) -> the same, all of width."""
         from_edge, from_sender, from_receiver, from_graph = self.edge.weights()
         at_sender = F.linear(nodes, from_sender) + F.linear(graphs, from_graph).index_select(0, batch.graph_of_node)
         at_receiver = F.linear(nodes, from_receiver)
-        new_edges = self.edge(
-            F.linear(edges, from_edge)
-            + at_sender.index_select(0, batch.senders)
-            + at_receiver.index_select(0, batch.receivers)
-        )
+        sent_on = at_sender.index_select(0, batch.senders)
+        new_edges = self.edge(F.linear(edges, from_edge) + sent_on + at_receiver.index_select(0, batch.receivers))
 
         sent, received = (sums(new_edges, index, len(nodes)) for index in (batch.senders, batch.receivers))
         *from_nodes, from_graph = self.node.weights()
-        new_nodes = self.node(
-            F.linear(torch.cat([nodes, sent, received], 1), torch.cat(from_nodes, 1))
-            + F.linear(graphs, from_graph).index_select(0, batch.graph_of_node)
-        )
+        at_graph = F.linear(graphs, from_graph).index_select(0, batch.graph_of_node)
+        new_nodes = self.node(F.linear(torch.cat([nodes, sent, received], 1), torch.cat(from_nodes, 1)) + at_graph)
 
         # every edge is sent by one node: the sum over a graph's edges is that over what its nodes sent
         both = sums(torch.cat([new_nodes, sent], 1), batch.graph_of_node, len(graphs))
@@ -118,25 +100,14 @@ class GraphNetwork(nn.Module):
 class GraphClassifier(nn.Module):
     """Linear embeddings of nodes and edges, rounds of messages, and from each graph's state a logit a task."""
 
-    def __init__(
-        self,
-        node_features: int,
-        edge_features: int,
-        num_tasks: int,
-        width: int,
-        num_rounds: int,
-        dropout: float,
-        residual: bool,
-    ) -> None:
+    def __init__(self, of: Ogbg) -> None:
         super().__init__()
-        self.node_embedder = lecun(node_features, width)
-        self.edge_embedder = lecun(edge_features, width)
-        self.num_tasks = num_tasks  # the graphs' state begins with as many zeros, as AlgoPerf's
-        self.residual = residual
-        self.rounds = nn.ModuleList(
-            GraphNetwork(width, width, width if i else num_tasks, width, dropout, residual) for i in range(num_rounds)
-        )
-        self.decoder = lecun(width, num_tasks)
+        self.node_embedder = lecun(of.node_features, of.width)
+        self.edge_embedder = lecun(of.edge_features, of.width)
+        self.num_tasks = of.num_tasks  # the graphs' state begins with as many zeros, as AlgoPerf's
+        num_globals = (of.num_tasks, *[of.width] * (of.num_rounds - 1))
+        self.rounds = nn.ModuleList(GraphNetwork(of.width, num, of.dropout, of.residual) for num in num_globals)
+        self.decoder = lecun(of.width, of.num_tasks)
 
     def forward(self, batch: Graphs) -> Tensor:
         """Graphs -> (graphs, tasks) logits."""
@@ -155,9 +126,7 @@ def sums(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 def batched(molecules: Molecules, chosen: NDArray[np.int64]) -> Graphs:
     """The chosen graphs as one."""
-    num_nodes, num_edges = (
-        ends[chosen + 1] - ends[chosen] for ends in (molecules.node_offsets, molecules.edge_offsets)
-    )
+    num_nodes, num_edges = (at[chosen + 1] - at[chosen] for at in (molecules.node_offsets, molecules.edge_offsets))
     atoms = rows(molecules.node_offsets[chosen], num_nodes)
     bonds = rows(molecules.edge_offsets[chosen], num_edges)
     ends = molecules.ends[bonds] + np.repeat(offsets(num_nodes)[:-1], num_edges)[:, None]
@@ -200,6 +169,7 @@ class Ogbg(FileTask):
     """
 
     METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "map": True}
+    evaluates_here = True
 
     node_features: int = 37
     edge_features: int = 9
@@ -212,17 +182,11 @@ class Ogbg(FileTask):
     eval_batch_size: int = 128
 
     def model(self) -> nn.Module:
-        features = (self.node_features, self.edge_features, self.num_tasks)
-        return GraphClassifier(*features, self.width, self.num_rounds, self.dropout, self.residual)
+        return GraphClassifier(self)
 
     def molecules(self) -> Molecules:
         """The data, read once a process. Raises: BadData."""
         return moleculeace()
-
-    @property
-    def eval_workers(self) -> int:
-        """The data are in memory here; new workers would read them anew at every evaluation."""
-        return 0
 
     def source(self, split: str) -> Any:
         """The numbers of a split's graphs."""
@@ -263,7 +227,7 @@ class Ogbg(FileTask):
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         precision = mean_average_precision(sums["logits"].float().numpy(), sums["labels"].to(torch.int8).numpy())
-        return self.summary(float(sums["loss"] / sums["measured"]), sums["examples"], {"map": precision})
+        return self.summary(float(sums["loss"] / sums["measured"]), sums["examples"], map=precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,34 +237,23 @@ class Molpcba(Ogbg):
     splits = ("validation", "test")
 
     def molecules(self) -> Molecules:
-        return molpcba(molpcba_folder())
+        return ogbg_files.molpcba(ogbg_files.molpcba_folder())
 
     def check_data(self) -> None:
-        """Raises: BadData, where a file is missing or its first row is not what belongs there."""
-        folder = molpcba_folder()
-        for name in FILES:
-            check_file(folder, name)
+        ogbg_files.check_molpcba()
 
-
-ALGOPERF = algoperf.constants()["ogbg"]
 
 PRESETS: dict[str, Workload] = {
     "mini": Ogbg(
-        step_budget=4000,
-        batch_size=32,
-        optimizer={"name": "nadamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0096,
-        eval_seconds=0.1,
+        **mini(lr=0.01, weight_decay=0.01, step_budget=4000, batch_size=32, step_seconds=0.0096, eval_seconds=0.1)
     ),
     "full": Molpcba(
-        **ALGOPERF.preset(43_793),
+        **constants()["ogbg"].preset(43_793, "dropout"),
         node_features=9,
         edge_features=3,
         num_tasks=128,
         width=256,
         num_rounds=5,
-        dropout=ALGOPERF.nadamw.dropout,
         residual=False,
         num_eval_graphs=None,
         eval_batch_size=2048,

@@ -70,22 +70,25 @@ def one_hot(kinds: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 FILES = {  # of ogbg-molpcba as the ogb package unpacks it: columns and their type
-    "raw/num-node-list.csv.gz": (1, pa.int64()),
-    "raw/num-edge-list.csv.gz": (1, pa.int64()),
+    **dict.fromkeys(("raw/num-node-list.csv.gz", "raw/num-edge-list.csv.gz"), (1, pa.int64())),
     "raw/node-feat.csv.gz": (9, pa.uint8()),
     "raw/edge-feat.csv.gz": (3, pa.uint8()),
     "raw/edge.csv.gz": (2, pa.uint16()),
     "raw/graph-label.csv.gz": (128, pa.float32()),
-    "split/scaffold/train.csv.gz": (1, pa.int64()),
-    "split/scaffold/valid.csv.gz": (1, pa.int64()),
-    "split/scaffold/test.csv.gz": (1, pa.int64()),
+    **{f"split/scaffold/{split}.csv.gz": (1, pa.int64()) for split in ("train", "valid", "test")},
 }
+HOLDS = "ogbg_molpcba/ as the ogb package unpacks it (raw/*.csv.gz, split/scaffold/*.csv.gz)"
 
 
 def molpcba_folder() -> Path:
     """Where ogbg-molpcba lies. Raises: data.BadData."""
-    holds = "ogbg_molpcba/ as the ogb package unpacks it (raw/*.csv.gz, split/scaffold/*.csv.gz)"
-    return data.dataset("ogbg", holds=holds) / "ogbg_molpcba"
+    return data.dataset("ogbg", HOLDS) / "ogbg_molpcba"
+
+
+def check_molpcba() -> None:
+    """Raises: data.BadData, where a file is missing or its first row is not what belongs there."""
+    for name in FILES:
+        check_file(molpcba_folder(), name)
 
 
 def table(folder: Path, name: str) -> NDArray[Any]:
@@ -93,12 +96,9 @@ def table(folder: Path, name: str) -> NDArray[Any]:
     columns, kind = FILES[name]
     names = [str(i) for i in range(columns)]
     check_file(folder, name)
+    types = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, kind))
     try:
-        content = pa.csv.read_csv(
-            folder / name,
-            read_options=pa.csv.ReadOptions(column_names=names),
-            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, kind)),
-        )
+        content = pa.csv.read_csv(folder / name, pa.csv.ReadOptions(column_names=names), convert_options=types)
         if kind == pa.float32():
             content = pa.table({i: content[i].fill_null(NOT_MEASURED).cast(pa.int8()) for i in names})
         return np.stack([content[i].to_numpy() for i in names], 1)
@@ -126,31 +126,21 @@ def molpcba(folder: Path) -> Molecules:
     """ogbg-molpcba with the numbers of its features as they are; about 250 MB. Raises: data.BadData."""
     part = {Path(name).name.removesuffix(".csv.gz"): table(folder, name) for name in FILES}
     num_nodes, num_edges = part["num-node-list"][:, 0], part["num-edge-list"][:, 0]
-    num_graphs = len(num_nodes)
-    for name, found, expected in (
-        ("raw/num-edge-list.csv.gz", len(num_edges), num_graphs),
-        ("raw/graph-label.csv.gz", len(part["graph-label"]), num_graphs),
-        ("raw/node-feat.csv.gz", len(part["node-feat"]), num_nodes.sum()),
-        ("raw/edge-feat.csv.gz", len(part["edge-feat"]), num_edges.sum()),
-        ("raw/edge.csv.gz", len(part["edge"]), num_edges.sum()),
-    ):
-        if found != expected:
-            raise data.BadData(f"{folder / name}: {found} rows; the other files ask for {expected}")
+    num_graphs, labels, ends = len(num_nodes), part["graph-label"], part["edge"]
+    expected = {"num-edge-list": num_graphs, "graph-label": num_graphs, "node-feat": num_nodes.sum()}
+    expected |= dict.fromkeys(("edge-feat", "edge"), num_edges.sum())
+    for name, count in expected.items():
+        if len(part[name]) != count:
+            path = folder / f"raw/{name}.csv.gz"
+            raise data.BadData(f"{path}: {len(part[name])} rows; the other files ask for {count}")
     for split in ("train", "valid", "test"):
         outside = part[split][(part[split] < 0) | (part[split] >= num_graphs)]
         if len(outside):
             path = folder / f"split/scaffold/{split}.csv.gz"
             raise data.BadData(f"{path}: there is no graph {outside[0]}; there are {num_graphs}")
-    if (part["graph-label"] > 1).any():
+    if (labels > 1).any():
         raise data.BadData(f"{folder / 'raw/graph-label.csv.gz'}: a label is 0, 1 or empty")
-    if (part["edge"] >= np.repeat(num_nodes, num_edges)[:, None]).any():
+    if (ends >= np.repeat(num_nodes, num_edges)[:, None]).any():
         raise data.BadData(f"{folder / 'raw/edge.csv.gz'}: an edge leads to a node that its graph has not")
-    return Molecules(
-        nodes=part["node-feat"],
-        edges=part["edge-feat"],
-        ends=part["edge"],
-        node_offsets=offsets(num_nodes),
-        edge_offsets=offsets(num_edges),
-        labels=part["graph-label"],
-        splits={"train": part["train"][:, 0], "validation": part["valid"][:, 0], "test": part["test"][:, 0]},
-    )
+    splits = {"train": part["train"][:, 0], "validation": part["valid"][:, 0], "test": part["test"][:, 0]}
+    return Molecules(part["node-feat"], part["edge-feat"], ends, offsets(num_nodes), offsets(num_edges), labels, splits)

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ from workloads.user_errors import OUR_PACKAGES
 Files = dict[str, str]  # path relative to where the import begins -> sha256 of its bytes, or a listing's
 
 MOST_ENTRIES = 20_000  # of a data folder; what comes behind these, in the order of their names, is not looked at
-_FRAME = ("attributes", "protocol", "dotted", "sources", "user_errors", "data")  # ours, but not what is trained
+_FRAME = ("protocol", "dotted", "sources", "user_errors", "data")  # ours, but not what is trained
 
 
 def source_files(name: str) -> Files:
@@ -48,7 +49,8 @@ def _source_files(name: str, module: str) -> Files:
     parts = module.split(".")
     path = Path(file).resolve()
     home = path.parents[len(parts) - (path.name != "__init__.py")]
-    within = parts[0] if ":" not in name or _is_installed(home) else None
+    is_installed = home.name in ("site-packages", "dist-packages")
+    within = parts[0] if ":" not in name or is_installed else None
     found: Files = {}
     waiting = [(path, module)]
     while waiting:
@@ -61,10 +63,6 @@ def _source_files(name: str, module: str) -> Files:
         for imported in _imported(text, module, path.name == "__init__.py"):
             waiting += [one for one in _files_of(home, imported, within) if not _is_frame(name, one[1])]
     return dict(sorted(found.items()))
-
-
-def _is_installed(home: Path) -> bool:
-    return home.name in ("site-packages", "dist-packages")
 
 
 def _is_frame(name: str, module: str) -> bool:
@@ -115,9 +113,7 @@ def data_folders(name: str, preset: str) -> Files:
 
 def _listing(folder: Path) -> str:
     digest = hashlib.sha256()
-    for i, (path, size) in enumerate(_entries(folder, "")):
-        if i == MOST_ENTRIES:
-            break
+    for path, size in islice(_entries(folder, ""), MOST_ENTRIES):
         digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

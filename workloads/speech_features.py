@@ -90,11 +90,9 @@ class SpecAugment:
         self, random: np.random.Generator, lengths: NDArray[np.int64], num_frames: int, bins: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """What stays visible: (batch, num_frames) and (batch, bins)."""
-        everywhere = np.full(len(lengths), bins)
         frames = _outside_bands(random, lengths, self.max_time_ratio * lengths, self.num_time_masks, num_frames)
-        return frames, _outside_bands(
-            random, everywhere, 0 * everywhere + self.max_bins, self.num_frequency_masks, bins
-        )
+        everywhere, widest = np.full((2, len(lengths)), [[bins], [self.max_bins]])
+        return frames, _outside_bands(random, everywhere, widest, self.num_frequency_masks, bins)
 
 
 def _outside_bands(

@@ -1,5 +1,6 @@
 """The encoder-decoder transformer of AlgoPerf's WMT workload: pre-norm, ReLU, sinusoidal positions, one embedding.
 
+And to find a translation with it: greedily, or by beam search with the length penalty of Wu et al. 2016, eq. 14.
 Source of sizes and initial weights: mlcommons/algorithmic-efficiency v0.5,
 algorithmic_efficiency/workloads/wmt/wmt_pytorch/models.py.
 """
@@ -7,6 +8,7 @@ algorithmic_efficiency/workloads/wmt/wmt_pytorch/models.py.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -41,18 +43,30 @@ def positions(segments: Tensor) -> Tensor:
 def shifted(targets: Tensor, segments: Tensor | None) -> Tensor:
     """The decoder's inputs: the token before each one, PAD before the first of a segment."""
     before = F.pad(targets[:, :-1], (1, 0), value=PAD)
-    if segments is None:
-        return before
-    return before.masked_fill(positions(segments) == 0, PAD)
+    return before if segments is None else before.masked_fill(positions(segments) == 0, PAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of a translation model. max_length: tokens of a side; depth: layers of each half."""
+
+    vocabulary: int = 1024
+    width: int = 64
+    num_heads: int = 2
+    hidden: int = 128
+    depth: int = 2
+    max_length: int = 24
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
 
 
 class Attention(nn.Module):
     """Multi-head attention without biases; from a sequence to itself or to `memory`, with dropped-out weights."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, of: Sizes) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.out = glorot(width, width, bias=False)
+        self.num_heads, self.dropout = of.num_heads, of.attention_dropout
+        self.out = glorot(of.width, of.width, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
         """(batch, length, n · width) -> (batch, n · heads, length, width / heads)."""
@@ -70,9 +84,9 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Queries, keys and values from one matrix."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__(width, num_heads, dropout)
-        self.qkv = glorot(width, 3 * width, bias=False)
+    def __init__(self, of: Sizes) -> None:
+        super().__init__(of)
+        self.qkv = glorot(of.width, 3 * of.width, bias=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, length, width) -> q, k, v, each (batch, heads, length, width / heads)."""
@@ -86,10 +100,10 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Queries from the target; keys and values from the encoded source, in one matrix."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__(width, num_heads, dropout)
-        self.q = glorot(width, width, bias=False)
-        self.kv = glorot(width, 2 * width, bias=False)
+    def __init__(self, of: Sizes) -> None:
+        super().__init__(of)
+        self.q = glorot(of.width, of.width, bias=False)
+        self.kv = glorot(of.width, 2 * of.width, bias=False)
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, width) -> k, v, each (batch, heads, length, width / heads)."""
@@ -100,24 +114,21 @@ class CrossAttention(Attention):
         return self.mix(self.heads(self.q(x)), *keys_values, mask)
 
 
-class FeedForward(nn.Sequential):
+def feed_forward(of: Sizes) -> nn.Sequential:
     """W₂ dropout(relu(W₁ x + b₁)) + b₂."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__(
-            glorot(width, hidden, bias_std=1e-6), nn.ReLU(), nn.Dropout(dropout), glorot(hidden, width, bias_std=1e-6)
-        )
+    first, second = (glorot(*sizes, bias_std=1e-6) for sizes in ((of.width, of.hidden), (of.hidden, of.width)))
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(of.dropout), second)
 
 
 class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, of: Sizes) -> None:
         super().__init__()
-        self.attention_norm, self.hidden_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.attention = SelfAttention(width, num_heads, attention_dropout)
-        self.feed_forward = FeedForward(width, hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm, self.hidden_norm = (nn.LayerNorm(of.width, eps=1e-6) for _ in range(2))
+        self.attention = SelfAttention(of)
+        self.feed_forward = feed_forward(of)
+        self.dropout = nn.Dropout(of.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), mask))
@@ -128,13 +139,13 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, attention to the source, feed-forward; each as x + f(norm(x))."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, of: Sizes) -> None:
         super().__init__()
-        self.self_norm, self.cross_norm, self.hidden_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
-        self.self_attention = SelfAttention(width, num_heads, attention_dropout)
-        self.cross_attention = CrossAttention(width, num_heads, attention_dropout)
-        self.feed_forward = FeedForward(width, hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.self_norm, self.cross_norm, self.hidden_norm = (nn.LayerNorm(of.width, eps=1e-6) for _ in range(3))
+        self.self_attention = SelfAttention(of)
+        self.cross_attention = CrossAttention(of)
+        self.feed_forward = feed_forward(of)
+        self.dropout = nn.Dropout(of.dropout)
 
     def rest(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """What follows self-attention."""
@@ -161,25 +172,14 @@ class Memory(NamedTuple):
 class TranslationModel(nn.Module):
     """Source and target tokens in, logits of each target token out, given the source and the tokens before it."""
 
-    def __init__(
-        self,
-        vocabulary: int,
-        width: int,
-        num_heads: int,
-        hidden: int,
-        depth: int,
-        dropout: float,
-        attention_dropout: float,
-        max_length: int,
-    ) -> None:
+    def __init__(self, of: Sizes) -> None:
         super().__init__()
-        sizes = (width, num_heads, hidden, dropout, attention_dropout)
-        self.width, self.max_length = width, max_length
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(depth))
-        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(depth))
-        self.encoder_norm, self.decoder_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.width, self.max_length = of.width, of.max_length
+        self.embedding = nn.Embedding(of.vocabulary, of.width)
+        self.encoder = nn.ModuleList(EncoderLayer(of) for _ in range(of.depth))
+        self.decoder = nn.ModuleList(DecoderLayer(of) for _ in range(of.depth))
+        self.encoder_norm, self.decoder_norm = (nn.LayerNorm(of.width, eps=1e-6) for _ in range(2))
+        self.dropout = nn.Dropout(of.dropout)
 
     def embed(self, tokens: Tensor, where: Tensor | int) -> Tensor:
         """Token and position vectors, added; where: positions, broadcast against the tokens."""
@@ -206,17 +206,13 @@ class TranslationModel(nn.Module):
         memory: Tensor = self.encoder_norm(x)
         return memory
 
-    def forward(
-        self,
-        sources: Tensor,
-        targets: Tensor,
-        source_segments: Tensor | None = None,
-        target_segments: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, sources: Tensor, targets: Tensor, *segments: Tensor) -> Tensor:
         """(batch, source length), (batch, target length) -> (batch, target length, vocabulary).
 
-        Segments number the sentences packed in a row from 1, 0 is padding; without them a row is one sentence.
+        segments: those of the sources and of the targets number the sentences packed in a row from 1, 0 is padding;
+        without them a row is one sentence.
         """
+        source_segments, target_segments = segments or (None, None)
         memory = self.encode(sources, source_segments)
         mask: Tensor | None = None
         if source_segments is None or target_segments is None:
@@ -234,7 +230,6 @@ class TranslationModel(nn.Module):
         return self.logits(x)
 
     def layers(self) -> list[DecoderLayer]:
-        """The decoder's."""
         return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
 
     def begin(self, sources: Tensor) -> Memory:
@@ -265,3 +260,74 @@ class TranslationModel(nn.Module):
             x = x + layer.self_attention.mix(q, k, v, None).view(x.shape)
             x = layer.rest(x, memory.source[i], memory.source_mask)  # the beams are rows of queries
         return self.logits(x), memory._replace(past=now)
+
+
+# --- search ------------------------------------------------------------------------------------------------------
+
+NEVER = -1e7  # the log-probability of what is ruled out; finite, so that differences stay numbers
+
+
+def length_penalty(num_tokens: int, alpha: float) -> float:
+    """((5 + n) / 6)^α of a translation of n tokens, its end mark among them."""
+    return float(((5 + num_tokens) / 6) ** alpha)
+
+
+def greedy(model: TranslationModel, sources: Tensor, max_tokens: int) -> Tensor:
+    """The likeliest token at each step: (batch, source length) -> (batch, at most max_tokens); PAD after EOS."""
+    memory = model.begin(sources)
+    token = sources.new_full((len(sources), 1), PAD)
+    ended = torch.zeros_like(token, dtype=torch.bool)
+    found = []
+    for _ in range(max_tokens):
+        logits, memory = model.step(token, memory)
+        token = logits.argmax(-1).masked_fill(ended, PAD)
+        found.append(token)
+        ended = ended | (token == EOS)
+        if bool(ended.all()):
+            break
+    return torch.cat(found, 1)
+
+
+def beam_search(model: TranslationModel, sources: Tensor, max_tokens: int, num_beams: int, alpha: float) -> Tensor:
+    """The best translation found, argmax Σ log p / ((5 + n) / 6)^α: (batch, source length) -> (batch, max_tokens).
+
+    Each step extends `num_beams` open translations and keeps the best `num_beams` that have ended; it stops when
+    no open one can still beat those. PAD after EOS; a sentence of which none has ended gives its likeliest open
+    one. Source: mlcommons/algorithmic-efficiency v0.5, workloads/wmt/wmt_pytorch/decode.py (same rule).
+    """
+    batch, device = len(sources), sources.device
+    memory = model.begin(sources)
+    token = sources.new_full((batch, num_beams), PAD)
+    parents: Tensor | None = None
+    open_tokens = sources.new_full((batch, num_beams, max_tokens), PAD)
+    ended_tokens = open_tokens.clone()
+    open_scores = torch.full((batch, num_beams), NEVER, device=device)
+    open_scores[:, 0] = 0.0  # all beams are the same at first: only one may go on
+    ended_scores = torch.full((batch, num_beams), NEVER, device=device)
+    for length in range(1, max_tokens + 1):
+        logits, memory = model.step(token, memory, parents)
+        scores = open_scores[:, :, None] + logits.float().log_softmax(-1)
+        # of 2·beams at most beams end, so beams of them stay open
+        best, chosen = scores.flatten(1).topk(2 * num_beams)
+        origin = chosen.div(logits.shape[-1], rounding_mode="floor")
+        last = chosen % logits.shape[-1]
+        longer = _pick(open_tokens, origin)
+        longer[:, :, length - 1] = last
+        ends = last == EOS
+        open_scores, kept = best.masked_fill(ends, NEVER).topk(num_beams)
+        open_tokens = _pick(longer, kept)
+        token, parents = last.gather(1, kept), origin.gather(1, kept)
+        is_new = ends & (best > NEVER / 2)
+        candidates = (best / length_penalty(length, alpha)).masked_fill(~is_new, NEVER)
+        ended_scores, kept = torch.cat([ended_scores, candidates], 1).topk(num_beams)
+        ended_tokens = _pick(torch.cat([ended_tokens, longer], 1), kept)
+        bound = open_scores[:, 0] / length_penalty(max_tokens, alpha)
+        if bool((ended_scores[:, -1] > bound).all()):
+            break
+    none_ended = ended_scores[:, 0] <= NEVER / 2
+    return torch.where(none_ended[:, None], open_tokens[:, 0], ended_tokens[:, 0])
+
+
+def _pick(sequences: Tensor, beams: Tensor) -> Tensor:
+    """(batch, old, length), (batch, new) -> (batch, new, length)."""
+    return sequences.gather(1, beams[:, :, None].expand(-1, -1, sequences.shape[2]))

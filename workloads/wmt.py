@@ -1,32 +1,32 @@
 """German to English with an encoder-decoder transformer; `mini` translates software catalogues (docs/workloads/wmt.md).
 
-Model, search and text files: translation_model.py, translation_search.py, translation_text.py.
+Model and search: translation_model.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workloads import data
 from workloads.algoperf import constants
-from workloads.data.reading import index, unpacked
+from workloads.data.reading import in_batches, index, padded, unpacked
+from workloads.data.reading import tokenizer as sentencepieces
 from workloads.layers import cached_tensors
-from workloads.loading import epoch_order
 from workloads.protocol import Batch, Part, Summary, Sums, Workload
-from workloads.task import FileTask, Task
-from workloads.translation_model import EOS, PAD, TranslationModel
-from workloads.translation_search import beam_search, greedy
-from workloads.translation_text import Pair, pack, padded, pairs, parallel, tokenizer
+from workloads.task import FileTask, Task, epoch_order, mini
+from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy
 
+Pair = tuple[list[int], list[int]]  # tokens of a sentence and of its translation, each with its end mark
 NGRAM_ORDERS = range(1, 5)
 BLEU_SUMS = (
     *(f"matching_{n}_grams" for n in NGRAM_ORDERS),
@@ -54,14 +54,8 @@ def bleu(sums: Mapping[str, float]) -> float:
     from sacrebleu.metrics.bleu import BLEU
 
     numbers = [round(sums[name]) for name in BLEU_SUMS]
-    score = BLEU.compute_bleu(
-        numbers[:4],
-        numbers[4:8],
-        sys_len=numbers[8],
-        ref_len=numbers[9],
-        smooth_method="exp",  # corpus_bleu's default; this function's own is none
-    )
-    return float(score.score)
+    # exp is corpus_bleu's default; this function's own is none
+    return float(BLEU.compute_bleu(numbers[:4], numbers[4:8], *numbers[8:], smooth_method="exp").score)
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -76,7 +70,7 @@ def model_inputs(batch: Batch) -> list[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation(Task):
+class Translation(Task, Sizes):
     """What both presets share; metric: "loss" (cross-entropy, nats a target token) or "bleu".
 
     A training batch is (sources, targets), a sentence a row, or (sources, targets, source segments, target
@@ -86,25 +80,17 @@ class Translation(Task):
 
     METRICS: ClassVar[Mapping[str, bool]] = {"loss": False, "bleu": True}
 
-    vocabulary: int
-    width: int
-    num_heads: int
-    hidden: int
-    depth: int
-    max_length: int
-    dropout: float
-    attention_dropout: float
-    label_smoothing: float
-    num_beams: int  # 1: greedy
+    label_smoothing: float = 0.0
+    num_beams: int = 1  # 1: greedy
     length_penalty: float = 0.6
+    eval_batch_size: int = 64
 
     def detokenize(self, tokens: list[int]) -> str:
         """The sentence that the tokens spell; without padding and end mark."""
         raise NotImplementedError
 
     def model(self) -> nn.Module:
-        sizes = (self.vocabulary, self.width, self.num_heads, self.hidden, self.depth)
-        return TranslationModel(*sizes, self.dropout, self.attention_dropout, self.max_length)
+        return TranslationModel(self)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = model_inputs(batch)
@@ -131,9 +117,8 @@ class Translation(Task):
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
         inputs = model_inputs(batch)
         targets = inputs[1]
-        losses = F.cross_entropy(
-            model(*inputs).flatten(0, 1).float(), targets.flatten(), ignore_index=PAD, reduction="none"
-        )
+        logits = model(*inputs).flatten(0, 1).float()
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
         statistics = [0] * len(BLEU_SUMS)
         if len(batch) == 3 and bool(batch[2].any()):
             sources, references = (side[batch[2]] for side in inputs)
@@ -147,7 +132,7 @@ class Translation(Task):
         }
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:
-        return self.summary(float(sums["loss"] / sums["tokens"]), sums["examples"], {"bleu": bleu(sums)})
+        return self.summary(float(sums["loss"] / sums["tokens"]), sums["examples"], bleu=bleu(sums))
 
 
 # --- mini: software catalogues -----------------------------------------------------------------------------------
@@ -162,10 +147,9 @@ def catalogue(split: str) -> list[Pair]:
 
 
 @cache
-def catalogue_arrays(split: str, length: int) -> tuple[Any, Any]:
-    """All sources and targets of a split, each (pairs, length) int64."""
-    sources, targets = zip(*catalogue(split), strict=True)
-    return padded(sources, length), padded(targets, length)
+def training_arrays(length: int) -> tuple[NDArray[np.int64], ...]:
+    """All training sources and targets, each (pairs, length) int64."""
+    return tuple(padded(side, length) for side in zip(*catalogue("train"), strict=True))
 
 
 @cached_tensors
@@ -173,10 +157,8 @@ def validation_batches(length: int, num_pairs: int, num_translated: int, batch_s
     """The first validation pairs: those to be translated, then the others by length, so that batches are narrow."""
     first = catalogue("validation")[:num_pairs]
     others = sorted(first[num_translated:], key=lambda pair: len(pair[0]) + len(pair[1]))
-    sources, targets = (padded(side, length) for side in zip(*first[:num_translated], *others, strict=True))
-    translated = np.arange(len(sources)) < num_translated
-    split = [torch.split(torch.from_numpy(column), batch_size) for column in (sources, targets, translated)]
-    return tuple(zip(*split, strict=True))
+    sides = [padded(side, length) for side in zip(*first[:num_translated], *others, strict=True)]
+    return tuple(in_batches([*sides, np.arange(len(sides[0])) < num_translated], batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,17 +174,97 @@ class Catalogues(Translation):
 
     def source(self, split: str) -> Any:
         if split == "train":
-            return catalogue_arrays("train", self.max_length)
+            return training_arrays(self.max_length)
         return validation_batches(self.max_length, self.num_eval_pairs, self.num_translated, self.eval_batch_size)
 
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
-        sources, targets = source
-        chosen = np.random.default_rng([seed, step]).integers(len(sources), size=self.batch_size)
+        chosen = np.random.default_rng([seed, step]).integers(len(source[0]), size=self.batch_size)
         chosen = np.array_split(chosen, part.count)[part.index]
-        return torch.from_numpy(sources[chosen]), torch.from_numpy(targets[chosen])
+        return tuple(torch.from_numpy(side[chosen]) for side in source)
 
 
 # --- full: WMT17's news ------------------------------------------------------------------------------------------
+
+CHUNK = 1 << 26  # bytes looked through at a time
+
+
+class Text(NamedTuple):
+    """A text file by line: line i is content[starts[i] : starts[i + 1] - 1]."""
+
+    path: Path
+    content: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+
+    def line(self, number: int) -> str:
+        """Line `number`, from 0, without its end. Raises: BadData where it is no UTF-8."""
+        line = self.content[self.starts[number] : self.starts[number + 1] - 1].tobytes()
+        try:
+            return line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise data.BadData(f"{self.path}: line {number + 1} is not UTF-8: {error}") from error
+
+
+@cache
+def text(path: Path) -> Text:
+    """The file, mapped into memory, and where its lines start. Raises: BadData."""
+    if not path.is_file() or not path.stat().st_size:
+        raise data.BadData(f"{path}: missing or empty; it should hold one sentence a line, in UTF-8")
+    content: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+    newline, firsts = ord("\n"), range(0, len(content), CHUNK)
+    starts = [np.flatnonzero(content[first : first + CHUNK] == newline) + first + 1 for first in firsts]
+    if content[-1] != newline:
+        starts.append(np.array([len(content) + 1]))
+    return Text(path, content, np.concatenate([[0], *starts]).astype(np.int64))
+
+
+def parallel(folder: Path, name: str) -> tuple[Text, Text]:
+    """The German and the English file of a split. Raises: BadData, also where they differ in length."""
+    german, english = (text(folder / f"{name}.{language}") for language in ("de", "en"))
+    counts = [len(side.starts) - 1 for side in (german, english)]
+    if counts[0] != counts[1]:
+        differ = f"it has {counts[1]:,} lines where {german.path.name} has {counts[0]:,}"
+        raise data.BadData(f"{english.path}: {differ}; line i of one should translate line i of the other")
+    return german, english
+
+
+def tokenizer(path: Path, vocabulary: int) -> Any:
+    """The sentencepiece model. Raises: BadData."""
+    model = sentencepieces(path, vocabulary)
+    if model.eos_id() != EOS:
+        raise data.BadData(f"{path}: </s> is piece {model.eos_id()}; it should be piece {EOS}")
+    return model
+
+
+def pairs(sides: tuple[Text, Text], numbers: Iterable[int], model: Any, longest: int) -> Iterable[Pair]:
+    """The sentences of those numbers as tokens; unknown pieces, empty and too long sentences are left out."""
+    for number in numbers:
+        lines = (model.encode(side.line(int(number))) for side in sides)
+        german, english = ([token for token in line if token != PAD] + [EOS] for line in lines)
+        if min(len(german), len(english)) > 1 and max(len(german), len(english)) <= longest:
+            yield german, english
+
+
+def pack(sentences: Iterable[Pair], num_rows: int, length: int) -> list[NDArray[np.int64]]:
+    """Source tokens, target tokens, source segments, target segments: each (num_rows, length) int64.
+
+    Sentences follow each other in a row while both sides fit, in the given order; the first that does not begins
+    the next row. Segments number the sentences of a row from 1; the rest is 0. Those after the last row are not
+    asked for.
+    """
+    packed = np.zeros((4, num_rows, length), np.int64)
+    row, segment, ends = 0, 0, [0, 0]
+    for pair in sentences:
+        if any(end + len(side) > length for end, side in zip(ends, pair, strict=True)):
+            row, segment, ends = row + 1, 0, [0, 0]
+            if row == num_rows:
+                break
+        segment += 1
+        for i, side in enumerate(pair):
+            place = slice(ends[i], ends[i] + len(side))
+            packed[i, row, place], packed[2 + i, row, place] = side, segment
+            ends[i] = place.stop
+    return list(packed)
+
 
 SPLITS = {"train": "train", "validation": "newstest2013", "test": "newstest2014"}  # as AlgoPerf
 MODEL = "wmt_sentencepiece_model"
@@ -210,10 +272,9 @@ HOLDS = "wmt_sentencepiece_model and train, newstest2013, newstest2014, each as 
 
 
 @cache
-def news_pairs(folder: Path, split: str, model_path: Path, vocabulary: int, longest: int) -> list[Pair]:
+def news_pairs(folder: Path, split: str, vocabulary: int, longest: int) -> list[Pair]:
     """All pairs of a held-out split, by source length, so that rows of a batch are alike."""
-    sides = parallel(folder, SPLITS[split])
-    model = tokenizer(model_path, vocabulary)
+    sides, model = parallel(folder, SPLITS[split]), tokenizer(folder / MODEL, vocabulary)
     return sorted(pairs(sides, range(len(sides[0].starts) - 1), model, longest), key=lambda pair: len(pair[0]))
 
 
@@ -225,6 +286,7 @@ class News(Translation, FileTask):
     sentences_together: int = 80  # at least what such rows hold; the rest of the run waits for another epoch
     num_workers: int = 4
     splits = ("validation", "test")
+    evaluates_here = True
 
     def folder(self) -> Path:
         return data.dataset("wmt", holds=HOLDS)
@@ -243,13 +305,7 @@ class News(Translation, FileTask):
 
     def source(self, split: str) -> Any:
         """Pairs of a held-out split; the training text is mapped into memory by each worker."""
-        if split == "train":
-            return None
-        return news_pairs(self.folder(), split, self.folder() / MODEL, self.vocabulary, self.max_length)
-
-    @property
-    def eval_workers(self) -> int:
-        return 0
+        return None if split == "train" else news_pairs(self.folder(), split, self.vocabulary, self.max_length)
 
     def rows(self, seed: int, number: int) -> list[Any]:
         """Packing `number`: rows_together rows of one run of an epoch's sentences."""
@@ -271,44 +327,22 @@ class News(Translation, FileTask):
 
     def eval_batch(self, source: Any, number: int) -> Batch:
         sides = zip(*(source[i] for i in self.numbers(source, number)), strict=True)
-        sources, targets = (torch.from_numpy(padded(side, max(map(len, side)))) for side in sides)
+        sources, targets = (torch.from_numpy(padded(side)) for side in sides)
         return sources, targets, torch.ones(len(sources), dtype=torch.bool)
 
 
-ALGOPERF = constants()["wmt"]
-
 PRESETS: dict[str, Workload] = {
-    "mini": Catalogues(
-        step_budget=5000,
-        batch_size=8,
-        optimizer={"name": "nadamw", "lr": 0.005, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-        schedule={"shape": "cosine", "length": 1.0, "warmup": 0.05, "final_lr": 0.0},
-        step_seconds=0.0097,
-        eval_seconds=0.1,
-        metric="loss",
-        vocabulary=1024,
-        width=64,
-        num_heads=2,
-        hidden=128,
-        depth=2,
-        max_length=24,
-        dropout=0.0,
-        attention_dropout=0.0,
-        label_smoothing=0.0,
-        num_beams=1,
-        eval_batch_size=64,
-    ),
+    "mini": Catalogues(**mini(lr=0.005, step_budget=5000, batch_size=8, step_seconds=0.0097, eval_seconds=0.1)),
     "full": News(
-        **ALGOPERF.preset(3000) | {"eval_seconds": 480.0},  # a guess: beam search, a minute on 8 GPUs
+        **constants()["wmt"].preset(3000, "dropout", "label_smoothing")
+        | {"eval_seconds": 480.0},  # a guess: beam search, a minute on 8 GPUs
         vocabulary=32_000,
         width=1024,
         num_heads=16,
         hidden=1024,
         depth=6,
         max_length=256,
-        dropout=ALGOPERF.nadamw.dropout,
         attention_dropout=0.1,  # AlgoPerf's own value where a search space names none
-        label_smoothing=ALGOPERF.nadamw.label_smoothing,
         num_beams=4,
         eval_batch_size=128,
     ),

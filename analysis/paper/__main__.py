@@ -17,7 +17,7 @@ import altair as alt
 import pandas as pd
 
 from analysis.paper import charts, logs, measure, numbers
-from analysis.paper.claims import Finding, claims
+from analysis.paper.claims import Claim, Finding, claims
 from analysis.paper.evidence import evidence
 from analysis.presentation import figure_files
 from analysis.report import Report
@@ -48,21 +48,21 @@ tests are shown; *in part*: some; *refuted*: none is, and one is excluded. *By l
 workloads' intervals lie on that side if nothing is true. Why it may be so is [our reading](why.md), not tested here."""
 
 
-def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -> Path:
+def write(run: Path, open_run: Path, logs_run: Path, docs: Path) -> Path:
     """Writes results.md, its figures and the measured blocks; returns the path of results.md.
 
     Raises: analysis.run_folder.records.BadRun.
     """
     of = evidence(read(run))
-    frames = {study: _frames(run, study) for study in ("speedup", "horizon")}
+    frames = {study: Report(read(run, study)).frames for study in ("speedup", "horizon")}
     found = measure.findings(of, frames, claims("claims.yaml"))
     lines = [HEAD, *_ran(run), "", VERDICTS, "", *_table(found, "the paper"), ""]
     drawn = _drawn(charts.tightness(numbers.points(of)), docs, "speedup_tightness")
     for finding in found:
         own = drawn if finding.claim.name == "tightness" else None
-        lines += _section(finding, own or _copied(run, finding.claim.study, finding.claim.figure, docs))
+        lines += _section(finding, own or _copied(run, finding.claim, docs))
     lines += ["## The paper's numbers beside ours", "", *numbers.beside(of), ""]
-    if open_run is not None:
+    if open_run.is_dir():
         found = measure.findings(evidence(read(open_run, OPEN)), {}, claims("predictions.yaml"))
         lines += ["## What the paper leaves open", "", *_ran(open_run), "", *_table(found, "a prediction"), ""]
         every = [part for finding in found for part in finding.points]
@@ -70,17 +70,13 @@ def write(run: Path, open_run: Path | None, logs_run: Path | None, docs: Path) -
         if figure := _drawn(chart, docs, "open_questions_predictions"):
             lines += [f"![what the field predicts]({figure})", ""]
         lines += [line for finding in found for line in _section(finding, None)]
-    if logs_run is not None:
+    if logs_run.is_dir():
         lines += ["## What AlgoPerf's logs say", "", f"Of the imported submissions (docs/algoperf_logs.md). {RULE}"]
         lines += ["", *(f"- {line}" for line in logs.sentences(logs_run))]
     numbers.write_pages(of, docs)
     path = docs / "results.md"
     output.write(path, "\n".join(lines).rstrip() + "\n")
     return path
-
-
-def _frames(run: Path, study: str) -> measure.Frames:
-    return Report(read(run, study)).frames
 
 
 def _ran(run: Path) -> list[str]:
@@ -122,36 +118,28 @@ def _section(finding: Finding, figure: str | None) -> list[str]:
     return [*lines, ""]
 
 
-def _copied(run: Path, study: str, figure: str, docs: Path) -> str | None:
+def _copied(run: Path, claim: Claim, docs: Path) -> str | None:
     """Copies a figure of the study's report, if it drew one; its path as results.md links it."""
-    file = Path("figures") / f"{figure}.svg"
-    places = [run / "reports" / study / file, run / file]  # of several studies, of one
-    source = next((path for path in places if path.is_file()), None)
-    return None if source is None else _placed(source, docs, f"{study}_{figure}.svg")
+    for folder in (run / "reports" / claim.study, run):  # of several studies, of one
+        if (source := folder / "figures" / f"{claim.figure}.svg").is_file():
+            return _placed(source, docs, f"{claim.study}_{claim.figure}")
+    return None
 
 
 def _drawn(chart: alt.ConcatChart | None, docs: Path, name: str) -> str | None:
-    spec = figure_files.spec(chart)
-    if spec is None:
+    if (spec := figure_files.spec(chart)) is None:
         return None
     with TemporaryDirectory() as folder:
         figure_files.write(spec, Path(folder), name)
-        return _placed(Path(folder) / f"{name}.svg", docs, f"{name}.svg")
+        return _placed(Path(folder) / f"{name}.svg", docs, name)
 
 
 def _placed(source: Path, docs: Path, name: str) -> str:
-    target = docs / "img" / "results" / name
+    target = docs / "img" / "results" / f"{name}.svg"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return str(target.relative_to(docs))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m analysis.paper RUN OPEN LOGS DOCS`."""
-    run, open_run, logs_run, docs = map(Path, arguments)
-    print(write(run, open_run if open_run.is_dir() else None, logs_run if logs_run.is_dir() else None, docs))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    print(write(*map(Path, sys.argv[1:])))

@@ -53,11 +53,11 @@ def _panel(points: pd.DataFrame, colour: str) -> Any:
     ]
     for source, mine in points.groupby("source"):
         if line := regression(mine):
-            ends = pd.DataFrame({"share": [mine["share"].min(), mine["share"].max()]})
+            ends = mine["share"].agg(["min", "max"]).to_frame("share")
             ends = ends.assign(ratio=line["intercept"] + line["slope"] * ends["share"])
             dash = [6, 4] if source == PAPER else [1, 0]
             drawn = alt.Chart(ends).mark_line(clip=True, strokeWidth=2, color=colour, strokeDash=dash)
-            layers.append(drawn.encode(x=alt.X("share:Q"), y=alt.Y("ratio:Q")))
+            layers.append(drawn.encode(x="share:Q", y="ratio:Q"))
     return alt.layer(*layers, *_names(points))
 
 

@@ -14,9 +14,6 @@ from analysis.statistics.device_hours import hours_to_target
 from analysis.statistics.pairs import KEYS, metric_changes, overall_bound, steps_ratios
 from analysis.statistics.steps_to_target import steps_to_target
 
-# A pair's value is the log of a ratio, below 0 where the top is better; its bound is one of `analysis.savings`.
-Compared = list[tuple[dict[str, Any], pd.DataFrame]]  # (what is matched, pairs: workload, seed, value, bound)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -27,15 +24,14 @@ class Evidence:
     steps: pd.DataFrame
     hours: pd.DataFrame
 
-    def pick(
-        self, study: str, scheme: str | list[str] = "none", horizon: float | None = None, **axes: Any
-    ) -> pd.DataFrame:
+    def pick(self, study: str, scheme: str | list[str] = "none", horizon: Any = None, **axes: Any) -> pd.DataFrame:
         """The cells of a study with one of these schemes, the horizon nearest to this one, and these values on axes."""
         schemes = [scheme] if isinstance(scheme, str) else scheme
         mine = self.cells[self.cells["studies"].map(lambda names: study in names) & self.cells["scheme"].isin(schemes)]
         for axis, value in axes.items():
-            close = np.isclose(mine[axis].astype(float), value) if isinstance(value, float) else mine[axis] == value
-            mine = mine[close]
+            mine = mine[
+                np.isclose(mine[axis].astype(float), value) if isinstance(value, float) else mine[axis] == value
+            ]
         if horizon is not None:
             off = pd.Series(np.log(mine["horizon_fraction"].astype(float) / horizon)).abs()
             # Of several snapshot intervals at one horizon, the study's common one comes first.
@@ -47,8 +43,9 @@ class Evidence:
     def compare(
         self, top: pd.DataFrame, bottom: pd.DataFrame, quantity: str = "steps", match: Sequence[str] = (),
         at: float | None = None, bottom_at: float | None = None,
-    ) -> Compared:  # fmt: skip
-        """`top` ÷ `bottom` by workload and seed, once for each value of `match` that both have.
+    ) -> pd.DataFrame:  # fmt: skip
+        """`top` ÷ `bottom`: workload, seed, value (the log of the ratio, below 0 where the top is better), bound (of
+        `analysis.statistics.pairs`) and what is matched, once for each value of `match` that both have.
 
         quantity: ``steps`` (to the target) or ``final_metric``, then at a share of the step budget where one is given.
         A workload in which several cells of a seed could stand for one side is left out.
@@ -65,11 +62,12 @@ class Evidence:
         unclear = {name for side in (top, bottom) for name in side.loc[side.duplicated(keys), "workload"]}
         top, bottom = (side[~side["workload"].isin(unclear)] for side in (top, bottom))
         if not match:
-            return [({}, pairs(top, bottom))]
-        others = dict(list(bottom.groupby(list(match), sort=True)))
-        every = top.groupby(list(match), sort=True)
-        found = [(dict(zip(match, key, strict=True)), pairs(mine, others[key])) for key, mine in every if key in others]
-        return [(key, mine) for key, mine in found if mine["value"].notna().any()]
+            return pairs(top, bottom)
+        mine, others = (dict(list(side.groupby(list(match), sort=True))) for side in (top, bottom))
+        shared = (key for key in mine if key in others)
+        found = [pairs(mine[key], others[key]).assign(**dict[str, Any](zip(match, key, strict=True))) for key in shared]
+        known = [one for one in found if one["value"].notna().any()]
+        return pd.concat(known) if known else pd.DataFrame(columns=[*KEYS, "value", "bound", *match])
 
     def metric(self, cells: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
         """workload, seed, value: the metric at the last step trained, or linear at a share of the step budget."""
@@ -84,12 +82,11 @@ class Evidence:
         return pd.DataFrame(found, columns=[*KEYS, "value"])
 
 
-def mean(compared: Compared) -> pd.DataFrame:
+def mean(compared: pd.DataFrame, match: Sequence[str]) -> pd.DataFrame:
     """One value a (workload, seed), the mean over what was matched, so that seeds alone are resampled."""
-    if len(compared) == 1:
-        return compared[0][1]
-    every = pd.concat([pairs for _, pairs in compared] or [pd.DataFrame(columns=[*KEYS, "value", "bound"])])
-    return every.groupby(KEYS).agg(value=("value", "mean"), bound=("bound", overall_bound)).reset_index()
+    if not match or compared.groupby(list(match)).ngroups == 1:
+        return compared
+    return compared.groupby(KEYS).agg(value=("value", "mean"), bound=("bound", overall_bound)).reset_index()
 
 
 def evidence(study: Study) -> Evidence:

@@ -16,7 +16,7 @@ from analysis.statistics.resampling import ratios_of_medians, with_interval
 from analysis.statistics.verdicts import by_luck
 
 BASELINE, AVERAGING = "baseline", "schedule_free_adamw"
-NAMES = ("Schedule-Free", "NadamW")
+NAMES = {AVERAGING: "Schedule-Free", BASELINE: "NadamW"}
 
 
 def sentences(run: str | Path) -> list[str]:
@@ -34,8 +34,7 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
     """Schedule-Free against NadamW, in seconds to the target; none where no workload has both."""
     told, never, sides = [], [], {"less": 0, "more": 0, "undecided": 0}
     for workload, mine in studies.groupby("workload", sort=True):
-        of = mine.set_index("submission")["seconds"].astype(float)
-        seconds = [np.asarray(of[of.index == one], dtype=np.float64) for one in (AVERAGING, BASELINE)]
+        seconds = [mine.loc[mine["submission"] == one, "seconds"].to_numpy(dtype=float) for one in NAMES]
         if not all(map(len, seconds)):
             continue
         missed = [int(np.isinf(side).sum()) for side in seconds]
@@ -47,10 +46,10 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
         told.append(f"{workload} {'none' if np.isnan(found.value) else with_interval(found)}")
         sides["less" if found.high < 1 else "more" if found.low > 1 else "undecided"] += 1
         if any(all_miss):
-            one, other = (0, 1) if all_miss[0] else (1, 0)
+            told_of = zip(all_miss, NAMES.values(), missed, map(len, seconds), strict=True)
+            (*_, other, some, several), (*_, one, _, every) = sorted(told_of)  # who misses it in all is last
             never.append(
-                f"{NAMES[one]} misses the target of {workload} in all {len(seconds[one])} studies, {NAMES[other]} in "
-                f"{missed[other]} of {len(seconds[other])}."
+                f"{one} misses the target of {workload} in all {every} studies, {other} in {some} of {several}."
             )
     if not told:
         return []
@@ -60,7 +59,7 @@ def built_in_average(studies: pd.DataFrame) -> list[str]:
         "At full size an optimizer with an average built in (Schedule-Free) needs less time to the target than NadamW "
         f"on {sides['less']} of {total} workloads (by luck alone {luck}), more on {sides['more']}, undecided on "
         f"{sides['undecided']}. Ratio of median seconds: {'; '.join(told)}."
-    ).replace("inf", "∞")
+    )
     return [" ".join([text, *never])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from analysis.paper import numbers
 from analysis.paper.claims import Claim, Comparison, Finding, Measured, judge
 from analysis.paper.evidence import Evidence, mean
 from analysis.run_folder.study import percent
+from analysis.statistics import resampling
 from analysis.statistics.pairs import (
     AT_LEAST,
     AT_MOST,
@@ -24,19 +26,7 @@ from analysis.statistics.pairs import (
     sign,
 )
 from analysis.statistics.pooled import FIXED
-from analysis.statistics.resampling import (
-    LEVEL,
-    RESAMPLES,
-    ROUNDING,
-    Interval,
-    bootstrap,
-    counted_quantiles,
-    for_all,
-    multisets,
-    of_row,
-    small_sample_factor,
-    with_interval,
-)
+from analysis.statistics.resampling import Interval, bootstrap, for_all, of_row, with_interval
 from analysis.statistics.steps_to_target import steps_to_target
 from analysis.statistics.verdicts import by_luck
 
@@ -61,7 +51,7 @@ def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim
         return FUNCTIONS[test.function](of, tables, **test.top)
     top, bottom = (of.pick(test.study, **setting) for setting in (test.top, test.bottom))
     compared = of.compare(top, bottom, test.quantity, test.match, test.at, test.bottom_at)
-    pairs = mean(compared)
+    pairs = mean(compared, test.match)
     if pairs.empty or (test.any_of and not pairs["workload"].isin(test.any_of).any()):
         return NOTHING
     form = ".2f" if test.quantity == "steps" else ".4f"
@@ -75,15 +65,14 @@ def measured(test: Comparison, of: Evidence, frames: Mapping[str, Frames], claim
         "met": f"{_met(of, bottom)}, by the average in {_met(of, top)}",
     }
     if test.gap is not None:
-        ((_, wide),) = of.compare(of.pick(test.study, **test.gap), bottom, test.quantity, (), test.at, test.bottom_at)
+        wide = of.compare(of.pick(test.study, **test.gap), bottom, test.quantity, (), test.at, test.bottom_at)
         gaps = wide.merge(pairs, on=KEYS, suffixes=("_wide", "")).groupby("workload")[["value", "value_wide"]]
         words["closed"] = percent(float((1 - gaps.mean()["value"] / gaps.mean()["value_wide"]).median()))
     if test.pooled:
         return _pooled(test, tables, words)
-    by_x = {test.x: pairs} if isinstance(test.x, float) else {}
+    by_x: dict[Any, pd.DataFrame] = {test.x: pairs} if isinstance(test.x, float) else {}
     if isinstance(test.x, str):
-        values = sorted({matched[test.x] for matched, _ in compared})
-        by_x = {x: mean([one for one in compared if one[0][test.x] == x]) for x in values}
+        by_x = {x: mean(part, test.match) for x, part in compared.groupby(test.x, sort=True)}
         told = {x: with_interval(over_workloads(part), form) for x, part in by_x.items()}
         words["by_x"] = ", ".join(f"{percent(x)} {interval}" for x, interval in told.items())
     points = [by_workload(part).assign(x=x, claim=claim, series=test.series)[POINTS] for x, part in by_x.items()]
@@ -102,8 +91,7 @@ def any_of(pairs: pd.DataFrame, workloads: Sequence[str]) -> list[Interval]:
 def _ratio(found: Interval, bound: str, pairs: pd.DataFrame, form: str) -> str:
     if np.isnan(found.value):
         return "no ratio"
-    count = pairs["bound"].value_counts()
-    top, bottom = (int(count.get(one, 0) + count.get(BOTH_MISSED, 0)) for one in (AT_LEAST, AT_MOST))
+    top, bottom = (int(pairs["bound"].isin([one, BOTH_MISSED]).sum()) for one in (AT_LEAST, AT_MOST))
     missed = f" (missing the target in {top} and in {bottom} of {len(pairs)} pairs)" if top + bottom else ""
     return sign(bound) + with_interval(found, form) + missed
 
@@ -170,14 +158,43 @@ def slope(of: Evidence, tables: Frames, scheme: str, source: str) -> Measured:
 
 
 def exponent(of: Evidence, tables: Frames, study: str, workload: str) -> Measured:
-    """The exponent of the batch size in the best horizon."""
-    found = best_horizons(of, of.pick(study, ["none", "ema"], workload=workload))
-    if found is None:
+    """The exponent of the batch size in the best horizon. Several trainings a batch size make no fit.
+
+    γ → γ^κ at a batch κ times as large (Busbridge et al. 2023) keeps an average's reach in examples, so its horizon in
+    steps would go as 1/κ. The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median
+    over seeds.
+    """
+    cells = of.pick(study, ["none", "ema"], workload=workload)
+    baseline = cells[(cells["scheme"] == "none") & (cells["state"] != "unfinished")]
+    if baseline.duplicated(["batch_factor", "seed"]).any():
         return NOTHING
-    power, words, points = found
-    words |= {"power": with_interval(power), "workload": workload}
+    levels = {training: of.metric(part, OWN_LEVEL)["value"].median() for training, part in baseline.groupby("training")}
+    cells = cells[cells["training"].isin(levels)]
+    steps = steps_to_target(cells.assign(target=cells["training"].map(levels).astype(float)), of.records)
+    table = cells.merge(steps[["cell_id", "counted_steps", "censored"]], on="cell_id")
+    table = table[table["counted_steps"].notna()].astype({"horizon_fraction": float})
+    table = table.assign(y=np.log(table["counted_steps"].astype(float)), x=np.log(table["horizon_fraction"]))
+    below = table.loc[table["scheme"] == "none", ["training", "seed", "y"]].rename(columns={"y": "below"})
+    table = table[table["scheme"] == "ema"].merge(below, on=["training", "seed"])
+    table = table.assign(value=table["y"] - table["below"], factor=table["batch_factor"])
+    table = table[table.groupby(["factor", "seed"])["x"].transform("nunique") >= 3]  # a parabola
+    table = table[table.groupby("seed")["factor"].transform("nunique") > 1]
+    if table.empty:
+        return NOTHING
+    parts = []
+    for (factor, horizon), part in table.groupby(["factor", "horizon_fraction"], sort=True):
+        examples = round(float(str(factor)) * float(part["own_batch_size"].iloc[0]))
+        parts.append(by_workload(part).assign(series=f"batch {examples:,}", x=float(str(horizon)), claim="batch_size"))
+    best = table.groupby(["factor", "horizon_fraction"])["y"].mean().unstack().idxmin(axis=1)
+    power, points = horizon_exponent(table), pd.concat(parts)
+    words = {
+        "best": ", ".join(f"{factor:g} × {percent(horizon)}" for factor, horizon in best.items()),
+        "missed": f"{int(table['censored'].sum())} of {len(table)}",
+        "power": with_interval(power),
+        "workload": workload,
+    }
     size = int(points["num_pairs"].max())
-    return Measured([power], words, size=size, unit="seeds", points=points.assign(claim="batch_size")[POINTS])
+    return Measured([power], words, size=size, unit="seeds", points=points[POINTS])
 
 
 FUNCTIONS: dict[str, Callable[..., Measured]] = {
@@ -204,42 +221,6 @@ def on_how_many(pairs: pd.DataFrame, below: str, above: str) -> str:
     return ", ".join(parts)
 
 
-def best_horizons(of: Evidence, cells: pd.DataFrame) -> tuple[Interval, dict[str, str], pd.DataFrame] | None:
-    """The exponent, words for its sentence, and the points: ratios by batch size and horizon. None without a fit.
-
-    γ → γ^κ at a batch κ times as large (Busbridge et al. 2023) keeps an average's reach in examples, so its horizon in
-    steps would go as 1/κ. The target of a batch size is what its baseline has after OWN_LEVEL of the budget, median
-    over seeds.
-    Args: cells: of one workload, with their baselines; several trainings a batch size make no fit.
-    """
-    baseline = cells[(cells["scheme"] == "none") & (cells["state"] != "unfinished")]
-    if baseline.duplicated(["batch_factor", "seed"]).any():
-        return None
-    levels = {training: of.metric(part, OWN_LEVEL)["value"].median() for training, part in baseline.groupby("training")}
-    cells = cells[cells["training"].isin(levels)]
-    steps = steps_to_target(cells.assign(target=cells["training"].map(levels).astype(float)), of.records)
-    table = cells.merge(steps[["cell_id", "counted_steps", "censored"]], on="cell_id")
-    table = table[table["counted_steps"].notna()]
-    table = table.assign(
-        y=np.log(table["counted_steps"].astype(float)), horizon=table["horizon_fraction"].astype(float)
-    )
-    below = table.loc[table["scheme"] == "none", ["training", "seed", "y"]].rename(columns={"y": "below"})
-    table = table[table["scheme"] == "ema"].merge(below, on=["training", "seed"])
-    table = table.assign(x=np.log(table["horizon"]), value=table["y"] - table["below"], factor=table["batch_factor"])
-    table = table[table.groupby(["factor", "seed"])["x"].transform("nunique") >= 3]  # a parabola
-    table = table[table.groupby("seed")["factor"].transform("nunique") > 1]
-    if table.empty:
-        return None
-    points = []
-    for (factor, horizon), part in table.groupby(["factor", "horizon"], sort=True):
-        examples = round(float(str(factor)) * float(part["own_batch_size"].iloc[0]))
-        points.append(by_workload(part).assign(series=f"batch {examples:,}", x=float(str(horizon))))
-    best = table.groupby(["factor", "horizon"])["y"].mean().unstack().idxmin(axis=1)
-    words = {"best": ", ".join(f"{factor:g} × {percent(horizon)}" for factor, horizon in best.items())}
-    words["missed"] = f"{int(table['censored'].sum())} of {len(table)}"
-    return horizon_exponent(table), words, pd.concat(points)
-
-
 def horizon_exponent(table: pd.DataFrame) -> Interval:
     """β of best horizon ∝ κ^β, from log steps = a(κ, seed) + b·x + c·x² + d·x·ln κ, least squares: β = −d / 2c.
 
@@ -255,17 +236,14 @@ def horizon_exponent(table: pd.DataFrame) -> Interval:
         parts.append(within.T @ within)
     products: Floats = np.stack(parts)
     value = float(_beta(products.mean(axis=0)[None])[0])
-    if len(parts) < 2 or np.isnan(value):
+    if np.isnan(value):
         return Interval(value, np.nan, np.nan)
-    weights, counts = multisets(len(parts), RESAMPLES, 0)
+    weights, counts = resampling.multisets(len(parts))
     draws = _beta(np.einsum("us,sij->uij", weights, products))
     if np.isnan(draws).any():
         return Interval(value, -np.inf, np.inf)
-    low, high = counted_quantiles(draws[:, None], counts, np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))[:, 0]
-    if high - low <= ROUNDING:  # the same for all seeds
-        return Interval(value, np.nan, np.nan)
-    factor = small_sample_factor(len(parts), len(parts) - 1)
-    return Interval(value, value + factor * (low - value), value + factor * (high - value))
+    stretch = resampling.widening(len(parts))
+    return Interval(*resampling.interval(value, draws[:, None], stretch, counts, scale=1.0)[:, 0].tolist())
 
 
 def _beta(products: Floats) -> Floats:

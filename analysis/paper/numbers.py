@@ -20,7 +20,7 @@ from analysis.run_folder import output
 from analysis.run_folder.records import BESIDE
 from analysis.run_folder.study import SCHEME_NAMES, percent
 from analysis.statistics import pairs as paired
-from analysis.statistics.pairs import CHOSEN_HORIZON, overall_bound, sign
+from analysis.statistics.pairs import AT_LEAST, AT_MOST, CHOSEN_HORIZON, EXACT, overall_bound, sign
 from analysis.statistics.resampling import LEVEL, Interval, of_row, with_interval
 
 PAPER, OURS = "the paper", "this study"
@@ -71,13 +71,10 @@ def beside(of: Evidence) -> list[str]:
     """A Markdown table, a row a (scheme, workload) that both have: steps ratios and final metrics."""
     table, metrics, lines = points(of), read()["metrics"], []
     for scheme in SCHEMES:
-        mine = table[table["scheme"] == scheme].set_index("workload")
-        paper = mine.loc[mine["source"] == PAPER, "ratio"]
+        paper, ours = (table[(table["scheme"] == scheme) & (table["source"] == one)] for one in (PAPER, OURS))
         changes = by_workload(of, "generalization", scheme, quantity="final_metric")
-        ours = mine[(mine["source"] == OURS) & mine.index.isin(paper.index)]
-        for row in ours.reset_index().to_dict("records"):
-            workload, found = str(row["workload"]), of_row(row, "ratio")
-            theirs = float(paper[workload])
+        for row in ours.merge(paper[["workload", "ratio"]], on="workload", suffixes=("", "_paper")).to_dict("records"):
+            workload, found, theirs = row["workload"], of_row(row, "ratio"), row["ratio_paper"]
             cells = [SCHEME_NAMES[scheme], workload, f"{theirs:.2f}", sign(row["bound"]) + with_interval(found)]
             cells.append(where(theirs, found, row["bound"]))
             if (metric := metrics.get(workload)) and workload in changes.index:
@@ -91,7 +88,7 @@ def by_workload(
     of: Evidence, study: str, scheme: str, horizon: float = CHOSEN_HORIZON, quantity: str = "steps"
 ) -> pd.DataFrame:
     """An average ÷ its baseline, a row a workload that has a ratio: ratio, ratio_low, ratio_high, bound."""
-    ((_, pairs),) = of.compare(of.pick(study, scheme, horizon), of.pick(study), quantity)
+    pairs = of.compare(of.pick(study, scheme, horizon), of.pick(study), quantity)
     names = {"value": "ratio", "low": "ratio_low", "high": "ratio_high"}
     table = paired.by_workload(pairs).set_index("workload").rename(columns=names)
     return table.assign(bound=pairs.groupby("workload")["bound"].agg(overall_bound)).dropna(subset="ratio")
@@ -99,13 +96,11 @@ def by_workload(
 
 def where(paper: float, ours: Interval, bound: str) -> str:
     """Whether the paper's number lies in our interval, or on which side; OPEN where we have none, or a bound alone."""
-    if np.isnan(ours.low):
-        return OPEN
     if ours.low <= paper <= ours.high:
         return INSIDE
-    if paper < ours.low:
-        return LARGER if bound in ("exact", "at least") else OPEN
-    return SMALLER if bound in ("exact", "at most") else OPEN
+    if paper < ours.low and bound in (EXACT, AT_LEAST):
+        return LARGER
+    return SMALLER if paper > ours.high and bound in (EXACT, AT_MOST) else OPEN
 
 
 HORIZONS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.16, 0.3)
@@ -122,11 +117,13 @@ def write_pages(of: Evidence, docs: Path) -> None:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if BEGIN not in text or END not in text:
             continue
-        lines = [
-            _ends(of, workload),
+        lines = [_ends(of, workload)]
+        lines += [
             "Steps-to-target ÷ the baseline's of the same seed, geometric mean and 95 % interval:",
+            "",
+            f"| horizon | {' | '.join(map(percent, HORIZONS))} |",
+            "|---" * (len(HORIZONS) + 1) + "|",
         ]
-        lines += ["", f"| horizon | {' | '.join(map(percent, HORIZONS))} |", "|---" * (len(HORIZONS) + 1) + "|"]
         for scheme in SCHEMES:
             found = [ratios[scheme, h].get(workload) for h in HORIZONS]
             cells = [sign(row["bound"]) + with_interval(of_row(row, "ratio")) if row else "–" for row in found]
@@ -138,18 +135,15 @@ def write_pages(of: Evidence, docs: Path) -> None:
 
 def _ends(of: Evidence, workload: str) -> str:
     """Where the baseline ends and when it meets its target, by seed."""
-    baseline = of.pick("horizon", workload=workload).merge(
-        of.steps[["cell_id", "status", "counted_steps"]], on="cell_id"
-    )
-    baseline = baseline.sort_values("seed")
+    baseline = of.pick("horizon", workload=workload).sort_values("seed")
+    baseline = baseline.merge(of.steps[["cell_id", "status", "counted_steps"]], on="cell_id")
     last = baseline[["cell_id", "last_step", "seed"]].rename(columns={"last_step": "step"})
     ends = of.records.merge(last, on=["cell_id", "step"]).sort_values("seed")
-    names = ["metric", *(name for name in ends.columns if name.startswith(BESIDE) and ends[name].notna().all())]
-    titles = {"metric": baseline["metric_name"].iloc[0]}
-    finals = [
-        f"{titles.get(name, name.removeprefix(BESIDE))} {' / '.join(f'{value:.4g}' for value in ends[name])}"
-        for name in names
-    ]
+    columns = {"metric": baseline["metric_name"].iloc[0]}
+    columns |= {
+        one: one.removeprefix(BESIDE) for one in ends.columns if one.startswith(BESIDE) and ends[one].notna().all()
+    }
+    finals = [f"{title} {' / '.join(map('{:.4g}'.format, ends[one]))}" for one, title in columns.items()]
     reached = (baseline["counted_steps"] / baseline["step_budget"]).map("{:.2f}".format)
     reached = reached.where(baseline["status"] == "met", "never")
     return (

@@ -7,6 +7,7 @@ the light and the dark page (WCAG 2.1, 1.4.11), and the hues are told apart with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import altair as alt
@@ -74,11 +75,10 @@ def look(settings: pd.DataFrame, chosen: pd.DataFrame, horizons: pd.DataFrame, r
     Args: settings, chosen, horizons: the tables settings, chosen and horizon_map. reference: workload -> training.
     """
     shown = settings[settings["training"] == settings["workload"].map(reference)]
-    shown = shown.sort_values(["scheme", "horizon_fraction", "setting"], kind="stable")
-    order = {"none": 0, "ema": 1, "lawa": 2, "tail": 3, "wsm": 4}
-    shown = shown.assign(rank=shown["scheme"].map(order).fillna(9)).sort_values("rank", kind="stable")
+    shown = shown.assign(rank=shown["scheme"].map({name: rank for rank, name in enumerate(SHADES)}).fillna(len(SHADES)))
+    shown = shown.sort_values(["rank", "scheme", "horizon_fraction", "setting"], kind="stable")
     front = [SCHEME_NAMES["none"], *sorted(set(in_front(chosen)["scheme_label"]))]
-    schemes = {SCHEME_NAMES.get(n, n): c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
+    schemes = {SCHEME_NAMES[n]: c for n, c in scheme_colours(sorted(set(shown["scheme"]))).items()}
     some = _some_of(shown, set(chosen["setting"]) | set(horizons.loc[horizons["best"], "setting"]))
     return Look(some, front, setting_colours(some, front), schemes, len(shown) - len(some))
 
@@ -98,18 +98,16 @@ def grid(parts: list[Any]) -> alt.ConcatChart | None:
     """Small multiples, COLUMNS in a row, each with its own scales but colours shared; None for no panel."""
     if not parts:
         return None
-    if len(parts) == 1:
-        parts = [parts[0].properties(width=ALONE)]
-    chart: alt.ConcatChart = alt.concat(*parts, columns=COLUMNS).resolve_scale(
-        x="independent", y="independent", color="shared", shape="shared"
-    )
+    parts = [parts[0].properties(width=ALONE)] if len(parts) == 1 else parts
+    scales: dict[str, Any] = {"x": "independent", "y": "independent", "color": "shared", "shape": "shared"}
+    chart: alt.ConcatChart = alt.concat(*parts, columns=COLUMNS).resolve_scale(**scales)
     return chart
 
 
 def titled(chart: Any, title: str, subtitle: str = "", height: int = HEIGHT, width: int = WIDTH) -> Any:
     """A panel of the common size."""
-    limit = width + 60  # a longer name would run into the next panel
-    text = alt.TitleParams(title, subtitle=subtitle, limit=limit) if subtitle else alt.TitleParams(title, limit=limit)
+    # A longer name would run into the next panel.
+    text = alt.TitleParams(title, subtitle=subtitle or alt.Undefined, limit=width + 60)
     return chart.properties(title=text, width=width, height=height)
 
 
@@ -117,22 +115,15 @@ def zoomable(line: alt.Chart, name: str) -> Any:
     """Zoom and pan by one mark of a panel, which has both axes; the panel's other marks follow.
 
     The wheel zooms with a modifier only, and a finger does not pan: both scroll the page. Where the mark has tooltips,
-    the nearest point shows them. Args: name: one in a figure.
+    layers follow the pointer, which files leave out: the tooltip of the nearest point, a rule there, and the points of
+    all curves. Args: name: one in a figure.
     """
-    zoom = alt.selection_interval(name=name, bind="scales", zoom=ZOOM, translate=PAN)
-    line = line.add_params(zoom)
-    return line if alt.Undefined is line.encoding.tooltip else alt.layer(line, *hovering(line, name))
-
-
-def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
-    """Layers that follow the pointer: the tooltip of the nearest point, a rule there, and the points of all curves.
-
-    Only the page has them; files leave out what is called HOVER. Args: name: one in a figure.
-    """
-    near = alt.selection_point(
-        name=f"{name}_near", nearest=True, on="pointermove", clear="pointerout", encodings=["x"], empty=False
-    )
+    line = line.add_params(alt.selection_interval(name=name, bind="scales", zoom=ZOOM, translate=PAN))
     shown: Any = line.encoding
+    if shown.tooltip is alt.Undefined:
+        return line
+    moves: dict[str, Any] = {"on": "pointermove", "clear": "pointerout"}
+    near = alt.selection_point(name=f"{name}_near", nearest=True, encodings=["x"], empty=False, **moves)
     bare = alt.Chart(line.data).encode(x=shown.x)
     bare.transform = line.transform
     dots = bare.encode(y=shown.y, color=shown.color)
@@ -141,7 +132,7 @@ def hovering(line: alt.Chart, name: str) -> list[alt.Chart]:
         "seen": dots.mark_point(filled=True, size=55, opacity=1, clip=True).transform_filter(near),
         "near": dots.mark_point(opacity=0, size=1, clip=True).encode(tooltip=shown.tooltip).add_params(near),
     }
-    return [layer.properties(name=f"{name}_{HOVER}_{part}") for part, layer in layers.items()]
+    return alt.layer(line, *(layer.properties(name=f"{name}_{HOVER}_{part}") for part, layer in layers.items()))
 
 
 def row_size(table: pd.DataFrame) -> dict[str, Any]:
@@ -178,14 +169,9 @@ def scheme_colour(schemes: dict[str, str]) -> alt.Color:
 
 def scheme_shape(schemes: dict[str, str]) -> alt.Shape:
     """Schemes differ in shape as well as in colour."""
-    shapes = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
-    names = list(schemes)
-    return alt.Shape(
-        "scheme_name:N",
-        title=None,
-        scale=alt.Scale(domain=names, range=[shapes[i % len(shapes)] for i in range(len(names))]),
-        legend=_marks(schemes),
-    )
+    shapes = cycle(["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"])
+    shape = scale(dict(zip(schemes, shapes, strict=False)))
+    return alt.Shape("scheme_name:N", title=None, scale=shape, legend=_marks(schemes))
 
 
 def _marks(schemes: dict[str, str]) -> alt.Legend:
@@ -245,8 +231,10 @@ def horizon_x(field: str, ends: list[float]) -> alt.X:
     )
 
 
-def target_line(target: float) -> list[alt.Chart]:
-    """A dashed horizontal line with its value."""
+def target_line(target: Any) -> list[alt.Chart]:
+    """A dashed horizontal line with its value; nothing of NaN."""
+    if pd.isna(target):
+        return []
     rule, text = _named_rule(target, f"target {target:.4g}", strokeDash=[6, 4], strokeWidth=1.5, clip=True)
     return [rule.encode(y="at:Q"), text.encode(y="at:Q", x=alt.value(0))]
 
@@ -263,14 +251,9 @@ def _named_rule(at: float, label: str, **look: Any) -> tuple[alt.Chart, alt.Char
 
 
 def dots_and_whiskers(
-    table: pd.DataFrame,
-    value: str,
-    y: alt.Y,
-    title: str,
-    colour: alt.Color,
-    at: float,
+    table: pd.DataFrame, value: str, y: alt.Y, title: str, colour: alt.Color, at: float,
     seeds: pd.DataFrame | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """A dot a setting, its interval, and a line at the value that means no change.
 
     Args: seeds: for a tick each, column value; then a dot is hollow where it is a bound (a seed missed the target).
@@ -280,44 +263,42 @@ def dots_and_whiskers(
     low, high = span(table if seeds is None else pd.concat([table[names], seeds[["value"]]]), names, include=at)
     axis = alt.Axis(grid=True, tickCount=6, format="~g" if seeds is None else ".2f")
     x = alt.X("value:Q", title=title, axis=axis).scale(domain=[low, high], nice=False, zero=False)
-    layers: list[alt.Chart] = [vertical_rule(at, title)]
     base = alt.Chart(table).encode(y=y, color=colour)
-    if seeds is not None:
-        ticks = alt.Chart(seeds).mark_tick(thickness=1.5, size=9)
-        hover = tooltips("scheme_label:N:setting", "seed:Q:seed:d", "value:Q:ratio:.3f", "bound:N:it is")
-        layers.append(ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover))
-    layers.append(base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q"))
+    whiskers = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     lines = ["scheme_label:N:setting", "value:Q:mean:.4g", "low:Q:from:.4g", "high:Q:to:.4g"]
     lines += ["effect:N:effect", "pairs:Q:seeds:d"] if seeds is None else ["bound:N:it is", "num_pairs:Q:seeds:d"]
-    dots = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(x=x, tooltip=tooltips(*lines))
+    dots = base.encode(x=x, tooltip=tooltips(*lines))
     if seeds is None:
-        layers.append(dots.mark_point(size=70, filled=True, opacity=1))
-    else:
-        filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
-        spec: Any = colour.to_dict()
-        fill = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
-        layers.append(dots.encode(fill=fill, fillOpacity=filled))
-    return alt.layer(*layers)
+        return alt.layer(vertical_rule(at, title), whiskers, dots.mark_point(size=70, filled=True, opacity=1))
+    hover = tooltips("scheme_label:N:setting", "seed:Q:seed:d", "value:Q:ratio:.3f", "bound:N:it is")
+    ticks = alt.Chart(seeds).mark_tick(thickness=1.5, size=9)
+    ticks = ticks.encode(x=x, y=y, color=colour, opacity=alt.value(0.55), tooltip=hover)
+    spec: Any = colour.to_dict()
+    fill: Any = alt.Color("scheme_name:N", legend=None, scale=spec["scale"])
+    dots = dots.encode(fill=fill, fillOpacity=opaque_where(alt.datum.bound == "exact")).mark_point(
+        size=70, strokeWidth=2, opacity=1
+    )
+    return alt.layer(vertical_rule(at, title), ticks, whiskers, dots)
 
 
-def span(table: pd.DataFrame, columns: list[str], include: float) -> tuple[float, float]:
-    """An axis that holds every finite value of the columns and `include`, with 5 % to spare."""
-    found = table[columns].to_numpy(dtype=float).ravel()
-    values = np.append(found[np.isfinite(found)], include)
+def opaque_where(true: Any) -> Any:
+    """1 where it is true, else 0: of an opacity, or of the fill of a mark that is hollow elsewhere."""
+    return alt.when(true).then(alt.value(1)).otherwise(alt.value(0))
+
+
+def span(table: pd.DataFrame, columns: list[str], include: float = np.nan, spare: float = 0.05) -> tuple[float, float]:
+    """An axis that holds every finite value of the columns and `include`, with a share of it to spare."""
+    values = np.append(table[columns].to_numpy(dtype=float).ravel(), include)
+    values = values[np.isfinite(values)]
     low, high = float(values.min()), float(values.max())
-    spare = 0.05 * (high - low) or 0.05
-    return low - spare, high + spare
+    room = spare * (high - low) or 0.05
+    return low - room, high + room
 
 
 def zoomed(table: pd.DataFrame, column: str) -> list[float]:
     """An axis for the part of learning curves that is worth seeing: what is reached after a sixth of the steps."""
-    late = table[table["step"] >= table["step"].max() / 6][column].to_numpy(dtype=float)
-    late = late[np.isfinite(late)]
-    if len(late) == 0:
-        return [0.0, 1.0]
-    low, high = float(late.min()), float(late.max())
-    spare = 0.08 * (high - low) or 0.05
-    return [low - spare, high + spare]
+    late = table[table["step"] >= table["step"].max() / 6]
+    return [0.0, 1.0] if not np.isfinite(late[column].astype(float)).any() else list(span(late, [column], spare=0.08))
 
 
 def nice_horizons(axis: list[float]) -> list[float]:
@@ -328,10 +309,9 @@ def nice_horizons(axis: list[float]) -> list[float]:
 
 def thin(table: pd.DataFrame, key: str, most: int) -> pd.DataFrame:
     """At most about `most` rows a curve, evenly spread, the last always kept."""
-    place = table.groupby(key).cumcount()
     size = table.groupby(key)[key].transform("size")
-    every = np.ceil(size / most).astype(int).clip(lower=1)
-    kept: pd.DataFrame = table[(size - 1 - place) % every == 0]
+    from_last = table.groupby(key).cumcount(ascending=False)
+    kept: pd.DataFrame = table[from_last % np.ceil(size / most).astype(int) == 0]
     return kept
 
 
@@ -361,8 +341,7 @@ def scheme_colours(schemes: list[str]) -> dict[str, str]:
 def submission_colours(names: list[str]) -> dict[str, str]:
     """submission -> colour, in the order given; they repeat after 21."""
     hues = [*(shades for name, shades in SHADES.items() if name != "none"), *MORE_SHADES]
-    spare = [shades[place] for place in (1, 0, 2) for shades in hues]
-    return {name: spare[place % len(spare)] for place, name in enumerate(names)}
+    return dict(zip(names, cycle([shades[place] for place in (1, 0, 2) for shades in hues]), strict=False))
 
 
 def setting_colours(settings: pd.DataFrame, chosen: list[str]) -> dict[str, str]:
@@ -384,11 +363,10 @@ def setting_colours(settings: pd.DataFrame, chosen: list[str]) -> dict[str, str]
 
 
 def _shades(schemes: list[str]) -> dict[str, tuple[str, str, str]]:
-    unknown = sorted(set(schemes) - set(SHADES))
-    extra = {name: MORE_SHADES[i % len(MORE_SHADES)] for i, name in enumerate(unknown)}
-    return {name: shades for name, shades in {**SHADES, **extra}.items() if name in schemes}
+    extra = zip(sorted(set(schemes) - set(SHADES)), cycle(MORE_SHADES), strict=False)
+    return {name: shades for name, shades in (*SHADES.items(), *extra) if name in schemes}
 
 
 def _mix(colour: str, other: str, share: float) -> str:
-    pairs = [(int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(other[1:]), strict=True)
     return "#" + "".join(f"{round((1 - share) * a + share * b):02x}" for a, b in pairs)

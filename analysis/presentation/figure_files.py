@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -34,8 +34,7 @@ def spec(chart: alt.ConcatChart | None) -> dict[str, Any] | None:
         return None
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
         found: dict[str, Any] = chart.to_dict()
-    for key in ("config", "$schema"):
-        found.pop(key, None)
+    found = {key: part for key, part in found.items() if key not in ("config", "$schema")}
     for param in found.get("params", []):  # Altair gives those of a layer to all layers of it
         if "views" in param:
             param["views"] = [view for view in param["views"] if (f"_{HOVER}_near" in view) == _nearest(param)][:1]
@@ -53,18 +52,12 @@ def write(chart: dict[str, Any], folder: Path, name: str) -> int:
     return round(float(height[1])) if height else 0
 
 
-class OnPage(NamedTuple):
-    """A chart without the controls that Vega would draw, and what the page draws in their place."""
+def on_page(chart: dict[str, Any]) -> dict[str, Any]:
+    """A spec of `spec` as the page embeds it: buttons of the page stand for legends that pick, and for radios.
 
-    chart: dict[str, Any]
-    pick: str  # the parameter that says which settings are shown; empty for none
-    settings: list[tuple[str, str, bool]]  # label, colour, and whether it is shown at first
-    choices: list[dict[str, Any]]  # name, title, options and value of a parameter that takes one of a few values
-    zoomable: bool
-
-
-def on_page(chart: dict[str, Any]) -> OnPage:
-    """A spec of `spec` as the page embeds it: buttons of the page stand for legends that pick, and for radios."""
+    Returns: chart · pick: the parameter that says which settings are shown, empty for none · settings: label, colour,
+    whether it is shown at first · choices: parameters that take one of a few values · zoomable.
+    """
     chart = deepcopy(chart)
     params = chart.get("params", [])
     choices = []
@@ -81,7 +74,8 @@ def on_page(chart: dict[str, Any]) -> OnPage:
             colours |= dict(zip(coded["scale"]["domain"], coded["scale"]["range"], strict=True))
     first = {value for row in pick.get("value", []) for value in row.values()}
     settings = [(label, colour, label in first) for label, colour in colours.items()]
-    return OnPage(chart, pick["name"], settings, choices, any(param.get("bind") == "scales" for param in params))
+    zoomable = any(param.get("bind") == "scales" for param in params)
+    return {"chart": chart, "pick": pick["name"], "settings": settings, "choices": choices, "zoomable": zoomable}
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:

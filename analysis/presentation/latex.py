@@ -25,23 +25,14 @@ _MATHS = {
     "σ": r"\sigma", "τ": r"\tau", "Δ": r"\Delta", "Σ": r"\Sigma",
     "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3",
 }
-# fmt: on
-_ESCAPED = {char: f"\\{char}" for char in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # after the end of a row a bracket would be its option,
-    "]": "{]}",
-    "*": "{*}",  # a star its kind
-    "\u00a0": "~",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "’": r"\textquoteright{}",
+_TEXT = {
+    "\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar",
+    "’": "quoteright",
 }
+# fmt: on
+_ESCAPED = {char: f"\\{char}" for char in "&%$#_{}"} | {char: rf"\text{name}{{}}" for char, name in _TEXT.items()}
+_ESCAPED |= {char: f"{{{char}}}" for char in "[]*"}  # after the end of a row they would be its option and its kind
+_ESCAPED |= {"\u00a0": "~", "–": "--", "—": "---", "…": r"\ldots{}"}
 _ESCAPED |= {char: rf"\ensuremath{{{name}}}" for char, name in _MATHS.items()}
 
 
@@ -69,7 +60,7 @@ def table(shown: Table) -> str:
     kind = "longtable" if long else "tabular"
     head = " & ".join(escaped(column) for column in shown.columns) + r" \\"
     lines = [f"% {kind}; needs booktabs{', longtable' if long else ''}", f"% {escaped(shown.title)}"]
-    lines += [rf"\begin{{{kind}}}{{{_alignment(shown.columns, shown.rows)}}}", r"\toprule", head, r"\midrule"]
+    lines += [rf"\begin{{{kind}}}{{{_alignment(shown.rows)}}}", r"\toprule", head, r"\midrule"]
     lines += [r"\endhead"] if long else []
     lines += [" & ".join(escaped(value) for value in row) + r" \\" for row in shown.rows]
     lines.append(r"\bottomrule")
@@ -79,13 +70,10 @@ def table(shown: Table) -> str:
     return "\n".join([*lines, rf"\end{{{kind}}}", ""])
 
 
-def _alignment(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _alignment(rows: Sequence[Sequence[str]]) -> str:
     """Numbers to the right, text to the left, long text in lines of a third of the page."""
-    found = ""
-    for place in range(len(columns)):
-        values = [row[place] for row in rows]
-        if any(len(value) > WIDE for value in values):
-            found += r"p{0.33\linewidth}"
-        else:
-            found += "r" if values and all(_NUMBER.fullmatch(value) for value in values) else "l"
-    return found
+    found = []
+    for values in zip(*rows, strict=True):
+        kind = "r" if all(map(_NUMBER.fullmatch, values)) else "l"
+        found.append(r"p{0.33\linewidth}" if max(map(len, values)) > WIDE else kind)
+    return "".join(found)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.statistics.pairs import with_bound
+
 MOST = 200  # rows shown
 
 
@@ -94,11 +96,7 @@ def text(row: Mapping[Any, Any], name: str, column: Column) -> str:
 
 def interval(row: Mapping[Any, Any], name: str, form: str = ".3f", bound: str = "bound") -> str:
     """'≥ 0.90 [0.88, 0.92]', from the columns name, name_low, name_high and bound."""
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if pd.isna(value):
-        return "–"
-    sign = {"at least": "≥ ", "at most": "≤ ", "mixed": "~ "}.get(str(row.get(bound)), "")
-    return f"{sign}{value:{form}}" + ("" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]")
+    return "–" if pd.isna(row[name]) else with_bound(row, name, form, bound, mixed="~ ")
 
 
 def number(value: Any) -> str:

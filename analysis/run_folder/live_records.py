@@ -146,32 +146,27 @@ class Finished:
     def as_bytes(self) -> bytes:
         return json.dumps({key: value for key, value in asdict(self).items() if value is not None}).encode()
 
-    def check(
-        self, table: pa.Table, path: Path, remedy: str, *, sha256: str | None = None, crc32: int | None = None
-    ) -> None:
+    def check(self, table: pa.Table, path: Path, remedy: str, checksum: str | int | None) -> None:
         """Hold the rows of one file, and its checksum, against what was promised. Raises: BadRun."""
         if len(table) != self.rows:
             raise broken(path, f"{len(table):,} records where {self.rows:,} were written", remedy)
         last = int(np.max(table["step"].to_numpy())) if len(table) else 0
         if self.last_step is not None and last != self.last_step:
             raise broken(path, f"ends at step {last:,}, not at {self.last_step:,}", remedy)
-        is_parquet = path.suffix == ".parquet"
-        told, found = (self.sha256, sha256) if is_parquet else (self.crc32, crc32)
-        if told is not None and found != told:
+        told = self.sha256 if path.suffix == ".parquet" else self.crc32
+        if told is not None and checksum != told:
             raise broken(path, "is not the file that was written: its checksum is another", remedy)
 
 
 def finished(folder: Path) -> Finished | None:
     """The done marker in a trajectory's folder; None while it is not done. Raises: BadRun."""
     path = folder / DONE
-    remedy = f"remove {folder} and `wa run` trains it again, to the same records"
     try:
-        told = read_json(path, remedy)
+        told = read_json(path, again(folder))
     except FileNotFoundError:
         return None
     known: dict[str, Any] = {name: told.get(name) for name in ("rows", "last_step", "crc32", "sha256")}
-    if not all(isinstance(known[name], int) for name in ("rows", "last_step", "crc32")) or not isinstance(
-        known["sha256"], str | None
-    ):
-        raise broken(path, "does not say how many records there are", remedy)
+    *numbers, sha256 = known.values()
+    if not all(isinstance(one, int) for one in numbers) or not isinstance(sha256, str | None):
+        raise broken(path, "does not say how many records there are", again(folder))
     return Finished(**known)

@@ -7,7 +7,7 @@ is finished is held against its done marker, and every row against the cells and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,51 +18,22 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from analysis.run_folder import run_files
 from analysis.run_folder.live_records import Finished, LiveRows, again, finished, read_live
-from analysis.run_folder.run_files import (
-    IMPORT,
-    RESTORE,
-    BadRun,
-    broken,
-    load_plan,
-    load_plan_if_any,
-    read_bytes,
-    read_parquet,
-)
+from analysis.run_folder.run_files import BadRun, broken, load_plan, load_plan_if_any, read_bytes, read_parquet
 from analysis.run_folder.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
-__all__ = [
-    "BESIDE",
-    "CELLS",
-    "KEY",
-    "NAMES",
-    "RECORDS",
-    "TRIALS",
-    "BadRun",
-    "check_records",
-    "has_study",
-    "load",
-    "load_cells",
-    "load_plan",
-    "load_records",
-    "load_trials",
-    "read_live",
-    "read_table",
-    "rows_of_cells",
-    "rows_to_table",
-]
+__all__ = ["BESIDE", "CELLS", "KEY", "NAMES", "RECORDS", "TRIALS", "BadRun", "check_records", "has_study", "load"]
+__all__ += ["load_cells", "load_plan", "load_records", "load_trials", "read_live", "read_table", "rows_of_cells"]
+__all__ += ["rows_to_table"]
 
 
 def load(run: str | Path, study: str | None = None) -> pd.DataFrame:
-    """Records joined with their cells, of finished and running trajectories alike.
+    """Records joined with their cells, of finished and running trajectories alike, by (cell_id, split, step).
 
-    study: of a folder that holds several, the cells of this one alone.
-
-    One row a record, sorted by (cell_id, split, step); record columns first, then the cell's axes. The target
-    metric's name is ``metric_name``, its value ``metric``; what stands beside it has columns of its own, such as
-    ``metric_accuracy``.
-
-    Raises: BadRun where `run` has no cells.parquet or no such study, or a table breaks the schema.
+    Record columns first, then the cell's axes. The target metric's name is ``metric_name``, its value ``metric``; what
+    stands beside it has columns of its own, such as ``metric_accuracy``. study: of a folder that holds several, the
+    cells of this one alone. Raises: BadRun where `run` has no cells.parquet or no such study, or breaks the schema.
     """
     cells = load_cells(run).drop(columns="trajectory_id")
     if study is not None:
@@ -85,8 +56,7 @@ def _cells(run: Path) -> pa.Table:
     try:
         table = read_table(path, CELLS)
     except FileNotFoundError:
-        made = f"`wa run FILE --out {run}` makes one"
-        raise BadRun(f"{run}: not a run folder (no cells.parquet); {made}") from None
+        raise BadRun(f"{run}: not a run folder (no cells.parquet); `wa run FILE --out {run}` makes one") from None
     if table["cell_id"].null_count or len(table["cell_id"].unique()) != len(table):
         raise broken(path, "a cell has no id, or that of another")
     return table
@@ -106,17 +76,14 @@ def load_records(run: str | Path) -> pd.DataFrame:
 
     A metric that stands beside the target metric is a column of its own: ``metric_<name>``, NaN where it is not.
     """
-    tables, places = [], []
-    for path, table in _tables(Path(run)):
-        if len(table):
-            tables.append(table)
-            places.append(path)
-    if not tables:
-        return _to_pandas(RECORDS.empty_table().drop_columns("metrics"))
+    read = [(path, table) for path, table in _tables(Path(run)) if len(table)]
+    if not read:
+        return no_records()
+    places, tables = zip(*read, strict=True)
     # What stands beside in some files only is null, and so NaN, in the rows of the others.
     table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     ends = np.cumsum([len(one) for one in tables])
-    del tables
+    del read, tables
     order, again_in = _order(table, ends)
     if again_in is not None:
         raise broken(places[again_in], "the same record stands in it twice")
@@ -126,6 +93,11 @@ def load_records(run: str | Path) -> pd.DataFrame:
         table = table.drop_columns(name)  # one column after the other: a run is not in memory twice
         columns[name] = column.cast(pa.large_string()) if name in NAMES else column
     return _to_pandas(pa.table(columns))
+
+
+def no_records() -> pd.DataFrame:
+    """An empty table of records."""
+    return _to_pandas(RECORDS.empty_table().drop_columns("metrics"))
 
 
 def check_records(run: Path) -> None:
@@ -139,8 +111,9 @@ def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
     folders = sorted(path for path in (run / "trajectories").glob("[!.]*") if path.is_dir())
     # Markers, then live files, then Parquet: what is compacted meanwhile is read twice, and not missed.
     done = {folder.name: marker for folder in folders if (marker := finished(folder)) is not None}
-    promised = _imported(run) | done
-    grid = _Grid.of(run)
+    plan = load_plan_if_any(run) or {"trajectories": []}
+    promised = {name: Finished(**told) for name, told in plan.get("records", {}).items()} | done  # imported, trained
+    grid = _Grid.of(run, plan)
     seen = set()
     for folder in folders:
         live = LiveRows(folder / "records.jsonl")
@@ -151,27 +124,22 @@ def _tables(run: Path) -> Iterator[tuple[Path, pa.Table]]:
         seen.add(folder.name)
         table = rows_to_table(live.rows)
         if folder.name in done:
-            done[folder.name].check(table, live.path, again(folder), crc32=live.crc)
+            done[folder.name].check(table, live.path, again(folder), live.crc)
         yield live.path, grid.checked(table, live.path)
     for path in sorted((run / "records").glob("[!.]*.parquet")):
         folder = run / "trajectories" / path.stem
-        remedy = again(folder) if path.stem in done else IMPORT if path.stem in promised else RESTORE
+        not_ours = run_files.IMPORT if path.stem in promised else run_files.RESTORE
+        remedy = again(folder) if path.stem in done else not_ours
         table, digest = read_parquet(path, NAMES, remedy)
         table = _conformed(table, RECORDS, path, NAMES)
         seen.add(path.stem)
         if path.stem in promised:
-            promised[path.stem].check(table, path, remedy, sha256=digest)
+            promised[path.stem].check(table, path, remedy, digest)
         yield path, grid.checked(table, path, is_trained=path.stem in done)
     for name in promised:
         if name not in seen:
-            remedy = again(run / "trajectories" / name) if name in done else IMPORT
+            remedy = again(run / "trajectories" / name) if name in done else run_files.IMPORT
             raise broken(run / "records" / f"{name}.parquet", "missing, though what it holds is done", remedy)
-
-
-def _imported(run: Path) -> dict[str, Finished]:
-    """By file, what the plan of another benchmark's logs says of their records."""
-    plan = load_plan_if_any(run) or {}
-    return {name: Finished(**told) for name, told in plan.get("records", {}).items()}
 
 
 @dataclass(frozen=True)
@@ -182,15 +150,13 @@ class _Grid:
     steps: Mapping[str, tuple[int, int]]  # cell -> (interval, the last step)
 
     @classmethod
-    def of(cls, run: Path) -> _Grid:
+    def of(cls, run: Path, plan: Mapping[str, Any]) -> _Grid:
         if not (run / "cells.parquet").exists():
             return cls(frozenset(), {})
         table = _cells(run)
-        columns = [table[name].to_pylist() for name in ("evaluate_every_steps", "length_steps")]
-        names = table["cell_id"].to_pylist()
-        steps = dict(zip(names, zip(*columns, strict=True), strict=True))
-        planned = (load_plan_if_any(run) or {"trajectories": []})["trajectories"]
-        return cls(frozenset(names).union(*(one["cells"] for one in planned)), steps)
+        columns = [table[name].to_pylist() for name in ("cell_id", "evaluate_every_steps", "length_steps")]
+        steps = {name: (every, end) for name, every, end in zip(*columns, strict=True)}
+        return cls(frozenset(steps).union(*(one["cells"] for one in plan["trajectories"])), steps)
 
     def checked(self, table: pa.Table, path: Path, is_trained: bool = True) -> pa.Table:
         """The table as `load_records` puts it together. is_trained: by us, and so evaluated on the grid alone."""
@@ -290,7 +256,7 @@ def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64],
     return np.asarray(order[first]), int(twice.min()) if len(twice) else None
 
 
-def rows_to_table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> pa.Table:
+def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     """Rows (dicts with the columns of RECORDS, null for NaN) -> a table of the schema."""
     rows = list(rows)
     columns = {field.name: pa.array([_value(row, field) for row in rows], type=field.type) for field in RECORDS}
@@ -306,7 +272,7 @@ def _value(row: dict[str, Any], field: pa.Field) -> Any:
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """A table of a run folder, checked. Raises: FileNotFoundError, BadRun."""
-    return _conformed(read_parquet(path).table, schema, path)
+    return _conformed(read_parquet(path)[0], schema, path)
 
 
 def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence[str] = ()) -> pa.Table:
@@ -324,13 +290,10 @@ def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence
     return table.select([*schema.names, *(n for n in table.column_names if n not in schema.names)])
 
 
-_NULLABLE = {pa.int64(): pd.Int64Dtype()}
-
-
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     frame: pd.DataFrame = table.to_pandas(split_blocks=True)
     for field in table.schema:
         # Int64 keeps k = 5 an integer beside an EMA's null; plain int64 where nothing is null.
         if field.type == pa.int64() and table[field.name].null_count:
-            frame[field.name] = table[field.name].to_pandas(types_mapper=_NULLABLE.get)
+            frame[field.name] = table[field.name].to_pandas(types_mapper={field.type: pd.Int64Dtype()}.get)
     return frame

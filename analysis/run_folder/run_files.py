@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import click
 import pyarrow as pa
@@ -74,30 +74,29 @@ def wandb_links(run: Path) -> dict[str, str]:
     return {study: link for study, link in links.items() if re.match(r"https?://\S+$", str(link))}
 
 
-class Parquet(NamedTuple):
-    """A table, and the digest that its file carries; None of a file that another program wrote."""
+def read_parquet(path: Path, dictionaries: Sequence[str] = (), remedy: str = RESTORE) -> tuple[pa.Table, str | None]:
+    """A whole Parquet file, its checksums verified, and the digest it carries; None: another program wrote it.
 
-    table: pa.Table
-    digest: str | None
-
-
-def read_parquet(path: Path, dictionaries: Sequence[str] = (), remedy: str = RESTORE) -> Parquet:
-    """A whole Parquet file, its checksums verified. Raises: FileNotFoundError, BadRun.
-
-    dictionaries: string columns to read as numbers of a dictionary.
+    dictionaries: string columns to read as numbers of a dictionary. Raises: FileNotFoundError, BadRun.
     """
     data = read_bytes(path, remedy)
-    digest = _digest(data, path, remedy)
+    try:
+        told = digest(data)
+    except ValueError as error:
+        # One damaged place cannot hide both the mark and the match of what it stands before.
+        if MARK in data:
+            raise broken(path, f"damaged: {error}", remedy) from None
+        told = None
     try:
         source = pa.BufferReader(data)
         with pq.ParquetFile(source, read_dictionary=list(dictionaries), page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-        if digest is None:
+        if told is None:
             table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise broken(path, f"not a whole Parquet file ({said})", remedy) from None
-    return Parquet(table, digest)
+    return table, told
 
 
 def seal(data: bytes) -> bytes:
@@ -116,16 +115,6 @@ def digest(data: bytes) -> str:
     if found.hexdigest().encode() != told:
         raise ValueError("its sha256 does not match")
     return found.hexdigest()
-
-
-def _digest(data: bytes, path: Path, remedy: str) -> str | None:
-    try:
-        return digest(data)
-    except ValueError as error:
-        # One damaged place cannot hide both the mark and the match of what it stands before.
-        if MARK in data:
-            raise broken(path, f"damaged: {error}", remedy) from None
-        return None
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")  # of a trajectory, a cell or a study: never a path

@@ -30,10 +30,6 @@ class _SchemeNames(dict[str, str]):
 SCHEME_NAMES = _SchemeNames(none="no averaging", ema="EMA", lawa="LAWA", tail="Tail", wsm="WSM")
 
 
-def _no_records() -> pd.DataFrame:
-    return pd.DataFrame({name: [] for name in schema.RECORDS.names if name != "metrics"})
-
-
 @dataclass(frozen=True)
 class Study:
     """A study, read. `cells` has the columns of the schema and those that `describe` and `progress` add."""
@@ -43,16 +39,16 @@ class Study:
     records: pd.DataFrame
     trials: pd.DataFrame  # of the trajectories that its cells ride on, whichever study they were planned for
     shared: frozenset[str] = frozenset()  # names of those that serve another study of the folder too
-    test: pd.DataFrame = field(default_factory=_no_records)  # `records` of the test split
+    test: pd.DataFrame = field(default_factory=schema.no_records)  # `records` of the test split
 
 
 def read(run: str | Path, study: str | None = None) -> Study:
     """Reads a run folder, finished or not; of several studies in it all cells, or those of one `study`.
 
-    Raises: analysis.run_folder.records.BadRun where the folder or a table breaks the schema, or has no such study.
+    Raises: analysis.run_folder.records.BadRun where it, or a table, breaks the schema, or it has no such study.
     """
     whole = _whole(run)
-    return _described(whole) if study is None else _part(whole, study, run)
+    return replace(whole, cells=describe(whole.cells)) if study is None else _part(whole, study, run)
 
 
 def read_each(run: str | Path) -> list[Study]:
@@ -64,8 +60,8 @@ def read_each(run: str | Path) -> list[Study]:
 def _whole(run: str | Path) -> Study:
     cells = schema.load_cells(run)
     records = schema.load_records(run)
-    test = _of_split(records, "test", cells)
-    records = _of_split(records, "validation", cells)
+    # What is left of one split is sorted by (cell_id, step), as `load_records` sorts by (cell_id, split, step).
+    records, test = (_of_cells(records, cells, records["split"] == split) for split in ("validation", "test"))
     trials = schema.load_trials(run)
     plan = schema.load_plan(run)
     if len(plan["studies"]) == 1:
@@ -73,28 +69,21 @@ def _whole(run: str | Path) -> Study:
     return Study(plan, progress(cells, records, trials, plan), records, trials, test=test)
 
 
-def _of_split(records: pd.DataFrame, split: str, cells: pd.DataFrame) -> pd.DataFrame:
-    # What is left of one split is sorted by (cell_id, step), as `load_records` sorts by (cell_id, split, step).
-    mine = (records["split"] == split) & records["cell_id"].isin(cells["cell_id"])
+def _of_cells(records: pd.DataFrame, cells: pd.DataFrame, also: Any = True) -> pd.DataFrame:
+    mine = records["cell_id"].isin(cells["cell_id"]) & also
     return records if mine.all() else records[mine].reset_index(drop=True)
 
 
 def _part(whole: Study, study: str, run: str | Path) -> Study:
     if len(whole.plan["studies"]) == 1 and whole.plan["studies"][0]["study"] == study:
-        return _described(whole)
+        return replace(whole, cells=describe(whole.cells))
     (own,) = [entry for entry in whole.plan["studies"] if entry["study"] == study] or [{"study": study}]
     cells = whole.cells[schema.has_study(whole.cells, study, run)]
-    records, test = (
-        of[of["cell_id"].isin(cells["cell_id"])].reset_index(drop=True) for of in (whole.records, whole.test)
-    )
+    records, test = (_of_cells(of, cells) for of in (whole.records, whole.test))
     trials = whole.trials[whole.trials["name"].isin(cells["trajectory"])].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
     shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
     return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared), test)
-
-
-def _described(whole: Study) -> Study:
-    return replace(whole, cells=describe(whole.cells))
 
 
 def describe(cells: pd.DataFrame) -> pd.DataFrame:
@@ -104,8 +93,6 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
     training_label, scheme_label: short and unique within a workload. Sorted by (setting, seed, cell_id).
     """
     cells = cells.assign(workload=_one_preset_a_name(cells))
-    # Rows of an earlier version do not tell, others of the same workload may.
-    cells["own_batch_size"] = cells.groupby("workload")["own_batch_size"].transform("first")
     cells["training"] = cells.groupby(TRAINING, dropna=False, sort=True).ngroup()
     cells["averaging"] = cells.groupby(AVERAGING, dropna=False, sort=True).ngroup()
     cells["setting"] = cells.groupby(["training", "averaging"], sort=True).ngroup()
@@ -138,6 +125,15 @@ def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, p
     return cells.assign(trajectory=names, last_step=last, state=state)
 
 
+def versions(trials: pd.DataFrame) -> dict[str, list[str]]:
+    """package -> the versions that attempts of `records.load_trials` ran with."""
+    seen: dict[str, set[str]] = {}
+    for text in set(trials["versions"].dropna()):
+        for package, version in json.loads(text).items():
+            seen.setdefault(package, set()).add(str(version))
+    return {package: sorted(seen[package]) for package in sorted(seen)}
+
+
 def percent(share: float) -> str:
     """0.0102 -> '1 %', 0.125 -> '12 %': two digits are what a horizon is worth."""
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
@@ -156,7 +152,7 @@ def _one_preset_a_name(cells: pd.DataFrame) -> pd.Series:
 
 
 def _labels(cells: pd.DataFrame, group: str, axes: list[str], name: Any) -> pd.Series:
-    labels: dict[tuple[Any, Any], str] = {}
+    labels: dict[Any, str] = {}
     for workload, part in cells.groupby("workload", sort=True):
         unique = part.drop_duplicates(group).sort_values(group)
         varying = [axis for axis in axes if unique[axis].nunique(dropna=False) > 1]
@@ -247,22 +243,20 @@ def training_axes(cells: pd.DataFrame) -> pd.DataFrame:
     with it), or ``training`` where several of them vary. place: where on the axis, NaN where it has only names.
     name: the same in words. Returns: workload, training, axis, place, name, end_lr (share of the peak LR at the end).
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for workload, part in cells.drop_duplicates("training").groupby("workload", sort=True):
         if len(part) < 2:
             continue
         axis = _axis(part)
         schedules = [name for name in ("schedule", "lr_decay", "final_lr") if part[name].nunique(dropna=False) > 1]
-        for row in part.to_dict("records"):
-            place, name = _place(axis, row, schedules)
-            known = {"workload": workload, "training": row["training"], "axis": axis, "end_lr": end_lr(row)}
-            rows.append(known | {"place": place, "name": name})
-    columns = ["workload", "training", "axis", "place", "name", "end_lr"]
-    table = pd.DataFrame(rows, columns=columns).astype({"training": "int64", "place": "float64", "end_lr": "float64"})
+        of = part.to_dict("records")
+        rows += [(workload, row["training"], axis, *_place(axis, row, schedules), end_lr(row)) for row in of]
+    table = pd.DataFrame(rows, columns=["workload", "training", "axis", "place", "name", "end_lr"])
+    table = table.astype({"training": "int64", "place": "float64", "end_lr": "float64"})
     # Names alone are sorted by how much of the LR is left, most first: constant, to half, to zero.
-    order = ["workload", "place", "most", "training"]
-    table = table.assign(most=-table["end_lr"]).sort_values(order, kind="stable", ignore_index=True)
-    return table.drop(columns="most")
+    keys = ["workload", "place", "end_lr", "training"]
+    order = table.assign(end_lr=-table["end_lr"]).sort_values(keys, kind="stable").index
+    return table.loc[order].reset_index(drop=True)
 
 
 def end_lr(row: Any) -> float:
@@ -272,7 +266,7 @@ def end_lr(row: Any) -> float:
 
 
 def _axis(part: pd.DataFrame) -> str:
-    columns = [name for name in [*TRAINING[2:], "batch_size"] if name in part and name != "evaluate_every_steps"]
+    columns = [name for name in TRAINING[2:] if name in part and name != "evaluate_every_steps"]
     varying = {name for name in columns if part[name].nunique(dropna=False) > 1}
     for axis, allowed in AXES.items():
         if varying <= allowed and varying & (allowed - _FOLLOWS - {"step_budget"}):
@@ -283,14 +277,14 @@ def _axis(part: pd.DataFrame) -> str:
 def _place(axis: str, row: dict[Any, Any], schedules: list[str]) -> tuple[float, str]:
     if axis == "batch_size" and pd.isna(row[axis]):
         own = row["own_batch_size"]
-        return (float("nan"), "its own") if pd.isna(own) else (float(own), f"{own:.4g}")
+        return (np.nan, "its own") if pd.isna(own) else (float(own), f"{own:.4g}")
     if axis in ("lr", "batch_size"):
         return float(row[axis]), f"{row[axis]:.4g}"
     if axis == "length":
         return float(row["length_fraction"]), percent(float(row["length_fraction"]))
     if axis == "schedule":
-        return float("nan"), _schedule(row, schedules)
-    return float("nan"), str(row["optimizer" if axis == "optimizer" else "training_label"])
+        return np.nan, _schedule(row, schedules)
+    return np.nan, str(row["optimizer" if axis == "optimizer" else "training_label"])
 
 
 def _schedule(row: dict[Any, Any], varying: list[str]) -> str:

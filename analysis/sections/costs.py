@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from analysis.core import Core
@@ -13,8 +12,7 @@ from analysis.presentation import chart as charts
 from analysis.presentation.chart import REFERENCE_LINE, Look
 from analysis.run_folder.study import SCHEME_NAMES, Study, counted
 from analysis.statistics.device_hours import MARGINAL, TOTAL, paid, sweep_hours
-from analysis.statistics.pairs import in_front, over_workloads, overall_bound, sign
-from analysis.statistics.resampling import with_interval
+from analysis.statistics.pairs import bar, in_front, mean_ratio, same_schedule
 
 TITLE = "Device-hours, marginal and total"
 RULE = f"Marginal: {MARGINAL} Total: {TOTAL}"
@@ -31,15 +29,12 @@ def sentences(
 ) -> list[str]:
     """What a user pays at the pre-specified settings, then what the sweep paid; the two are never mixed."""
     found: list[str] = []
-    same = ratios_by_seed[ratios_by_seed["versus"] == "same schedule"]
-    for scheme, picked in in_front(chosen).groupby("scheme", sort=True):
-        mine = same[same["setting"].isin(picked["setting"]) & same["hours_ratio"].notna()]
-        if len(mine) and not found:
-            ratio = over_workloads(mine.assign(value=np.log(mine["hours_ratio"].astype(float))))
-            found.append(
-                f"A user of {SCHEME_NAMES.get(str(scheme), str(scheme))} at the pre-specified horizon pays "
-                f"{sign(overall_bound(mine['bound']))}{with_interval(ratio)} of the baseline's {unit} to the target."
-            )
+    same = same_schedule(ratios_by_seed[ratios_by_seed["hours_ratio"].notna()], in_front(chosen)["setting"])
+    for scheme, mine in list(same.groupby("scheme", sort=True))[:1]:
+        found.append(
+            f"A user of {SCHEME_NAMES[str(scheme)]} at the pre-specified horizon pays "
+            f"{mean_ratio(mine, 'hours_ratio')} of the baseline's {unit} to the target."
+        )
     hours = sweep_device_hours.groupby("way")["device_hours"].sum()
     fused, unfused = hours["one trial a trajectory"], hours["one trial a cell"]
     text = f"The sweep of {counted(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}"
@@ -57,18 +52,17 @@ def sentences(
 
 def chart(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look, unit: str) -> alt.ConcatChart | None:
     """A bar a setting: hours to the target; last, what the sweep paid by part."""
-    table = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(look.shown["setting"])]
-    table = table[table["device_hours"].notna() & table["baseline_device_hours"].notna()]
+    table = same_schedule(ratios, look.shown["setting"]).dropna(subset=["device_hours", "baseline_device_hours"])
     parts = [_marginal(mine, str(workload), look, unit) for workload, mine in table.groupby("workload", sort=True)]
-    if (sweep_device_hours["device_hours"] > 0).any():
-        parts.append(_total(sweep_device_hours[sweep_device_hours["device_hours"] > 0], unit))
+    paid_for = sweep_device_hours[sweep_device_hours["device_hours"] > 0]
+    parts += [_total(paid_for, unit)] if len(paid_for) else []
     made = charts.grid(parts)
     return None if made is None else made.resolve_scale(color="independent")
 
 
 def caption(ratios: pd.DataFrame, sweep_device_hours: pd.DataFrame, look: Look) -> str:
     """Of the panels that are there."""
-    shown = ratios[(ratios["versus"] == "same schedule") & ratios["setting"].isin(look.shown["setting"])]
+    shown = same_schedule(ratios, look.shown["setting"])
     bars = "A bar is the mean cost up to the target, the number at it the ratio to the baseline. Last panel: what"
     known = shown[["device_hours", "baseline_device_hours"]].notna().all(axis=1).any()
     return f"{bars if known else 'What'} the whole sweep paid, beside one trial a trajectory and one a cell."
@@ -78,16 +72,14 @@ def _marginal(mine: pd.DataFrame, workload: str, look: Look, unit: str) -> Any:
     own: dict[str, Any] = {"scheme_label": SCHEME_NAMES["none"], "scheme": "none", "bound": "exact"}
     own |= {"device_hours": mine["baseline_device_hours"].iloc[0], "hours_ratio": 1.0}
     mine = pd.concat([pd.DataFrame([own]), mine[[*own, "hours_ratio_low", "hours_ratio_high"]]])
-    name = mine["scheme"].map(SCHEME_NAMES).fillna(mine["scheme"])
-    mine = mine.assign(said=[_said(row) for row in mine.to_dict("records")], scheme_name=name)
+    said = [bar(row, "hours_ratio", "no ratio: both miss") for row in mine.to_dict("records")]
+    mine = mine.assign(said=said, scheme_name=mine["scheme"].map(SCHEME_NAMES))
     hover = charts.tooltips(
         *("scheme_label:N:setting", f"device_hours:Q:{unit}:.4g", "hours_ratio:Q:÷ baseline's:.3f"),
         *("hours_ratio_low:Q:from:.3f", "hours_ratio_high:Q:to:.3f", "bound:N:the ratio is"),
     )
-    axis = alt.Axis(format="~g", tickCount=5)
-    bars = alt.Chart(mine).encode(
-        y=look.rows(mine, workload), x=alt.X("device_hours:Q", title=f"{unit} to the target", axis=axis)
-    )
+    x = alt.X("device_hours:Q", title=f"{unit} to the target", axis=alt.Axis(format="~g", tickCount=5))
+    bars = alt.Chart(mine).encode(y=look.rows(mine, workload), x=x)
     text = bars.mark_text(align="left", dx=4, fontSize=11, color=REFERENCE_LINE)
     colour = charts.scheme_colour(look.schemes).legend(None)  # the rows say it
     layered = alt.layer(
@@ -97,24 +89,15 @@ def _marginal(mine: pd.DataFrame, workload: str, look: Look, unit: str) -> Any:
     return charts.titled(layered, workload, **size | {"width": size["width"] - 60})  # room for the last number
 
 
-def _said(row: dict[Any, Any]) -> str:
-    """What stands at a bar: the ratio, or why there is none."""
-    ratio = row["hours_ratio"]
-    return f"{sign(row['bound'], mixed='~ ')}{ratio:.2f}" if ratio == ratio else "no ratio: both miss"
-
-
 def _total(table: pd.DataFrame, unit: str) -> Any:
     order = list(dict.fromkeys(table["way"]))
     axis = alt.Axis(ticks=False, domain=False, labelLimit=300)
-    made = (
-        alt.Chart(table.assign(rank=table["part"].map({part: place for place, part in enumerate(PARTS)})))
-        .mark_bar(height={"band": 0.6})
-        .encode(
-            y=alt.Y("way:N", title=None, sort=order, axis=axis),
-            x=alt.X("device_hours:Q", title=f"{unit}, whole sweep", axis=alt.Axis(format="~g")),
-            color=alt.Color("part:N", title=None, sort=list(PARTS), scale=charts.scale(PARTS)),
-            order="rank:Q",
-            tooltip=charts.tooltips("way:N:way", "part:N:part", f"device_hours:Q:{unit}:.4g"),
-        )
+    bars = alt.Chart(table.assign(rank=table["part"].map(list(PARTS).index))).mark_bar(height={"band": 0.6})
+    made = bars.encode(
+        y=alt.Y("way:N", title=None, sort=order, axis=axis),
+        x=alt.X("device_hours:Q", title=f"{unit}, whole sweep", axis=alt.Axis(format="~g")),
+        color=alt.Color("part:N", title=None, sort=list(PARTS), scale=charts.scale(PARTS)),
+        order="rank:Q",
+        tooltip=charts.tooltips("way:N:way", "part:N:part", f"device_hours:Q:{unit}:.4g"),
     )
     return charts.titled(made, "the sweep", height=36 * len(order) + 10, width=300)

@@ -19,7 +19,7 @@ from analysis.run_folder.study import SCHEME_NAMES
 from analysis.statistics import generalization as metrics
 from analysis.statistics import verdicts
 from analysis.statistics.generalization import final_changes
-from analysis.statistics.pairs import leading, num_units, over_workloads
+from analysis.statistics.pairs import leading, num_units, over_workloads, same_schedule, with_bound
 from analysis.statistics.resampling import FEWEST, of_row, with_interval
 
 TITLE = "Final metric"
@@ -73,22 +73,16 @@ def auxiliary_metrics(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.Data
     for one seed alone (a non-averaged setting has no difference).
     """
     names = [name for name in records.columns if name.startswith(BESIDE)]
-    columns = ["cell_id", "workload", "training", "setting", "seed", "last_step"]
-    finished = cells[cells["state"] == "finished"][columns]
-    last = records[["cell_id", "step", *names]].drop_duplicates("cell_id", keep="last")
-    last = last.merge(finished, on="cell_id")
-    last = last[last["step"] == last["last_step"]]
-    same = pairs[pairs["versus"] == "same schedule"].set_index("cell_id")["baseline_cell_id"]
-    found = []
-    for name in names:
-        values = last.set_index("cell_id")[name].astype(float)
-        table = last.assign(final=last[name].astype(float))
-        table["difference"] = table["final"] - table["cell_id"].map(same).map(values)
-        table = metrics.over_seeds(table[np.isfinite(table["final"])], ["final", "difference"])
-        table.insert(3, "metric", name.removeprefix(BESIDE))
-        found += [table] if len(table) else []
-    empty = pd.DataFrame(columns=[*metrics.SETTING, "metric"])
-    return pd.concat(found).sort_values(["workload", "setting", "metric"]) if found else empty
+    finished = cells.loc[cells["state"] == "finished", ["cell_id", *metrics.SETTING, "seed", "last_step"]]
+    last = records[["cell_id", "step", *names]].drop_duplicates("cell_id", keep="last").merge(finished, on="cell_id")
+    last = last[last["step"] == last["last_step"]].rename(columns=lambda name: name.removeprefix(BESIDE))
+    own = [name.removeprefix(BESIDE) for name in names]
+    table = last.melt(["cell_id", *metrics.SETTING, "seed"], own, "metric", "final").astype({"final": float})
+    baseline = table[["cell_id", "metric", "final"]].set_axis(["baseline_cell_id", "metric", "baseline"], axis=1)
+    table = table.merge(same_schedule(pairs)[["cell_id", "baseline_cell_id"]], "left").merge(baseline, "left")
+    table = table.assign(difference=table["final"] - table["baseline"])[np.isfinite(table["final"])]
+    found = metrics.over_seeds(table, ["final", "difference"], [*metrics.SETTING, "metric"])
+    return found.sort_values(["workload", "setting", "metric"])
 
 
 def chart(generalization: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
@@ -97,19 +91,15 @@ def chart(generalization: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
         return None
     table = generalization[generalization["setting"].isin(look.shown["setting"])]
     table = table[table["final_difference"].notna() & (table["scheme"] != "none")]
-    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
-    table = table.rename(columns={"num_pairs": "pairs"})
-    parts: list[Any] = []
-    for workload in look.workloads:
-        mine = table[table["workload"] == workload]
-        if mine.empty:
-            continue
+    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES)).rename(columns={"num_pairs": "pairs"})
+    parts = []
+    for workload, mine in table.groupby("workload", sort=True):
         info = look.shown[look.shown["workload"] == workload].iloc[0]
         side = "right" if info["higher_is_better"] else "left"
         x = f"final {info['metric_name']} − baseline's ({side} of 0 is better)"
-        rows, colour = look.rows(mine, workload), charts.scheme_colour(look.averages)
+        rows, colour = look.rows(mine, str(workload)), charts.scheme_colour(look.averages)
         dots = charts.dots_and_whiskers(mine, "final_difference", rows, x, colour, 0.0)
-        parts.append(charts.titled(dots, workload, **charts.row_size(mine)))
+        parts.append(charts.titled(dots, str(workload), **charts.row_size(mine)))
     return charts.grid(parts)
 
 
@@ -134,8 +124,9 @@ def sentences(
 def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: Mapping[Any, bool]) -> str | None:
     """In words: where better and worse are shown, a change is excluded, or seeds lack."""
     name = f"{split}_difference"
-    mine = table[table["setting"].isin(picked["setting"])] if name in table else table.iloc[:0]
-    rows = [row for row in mine.to_dict("records") if row[name] == row[name]]
+    if name not in table:
+        return None
+    rows = table[table["setting"].isin(picked["setting"]) & table[name].notna()].to_dict("records")
     if not rows:
         return None
     found = []
@@ -144,10 +135,8 @@ def _by_workload(table: pd.DataFrame, split: str, picked: pd.DataFrame, higher: 
         verdict = verdicts.verdict(of_row(row, name), row["num_pairs"], none=0.0, margin=margin, logs=False)
         worse = -row[name] if higher[row["workload"]] else row[name]
         found.append((row["workload"], worse, verdict))
-    if len(found) == 1:
-        text = f"{with_interval(of_row(rows[0], name), '+.3g')} on {rows[0]['workload']}; "
-        return text + words.tally(found, "better", "worse")
-    return words.tally(found, "better", "worse")
+    text = f"{with_bound(rows[0], name, '+.3g')} on {rows[0]['workload']}; " if len(found) == 1 else ""
+    return text + words.tally(found, "better", "worse")
 
 
 def _over_workloads(
@@ -158,9 +147,8 @@ def _over_workloads(
     total, number = over_workloads(pairs), pairs["workload"].nunique()
     if number < 2:
         return []
-    told = words.told(
-        verdicts.verdict(total, num_units(pairs)), 0, "workloads" if number >= FEWEST else "seeds", above="an effect"
-    )
+    verdict = verdicts.verdict(total, num_units(pairs))
+    told = words.told(verdict, 0, "workloads" if number >= FEWEST else "seeds", above="an effect")
     return [
         f"Over {number} workloads it changes the metric by a factor of {with_interval(total, '.4f')} (below 1 is "
         f"better): {told}."

@@ -14,7 +14,7 @@ from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.run_folder.study import SCHEME_NAMES, percent
-from analysis.statistics.pairs import leading, overall_bound
+from analysis.statistics.pairs import leading, overall_bound, same_schedule
 from analysis.statistics.resampling import Interval, bootstrap_columns, interval, multisets, widening
 
 TITLE = "Averaging horizon"
@@ -25,11 +25,12 @@ RULE = (
 )
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+KEYS = ["workload", "training", "scheme"]
 FIXED = ("ema", "lawa")  # schemes whose horizon does not grow with the run: they share one fit
 GRID = 81  # horizons a curve, evenly spread in the logarithm
 PARABOLA, CUBIC, NEITHER = "parabola", "cubic", "neither"
-CURVE = ["workload", "training", "scheme", "horizon_fraction", "ratio", "low", "high", "best", "flat"]
-FIT = ["workload", "training", "scheme", "shape", "optimum", "optimum_low", "optimum_high", "edge", "ratio"]
+CURVE = [*KEYS, "horizon_fraction", "ratio", "low", "high", "best", "flat"]
+FIT = [*KEYS, "shape", "optimum", "optimum_low", "optimum_high", "edge", "ratio"]
 FIT += ["ratio_low", "ratio_high", "slope", "curvature", "cubic", "cubic_low", "cubic_high", "r2", "flat_from"]
 FIT += ["flat_to", "num_horizons", "num_seeds", "num_pairs", "num_left_out", "bound"]
 _ENDS = ("", "_low", "_high")
@@ -51,14 +52,11 @@ def chart(
     if table["horizon_fraction"].nunique() < 2:
         return None
     ends = [float(table["horizon_fraction"].min() / 1.3), float(table["horizon_fraction"].max() * 1.3)]
-    parts: list[Any] = []
-    for workload in look.workloads:
-        mine = table[table["workload"] == workload]
-        if mine.empty:
-            continue
+    parts = []
+    for workload, mine in _named(table).groupby("workload", sort=True):
         curve, flat = (_named(one[one["training"].isin(mine["training"])]) for one in (horizon_curve, flat_region))
-        panel = _panel(_named(mine), curve[curve["scheme"].isin(mine["scheme"])], flat, look, ends)
-        parts.append(charts.titled(panel, workload, height=HEIGHT))
+        panel = _panel(mine, curve[curve["scheme"].isin(mine["scheme"])], flat, look, ends)
+        parts.append(charts.titled(panel, str(workload), height=HEIGHT))
     return charts.grid(parts)
 
 
@@ -86,28 +84,28 @@ def _flat(regions: pd.DataFrame, picked: pd.DataFrame) -> Iterator[str]:
     mine = picked.merge(regions, on=["workload", "scheme"]).sort_values("workload", kind="stable")
     if mine.empty:
         return
-    scheme = SCHEME_NAMES.get(str(mine["scheme"].iloc[0]), str(mine["scheme"].iloc[0]))
-    horizon = percent(float(mine["horizon_fraction"].median()))
-    inside = mine["horizon_fraction"].between(mine["flat_from"], mine["flat_to"])
-    if len(mine) > 1 and len(mine.drop_duplicates(["flat_from", "flat_to"])) == 1:
-        region = _region(mine["flat_from"].iloc[0], mine["flat_to"].iloc[0])
-        yield f"The flat region of {scheme} is {region} on all {len(mine)} workloads; {_inside(horizon, mine, inside)}."
-        return
-    if len(mine) <= FEW:
-        each = (f"{_region(row['flat_from'], row['flat_to'])} on {row['workload']}" for row in mine.to_dict("records"))
-        yield f"The flat region of {scheme} is {', '.join(each)}; {_inside(horizon, mine, inside)}."
-        return
-    low, high = float(mine["flat_from"].max()), float(mine["flat_to"].min())
-    common = f"{_region(low, high)} lies in all of them" if low <= high else "no horizon lies in all of them"
-    yield f"Of the flat regions of {scheme} on {len(mine)} workloads: {common}; {_inside(horizon, mine, inside)}."
+    scheme = SCHEME_NAMES[str(mine["scheme"].iloc[0])]
+    ends = list(zip(mine["flat_from"], mine["flat_to"], strict=True))
+    if len(mine) > 1 and len(set(ends)) == 1:
+        told = f"The flat region of {scheme} is {_region(*ends[0])} on all {len(mine)} workloads"
+    elif len(mine) <= FEW:
+        each = (f"{_region(*one)} on {name}" for one, name in zip(ends, mine["workload"], strict=True))
+        told = f"The flat region of {scheme} is {', '.join(each)}"
+    else:
+        low, high = mine["flat_from"].max(), mine["flat_to"].min()
+        common = f"{_region(low, high)} lies in all of them" if low <= high else "no horizon lies in all of them"
+        told = f"Of the flat regions of {scheme} on {len(mine)} workloads: {common}"
+    yield f"{told}; {_inside(mine)}."
 
 
 def _region(low: float, high: float) -> str:
     return f"{percent(low)} alone" if low == high else f"{percent(low)} to {percent(high)}"
 
 
-def _inside(horizon: str, mine: pd.DataFrame, inside: pd.Series) -> str:
+def _inside(mine: pd.DataFrame) -> str:
     """'the pre-specified 1 % lies inside on 3 of 4 workloads, outside on lm'."""
+    horizon = percent(float(mine["horizon_fraction"].median()))
+    inside = mine["horizon_fraction"].between(mine["flat_from"], mine["flat_to"])
     if len(mine) == 1:
         return f"the pre-specified {horizon} lies {'inside' if inside.all() else 'outside'}"
     outside = ", ".join(mine.loc[~inside, "workload"])
@@ -121,10 +119,9 @@ def _optima(fits: pd.DataFrame) -> Iterator[str]:
     widest = order.groupby("workload", sort=True).tail(1)
     if widest.empty:
         return
-    inside, edge = widest[~widest["edge"].astype(bool)], widest[widest["edge"].astype(bool)]
-    bound = (
-        f"on {_listed(edge, widest)} the shortest or longest horizon run is the best, so a bound" if len(edge) else ""
-    )
+    inside, edge = (widest[widest["edge"].astype(bool) == one] for one in (False, True))
+    bound = f"on {_listed(edge, widest)} the shortest or longest horizon run is the best, so a bound"
+    bound = bound if len(edge) else ""
     if len(inside) == 1:
         row = inside.iloc[0].map(lambda value: percent(value) if isinstance(value, float) else value)
         ends = "" if inside["optimum_low"].isna().all() else f" [{row['optimum_low']}, {row['optimum_high']}]"
@@ -132,7 +129,7 @@ def _optima(fits: pd.DataFrame) -> Iterator[str]:
     elif len(inside):
         low, middle, high = (percent(float(value)) for value in inside["optimum"].quantile([0, 0.5, 1]))
         where = f"are all {middle}" if low == high else f"lie from {low} to {high}, in the middle at {middle},"
-        of = " and ".join(SCHEME_NAMES.get(one, one) for one in str(widest["scheme"].mode()[0]).split(" + "))
+        of = " and ".join(SCHEME_NAMES[one] for one in str(widest["scheme"].mode()[0]).split(" + "))
         yield f"The optima of {of} {where} of the step budget on {_listed(inside, widest)}{bound and '; ' + bound}."
     else:
         yield f"{bound[0].upper()}{bound[1:]}."
@@ -149,7 +146,7 @@ def _listed(fits: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
+    return table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES))
 
 
 def _panel(mine: pd.DataFrame, curve: pd.DataFrame, flat: pd.DataFrame, look: Look, ends: list[float]) -> Any:
@@ -181,11 +178,10 @@ def _strips(flat: pd.DataFrame, look: Look, colour: alt.Color, ends: list[float]
     hover = charts.tooltips("scheme_name:N:flat region of", "flat_from:Q:from:.2~p", "flat_to:Q:to:.2~p")
     strips = []
     for place, name in enumerate(look.averages):
-        mine = flat[flat["scheme_name"] == name]
-        if len(mine):
-            strip = alt.Chart(mine).mark_rule(strokeWidth=7, opacity=0.55)
-            strip = strip.encode(x=x, x2="end:Q", color=colour, tooltip=hover)
-            strips.append(strip.encode(y=alt.value(HEIGHT - 6 - 10 * place)))
+        if (flat["scheme_name"] == name).any():
+            strip = alt.Chart(flat[flat["scheme_name"] == name]).mark_rule(strokeWidth=7, opacity=0.55)
+            y = alt.value(HEIGHT - 6 - 10 * place)
+            strips.append(strip.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=hover))
     return strips
 
 
@@ -207,25 +203,23 @@ def horizon_fit(by_seed: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFram
       curves: the fitted ratio at GRID horizons and the optimum, low, high, best (the optimum), flat (covers it).
     """
     columns = cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction"]]
-    table = by_seed[by_seed["versus"] == "same schedule"]
-    table = table.drop(columns=["scheme", "horizon_fraction"], errors="ignore").merge(columns, on="setting")
+    table = same_schedule(by_seed).merge(columns, on="setting")
     table = table[table["horizon_fraction"].notna() & (table["horizon_fraction"] > 0)]
     together = table[table["scheme"].isin(FIXED)]
     several = together.groupby(["workload", "training"])["scheme"].transform("nunique") > 1
     table = pd.concat([table, together[several].assign(scheme=" + ".join(FIXED))])
-    keys = ["workload", "training", "scheme"]
     fits: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
-    for key, part in table.groupby(keys, sort=True):
+    for key, part in table.groupby(KEYS, sort=True):
         made = _one(part)
         if made is not None:
-            name: dict[str, Any] = dict(zip(keys, key, strict=True))
+            name: dict[str, Any] = dict(zip(KEYS, key, strict=True))
             fits.append(name | made[0])
             curves += [made[1].assign(**name)] if len(made[1]) else []
     found = pd.DataFrame(fits, columns=[name for name in FIT if not name.startswith("flat_")])
     whole = pd.concat(curves, ignore_index=True)[CURVE] if curves else pd.DataFrame(columns=CURVE)
-    regions = flat_region(whole)[[*keys, "flat_from", "flat_to"]]
-    return found.merge(regions, on=keys, how="left")[FIT], whole
+    regions = flat_region(whole)[[*KEYS, "flat_from", "flat_to"]]
+    return found.merge(regions, on=KEYS, how="left")[FIT], whole
 
 
 def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
@@ -236,23 +230,14 @@ def flat_region(horizons: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     known = horizons[horizons["flat"].notna()]
-    for key, part in known.groupby(["workload", "training", "scheme"], sort=True):
-        if not part["best"].any():
-            continue
-        by_horizon = part.groupby("horizon_fraction", sort=True)["flat"].any()
-        best = part[part["best"]].iloc[0]
-        axis = by_horizon.index.to_numpy(dtype=float)
-        if len(axis) < 2:
-            continue  # one horizon has no neighbours to be flat with
-        flat = by_horizon.to_numpy(dtype=bool)
-        low = high = int(np.flatnonzero(axis == best["horizon_fraction"])[0])
-        while low > 0 and flat[low - 1]:
-            low -= 1
-        while high < len(axis) - 1 and flat[high + 1]:
-            high += 1
-        rows.append((*key, axis[low], axis[high], best["horizon_fraction"], best["ratio"]))
-    names = ["workload", "training", "scheme", "flat_from", "flat_to", "best_horizon", "best_ratio"]
-    return pd.DataFrame(rows, columns=names)
+    for key, part in known.groupby(KEYS, sort=True):
+        flat = part.groupby("horizon_fraction", sort=True)["flat"].any()
+        if len(flat) > 1 and part["best"].any():  # one horizon has no neighbours to be flat with
+            best = part[part["best"]].iloc[0]
+            run = (~flat.astype(bool)).cumsum()  # equal within a run of flat horizons
+            mine = flat.index[(run == run[best["horizon_fraction"]]) & flat.astype(bool)]
+            rows.append((*key, mine.min(), mine.max(), best["horizon_fraction"], best["ratio"]))
+    return pd.DataFrame(rows, columns=[*KEYS, "flat_from", "flat_to", "best_horizon", "best_ratio"])
 
 
 def polynomials(x: Floats, y: Floats, seed: Ints, weights: Floats, degree: int) -> Floats:

@@ -39,9 +39,7 @@ def chart(median_curves: pd.DataFrame, study: Study, look: Look) -> alt.ConcatCh
         layers[-1] = charts.zoomable(layers[-1], f"curves_zoom_{number}")
         if not parts:  # one legend: its switch lives in the first panel and works in all
             layers[-1] = layers[-1].add_params(pick)
-        if pd.notna(row["target"]):
-            layers += charts.target_line(float(row["target"]))
-        parts.append(charts.titled(alt.layer(*layers), workload))
+        parts.append(charts.titled(alt.layer(*layers, *charts.target_line(row["target"])), workload))
     return charts.grid(parts)
 
 
@@ -60,7 +58,7 @@ def _lines(mine: pd.DataFrame, seeds: pd.DataFrame, row: pd.Series, look: Look, 
     y = alt.Y("median:Q", title=title, scale=alt.Scale(domain=charts.zoomed(seen_at, "median"), nice=False))
     x = alt.X("step:Q", title="step", axis=charts.step_axis())
     colour = charts.setting_colour(look.colours)
-    seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
+    seen = charts.opaque_where(pick)
     faint = alt.when(pick).then(alt.value(0.3)).otherwise(alt.value(0))
     hover = charts.tooltips("scheme_label:N:setting", "step:Q:step:,", "median:Q:median:.4g", "num_seeds:Q:seeds:d")
     thin = alt.Chart(seeds).mark_line(clip=True, strokeWidth=0.8)

@@ -15,7 +15,7 @@ from analysis.presentation.chart import REFERENCE_LINE, Look
 from analysis.run_folder.study import SCHEME_NAMES
 from analysis.statistics import verdicts
 from analysis.statistics.pairs import EXACT, sign
-from analysis.statistics.pooled import AGAINST_BEST, BEST, FIXED, FRONT, SAME, SUMS, WAYS, families, picks, pool
+from analysis.statistics.pooled import AGAINST_BEST, BEST, FIXED, FRONT, RULES, SAME, SUITE, families, picks, pool
 from analysis.statistics.resampling import FEWEST, Interval, with_interval
 
 SPREAD = 1.0  # how far whiskers may reach beyond the dots, in widths of the dots' range
@@ -25,7 +25,7 @@ CAPTION = (
     "saves. A small tick is the number without one workload, a hollow dot a bound."
 )
 RULE = (
-    f"{len(WAYS)} ways to pool, each with its rule in pooled.csv, answer different questions. Intervals that resample "
+    f"{len(RULES)} ways to pool, each with its rule in pooled.csv, answer different questions. Intervals that resample "
     "workloads, and seeds within each, speak of workloads like these; of fewer than three only seeds are resampled."
 )
 
@@ -37,12 +37,12 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     table = pool(core.by_seed, core.steps, picks(core.chosen, core.horizons))
     whole, alone, without = (table[table["scope"] == scope] for scope in ("all", "alone", "without"))
     whole = whole.drop(columns=["scope", "workload"])
-    alone = alone[~alone["statistic"].isin(SUMS)].drop(columns=["scope", "low", "high", "num_workloads"])
+    alone = alone[alone["statistic"] != SUITE].drop(columns=["scope", "low", "high", "num_workloads"])
     keys = ["versus", "horizon", "scheme", "statistic"]
     left = without.merge(whole[[*keys, "value"]].rename(columns={"value": "over_all"}), on=keys, how="left")
     left = left.assign(change=left["value"] - left["over_all"]).rename(columns={"workload": "without"})
     return {
-        "pooled": whole.assign(rule=whole["statistic"].map({name: way.rule for name, way in WAYS.items()})),
+        "pooled": whole.assign(rule=whole["statistic"].map(RULES)),
         "pooled_by_workload": alone.rename(columns={"seeds_low": "low", "seeds_high": "high"}),
         "leave_one_out": left[[*keys, "without", "value", "low", "high", "change", "num_workloads", "num_pairs"]],
         "families": families(core.ratios, core.chosen),
@@ -53,7 +53,7 @@ def chart(
     pooled: pd.DataFrame, pooled_by_workload: pd.DataFrame, leave_one_out: pd.DataFrame, look: Look
 ) -> alt.ConcatChart | None:
     """A row a workload, a row a pooled number, a colour a scheme; a tick is the number without one workload."""
-    parts: list[Any] = []
+    parts = []
     for horizon in (FIXED, BEST):
         whole, single, left = (_drawn(one, horizon) for one in (pooled, pooled_by_workload, leave_one_out))
         if len(whole) and whole["num_workloads"].max() >= FEWEST:
@@ -64,11 +64,10 @@ def chart(
 
 def _drawn(table: pd.DataFrame, horizon: str) -> pd.DataFrame:
     """Rows with a value of every way against the same schedule, and of the first against the best one."""
-    table = table[(table["horizon"] == horizon) & table["value"].notna() & table["statistic"].isin(FRONT)]
+    table = table[(table["horizon"] == horizon) & table["value"].notna()]
     table = table[(table["versus"] == SAME) | (table["statistic"] == FRONT[0])]
-    names = table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"])
     label = table["statistic"].where(table["versus"] == SAME, AGAINST_BEST)
-    return table.assign(row="all: " + label, scheme_name=names)
+    return table.assign(row="all: " + label, scheme_name=table["scheme"].map(SCHEME_NAMES))
 
 
 def _panel(whole: pd.DataFrame, single: pd.DataFrame, left: pd.DataFrame, look: Look, horizon: str) -> Any:
@@ -80,12 +79,8 @@ def _panel(whole: pd.DataFrame, single: pd.DataFrame, left: pd.DataFrame, look: 
     sort = [*order.index, *(f"all: {name}" for name in (FRONT[0], AGAINST_BEST, *FRONT[1:]))]
     y = alt.Y("row:N", title=None, sort=sort, axis=alt.Axis(ticks=False, domain=False))
     offset = alt.YOffset("scheme_name:N", sort=schemes)
-    x = alt.X(
-        "value:Q",
-        title="ratio to the baseline (left of 1: averaging saves)",
-        axis=alt.Axis(grid=True, tickCount=6, format=".2f"),
-        scale=alt.Scale(domain=_axis(rows), nice=False, zero=False),
-    )
+    x = alt.X("value:Q", title="ratio to the baseline (left of 1: averaging saves)")
+    x = x.axis(grid=True, tickCount=6, format=".2f").scale(domain=_axis(rows), nice=False, zero=False)
     colour = charts.scheme_colour(look.averages)
     base = alt.Chart(rows).encode(y=y, yOffset=offset, color=colour)
     shade = alt.Chart(of[["row"]].drop_duplicates()).mark_rect(color=REFERENCE_LINE, opacity=0.09)
@@ -97,7 +92,7 @@ def _panel(whole: pd.DataFrame, single: pd.DataFrame, left: pd.DataFrame, look: 
         *("without:N:without", "row:N:row", "scheme_name:N:scheme", "value:Q:ratio:.3f", "change:Q:change:+.3f")
     )
     ticks = alt.Chart(left).mark_tick(thickness=1.5, size=8, clip=True)
-    filled = alt.when(alt.datum.bound == "exact").then(alt.value(1)).otherwise(alt.value(0))
+    filled = charts.opaque_where(alt.datum.bound == "exact")
     dots = base.mark_point(size=62, strokeWidth=2, opacity=1, clip=True)
     dots = dots.encode(x=x, tooltip=seen, shape=charts.scheme_shape(look.averages), fillOpacity=filled)
     drawn = alt.layer(
@@ -109,9 +104,8 @@ def _panel(whole: pd.DataFrame, single: pd.DataFrame, left: pd.DataFrame, look: 
     )
     height = (10 + 11 * len(schemes)) * len(set(rows["row"]))
     width = max(220, 500 - 6 * int(rows["row"].str.len().max()))
-    return charts.titled(
-        drawn, f"horizon {horizon}", "against the same schedule, below also the best", height=height, width=width
-    )
+    below = "against the same schedule, below also the best"
+    return charts.titled(drawn, f"horizon {horizon}", below, height=height, width=width)
 
 
 def _axis(rows: pd.DataFrame) -> list[float]:
@@ -130,7 +124,7 @@ def sentences(pooled: pd.DataFrame, leave_one_out: pd.DataFrame, families: pd.Da
     if SAME not in whole.index:
         return []
     scheme, *others = sorted(whole.loc[SAME].index, key=lambda name: (name != "ema", name))
-    row, name = whole.loc[(SAME, scheme)], SCHEME_NAMES.get(scheme, scheme)
+    row, name = whole.loc[(SAME, scheme)], SCHEME_NAMES[scheme]
     same = mine[(mine["versus"] == SAME) & (mine["scheme"] == scheme)].set_index("statistic")
     of = "workloads and seeds" if row["low"] == row["low"] else "the seeds of these workloads"
     said = f"{name}, pre-specified, over {row['num_workloads']} workloads: {_number(row)} of the last iterate's steps"
@@ -144,9 +138,7 @@ def sentences(pooled: pd.DataFrame, leave_one_out: pd.DataFrame, families: pd.Da
     counts = families[families["versus"] == SAME].set_index("scheme")
     mine = counts.loc[scheme]
     alone = [f"{name} {_alone(mine)}" + (f", {words.chance(mine['by_luck'])}" if mine["num_fewer"] else "")]
-    alone += [
-        f"{SCHEME_NAMES.get(o, o)}, over all {_number(whole.loc[(SAME, o)])}, {_alone(counts.loc[o])}" for o in others
-    ]
+    alone += [f"{SCHEME_NAMES[o]}, over all {_number(whole.loc[(SAME, o)])}, {_alone(counts.loc[o])}" for o in others]
     left = leave_one_out[(leave_one_out["horizon"] == FIXED) & (leave_one_out["scheme"] == scheme)]
     left = left[(left["versus"] == SAME) & (left["statistic"] == FRONT[0]) & left["low"].notna()]
     return [f"{said}.", f"One by one: {'; '.join(alone)}.", f"{_ways(same)}{_without_one(left, row)}."]
@@ -186,5 +178,5 @@ def _interval(row: Any) -> Interval:
     return Interval(*(float(row[end]) for end in ("value", *ends)))
 
 
-def _number(row: Any, form: str = ".2f") -> str:
-    return sign(row["bound"]) + with_interval(_interval(row), form)
+def _number(row: Any) -> str:
+    return sign(row["bound"]) + with_interval(_interval(row))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis import words
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import scheme_colours, submission_colours
@@ -28,7 +29,7 @@ from analysis.statistics.algoperf_score import (
     scored_times,
     seconds_to_target,
     trials_to_target,
-)
+)  # fmt: skip
 from analysis.statistics.resampling import RESAMPLES, Interval, draws_of, interval, widening, with_interval
 
 TITLE = "Performance profiles"
@@ -48,15 +49,8 @@ FEWEST = 3  # workloads, for a profile of a study of ours
 FRAMES = ("times", "scores", "leads", "profile")
 LEAST = 1.3  # how far the axis of ratios reaches at least
 _TICKS = [1, 1.1, 1.25, 1.5, 2, 3, 4]
-
-
 FEW = 5  # submissions that a sentence names
-SHOWN = (
-    Shown(
-        "score_scores", "Scores", ("submission", "score", "fastest"),
-        lambda frame: frame[frame["measure"] == frame["measure"].iloc[0]],
-    ),
-)  # fmt: skip
+SHOWN = (Shown("score_scores", "Scores", ("submission", "score", "fastest"), lambda frame: in_first_measure(frame)),)
 COLUMNS = {
     "score": Column("score", lambda row: number(row, "score")),
     "fastest": Column("fastest on", lambda row: f"{row['num_fastest']}/{row['num_workloads']}"),
@@ -81,16 +75,25 @@ def sentences(score_scores: pd.DataFrame, score_leads: pd.DataFrame) -> list[str
     """The scores in order, in the first measure, and whether the lead of the highest is shown."""
     if score_scores.empty:
         return []
-    scores, leads = (
-        table[table["measure"] == score_scores["measure"].iloc[0]] for table in (score_scores, score_leads)
-    )
-    each = "; ".join(f"{row['submission']} {number(row, 'score')}" for row in scores.head(FEW).to_dict("records"))
-    said = [f"Score: {each}{f' and {len(scores) - FEW} more in the table' if len(scores) > FEW else ''}."]
-    open_ = list(leads.loc[~(leads["low"] > 0), "versus"])
-    if open_:
-        others = listed(open_) if len(open_) <= FEW else f"{len(open_)} others"
-        said.append(f"That {leads['submission'].iloc[0]} leads {others} is undecided.")
+    scores = in_first_measure(score_scores).to_dict("records")
+    each = [f"{row['submission']} {number(row, 'score')}" for row in scores]
+    said = [f"Score: {words.first(each, FEW, rest=' and {} more in the table')}."]
+    others = undecided(score_leads)
+    if others:
+        told = words.listed(others) if len(others) <= FEW else f"{len(others)} others"
+        said.append(f"That {scores[0]['submission']} leads {told} is undecided.")
     return said
+
+
+def in_first_measure(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the measure that counts: the first."""
+    return table[table["measure"] == table["measure"].iloc[0]] if len(table) else table
+
+
+def undecided(score_leads: pd.DataFrame) -> list[str]:
+    """The submissions whose distance to the highest score covers 0, or has no interval."""
+    leads = in_first_measure(score_leads)
+    return list(leads.loc[~(leads["low"] > 0), "versus"])
 
 
 def number(row: Any, name: str) -> str:
@@ -98,17 +101,12 @@ def number(row: Any, name: str) -> str:
     return with_interval(Interval(row[name], row["low"], row["high"]), ".3f")
 
 
-def listed(names: list[str]) -> str:
-    """'a, b and c'."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def chart(score_scores: pd.DataFrame, score_profile: pd.DataFrame, score_times: pd.DataFrame) -> alt.ConcatChart | None:
     """ρ(τ) for τ from 1 to 4, and the ratio to the fastest on each workload, misses at the right edge."""
     if score_scores.empty:
         return None
-    names = list(score_scores.loc[score_scores["measure"] == score_scores["measure"].iloc[0], "submission"])
-    colours, shown = colours_of(names), "datum.measure == score_measure"
+    colours = colours_of(list(in_first_measure(score_scores)["submission"]))
+    shown = "datum.measure == score_measure"
     pick = charts.switch("score_measure", "by: ", list(dict.fromkeys(score_scores["measure"])))
     left = _steps(score_profile, colours).transform_filter(shown)
     left = charts.titled(left, "Performance profile", "share of workloads within τ times the fastest", width=400)
@@ -118,11 +116,8 @@ def chart(score_scores: pd.DataFrame, score_profile: pd.DataFrame, score_times: 
 
 def colours_of(names: list[str]) -> dict[str, str]:
     """A scheme has its own colour everywhere, a submission one by its place."""
-    keys = {name: key for key, name in SCHEME_NAMES.items()}
-    if not set(names) <= set(keys):
-        return submission_colours(names)
-    colours = scheme_colours([keys[name] for name in names])
-    return {name: colours[keys[name]] for name in names}
+    own = {SCHEME_NAMES[scheme]: colour for scheme, colour in scheme_colours(list(SCHEME_NAMES)).items()}
+    return {name: own[name] for name in names} if set(names) <= set(own) else submission_colours(names)
 
 
 def _steps(profile: pd.DataFrame, colours: dict[str, str]) -> Any:
@@ -130,12 +125,8 @@ def _steps(profile: pd.DataFrame, colours: dict[str, str]) -> Any:
     x = x.scale(alt.Scale(type="log", domain=[1, float(TAU[-1])], nice=False))
     y = alt.Y("share:Q", title="ρ(τ), share of workloads", scale=alt.Scale(domain=[0, 1.02], nice=False))
     base = alt.Chart(profile).encode(x=x, y=y, color=_colour(colours))
-    names = list(colours)
-    dash = alt.StrokeDash(
-        "submission:N",
-        legend=None,
-        scale=alt.Scale(domain=names, range=[([1, 0], [8, 4], [2, 3])[i % 3] for i in range(len(names))]),
-    )
+    dashes = [([1, 0], [8, 4], [2, 3])[place % 3] for place in range(len(colours))]
+    dash = alt.StrokeDash("submission:N", legend=None, scale=alt.Scale(domain=list(colours), range=dashes))
     hover = charts.tooltips("submission:N:who", "tau:Q:τ:.3f", "share:Q:within τ:.1%")
     line = base.mark_line(interpolate="step-after", strokeWidth=2.5, clip=True).encode(strokeDash=dash)
     return alt.layer(line, base.mark_point(filled=True, size=28, opacity=1, clip=True).encode(tooltip=hover))
@@ -154,21 +145,28 @@ def _ratios(times: pd.DataFrame, colours: dict[str, str], shown: str) -> Any:
     )
     axis = alt.Axis(values=[tick for tick in _TICKS if tick <= end], format="~g", grid=True)
     x = alt.X("at:Q", title="median time ÷ the fastest's (log; cross at the edge: missed)", axis=axis)
+    hover = charts.tooltips(
+        *("submission:N:who", "workload:N:workload", "said:N:time", "ratio:Q:÷ the fastest's:.3f"),
+        "missed:N:studies that miss",
+    )
     base = alt.Chart(table).encode(
         x=x.scale(alt.Scale(type="log", domain=[0.99, edge * 1.02], nice=False)),
         y=alt.Y("workload:N", title=None, axis=alt.Axis(ticks=False, domain=False, grid=True)),
         yOffset=alt.YOffset("submission:N", sort=list(colours)),
         color=_colour(colours),
-        tooltip=charts.tooltips(
-            *("submission:N:who", "workload:N:workload", "said:N:time", "ratio:Q:÷ the fastest's:.3f"),
-            "missed:N:studies that miss",
-        ),
-        shape=alt.Shape("is_met:N", legend=None, scale=alt.Scale(domain=["met", "missed"], range=["circle", "cross"])),
+        tooltip=hover,
+        shape=met_shape("is_met"),
     )
     chart = base.mark_point(filled=True, size=60, opacity=1).transform_filter(shown)
     layered = alt.layer(charts.vertical_rule(1.0, width=1.2), chart)
     height = max(charts.HEIGHT, (8 + 8 * len(colours)) * times["workload"].nunique())
     return charts.titled(layered, "Time to the target", "median over studies", height=height, width=330)
+
+
+def met_shape(field: str) -> alt.Shape:
+    """A circle where the column says ``met``, a cross where ``missed``."""
+    kinds = alt.Scale(domain=["met", "missed"], range=["circle", "cross"])
+    return alt.Shape(f"{field}:N", legend=None, scale=kinds)
 
 
 def _colour(colours: dict[str, str]) -> alt.Color:
@@ -194,9 +192,8 @@ def of_submissions(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
         times = scored_times(medians, code)
         if times.empty:
             continue
-        every = medians.rename(columns={"seconds": "time"})
+        studies, every = (table.rename(columns={"seconds": "time"}) for table in (studies, medians))
         every = every[["submission", "workload", "time", "num_studies", "num_missed"]]
-        studies = studies.rename(columns={"seconds": "time"})
         parts[measure] = _measured(measure, times, studies, every, paired=False, intervals=not exact)
     return _joined(parts) | {"score_differences": differences(evaluations)} if CLEAN in parts else {}
 
@@ -213,14 +210,11 @@ def of_schemes(core: Core) -> dict[str, pd.DataFrame]:
     runs = runs[runs["submission"].isin(counts.index[counts == runs["workload"].nunique()])]
     if runs["workload"].nunique() < FEWEST or runs["submission"].nunique() < 2:
         return {}
-    measures = {STEPS: "point", core.unit: "device_hours"}
     parts = {}
-    for measure, column in measures.items():
+    for measure, column in {STEPS: "point", core.unit: "device_hours"}.items():
         studies = runs.assign(time=runs[column].where(runs["status"] == "met", np.inf).fillna(np.inf))
-        found = studies.assign(missed=np.isinf(studies["time"])).groupby(["submission", "workload"], sort=True)
-        every = found.agg(
-            time=("time", "median"), num_studies=("study", "nunique"), num_missed=("missed", "sum")
-        ).reset_index()
+        groups = studies.assign(missed=np.isinf(studies["time"])).groupby(["submission", "workload"], as_index=False)
+        every = groups.agg(time=("time", "median"), num_studies=("study", "nunique"), num_missed=("missed", "sum"))
         times = every.pivot(index="submission", columns="workload", values="time")
         parts[measure] = _measured(measure, times, studies, every, paired=True)
     return _joined(parts)
@@ -231,7 +225,7 @@ def _runs(core: Core) -> pd.DataFrame:
     every = core.cells.drop_duplicates("setting")
     own = every[(every["scheme"] == "none") & (every["training"] == every["workload"].map(core.reference))]
     picked = pd.concat([own, core.chosen[core.chosen["near"].astype(bool)]])[["setting", "scheme"]]
-    picked = picked.assign(submission=picked["scheme"].map(SCHEME_NAMES).fillna(picked["scheme"]))
+    picked = picked.assign(submission=picked["scheme"].map(SCHEME_NAMES))
     runs = core.named(core.steps).merge(core.hours, on="cell_id", how="left")
     runs = runs.merge(picked[["setting", "submission"]], on="setting", how="inner").rename(columns={"seed": "study"})
     runs = runs.sort_values(["submission", "workload", "study"], kind="stable")
@@ -252,26 +246,22 @@ def _measured(
     scores = scores.sort_values(["score", "submission"], ascending=[False, True], kind="stable")
     best = every.groupby("workload")["time"].transform("min")
     ratio = np.where(np.isfinite(every["time"]), every["time"] / best, np.inf)
-    leads = _leads(scores)
+    first, rest = scores.iloc[0], scores.iloc[1:]  # how far the highest score lies above each other one
+    apart = {"versus": rest["submission"], "difference": first["score"] - rest["score"]}
+    leads = pd.DataFrame({"submission": first["submission"]} | apart)
     if intervals:
         draws = _score_draws(times, studies, paired)
-        factor = _factor(times, studies)
+        of_each = studies[studies["workload"].isin(times.columns)].groupby(["submission", "workload"])
+        factor = widening(*of_each.size())  # NaN where some submission has one study of a workload
         scores = _with_bounds(scores, "score", [draws[name] for name in scores["submission"]], factor, 0.0)
-        apart = [draws[a] - draws[b] for a, b in zip(leads["submission"], leads["versus"], strict=True)]
-        leads = _with_bounds(leads, "difference", apart, factor, -1.0)
+        between = [draws[a] - draws[b] for a, b in zip(leads["submission"], leads["versus"], strict=True)]
+        leads = _with_bounds(leads, "difference", between, factor, -1.0)
     else:
         scores, leads = (table.assign(low=np.nan, high=np.nan) for table in (scores, leads))
     columns = ["submission", "score", "low", "high", "integral", "num_fastest", "num_workloads"]
     every = every.assign(ratio=ratio, scored=every["workload"].isin(times.columns))
     found = {"times": every, "scores": scores[columns], "leads": leads, "profile": profile}
     return {name: table.assign(measure=measure).reset_index(drop=True) for name, table in found.items()}
-
-
-def _leads(scores: pd.DataFrame) -> pd.DataFrame:
-    """How far the highest score lies above each other one."""
-    first, rest = scores.iloc[0], scores.iloc[1:]
-    apart = {"versus": rest["submission"], "difference": first["score"] - rest["score"]}
-    return pd.DataFrame({"submission": first["submission"]} | apart)
 
 
 def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Mapping[str, Floats]:
@@ -292,11 +282,6 @@ def _score_draws(times: pd.DataFrame, studies: pd.DataFrame, paired: bool) -> Ma
     place = np.searchsorted(TAU, np.where(np.isnan(ratio), np.inf, ratio))
     drawn = beyond[place].mean(axis=2)
     return {str(name): drawn[:, row] for row, name in enumerate(times.index)}
-
-
-def _factor(times: pd.DataFrame, studies: pd.DataFrame) -> float:
-    """What widens the interval; NaN where some submission has one study of a workload."""
-    return widening(*studies[studies["workload"].isin(times.columns)].groupby(["submission", "workload"]).size())
 
 
 def _with_bounds(table: pd.DataFrame, name: str, draws: list[Floats], factor: float, least: float) -> pd.DataFrame:

@@ -15,9 +15,8 @@ from analysis.presentation.chart import REFERENCE_LINE, Look
 from analysis.run_folder.study import SCHEME_NAMES, Study, percent
 from analysis.statistics import saving_curve as curves
 from analysis.statistics import verdicts
-from analysis.statistics.pairs import AT_LEAST, AT_MOST, EXACT, in_front, sign
+from analysis.statistics.pairs import AT_LEAST, AT_MOST, EXACT, in_front, same_schedule, sign
 from analysis.statistics.resampling import Interval, with_interval
-from analysis.statistics.saving_curve import SAME
 
 TITLE = "Saving curve"
 CAPTION = (
@@ -47,8 +46,7 @@ def chart(
     saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd.DataFrame, study: Study, look: Look
 ) -> alt.ConcatChart | None:
     """The ratio at every target level, same schedule, with its band and the targets; a toggle: steps, device-hours."""
-    table = saving_curve[(saving_curve["versus"] == SAME) & saving_curve["setting"].isin(look.shown["setting"])]
-    table = table[table["ratio"].notna()]
+    table = same_schedule(saving_curve[saving_curve["ratio"].notna()], look.shown["setting"])
     if table.empty:
         return None
     pick = charts.legend_pick(look.chosen, "saving_pick")
@@ -57,24 +55,20 @@ def chart(
     parts: list[Any] = []
     pooled, targets = over_workloads(pooled_curve, chosen), target_shares(study.cells, look.shown)
     if len(pooled):
-        layers = [*_curve(pooled, pick, colours, _axis(pooled), "pooled"), *_places(targets)]
+        layers = [*_curve(pooled, pick, colours, _axis(pooled), "pooled", True), *_places(targets)]
         parts.append(charts.titled(alt.layer(*layers), f"all {int(pooled['num_workloads'].max())} workloads"))
-    for place, workload in enumerate(look.workloads):
-        mine = table[table["workload"] == workload]
-        if mine.empty:
-            continue
-        share = targets.get(workload, np.nan)
+    for place, (workload, mine) in enumerate(table.groupby("workload", sort=True)):
+        share = targets.get(str(workload), np.nan)
         marked = charts.marked_at(share, "target") if share < 1 else []
-        layers = [*_curve(mine, pick, colours, axis, str(place), first=not parts), *marked]
-        parts.append(charts.titled(alt.layer(*layers), workload))
-    radio = alt.binding_radio(options=["steps", "device-hours"], name="ratio in ")
-    found = charts.grid(parts)
-    return None if found is None else found.add_params(alt.param(name=_UNIT, value="steps", bind=radio))
+        layers = [*_curve(mine, pick, colours, axis, str(place), not parts), *marked]
+        parts.append(charts.titled(alt.layer(*layers), str(workload)))
+    made = charts.grid(parts)
+    return None if made is None else made.add_params(charts.switch(_UNIT, "ratio in ", ["steps", "device-hours"]))
 
 
 def over_workloads(pooled_curve: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """The pooled curve of each scheme, under the label of its horizon; the band over seeds where there is no other."""
-    table = pooled_curve[pooled_curve["versus"] == SAME].copy()
+    table = same_schedule(pooled_curve).copy()
     labels = chosen[chosen["near"]].groupby("scheme")["scheme_label"].agg(lambda all_: all_.mode()[0])
     table["scheme_label"] = table["scheme"].map(labels)
     for unit in ("", "hours_"):
@@ -92,23 +86,17 @@ def target_shares(cells: pd.DataFrame, shown: pd.DataFrame) -> dict[str, float]:
 
 
 def _curve(
-    table: pd.DataFrame,
-    pick: alt.Parameter,
-    colours: dict[str, str],
-    domain: list[float],
-    name: str,
-    first: bool = True,
+    table: pd.DataFrame, pick: alt.Parameter, colours: dict[str, str], domain: list[float], name: str, first: bool
 ) -> list[Any]:
     """Line at 1, bands, lines and points of one panel. first: it holds the legend's switch for all."""
     table = table.assign(all_reach=table["num_exact"] == table["num_pairs"])
     x = alt.X(
         "share:Q",
-        title="target level: where the baseline is after this share of its training (→ tighter)",
+        title="target level, by the baseline's progress (→ tighter)",
         axis=alt.Axis(format=".0%", grid=False, values=[0.1, 0.25, 0.5, 0.75, 1.0]),
         scale=alt.Scale(domain=[0.08, 1.0], nice=False),
     )
-    scale = alt.Scale(domain=domain, nice=False, zero=False)
-    y = alt.Y("shown:Q", title="steps (or device-hours) ÷ baseline's", scale=scale)
+    y = alt.Y("shown:Q", title="steps (or device-hours) ÷ baseline's").scale(domain=domain, nice=False, zero=False)
     base = alt.Chart(table)
     for end, of in (("", "ratio"), ("_low", "low"), ("_high", "high")):
         shown = f"{_UNIT} === 'steps' ? datum.{of} : datum.hours_{of}"
@@ -123,7 +111,7 @@ def _curve(
     )
     line = base.mark_line(clip=True, strokeWidth=2).encode(y=y, strokeDash=charts.dashes(), tooltip=hover)
     line = charts.zoomable(line.add_params(pick) if first else line, f"saving_zoom_{name}")
-    full = alt.when(alt.datum.all_reach).then(alt.value(1)).otherwise(alt.value(0))
+    full = charts.opaque_where(alt.datum.all_reach)
     fill = alt.Color("scheme_label:N", legend=None, scale=charts.scale(colours))
     dots = base.mark_point(clip=True, size=20, strokeWidth=1.2, opacity=1)
     return [charts.level_rule(1.0), band, line, dots.encode(y=y, tooltip=hover, fill=fill, fillOpacity=full)]
@@ -148,26 +136,24 @@ def _axis(table: pd.DataFrame) -> list[float]:
 
 def sentences(saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
     """Where the pre-specified average saves most and up to which level, in steps, in device-hours, on how many."""
-    single = saving_curve[(saving_curve["versus"] == SAME) & saving_curve["setting"].isin(in_front(chosen)["setting"])]
-    single = single[single["ratio"].notna()]
+    single = same_schedule(saving_curve[saving_curve["ratio"].notna()], in_front(chosen)["setting"])
     if single.empty:
         return []
     scheme = "ema" if (single["scheme"] == "ema").any() else str(single["scheme"].iloc[0])
-    single, name = single[single["scheme"] == scheme], SCHEME_NAMES.get(scheme, scheme)
+    single = single[single["scheme"] == scheme]
     missed = [single[f"num_{kind}"] > 0 for kind in ("at_least", "at_most")]
     single = single.assign(bound=np.select([missed[0] & missed[1], *missed], ["mixed", AT_LEAST, AT_MOST], EXACT))
-    pooled = pooled_curve[(pooled_curve["versus"] == SAME) & (pooled_curve["scheme"] == scheme)]
+    pooled = same_schedule(pooled_curve[pooled_curve["scheme"] == scheme])
     whole = pooled if len(pooled) else single[single["setting"] == single["setting"].iloc[0]]
     wide = bool(len(pooled)) and bool(whole["low"].notna().any())
     of = "workloads and seeds" if wide else "seeds"
     where = f"over {whole['num_workloads'].max()} workloads" if len(pooled) else f"on {whole['workload'].iloc[0]}"
     steps, hours = (_verdicts(whole, unit, wide or pooled.empty) for unit in ("", "hours_"))
-    found = [f"{name}, pre-specified, {where} (95 % over {of}): {_lowest(steps)}; {_up_to(steps)}."]
+    found = [f"{SCHEME_NAMES[scheme]}, pre-specified, {where} (95 % over {of}): {_lowest(steps)}; {_up_to(steps)}."]
     found += [f"In device-hours: {_lowest(hours)}; {_up_to(hours)}."] if len(hours) else []
     each = _verdicts(single, "", True)
     number = each["workload"].nunique()
-    at = [each[np.isclose(each["share"], share)] for share in LEVELS]
-    counts = [int((one["saves"]).sum()) for one in at]
+    counts = [int(each["saves"][np.isclose(each["share"], share)].sum()) for share in LEVELS]
     if number > 1:
         shares = ", ".join(f"{n} at {percent(share)}" for n, share in zip(counts, LEVELS, strict=True))
         luck = words.chance(verdicts.by_luck(counts[0], number))
@@ -179,15 +165,12 @@ def sentences(saving_curve: pd.DataFrame, pooled_curve: pd.DataFrame, chosen: pd
 def _verdicts(table: pd.DataFrame, unit: str, wide: bool) -> pd.DataFrame:
     """share, ratio, low, high, word and saves of each level. unit: of the columns, steps or ``hours_``."""
     ends = {end: table[f"{unit}{'' if wide else 'seeds_'}{end}"] for end in ("low", "high")}
-    found = table.assign(ratio=table[f"{unit}ratio"], **ends)
-    found = found[found["ratio"].notna()]
+    found = table.assign(ratio=table[f"{unit}ratio"], **ends).dropna(subset="ratio")
     seeds = "num_workloads" if wide and "num_workloads" in found else "num_pairs"
-    told = [
-        verdicts.verdict(Interval(row["ratio"], row["low"], row["high"]), int(row[seeds]), bound=row["bound"])
-        for row in found.to_dict("records")
-    ]
-    shown = np.array([one.word == verdicts.SHOWN for one in told], dtype=bool)
-    return found.assign(word=[one.word for one in told], saves=shown & (found["ratio"] < 1).to_numpy())
+    rows = found[["ratio", "low", "high", seeds, "bound"]].itertuples(index=False)
+    told = [verdicts.verdict(Interval(*row[:3]), int(row[3]), bound=row[4]).word for row in rows]
+    found = found.assign(word=pd.Series(told, found.index, dtype="str"))
+    return found.assign(saves=(found["word"] == verdicts.SHOWN) & (found["ratio"] < 1))
 
 
 def _lowest(table: pd.DataFrame) -> str:
@@ -200,6 +183,8 @@ def _up_to(table: pd.DataFrame) -> str:
     """At how many levels a saving is shown, and what is said of the tightest one."""
     saves, last = table[table["saves"]], table.iloc[int(table["share"].argmax())]
     end = "a saving" if last["saves"] else "a loss" if last["word"] == verdicts.SHOWN else last["word"]
+    if len(table) == 1:
+        return "a saving is shown at the only level" if len(saves) else f"no saving is shown at the only level ({end})"
     if saves.empty:
         return f"a saving is shown at none of {len(table)} levels, the tightest is {end}"
     return (

@@ -11,12 +11,11 @@ import pandas as pd
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import REFERENCE_LINE, Look
-from analysis.run_folder.study import SCHEME_NAMES, TRAINING, percent, training_axes
+from analysis.run_folder.study import SCHEME_NAMES, TRAINING, percent
 from analysis.statistics import verdicts
-from analysis.statistics.generalization import as_columns, effect
+from analysis.statistics.generalization import effect, ends_of, over_seeds
 from analysis.statistics.pairs import fixed_settings, in_front
-from analysis.statistics.resampling import bootstrap, of_row
-from analysis.statistics.steps_to_target import curves, running_best
+from analysis.statistics.steps_to_target import curves
 
 TITLE = "Averaging and LR schedules"
 CAPTION = (
@@ -38,11 +37,10 @@ def tables(core: Core) -> dict[str, pd.DataFrame]:
     """envelope: the best baseline so far · shorter_schedules: averages of the full run where a shorter schedule ends ·
     against_decayed: averages on less decayed schedules, against the decayed baseline.
     """
-    cells, axes = core.cells, training_axes(core.cells)
     return {
-        "envelope": envelope(cells, core.medians),
+        "envelope": envelope(core.cells, core.medians),
         "shorter_schedules": against_shorter(core),
-        "against_decayed": against_decayed(core, axes),
+        "against_decayed": against_decayed(core, core.training_axes),
     }
 
 
@@ -53,19 +51,15 @@ def envelope(cells: pd.DataFrame, medians: pd.DataFrame) -> pd.DataFrame:
     """
     baseline = cells[cells["scheme"] == "none"].drop_duplicates("setting")[["setting", "higher_is_better"]]
     table = medians.merge(baseline, on="setting", how="inner")
-    rows = []
-    for workload, part in table.groupby("workload", sort=True):
-        if part["training"].nunique() < 2:
-            continue
-        higher = bool(part["higher_is_better"].iloc[0])
-        at_step = part.groupby("step", sort=True).agg(
-            share=("share", "first"), value=("median", "max" if higher else "min")
-        )
-        best = running_best(at_step["value"].to_numpy(dtype=float), higher)
-        at = {"step": at_step.index.to_numpy(), "share": at_step["share"].to_numpy()}
-        rows.append(pd.DataFrame({"workload": workload, **at, "envelope": best}))
-    names = ["workload", "step", "share", "envelope"]
-    return pd.concat(rows, ignore_index=True)[names] if rows else pd.DataFrame(columns=names)
+    table = table[table.groupby("workload")["training"].transform("nunique") > 1]
+    table = table.assign(sign=np.where(table["higher_is_better"].astype(bool), 1.0, -1.0))
+    table = table.assign(quality=(table["sign"] * table["median"]).astype(float).fillna(-np.inf))
+    found = table.groupby(["workload", "step"], as_index=False, sort=True).agg(
+        share=("share", "first"), sign=("sign", "first"), quality=("quality", "max")
+    )
+    best = found.groupby("workload")["quality"].cummax()
+    found["envelope"] = (found["sign"] * best).where(best > -np.inf)
+    return found[["workload", "step", "share", "envelope"]]
 
 
 def against_shorter(core: Core) -> pd.DataFrame:
@@ -75,37 +69,26 @@ def against_shorter(core: Core) -> pd.DataFrame:
     num_pairs · difference, with _low and _high, in units of the metric · effect: ``ahead``, ``level``, ``behind``, None
     without an interval. Shorter schedules that differ from the full one in their length alone take part.
     """
-    cells = core.cells
-    names = {"better": "ahead", "worse": "behind", "none": "level"}
-    same = [axis for axis in TRAINING if axis not in LENGTH]
-    final = core.by_cell.set_index("cell_id")["final_metric"]
-    alone = cells.drop_duplicates("training").set_index("training")
-    rows: list[dict[str, Any]] = []
-    series: dict[str, tuple[Any, Any]] = {}
-    for workload, full in core.reference.items():
-        mine = cells[cells["workload"] == workload]
-        wanted = alone.loc[full, same]
-        matching = [one for one in set(mine["training"]) if alone.loc[one, same].equals(wanted)]
-        shorter = mine[(mine["scheme"] == "none") & mine["training"].isin(matching)]
-        shorter = shorter[shorter["length_steps"] < alone.loc[full, "length_steps"]]
-        averages = mine[(mine["training"] == full) & (mine["scheme"] != "none")]
-        if shorter.empty or averages.empty:
-            continue
-        series = series or curves(core.records)
-        for setting, part in averages.groupby("setting", sort=True):
-            one = part.iloc[0]
-            for _, own in shorter.groupby("length_steps", sort=True):
-                end = int(own["length_steps"].iloc[0])
-                there = {row["seed"]: _at(series.get(row["cell_id"]), end) for row in part.to_dict("records")}
-                change = own["seed"].map(there).astype(float) - own["cell_id"].map(final)
-                found = bootstrap(change.to_numpy(dtype=float))
-                row = {"workload": workload, "setting": setting, "scheme": one["scheme"], "step": end}
-                row |= {"scheme_label": one["scheme_label"], "length_fraction": own["length_fraction"].iloc[0]}
-                row |= {"num_pairs": int(change.notna().sum())} | as_columns("difference", found)
-                known = effect(found, bool(one["higher_is_better"]))
-                rows.append(row | {"effect": None if known is None else names[known]})
-    columns = ["workload", "setting", "scheme", "scheme_label", "length_fraction", "step", "num_pairs", "difference"]
-    return pd.DataFrame(rows, columns=[*columns, "difference_low", "difference_high", "effect"])
+    alike = core.cells.groupby([axis for axis in TRAINING if axis not in LENGTH], dropna=False).ngroup()
+    cells = core.cells.assign(alike=alike)
+    full = cells["training"] == cells["workload"].map(core.reference)
+    longest = cells["alike"].map(cells[full].groupby("alike")["length_steps"].first())
+    shorter = cells[(cells["scheme"] == "none") & (cells["length_steps"] < longest)]
+    shorter = shorter[["workload", "seed", "cell_id", "length_steps", "length_fraction"]]
+    averages = cells[full & (cells["scheme"] != "none")]
+    names = ["workload", "setting", "scheme", "scheme_label", "higher_is_better"]
+    pairs = averages.drop_duplicates("setting")[names].merge(shorter, on="workload")
+    cell = averages[["setting", "seed", "cell_id"]].rename(columns={"cell_id": "average"})
+    pairs = pairs.merge(cell, on=["setting", "seed"], how="left").rename(columns={"length_steps": "step"})
+    series = curves(core.records) if len(pairs) else {}
+    there = [_at(series.get(one), step) for one, step in zip(pairs["average"], pairs["step"], strict=True)]
+    final = pairs["cell_id"].map(core.by_cell.set_index("cell_id")["final_metric"])
+    pairs["difference"] = np.array(there, dtype=float) - final.astype(float)
+    keys = ["workload", "setting", "step", "scheme", "scheme_label", "length_fraction", "higher_is_better"]
+    table = over_seeds(pairs, ["difference"], keys, num_pairs=("difference", "count"))
+    ends = ends_of(table, "difference")
+    table["effect"] = effect(ends, table["higher_is_better"].astype(bool), ("behind", "level", "ahead"))
+    return table[[*names[:4], "length_fraction", "step", "num_pairs", *(one.name for one in ends), "effect"]]
 
 
 def _at(curve: tuple[Any, Any] | None, step: int) -> float:
@@ -121,46 +104,29 @@ def against_decayed(core: Core, axes: pd.DataFrame) -> pd.DataFrame:
     average of its training, selected post hoc · num_pairs · difference, with _low and _high, in units of the metric ·
     effect: ``better``, ``worse``, ``none``, None without an interval · margin: MARGIN in units of the metric.
     """
-    cells = core.cells
     axes = axes[axes["axis"] == "schedule"].merge(core.baselines[["training", "rank"]], on="training", how="inner")
-    final = core.by_cell[["cell_id", "final_metric"]]
-    fixed = set(fixed_settings(cells, core.primary[1]).loc[lambda rows: rows["near"], "setting"])
-    rows: list[dict[str, Any]] = []
-    for workload, part in axes.groupby("workload", sort=True):
-        if part["end_lr"].nunique() < 2:
-            continue
-        base = part.sort_values(["end_lr", "rank"], kind="stable").iloc[0]
-        mine = cells[cells["training"].isin(part["training"])].merge(final, on="cell_id")
-        own = mine[(mine["training"] == base["training"]) & (mine["scheme"] == "none")]
-        mine = mine.assign(change=mine["final_metric"] - mine["seed"].map(own.set_index("seed")["final_metric"]))
-        names = part.set_index("training")
-        for (_, setting), group in mine.groupby(["training", "setting"], sort=True):
-            one = group.iloc[0]
-            if setting in set(own["setting"]):
-                continue
-            change = bootstrap(group["change"].to_numpy(dtype=float))
-            row = {"workload": workload, "training": one["training"], "name": names["name"][one["training"]]}
-            row |= {"end_lr": names["end_lr"][one["training"]], "setting": setting, "scheme": one["scheme"]}
-            row |= {"scheme_label": one["scheme_label"], "decayed": one["training"] == base["training"]}
-            row |= {"versus": base["name"], "fixed": setting in fixed, "num_pairs": int(group["change"].notna().sum())}
-            higher = bool(one["higher_is_better"])
-            row |= as_columns("difference", change) | {
-                "effect": effect(change, higher),
-                "worth": change.value if higher else -change.value,
-            }
-            row |= {"higher_is_better": higher, "margin": MARGIN * abs(float(own["final_metric"].mean()))}
-            rows.append(row)
-    columns = ["workload", "training", "name", "end_lr", "setting", "scheme", "scheme_label", "decayed", "versus"]
-    columns += ["fixed", "best", "num_pairs", "difference", "difference_low", "difference_high", "effect"]
-    columns += ["higher_is_better", "margin"]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    table = pd.DataFrame(rows)
-    worth = table["worth"].where(table["scheme"] != "none")
-    first = worth.dropna().groupby(table["training"]).idxmax()  # the first among equals
-    table["best"] = table.index.isin(first)
-    order = np.lexsort((table["setting"], -table["end_lr"], table["workload"]))
-    return table.iloc[order][columns].reset_index(drop=True)
+    axes = axes[axes.groupby("workload")["end_lr"].transform("nunique") > 1]
+    base = axes.sort_values(["end_lr", "rank"], kind="stable").groupby("workload")[["training", "name"]].first()
+    table = core.cells.merge(core.by_cell[["cell_id", "final_metric"]], on="cell_id")
+    table = table.merge(axes[["training", "name", "end_lr"]], on="training")
+    table = table.merge(base.set_axis(["most_decayed", "versus"], axis=1), on="workload")
+    table["decayed"] = table["training"] == table["most_decayed"]
+    itself = table["decayed"] & (table["scheme"] == "none")
+    own = table.loc[itself, ["workload", "seed", "final_metric"]].rename(columns={"final_metric": "own"})
+    table = table[~itself].merge(own, on=["workload", "seed"], how="left")
+    table["difference"] = table["final_metric"] - table["own"]
+    keys = ["workload", "training", "setting", "name", "end_lr", "scheme", "scheme_label", "decayed", "versus"]
+    table = over_seeds(table, ["difference"], [*keys, "higher_is_better"], num_pairs=("difference", "count"))
+    higher = table["higher_is_better"].astype(bool)
+    table["effect"] = effect(ends_of(table, "difference"), higher)
+    table["fixed"] = table["setting"].isin(fixed_settings(core.cells, core.primary[1]).query("near")["setting"])
+    worth = table["difference"].where(higher, -table["difference"])[table["scheme"] != "none"].dropna()
+    table["best"] = table.index.isin(worth.groupby(table["training"]).idxmax())  # the first among equals
+    table["margin"] = MARGIN * table["workload"].map(own.groupby("workload")["own"].mean()).astype(float).abs()
+    columns = ["workload", "training", "name", "end_lr", "setting", *keys[5:], "fixed", "best", "num_pairs"]
+    columns += ["difference", "difference_low", "difference_high", "effect", "higher_is_better", "margin"]
+    order = {"workload": True, "end_lr": False, "setting": True}
+    return table.sort_values(list(order), ascending=list(order.values()), ignore_index=True)[columns]
 
 
 def sentences(
@@ -177,8 +143,8 @@ def sentences(
             f"Where a shorter schedule ends, {label} of the full-length run is shown ahead of that schedule's last "
             f"iterate in {ahead} of {len(part)} pairs of workload and schedule, behind in {behind}; others: undecided."
         )
-    best = against_decayed[against_decayed["best"].astype(bool)] if len(against_decayed) else against_decayed
-    best = best[~best["decayed"].astype(bool) & best["difference_low"].notna()]
+    best = against_decayed[against_decayed["best"].astype(bool) & against_decayed["difference_low"].notna()]
+    best = best[~best["decayed"].astype(bool)]
     if len(best):
         said = [replaces(row) for row in best.to_dict("records")]
         yes, no = (said.count(word) for word in (verdicts.SHOWN, verdicts.EXCLUDED))
@@ -187,36 +153,25 @@ def sentences(
             f"the decayed baseline or better in {yes} of {len(said)} pairs, shown to end worse in {no}, undecided in "
             f"{len(said) - yes - no}."
         )
-    gaps = [_ahead(median_curves, envelope, settings, row) for row in front.to_dict("records")]
-    gaps = [gap for gap in gaps if gap == gap]
-    if gaps:
+    higher = settings.loc[settings["setting"].isin(front["setting"]), ["setting", "higher_is_better"]]
+    mine = median_curves.merge(higher, on="setting").merge(envelope[["workload", "step", "envelope"]])
+    if len(mine):
+        gap = (mine["median"] - mine["envelope"]) * np.where(mine["higher_is_better"].astype(bool), 1, -1)
+        share = float((gap > 0).groupby(mine["setting"]).mean().mean())
         found.append(
-            f"Pre-specified averages of the reference run are ahead of every baseline so far in "
-            f"{percent(float(np.mean(gaps)))} of the evaluations (mean over workloads and schemes)."
+            f"Pre-specified averages of the reference run are ahead of every baseline so far in {percent(share)} of "
+            "the evaluations (mean over workloads and schemes)."
         )
     return found
 
 
 def replaces(row: Any) -> str:
     """``shown``: the end is no worse than the margin · ``excluded``: it is worse by more · ``undecided``."""
-    worth = of_row(row, "difference")
-    if row["higher_is_better"]:
-        low, high = worth.low, worth.high
-    else:
-        low, high = -worth.high, -worth.low
+    side = 1 if row["higher_is_better"] else -1
+    low, high = sorted((side * row["difference_low"], side * row["difference_high"]))
     if low > -row["margin"]:
         return verdicts.SHOWN
     return verdicts.EXCLUDED if high < -row["margin"] else verdicts.UNDECIDED
-
-
-def _ahead(medians: pd.DataFrame, bound: pd.DataFrame, settings: pd.DataFrame, chosen: Any) -> float:
-    """The share of evaluations at which a setting's median is better than the envelope; NaN without one."""
-    mine = medians[medians["setting"] == chosen["setting"]].merge(bound[["workload", "step", "envelope"]])
-    if mine.empty:
-        return np.nan
-    higher = settings.loc[settings["setting"] == chosen["setting"], "higher_is_better"].astype(bool).iloc[0]
-    gap = mine["median"] - mine["envelope"]
-    return float((gap > 0).mean() if higher else (gap < 0).mean())
 
 
 def chart(
@@ -239,8 +194,7 @@ def chart(
         if edge.empty or own.empty:
             continue
         averaged = mine[mine["setting"].isin(_beside(names, against_decayed, chosen))]
-        kind = averaged["scheme"].map(SCHEME_NAMES).fillna(averaged["scheme"])
-        rows = [own.assign(group="baseline"), averaged.assign(group=kind)]
+        rows = [own.assign(group="baseline"), averaged.assign(group=averaged["scheme"].map(SCHEME_NAMES))]
         table = charts.thin(pd.concat(rows), "setting", MAX_POINTS)
         table = table.merge(names[["training", "name"]], on="training")
         table["series"] = table["name"] + ", " + table["scheme_label"]
@@ -273,10 +227,7 @@ def _panel(look: Look, table: pd.DataFrame, edge: pd.DataFrame, info: Any, zoom:
     names = names.encode(x="step:Q", y=y, text="name:N")
     shown = charts.thin(edge.assign(setting=0), "setting", MAX_POINTS)
     best = alt.Chart(shown).mark_line(clip=True, strokeWidth=9, opacity=0.28, color=REFERENCE_LINE)
-    best = best.encode(
-        x="step:Q",
-        y=alt.Y("envelope:Q", scale=scale),
-        tooltip=charts.tooltips("step:Q:step:,", "envelope:Q:best baseline so far:.4g"),
-    )
-    target = charts.target_line(float(info["target"])) if pd.notna(info["target"]) else []
+    seen = charts.tooltips("step:Q:step:,", "envelope:Q:best baseline so far:.4g")
+    best = best.encode(x="step:Q", y=alt.Y("envelope:Q", scale=scale), tooltip=seen)
+    target = charts.target_line(info["target"])
     return alt.layer(best, charts.zoomable(lines, zoom), dots.encode(tooltip=hover), names, *target)

@@ -14,12 +14,11 @@ from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.run_folder.study import SCHEME_NAMES, counted, percent
 from analysis.statistics import verdicts
-from analysis.statistics.pairs import sign
-from analysis.statistics.resampling import bootstrap, of_row
+from analysis.statistics.generalization import effect, ends_of, over_seeds
+from analysis.statistics.pairs import EXACT, bar, same_schedule, with_bound
 
 EQUAL = 1.3  # horizons within this factor of one another count as equal
-MEMORY = {"lawa": "k", "ema": "ema_decay"}
-SYMBOL = {"lawa": "k, snapshots averaged", "ema": "γ"}
+MEMORY = {"lawa": "k, snapshots averaged", "ema": "γ"}  # what an average looks back on, as an axis calls it
 INK = "#1f2328"  # on the light colours of a cell, in both themes
 RANGE = ["#4f9be0", "#eceff2", "#e8854a"]  # fewer steps than the baseline, as many, more
 
@@ -48,14 +47,12 @@ def snapshot_grid(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.DataFra
     A value of either axis that has but one of the other is no part of it. Returns the map's columns (ratio, low, high,
     bound, horizon_fraction, every_steps, …) and memory (k, or γ to 6 digits) · num_missed of num_seeds.
     """
-    missed = steps.merge(cells[["cell_id", "setting"]], on="cell_id")
-    missed = missed.assign(missed=missed["status"].isin(["missed", "diverged"]))
+    missed = cells[["cell_id", "setting"]].merge(steps.assign(missed=steps["status"].isin(["missed", "diverged"])))
     counts = missed.groupby("setting")["missed"].agg(num_missed="sum", num_seeds="size")
-    axes = cells.drop_duplicates("setting")[["setting", *MEMORY.values()]]
-    table = horizons.merge(axes, on="setting", how="left").join(counts, on="setting")
-    chosen = [table[MEMORY[s]].iloc[i] if s in MEMORY else None for i, s in enumerate(table["scheme"])]
-    table["memory"] = pd.to_numeric(pd.Series(chosen, index=table.index), errors="coerce").astype(float).round(6)
-    table = table[table["memory"].notna()].drop(columns=list(MEMORY.values()))
+    own = cells[cells["scheme"].isin(list(MEMORY))].drop_duplicates("setting").set_index("setting")
+    memory = own["k"].astype(float).where(own["scheme"] == "lawa", own["ema_decay"].astype(float)).round(6)
+    table = horizons.join(counts, on="setting").join(memory.rename("memory"), on="setting")
+    table = table[table["memory"].notna()]
     groups = ["workload", "training", "scheme"]
     table = table.sort_values([*groups, "every_steps", "memory", "setting"], kind="stable")
     table = table.drop_duplicates([*groups, "every_steps", "memory"])
@@ -78,85 +75,70 @@ def snapshot_interval(horizons: pd.DataFrame, cells: pd.DataFrame, steps: pd.Dat
     the group ÷ its smallest, and the middle of high ÷ low of one setting · effect: ``rarer is slower``,
     ``rarer is faster``, ``none``, NaN without an interval.
     """
-    counted = steps[["cell_id", "counted_steps", "censored"]].merge(cells[["cell_id", "setting", "seed"]], on="cell_id")
-    by_seed = {setting: part.set_index("seed") for setting, part in counted.groupby("setting")}
-    rows: list[tuple[Any, ...]] = []
-    for key, part in horizons.groupby(["workload", "training", "scheme"], sort=True):
-        for group in _groups(part.sort_values(["horizon_fraction", "setting"], kind="stable")):
-            order = group.sort_values(["every_steps", "setting"], kind="stable")
-            fine, coarse = order.iloc[0], order.iloc[-1]
-            if fine["every_steps"] < coarse["every_steps"] and {fine["setting"], coarse["setting"]} <= set(by_seed):
-                pairs = by_seed[fine["setting"]].merge(
-                    by_seed[coarse["setting"]], on="seed", suffixes=("_fine", "_coarse")
-                )
-                rows.append((*key, *_compared(group, fine, coarse, pairs)))
-    return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-_COLUMNS = ["workload", "training", "scheme", "horizon_from", "horizon_to", "num_settings", "finest", "coarsest"]
-_COLUMNS += ["finest_setting", "coarsest_setting", "num_pairs", "num_missed", "ratio", "ratio_low", "ratio_high"]
-_COLUMNS += ["spread", "width", "effect"]
-
-
-def _compared(group: pd.DataFrame, fine: Any, coarse: Any, pairs: pd.DataFrame) -> tuple[Any, ...]:
+    keys = ["workload", "training", "scheme"]
+    by_seed = steps[["cell_id", "counted_steps", "censored"]].merge(cells[["cell_id", "setting", "seed"]], on="cell_id")
+    rows = horizons[horizons["setting"].isin(by_seed["setting"])].sort_values([*keys, "horizon_fraction", "setting"])
+    rows["group"] = rows.groupby(keys)["horizon_fraction"].transform(equal_horizons)
+    groups = rows.sort_values([*keys, "group", "every_steps", "setting"]).groupby([*keys, "group"], as_index=False)
+    found = groups.agg(
+        horizon_from=("horizon_fraction", "min"), horizon_to=("horizon_fraction", "max"),
+        num_settings=("setting", "size"), finest=("every_steps", "first"), coarsest=("every_steps", "last"),
+        finest_setting=("setting", "first"), coarsest_setting=("setting", "last"),
+        most=("ratio", "max"), least=("ratio", "min"),
+    )  # fmt: skip
+    width = rows.assign(width=rows["high"] / rows["low"]).groupby([*keys, "group"])["width"].median()
+    found = found.merge(width.reset_index(), on=[*keys, "group"]).assign(spread=found["most"] / found["least"])
+    found = found[found["finest"] < found["coarsest"]].reset_index(drop=True)
+    fine, coarse = (by_seed.rename(columns={"setting": f"{one}_setting"}) for one in ("finest", "coarsest"))
+    pairs = found[["finest_setting", "coarsest_setting"]].reset_index().merge(fine, on="finest_setting")
+    pairs = pairs.merge(coarse, on=["coarsest_setting", "seed"], suffixes=("_fine", "_coarse"))
     missed = pairs[["censored_fine", "censored_coarse"]].astype(bool)
-    ratio = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).where(~missed.all(axis=1)).to_numpy(float)
-    num_pairs, found = int(np.isfinite(ratio).sum()), bootstrap(ratio, "geometric_mean")
-    effect = None
-    if (num_pairs > 1 and found.value == 1) or found.low <= 1 <= found.high:
-        effect = "none"  # equal in all seeds: no interval, and no effect is shown
-    elif not np.isnan(found.low):
-        effect = "rarer is slower" if found.value > 1 else "rarer is faster"
-    spread, width = group["ratio"].max() / group["ratio"].min(), (group["high"] / group["low"]).median()
-    return (
-        *(group["horizon_fraction"].min(), group["horizon_fraction"].max(), len(group)),
-        *(int(one[name]) for name in ("every_steps", "setting") for one in (fine, coarse)),
-        *(num_pairs, int(missed.any(axis=1).sum()), *found, float(spread), float(width), effect),
-    )
+    ratio = (pairs["counted_steps_coarse"] / pairs["counted_steps_fine"]).where(~missed.all(axis=1))
+    pairs = pairs.assign(ratio=ratio, missed=missed.any(axis=1))
+    counts = {"num_pairs": ("ratio", "count"), "num_missed": ("missed", "sum")}
+    over = over_seeds(pairs, ["ratio"], ["index"], "geometric_mean", **counts)
+    found = found.reset_index().merge(over, on="index")
+    equal = (found["num_pairs"] > 1).to_numpy()  # no effect is shown where all seeds are equal
+    told = ("rarer is faster", "none", "rarer is slower")
+    found["effect"] = effect(ends_of(found, "ratio"), words=told, at=1.0, equal=equal)
+    columns = [*keys, "horizon_from", "horizon_to", "num_settings", "finest", "coarsest", "finest_setting"]
+    columns += ["coarsest_setting", "num_pairs", "num_missed", "ratio", "ratio_low", "ratio_high", "spread", "width"]
+    return found[[*columns, "effect"]]
 
 
-def _groups(part: pd.DataFrame) -> list[pd.DataFrame]:
-    """Runs of rows, sorted by horizon, that lie within EQUAL of the first of their run."""
+def equal_horizons(horizons: pd.Series) -> list[int]:
+    """The number of each horizon's group: runs of sorted horizons within EQUAL of the first of their run."""
     number, start, labels = -1, 0.0, []
-    for horizon in part["horizon_fraction"].to_numpy(dtype=float):
+    for horizon in horizons.astype(float):
         if horizon > start * EQUAL * (1 + 1e-9):
             number, start = number + 1, horizon
         labels.append(number)
-    return [group for _, group in part.groupby(np.array(labels, dtype=int), sort=True)]
+    return labels
 
 
 def sentences(snapshot_interval: pd.DataFrame, look: Look) -> list[str]:
     """At equal horizon: the rarest snapshots against the most frequent ones, how far apart, and how often by luck."""
     table = snapshot_interval[snapshot_interval["training"].isin(look.shown["training"])]
-    table = table[table["ratio"].notna()]
-    if table.empty:
+    rows = table[table["ratio"].notna()].to_dict("records")
+    if not rows:
         return []
-    found = [
-        (_group(row), row["ratio"] - 1, verdicts.verdict(of_row(row, "ratio"), row["num_pairs"]))
-        for row in table.to_dict("records")
-    ]
-    shown = [one for one in found if one[2].word == verdicts.SHOWN]
-    excluded = sum(one.word == verdicts.EXCLUDED for *_, one in found)
-    slower = sum(side > 0 for _, side, _ in shown)
+    told = [verdicts.side(row | {"bound": EXACT}, "ratio", row["num_pairs"]) for row in rows]
+    slower, faster, excluded = (told.count(word) for word in ("more", "fewer", verdicts.EXCLUDED))
+    shown = slower + faster
     said = [
-        f"Rarer snapshots at the same horizon: of {counted(len(found), 'group')}, slower is shown in {slower}, faster "
-        f"in {len(shown) - slower}, a change of over {percent(verdicts.MARGIN)} is excluded in {excluded}, "
-        f"{len(found) - len(shown) - excluded} undecided."
+        f"Rarer snapshots at the same horizon: of {counted(len(rows), 'group')}, slower is shown in {slower}, faster "
+        f"in {faster}, a change of over {percent(verdicts.MARGIN)} is excluded in {excluded}, "
+        f"{len(rows) - shown - excluded} undecided."
     ]
     if shown:
-        luck = 100 * verdicts.by_luck(len(shown), len(found), 0.05)
-        row = table.iloc[int(np.abs(np.log(table["ratio"])).argmax())].to_dict()
+        row = max(rows, key=lambda row: abs(np.log(row["ratio"])))
+        name = f"{row['workload']} {SCHEME_NAMES[row['scheme']]} {percent(row['horizon_from'])}"
         said.append(
-            f"Furthest apart: {_group(row)}, every {row['coarsest']} against {row['finest']} steps, "
-            f"{words.ratio(row, form='.3f')} of the steps. Where nothing differs, {len(shown)} or more come by luck "
-            f"{luck:.2g} times in 100."
+            f"Furthest apart: {name}, every {row['coarsest']} against {row['finest']} steps, "
+            f"{with_bound(row, form='.3f')} of the steps. Where nothing differs, {shown} or more come "
+            f"{words.chance(verdicts.by_luck(shown, len(rows), 0.05))}."
         )
     return said
-
-
-def _group(row: Any) -> str:
-    name = SCHEME_NAMES.get(row["scheme"], row["scheme"])
-    return f"{row['workload']} {name} {percent(row['horizon_from'])}"
 
 
 def chart(snapshot_grid: pd.DataFrame, ratios_by_seed: pd.DataFrame, look: Look) -> alt.ConcatChart | None:
@@ -164,15 +146,14 @@ def chart(snapshot_grid: pd.DataFrame, ratios_by_seed: pd.DataFrame, look: Look)
     table = snapshot_grid[snapshot_grid["training"].isin(look.shown["training"])]
     if table.empty:
         return None
-    seeds = ratios_by_seed[ratios_by_seed["versus"] == "same schedule"]
-    seeds = seeds[["setting", "seed", "ratio", "bound", "steps"]]
+    seeds = same_schedule(ratios_by_seed)[["setting", "seed", "ratio", "bound", "steps"]]
     most = max([1.05, *(max(value, 1 / value) for value in table["ratio"].dropna())])
     scale = alt.Scale(type="log", domain=[1 / most, 1.0, most], range=RANGE, clamp=True, interpolate="rgb")
     legend = alt.Legend(title="steps ÷ baseline's", format=".2f", gradientLength=220, direction="horizontal")
     colour = alt.Color("ratio:Q", scale=scale, legend=legend)
     parts = []
     for (workload, scheme), part in table.groupby(["workload", "scheme"], sort=True):
-        title = f"{workload}, {SCHEME_NAMES.get(str(scheme), str(scheme))}"
+        title = f"{workload}, {SCHEME_NAMES[str(scheme)]}"
         mine = seeds.merge(part[["setting", "every_steps", "memory"]], on="setting")
         height = 44 + 62 * part["every_steps"].nunique()
         parts.append(charts.titled(_map(part, mine, str(scheme), colour), title, height=height))
@@ -182,11 +163,11 @@ def chart(snapshot_grid: pd.DataFrame, ratios_by_seed: pd.DataFrame, look: Look)
 def _map(part: pd.DataFrame, seeds: pd.DataFrame, scheme: str, colour: alt.Color) -> Any:
     rows = part.to_dict("records")
     part = part.assign(
-        text=[_text(row["ratio"], row["bound"]) for row in rows],
+        text=[bar(row, "ratio", "no ratio") for row in rows],
         horizon=[f"horizon {percent(float(row['horizon_fraction']))}" for row in rows],
         missed=[f"✕ {row['num_missed']}/{row['num_seeds']}" for row in rows],
     )
-    x = alt.X("memory:O", title=SYMBOL[scheme], axis=alt.Axis(labelAngle=0, format="~g", ticks=False, domain=False))
+    x = alt.X("memory:O", title=MEMORY[scheme], axis=alt.Axis(labelAngle=0, format="~g", ticks=False, domain=False))
     y = alt.Y("every_steps:O", title="snapshot every … steps", sort="descending")
     base = alt.Chart(part).encode(x=x, y=y)
     hover = charts.tooltips(
@@ -215,7 +196,3 @@ def _seeds(seeds: pd.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color) -> list[a
         marks = marks.encode(x=x.bandPosition(across), y=y.bandPosition(0.8), shape=shape, color=colour)
         layers.append(marks.encode(tooltip=hover))
     return layers
-
-
-def _text(ratio: float, bound: str) -> str:
-    return f"{sign(bound, mixed='~ ')}{ratio:.2f}" if ratio == ratio else "no ratio"

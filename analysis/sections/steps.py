@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from analysis import words
@@ -14,10 +13,10 @@ from analysis.presentation import chart as charts
 from analysis.presentation.chart import Look
 from analysis.presentation.table_format import Shown
 from analysis.run_folder.study import SCHEME_NAMES
-from analysis.statistics import survival, verdicts
+from analysis.statistics import verdicts
 from analysis.statistics.pairs import RULE as PAIRED
-from analysis.statistics.pairs import leading, over_workloads, overall_bound, sign
-from analysis.statistics.resampling import of_row, with_interval
+from analysis.statistics.pairs import leading, mean_ratio, same_schedule
+from analysis.statistics.resampling import of_row
 from analysis.statistics.steps_to_target import HELD
 
 TITLE = "Steps to target"
@@ -42,30 +41,27 @@ SUMMARY = (  # on a terminal
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """restricted_means: RMST, one row a setting."""
-    return {"restricted_means": core.labelled(survival.restricted_means(core.cells, core.steps))}
+    return {"restricted_means": core.labelled(core.restricted_means)}
 
 
 def chart(
     ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, baselines: pd.DataFrame, look: Look
 ) -> alt.ConcatChart | None:
     """Ratio of every setting of the reference schedule: dot, whisker, seeds as ticks, line at 1."""
-    parts: list[Any] = []
-    best = baselines[baselines["rank"] == 1]
+    table = ratios[ratios["setting"].isin(look.shown["setting"]) & (ratios["scheme"] != "none")]
+    table = table[table["geometric_mean"].notna()]
+    best = baselines[(baselines["rank"] == 1) & baselines["training"].isin(look.shown["training"])]
+    parts = []
     for versus in ("same schedule", "best baseline"):
-        for workload in look.workloads:
-            mine = look.shown[look.shown["workload"] == workload]
-            own = best.loc[best["workload"] == workload, "training"].isin(mine["training"]).all()
-            if versus == "best baseline" and own:
-                continue  # the same numbers again
-            table = ratios[(ratios["versus"] == versus) & ratios["setting"].isin(mine["setting"])]
-            table = table[(table["scheme"] != "none") & table["geometric_mean"].notna()]
-            if len(table):
-                parts.append(_dots(table, ratios_by_seed[ratios_by_seed["versus"] == versus], workload, versus, look))
+        seeds = ratios_by_seed[ratios_by_seed["versus"] == versus]
+        for workload, mine in table[table["versus"] == versus].groupby("workload", sort=True):
+            if versus == "same schedule" or workload not in set(best["workload"]):  # else the same numbers again
+                parts.append(_dots(mine, seeds, str(workload), versus, look))
     return charts.grid(parts)
 
 
 def _dots(table: pd.DataFrame, seeds: pd.DataFrame, workload: str, versus: str, look: Look) -> Any:
-    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES).fillna(table["scheme"]))
+    table = table.assign(scheme_name=table["scheme"].map(SCHEME_NAMES))
     seeds = seeds[seeds["setting"].isin(table["setting"]) & seeds["ratio"].notna()]
     seeds = seeds[["setting", "scheme_label", "seed", "ratio", "bound"]].rename(columns={"ratio": "value"})
     seeds = seeds.merge(table[["setting", "scheme_name"]], on="setting")
@@ -86,19 +82,12 @@ def sentences(
     ratios: pd.DataFrame, ratios_by_seed: pd.DataFrame, chosen: pd.DataFrame, primary: tuple[str, float]
 ) -> list[str]:
     """On how many workloads the pre-specified average saves, how often that comes by luck, and sustained crossings."""
-    mine = ratios[(ratios["versus"] == "same schedule") & ratios["geometric_mean"].notna()]
-    mine = mine[mine["setting"].isin(leading(chosen, primary[0])["setting"])]
+    mine = same_schedule(ratios[ratios["geometric_mean"].notna()], leading(chosen, primary[0])["setting"])
     if mine.empty:
         return []
     rows = mine.to_dict("records")
-    found = [
-        (
-            row["workload"],
-            row["geometric_mean"] - 1,
-            verdicts.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]),
-        )
-        for row in rows
-    ]
+    each = [verdicts.verdict(of_row(row, "geometric_mean"), row["num_pairs"], bound=row["bound"]) for row in rows]
+    found = list(zip(mine["workload"], mine["geometric_mean"] - 1, each, strict=True))
     fewer = [name for name, side, one in found if one.word == verdicts.SHOWN and side < 0]
     told = words.tally(found, "a saving", "a loss")
     several = len(rows) > 1
@@ -106,13 +95,9 @@ def sentences(
     tail = f" Where nothing is saved, {len(fewer)} or more come {luck}." if fewer and several else ""
     of = f"of {len(rows)} workloads, " if several else ""
     said = [f"{rows[0]['scheme_label']}, pre-specified: {of}{told}.{tail}"]
-    seeds = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule")]
-    seeds = seeds[seeds["setting"].isin(mine["setting"]) & seeds["held_ratio"].notna()]
+    seeds = same_schedule(ratios_by_seed[ratios_by_seed["held_ratio"].notna()], mine["setting"])
     if len(seeds):
-        held = over_workloads(
-            seeds.assign(value=np.log(seeds["held_ratio"].astype(float)), grid_sd=seeds["held_grid_sd"])
-        )
-        bound = sign(overall_bound(seeds["held_bound"]))
         over = ", over workloads" if several else ""
-        said.append(f"Sustained for {HELD} evaluations{over}: {bound}{with_interval(held)} of the baseline's steps.")
+        held = mean_ratio(seeds, "held_ratio", "held_")
+        said.append(f"Sustained for {HELD} evaluations{over}: {held} of the baseline's steps.")
     return said

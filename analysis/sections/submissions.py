@@ -8,11 +8,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from analysis import words
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.table_format import Column, Shown
 from analysis.run_folder.study import counted
-from analysis.sections.profiles import colours_of, listed, number
+from analysis.sections.profiles import colours_of, in_first_measure, met_shape, number, undecided
 from analysis.statistics import verdicts
 from analysis.statistics.algoperf_score import base_workload, best_trials, read_evaluations, trials_to_target
 from analysis.statistics.resampling import Interval, ratios_of_medians, with_interval
@@ -66,20 +67,17 @@ def against(evaluations: pd.DataFrame, named: str | None = None) -> pd.DataFrame
     met = studies["met"].astype(bool)
     studies = studies.assign(steps=studies["step"].where(met, np.inf), missed=~met)
     baseline = baseline_of(named, sorted(set(studies["submission"])))
-    rows: list[dict[str, Any]] = []
+    rows = []
     for (submission, workload), mine in studies.groupby(["submission", "workload"], sort=True):
         other = studies[(studies["submission"] == baseline) & (studies["workload"] == workload)]
         if submission == baseline or other.empty:
             continue
-        missed = {"num_missed": int(mine["missed"].sum()), "num_studies": len(mine)}
-        missed |= {"baseline_missed": int(other["missed"].sum()), "baseline_studies": len(other)}
+        missed = [count for side in (mine, other) for count in (int(side["missed"].sum()), len(side))]
         for measure in ("seconds", "steps"):
             top, bottom = (side[measure].to_numpy(dtype=float) for side in (mine, other))
             if not np.isnan(np.concatenate([top, bottom])).any():
                 found = ratios_of_medians(top, bottom)
-                names = {"measure": measure, "baseline": baseline, "submission": submission, "workload": workload}
-                ends = dict(zip(("ratio", "low", "high"), found, strict=True))
-                rows.append({**names, **ends, "verdict": verdict(found), **missed})
+                rows.append((measure, baseline, submission, workload, *found, verdict(found), *missed))
     return pd.DataFrame(rows, columns=COLUMNS_OF_TABLE)
 
 
@@ -87,8 +85,7 @@ def baseline_of(named: str | None, submissions: list[str]) -> str | None:
     """The submission asked for, else one called baseline, else one of NadamW's; None where there is none of these."""
     if named is not None:
         return named
-    first = [name for word in ("baseline", "nadamw") for name in submissions if word in name.lower()]
-    return first[0] if first else None
+    return next((name for word in ("baseline", "nadamw") for name in submissions if word in name.lower()), None)
 
 
 def verdict(ratio: Interval) -> str:
@@ -126,13 +123,12 @@ def chart(against_baseline: pd.DataFrame) -> alt.ConcatChart | None:
         *("submission:N:submission", "workload:N:workload", "said:N:ratio", "verdict:N:it is"),
         *("num_missed:Q:studies that miss:d", "num_studies:Q:of:d", "baseline_missed:Q:baseline's that miss:d"),
     )
-    shape = alt.Shape("kind:N", legend=None, scale=alt.Scale(domain=["met", "missed"], range=["circle", "cross"]))
     parts = []
     for workload, mine in table.groupby("workload", sort=True):
         y = alt.Y("submission:N", title=None, sort=names, axis=alt.Axis(ticks=False, domain=False, labelLimit=220))
         base = alt.Chart(mine).transform_filter("datum.measure == submissions_measure").encode(y=y, color=colour)
         rule = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="", scale=scale), x2="high:Q")
-        dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=shape, tooltip=hover)
+        dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=met_shape("kind"), tooltip=hover)
         layers = alt.layer(charts.vertical_rule(1.0), rule, dots)
         parts.append(charts.titled(layers, str(workload), height=18 * mine["submission"].nunique() + 14, width=300))
     made = charts.grid(parts)
@@ -142,21 +138,19 @@ def chart(against_baseline: pd.DataFrame) -> alt.ConcatChart | None:
 def sentences(against_baseline: pd.DataFrame) -> list[str]:
     """Each submission: on how many workloads it is sooner and later, and how often that many come by luck."""
     table = against_baseline[against_baseline["measure"] == "seconds"]
-    told = []
-    for name, part in table.groupby("submission", sort=True):
-        sooner, later = (int((part["verdict"] == word).sum()) for word in ("sooner", "later"))
-        told.append((sooner - later, f"{name} {sooner} and {later} of {len(part)}"))
-    if not told:
+    if table.empty:
         return []
-    told.sort(key=lambda one: -one[0])
-    of = int(table.groupby("submission").size().max())
-    luck = verdicts.by_luck(2, of)
-    more = f" and {len(told) - 6} more in the table" if len(told) > 6 else ""
+    counts = pd.crosstab(table["submission"], table["verdict"]).reindex(columns=["sooner", "later"], fill_value=0)
+    counts = counts.assign(of=table.groupby("submission").size(), ahead=counts["sooner"] - counts["later"])
+    counts = counts.sort_values("ahead", ascending=False, kind="stable")
+    told = [f"{name} {one['sooner']} and {one['later']} of {one['of']}" for name, one in counts.iterrows()]
+    of = counts["of"].max()
+    luck = 100 * verdicts.by_luck(2, of)
     return [
         f"Shown to be sooner and later than {table['baseline'].iloc[0]}, in seconds: "
-        f"{'; '.join(text for _, text in told[:6])}{more}.",
-        f"Two of {of} come by luck {100 * luck:.1f} times in 100 where nothing differs; intervals are over studies, on "
-        "these workloads.",
+        f"{words.first(told, 6, rest=' and {} more in the table')}.",
+        f"Two of {of} come by luck {luck:.1f} times in 100 where nothing differs; intervals are "
+        "over studies, on these workloads.",
     ]
 
 
@@ -164,27 +158,25 @@ def answer(against_baseline: pd.DataFrame, score_scores: pd.DataFrame, score_lea
     """Who has the highest score, whether its lead is shown, and how it does against the baseline."""
     if score_scores.empty:
         return ["These logs hold no base workload of AlgoPerf, so there is no score."]
-    scores, leads = (
-        table[table["measure"] == score_scores["measure"].iloc[0]] for table in (score_scores, score_leads)
-    )
+    scores = in_first_measure(score_scores)
     first, workloads = scores.iloc[0], counted(int(scores["num_workloads"].iloc[0]), "workload")
     if len(scores) == 1:
         met = f"meets the target on {first['num_fastest']} of {workloads}"
         return [f"One submission, {first['submission']}: it {met}. A score compares submissions; there is no other."]
     if not scores["num_fastest"].any():
         return [f"No submission of {len(scores)} meets a target on any of {workloads}."]
-    open_ = list(leads.loc[~(leads["low"] > 0), "versus"])
-    lead = f"its lead over {listed(open_[:4])} is undecided" if open_ else "its lead over every other is shown"
+    others = words.listed(undecided(score_leads)[:4])
+    lead = f"its lead over {others} is undecided" if others else "its lead over every other is shown"
     said = [
         f"Of {len(scores)} submissions {first['submission']} has the highest score, {number(first, 'score')}, and is "
         f"fastest on {first['num_fastest']} of {workloads}; {lead}."
     ]
-    mine = against_baseline[(against_baseline["measure"] == "seconds")]
+    mine = against_baseline[against_baseline["measure"] == "seconds"]
     mine = mine[mine["submission"] == first["submission"]]
     if len(mine):
-        sooner, later = (list(mine.loc[mine["verdict"] == word, "workload"]) for word in ("sooner", "later"))
+        sooner, later = (int((mine["verdict"] == word).sum()) for word in ("sooner", "later"))
         said.append(
-            f"Against {mine['baseline'].iloc[0]} it is shown to be sooner on {len(sooner)} of {len(mine)} workloads "
-            f"and later on {len(later)}; the others are undecided."
+            f"Against {mine['baseline'].iloc[0]} it is shown to be sooner on {sooner} of {len(mine)} workloads and "
+            f"later on {later}; the others are undecided."
         )
     return said

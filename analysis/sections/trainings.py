@@ -10,22 +10,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis import words
 from analysis.core import Core
 from analysis.presentation import chart as charts
 from analysis.presentation.chart import REFERENCE_LINE, Look
-from analysis.run_folder.study import TITLES, counted, training_axes
-from analysis.statistics import survival, verdicts
-from analysis.statistics.generalization import as_columns
+from analysis.run_folder.study import TITLES, counted
+from analysis.statistics import verdicts
+from analysis.statistics.generalization import effect, ends_of, over_seeds
 from analysis.statistics.pairs import (
     fixed_settings,
-    in_front,
-    over_workloads,
-    overall_bound,
+    leading,
+    mean_ratio,
     ratios,
     ratios_by_seed,
-    sign,
+    same_schedule,
+    with_bound,
 )
-from analysis.statistics.resampling import bootstrap, of_row, with_interval
 
 TITLE = "Across trainings"
 CAPTION = (
@@ -47,16 +47,15 @@ REFERENCE_OPTIMIZER = "nadamw"  # the paper's; a study without it is measured ag
 
 def tables(core: Core) -> dict[str, pd.DataFrame]:
     """across_trainings: one row a setting · optimizers: baselines of one against another · basin: of peak LRs."""
-    cells, axes = core.cells, training_axes(core.cells)
-    means = survival.restricted_means(cells, core.steps)
+    cells, axes = core.cells, core.training_axes
     return {
-        "across_trainings": across_trainings(core, axes, means),
+        "across_trainings": across_trainings(core),
         "optimizers": optimizers_compared(cells, axes, core.steps, core.hours),
         "basin": basins(widths(cells, axes, core.steps, core.by_cell)),
     }
 
 
-def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+def across_trainings(core: Core) -> pd.DataFrame:
     """One row a setting of a workload that has several trainings, in the order of its axis, baselines first.
 
     axis, place, name: of `study.training_axes` · fixed: pre-specified, or a baseline · num_seeds, num_missed,
@@ -67,10 +66,12 @@ def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.
     columns = ["setting", "training", "training_label", "scheme", "scheme_label", "horizon_fraction", "step_budget"]
     columns += ["num_seeds", "num_unfinished", "num_censored", "steps_to_target", "metric_name", "higher_is_better"]
     names = {"num_censored": "num_missed", "steps_to_target": "median_steps"}
-    table = axes.merge(core.settings[columns].rename(columns=names), on="training", how="inner")
-    fixed = set(fixed_settings(core.cells, core.primary[1]).loc[lambda rows: rows["near"], "setting"])
+    settings = core.settings[columns].rename(columns=names)
+    table = core.training_axes.assign(order=range(len(core.training_axes))).merge(settings, on="training", how="inner")
+    fixed = fixed_settings(core.cells, core.primary[1]).query("near")["setting"]
     table["fixed"] = table["setting"].isin(fixed) | (table["scheme"] == "none")
-    for source, wanted in ((means, ["restricted_mean"]), (core.general, ["best_metric", "final_metric"])):
+    metrics = ["best_metric", "final_metric"]
+    for source, wanted in ((core.restricted_means, ["restricted_mean"]), (core.general, metrics)):
         keep = [f"{name}{end}" for name in wanted for end in ("", "_low", "_high")]
         table = table.merge(source.reindex(columns=["setting", *keep]), on="setting", how="left")
     for versus, name in (("same schedule", ""), ("best baseline", "best_")):
@@ -78,8 +79,7 @@ def across_trainings(core: Core, axes: pd.DataFrame, means: pd.DataFrame) -> pd.
         ends = {f"geometric_mean{end}": f"{name}ratio{end}" for end in ("", "_low", "_high")}
         mine = mine.rename(columns=ends | {"bound": f"{name}bound"})
         table = table.merge(mine[["setting", *ends.values(), f"{name}bound"]], on="setting", how="left")
-    order = {int(training): place for place, training in enumerate(axes["training"])}
-    table = table.assign(order=table["training"].map(order), averaged=table["scheme"] != "none")
+    table = table.assign(averaged=table["scheme"] != "none")
     table = table.sort_values(["workload", "order", "averaged", "scheme", "horizon_fraction", "setting"], kind="stable")
     return table.drop(columns=["order", "averaged"]).reset_index(drop=True)
 
@@ -92,19 +92,16 @@ def optimizers_compared(
     Returns what `savings.ratios` does (ratios of steps and of device-hours, with intervals), a row a
     (workload, optimizer), and reference: the optimizer it is measured against.
     """
-    axes = axes[axes["axis"] == "optimizer"]
-    own = cells[(cells["scheme"] == "none") & cells["training"].isin(axes["training"])]
-    pairs = []
-    for workload, part in own.groupby("workload", sort=True):
-        known = sorted(set(part["optimizer"]))
-        reference = REFERENCE_OPTIMIZER if REFERENCE_OPTIMIZER in known else known[0]
-        base = part[part["optimizer"] == reference].set_index("seed")["cell_id"]
-        other = part[part["optimizer"] != reference]
-        table = other[["training", "setting", "seed", "cell_id"]].assign(workload=workload, versus=reference)
-        pairs.append(table.assign(baseline_cell_id=other["seed"].map(base)).dropna(subset="baseline_cell_id"))
-    columns = ["versus", "workload", "training", "setting", "seed", "cell_id", "baseline_cell_id"]
-    every = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
-    table = ratios(ratios_by_seed(every, steps, hours) if len(every) else every)
+    of = axes.loc[axes["axis"] == "optimizer", "training"]
+    own = cells[(cells["scheme"] == "none") & cells["training"].isin(of)]
+    known = own.groupby("workload")["optimizer"].agg(set)
+    first = known.map(lambda names: REFERENCE_OPTIMIZER if REFERENCE_OPTIMIZER in names else min(names))
+    own = own.assign(versus=own["workload"].map(first))
+    itself = own["optimizer"] == own["versus"]
+    base = own.loc[itself, ["workload", "seed", "cell_id"]].rename(columns={"cell_id": "baseline_cell_id"})
+    columns = ["versus", "workload", "training", "setting", "seed", "cell_id"]
+    pairs = own.loc[~itself, columns].merge(base, on=["workload", "seed"])
+    table = ratios(ratios_by_seed(pairs, steps, hours))
     names = cells.drop_duplicates("training").set_index("training")["optimizer"]
     return table.assign(optimizer=table["training"].map(names)).rename(columns={"versus": "reference"})
 
@@ -151,25 +148,19 @@ def basins(by_seed: pd.DataFrame) -> pd.DataFrame:
     ``narrower``, ``none`` (the interval covers 0), None without an interval · num_seeds, num_pending · num_met of
     num_runs (LR, seed) met the target · num_at_edge: seeds whose basin touches an end of the grid.
     """
-    raw = by_seed[by_seed["scheme"] == "none"].set_index(["workload", "rule", "seed"])["width"]
-    rows: list[dict[str, Any]] = []
-    keys = ["workload", "rule", "averaging", "scheme", "scheme_label"]
-    for key, part in by_seed.groupby(keys, sort=True):
-        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"grid": part["grid"].iloc[0]}
-        row |= {"num_seeds": len(part), "num_pending": int(part["width"].isna().sum())}
-        row |= {"num_met": int(part["num_met"].sum()), "num_runs": int(part["num_lrs"].sum())}
-        row["num_at_edge"] = int(part["at_edge"].sum())
-        paired = raw.reindex(pd.MultiIndex.from_frame(part[["workload", "rule", "seed"]])).to_numpy(dtype=float)
-        own = part["width"].to_numpy(dtype=float)
-        change = bootstrap(own - paired if row["scheme"] != "none" else np.full(len(part), np.nan))
-        row |= as_columns("width", bootstrap(own)) | as_columns("difference", change)
-        # Equal in all seeds: no interval, and no effect is shown.
-        unknown = np.isnan(change.low) and not (len(part) > 1 and change.value == 0)
-        row["effect"] = None if unknown else "none"
-        if change.low > 0 or change.high < 0:
-            row["effect"] = "wider" if change.low > 0 else "narrower"
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*keys, "width", "difference", "effect"])
+    pair = ["workload", "rule", "seed"]
+    none = by_seed["scheme"] == "none"
+    raw = by_seed.loc[none, [*pair, "width"]].rename(columns={"width": "raw"})
+    table = by_seed.assign(pending=by_seed["width"].isna()).merge(raw, on=pair, how="left")
+    table["difference"] = (table["width"] - table["raw"]).where(table["scheme"] != "none")
+    found = over_seeds(
+        table, ["width", "difference"], ["workload", "rule", "averaging", "scheme", "scheme_label"],
+        grid=("grid", "first"), num_seeds=("seed", "size"), num_pending=("pending", "sum"), num_met=("num_met", "sum"),
+        num_runs=("num_lrs", "sum"), num_at_edge=("at_edge", "sum"),
+    )  # fmt: skip
+    equal = (found["num_seeds"] > 1).to_numpy()  # no effect is shown where all seeds are equal
+    found["effect"] = effect(ends_of(found, "difference"), words=("narrower", "none", "wider"), equal=equal)
+    return found
 
 
 def width_where(x: NDArray[np.float64], quality: NDArray[np.float64], goal: float) -> float:
@@ -196,49 +187,40 @@ def sentences(
     if across_trainings.empty:
         return []
     rows = across_trainings[across_trainings["fixed"] & (across_trainings["scheme"] != "none")]
-    front = in_front(chosen)["scheme"].value_counts()
-    scheme = "ema" if "ema" in front else str(front.index[0]) if len(front) else ""
-    rows = rows[rows["scheme"] == scheme]
-    found, said = [], []
-    same = ratios_by_seed[(ratios_by_seed["versus"] == "same schedule") & ratios_by_seed["ratio"].notna()]
-    for name, part in rows.groupby("name", sort=False):
-        mine = same[same["setting"].isin(part["setting"])]
-        if len(mine):
-            ratio = over_workloads(mine.assign(value=np.log(mine["ratio"].astype(float))))
-            said.append(f"{name} {sign(overall_bound(mine['bound']))}{with_interval(ratio)}")
+    rows = rows[rows["scheme"].isin(leading(chosen, "ema")["scheme"])]
+    same = same_schedule(ratios_by_seed[ratios_by_seed["ratio"].notna()])
+    parts = [(name, same[same["setting"].isin(part["setting"])]) for name, part in rows.groupby("name", sort=False)]
+    said = [f"{name} {mean_ratio(mine)}" for name, mine in parts if len(mine)]
+    found = []
     if len(said) > 1:
         axis = TITLES[str(rows["axis"].iloc[0])].split(",")[0]
-        more = f" and {len(said) - 8} more" if len(said) > 8 else ""
         found.append(
             f"Steps of {rows['scheme_label'].iloc[0]} ÷ those of the same training's last iterate, by {axis}: "
-            f"{', '.join(said[:8])}{more}."
+            f"{words.first(said, 8, ', ')}."
         )
     return found + _basin_sentence(basin, rows) + _optimizer_sentence(optimizers)
 
 
 def _basin_sentence(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     mine = table[(table["rule"] == REACHES) & table["scheme_label"].isin(rows["scheme_label"])]
-    mine = mine[mine["difference_low"].notna()] if len(mine) else mine
+    mine = mine[mine["difference_low"].notna()]
     if mine.empty:
         return []
     wider = int((mine["difference_low"] > 0).sum())
     luck = 100 * verdicts.by_luck(max(wider, 1), len(mine))
-    each = [f"{r['workload']} {with_interval(of_row(r, 'difference'), '+.2f')}" for r in mine.to_dict("records")[:4]]
+    each = [f"{row['workload']} {with_bound(row, 'difference', '+.2f')}" for row in mine.to_dict("records")]
     return [
         f"It is shown to widen the range of peak LRs that reach the target on {wider} of "
         f"{counted(len(mine), 'workload')} ({max(wider, 1)} or more come by luck {luck:.1f} times in 100); in octaves: "
-        f"{', '.join(each)}{' …' if len(mine) > 4 else ''}."
+        f"{words.first(each, 4, ', ', ' …')}."
     ]
 
 
 def _optimizer_sentence(table: pd.DataFrame) -> list[str]:
-    known = table[table["geometric_mean"].notna()] if len(table) else table
-    said = [
-        f"{row['workload']}, {row['optimizer']} {sign(row['bound'])}{with_interval(of_row(row, 'geometric_mean'))}"
-        for row in known.to_dict("records")[:6]
-    ]
-    more = " …" if len(known) > 6 else ""
-    return [f"Baselines against {known['reference'].iloc[0]}'s, in steps: {'; '.join(said)}{more}."] if said else []
+    known = table[table["geometric_mean"].notna()].to_dict("records")
+    said = [f"{row['workload']}, {row['optimizer']} {with_bound(row, 'geometric_mean')}" for row in known]
+    told = words.first(said, 6, rest=" …")
+    return [f"Baselines against {known[0]['reference']}'s, in steps: {told}."] if said else []
 
 
 def chart(
@@ -256,8 +238,7 @@ def chart(
     for workload, mine in table.groupby("workload", sort=True):
         for panel in (_steps(mine, steps_to_target), _final(mine, generalization_by_cell)):
             if panel is not None:
-                chart = _panel(mine, panel, labels, colour, pick, first=not parts)
-                parts.append(charts.titled(chart, str(workload)))
+                parts.append(charts.titled(_panel(mine, panel, labels, colour, pick, first=not parts), str(workload)))
     return charts.grid(parts)
 
 
@@ -265,12 +246,11 @@ Panel = tuple[pd.DataFrame, pd.DataFrame, list[Any], alt.Y]
 
 
 def _steps(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
-    rows = mine[mine["restricted_mean"].notna()]
-    if rows.empty:
+    found = _values(mine, "restricted_mean", seeds, "counted_steps")
+    if found is None:
         return None
-    rows = _summary(rows, "restricted_mean").assign(missed=rows["num_missed"] > 0)
-    seeds = seeds[seeds["setting"].isin(rows["setting"]) & seeds["counted_steps"].notna()]
-    seeds = seeds[["setting", "seed", "counted_steps", "status"]].rename(columns={"counted_steps": "value"})
+    rows, seeds = found
+    rows = rows.assign(missed=rows["num_missed"] > 0)
     seeds = seeds.assign(missed=seeds["status"] != "met")
     budget = float(rows["step_budget"].max())
     low, high = _most(rows, seeds["value"])
@@ -283,20 +263,24 @@ def _steps(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
 
 
 def _final(mine: pd.DataFrame, seeds: pd.DataFrame) -> Panel | None:
-    rows = mine[mine["final_metric"].notna()]
-    if rows.empty:
+    found = _values(mine, "final_metric", seeds.assign(status="final"), "final_metric")
+    if found is None:
         return None
-    rows = _summary(rows, "final_metric").assign(missed=False)
-    seeds = seeds[seeds["setting"].isin(rows["setting"]) & seeds["final_metric"].notna()]
-    seeds = seeds[["setting", "seed", "final_metric"]].rename(columns={"final_metric": "value"})
-    seeds = seeds.assign(missed=False, status="final")
+    rows, seeds = (table.assign(missed=False) for table in found)
     title = charts.metric_title(rows["metric_name"].iloc[0], bool(rows["higher_is_better"].iloc[0]))
     scale = alt.Scale(domain=_most(rows, seeds["value"]), nice=False, zero=False)
     return (rows, seeds, [], alt.Y("value:Q", title=f"final {title}", scale=scale, axis=alt.Axis(format=".4~g")))
 
 
-def _summary(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    return rows.assign(value=rows[name], low=rows[f"{name}_low"], high=rows[f"{name}_high"])
+def _values(
+    mine: pd.DataFrame, mean: str, seeds: pd.DataFrame, of_seed: str
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The rows that have a mean, as value, low and high, and the value of each of their seeds."""
+    rows = mine[mine[mean].notna()]
+    seeds = seeds[seeds["setting"].isin(rows["setting"]) & seeds[of_seed].notna()]
+    seeds = seeds[["setting", "seed", of_seed, "status"]].rename(columns={of_seed: "value"})
+    ends = dict(zip(("value", "low", "high"), ends_of(rows, mean), strict=True))
+    return (rows.assign(**ends), seeds) if len(rows) else None
 
 
 def _most(rows: pd.DataFrame, values: pd.Series) -> list[float]:
@@ -321,8 +305,8 @@ def _panel(
     rows, seeds, rules, y = panel
     seeds = seeds.merge(rows[["setting", "scheme", "scheme_label", "name", "place"]], on="setting")
     axis, x = str(mine["axis"].iloc[0]), _axis(mine)
-    rows, seeds = (_beside(table, mine, labels, axis) for table in (rows, seeds))
-    seen = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0))
+    rows, seeds = (_beside(table, mine, labels) for table in (rows, seeds))
+    seen = charts.opaque_where(pick)
     base, ticks = (alt.Chart(table).transform_filter(pick).encode(x=x, color=colour) for table in (rows, seeds))
     hover = charts.tooltips(f"name:N:{TITLES[axis]}", "scheme_label:N:setting", "seed:Q:seed:d", "value:Q:value:.5~g")
     mark = alt.when(alt.datum.missed).then(alt.value("circle")).otherwise(alt.value("stroke"))
@@ -347,39 +331,39 @@ def _panel(
 
 
 def _axis(mine: pd.DataFrame) -> alt.X:
-    axis = str(mine["axis"].iloc[0])
-    if mine["place"].isna().any():  # a place of its own for each name, in order
-        names = list(dict.fromkeys(mine["name"]))
+    names, places, ends = _along(mine)
+    if names:
         label = f"split({json.dumps(names)}[datum.value], /_|, /)"
-        ticks = alt.Axis(values=list(range(len(names))), labelExpr=label, grid=False, labelLimit=110, labelAngle=0)
-        domain = [-0.5, len(names) - 0.5]
-        return alt.X("at:Q", title=None, axis=ticks, scale=alt.Scale(domain=domain, nice=False, zero=False))
-    places = sorted(set(mine["place"].astype(float)))
+        ticks = alt.Axis(values=places, labelExpr=label, grid=False, labelLimit=110, labelAngle=0)
+        return alt.X("at:Q", title=None, axis=ticks, scale=alt.Scale(domain=ends, nice=False, zero=False))
+    axis = str(mine["axis"].iloc[0])
     share = axis == "length"
-    domain = _ends(places, log=not share)
     ticks = alt.Axis(values=places, grid=False, format=".0%" if share else "~g", labelOverlap=False)
-    kind = alt.Scale(domain=domain, nice=False, **({"zero": False} if share else {"type": "log"}))
+    kind = alt.Scale(domain=ends, nice=False, **({"zero": False} if share else {"type": "log"}))
     return alt.X("at:Q", title=TITLES[axis] + ("" if share else " (log)"), axis=ticks, scale=kind)
 
 
-def _ends(places: list[float], log: bool) -> list[float]:
-    if log:
-        room = (places[-1] / places[0]) ** 0.12
-        return [places[0] / room, places[-1] * room]
-    room = 0.12 * (places[-1] - places[0])
-    return [places[0] - room, places[-1] + room]
+def _along(mine: pd.DataFrame) -> tuple[list[str], list[Any], list[float]]:
+    """The names of the trainings, where they have no other place than their order; their places; the axis's ends."""
+    if mine["place"].isna().any():
+        names = list(dict.fromkeys(mine["name"]))
+        return names, list(range(len(names))), [-0.5, len(names) - 0.5]
+    places = sorted(set(mine["place"].astype(float)))
+    if mine["axis"].iloc[0] == "length":
+        room = 0.12 * (places[-1] - places[0])
+        return [], places, [places[0] - room, places[-1] + room]
+    room = (places[-1] / places[0]) ** 0.12
+    return [], places, [places[0] / room, places[-1] * room]
 
 
-def _beside(table: pd.DataFrame, mine: pd.DataFrame, labels: list[str], axis: str) -> pd.DataFrame:
+def _beside(table: pd.DataFrame, mine: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     """Adds at: the place of a row, moved aside a little, so that the settings of one place do not hide each other."""
     number = table["scheme_label"].map({label: i for i, label in enumerate(labels)}).astype(float)
     aside = SIDE * (number - (len(labels) - 1) / 2)
-    if mine["place"].isna().any():
-        names = list(dict.fromkeys(mine["name"]))
-        at = table["name"].map({name: i for i, name in enumerate(names)}) + aside * min(4.0, 20 / len(labels))
+    names, places, (low, high) = _along(mine)
+    if names:
+        at = table["name"].map(dict(zip(names, places, strict=True))) + aside * min(4.0, 20 / len(labels))
         return table.assign(at=at.astype(float))
-    places = sorted(set(mine["place"].astype(float)))
-    low, high = _ends(places, log=axis != "length")
-    if axis == "length":
+    if mine["axis"].iloc[0] == "length":
         return table.assign(at=table["place"] + aside * (high - low) / 3)
     return table.assign(at=table["place"] * (high / low) ** (aside / 3))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,40 +44,30 @@ EVALUATIONS = pa.schema(
 )
 TRIAL = ["submission", "workload", "study", "trial", "cell_id"]
 
-BASE = (
-    *("criteo1tb", "fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer"),
-    *("librispeech_deepspeech", "ogbg", "wmt"),
-)
+VARIANTS = {  # of each base workload, every one that AlgoPerf ever defined
+    "criteo1tb": ("embed_init", "layernorm", "resnet", "test"),
+    "fastmri": ("layernorm", "model_size", "tanh"),
+    "imagenet_resnet": ("gelu", "large_bn_init", "silu"),
+    "imagenet_vit": ("glu", "map", "post_ln"),
+    "librispeech_conformer": ("attention_temperature", "gelu", "layernorm"),
+    "librispeech_deepspeech": ("no_resnet", "norm_and_spec_aug", "tanh"),
+    "ogbg": ("gelu", "model_size", "silu"),
+    "wmt": ("attention_temp", "glu_tanh", "post_ln"),
+}
+BASE = tuple(VARIANTS)
 HELD_OUT = (  # the variants that v0.5 drew
     *("criteo1tb_embed_init", "fastmri_tanh", "imagenet_resnet_large_bn_init"),
     *("librispeech_conformer_layernorm", "ogbg_model_size", "wmt_glu_tanh"),
 )
 LM = "finewebedu_lm"  # joined the base workloads with v1.0
 ALL_BASE = (*BASE, LM)
-WORKLOADS = frozenset(ALL_BASE) | frozenset(  # and every variant that AlgoPerf ever defined
-    f"{base}_{variant}"
-    for base, variants in {
-        "criteo1tb": ("embed_init", "layernorm", "resnet", "test"),
-        "fastmri": ("layernorm", "model_size", "tanh"),
-        "imagenet_resnet": ("gelu", "large_bn_init", "silu"),
-        "imagenet_vit": ("glu", "map", "post_ln"),
-        "librispeech_conformer": ("attention_temperature", "gelu", "layernorm"),
-        "librispeech_deepspeech": ("no_resnet", "norm_and_spec_aug", "tanh"),
-        "ogbg": ("gelu", "model_size", "silu"),
-        "wmt": ("attention_temp", "glu_tanh", "post_ln"),
-    }.items()
-    for variant in variants
-)
+WORKLOADS = {*ALL_BASE, *(f"{base}_{variant}" for base, variants in VARIANTS.items() for variant in variants)}
 
 
-class Leaderboard(NamedTuple):
-    """What the scoring code of one AlgoPerf version counts."""
-
-    base: tuple[str, ...]  # ρ is a share of these
-    held_out: tuple[str, ...]  # variants, each of which voids its base workload where it is missed
-
-
-LEADERBOARDS = {"v0.5": Leaderboard(BASE, HELD_OUT), "v0.6": Leaderboard(BASE, ()), "v1.0": Leaderboard(ALL_BASE, ())}
+# By the version of AlgoPerf's scoring code: the base workloads, of which ρ is a share, and the held-out variants, each
+# of which voids its base workload where it is missed.
+_Names = tuple[str, ...]
+LEADERBOARDS: dict[str, tuple[_Names, _Names]] = {"v0.5": (BASE, HELD_OUT), "v0.6": (BASE, ()), "v1.0": (ALL_BASE, ())}
 TAU: NDArray[np.float64] = np.linspace(1.0, 4.0, 100)
 
 RULES = pd.DataFrame(
@@ -85,11 +75,8 @@ RULES = pd.DataFrame(
         ("best trial of a study", "the fewest seconds", "the lowest evaluation index; among equals the last trial"),
         ("a metric that is not finite", "never meets a target", "NaN never does, an infinity can"),
         ("seconds beyond 4 × the best", "stay: ρ ends at τ = 4", "become ∞, on held-out variants too"),
-        (
-            "held-out variant missed",
-            "shown beside, voids nothing",
-            "v0.5: its base workload becomes ∞, and vice versa; v0.6 and later have no variants",
-        ),
+        ("held-out variant missed", "shown beside, voids nothing",
+         "v0.5: its base workload becomes ∞, and vice versa; v0.6 and later have no variants"),
         ("study without an evaluated trial", "counts as missed", "is not seen"),
         ("share ρ is of", "the base workloads in the logs", "the 8 base workloads, from v1.0 on 9, in the logs or not"),
     ],
@@ -144,17 +131,19 @@ def score(evaluations: pd.DataFrame, exact: bool | str = False) -> Scores:
     """Every table of one rule, from evaluations with the columns of EVALUATIONS.
 
     exact: AlgoPerf's own code, of the leaderboard named or, if True, of the one the logs belong to.
-
     scores: submission, score, integral (the same area in closed form), num_workloads.
     seconds: of `seconds_to_target`. studies: of `best_trials`. profile: of `performance_profile`.
     """
     code = code_of(evaluations, exact)
+    return Scores(**_by_rule(evaluations, code), differences=differences(evaluations, code or True))
+
+
+def _by_rule(evaluations: pd.DataFrame, code: str | None) -> dict[str, pd.DataFrame]:
     studies = best_trials(trials_to_target(evaluations, bool(code)), bool(code))
     seconds = seconds_to_target(studies)
     times = scored_times(seconds, code)
     profile = performance_profile(times)
-    between = differences(evaluations, code or True)
-    return Scores(areas(times, profile), seconds, studies, profile, between)
+    return {"scores": areas(times, profile), "seconds": seconds, "studies": studies, "profile": profile}
 
 
 def trials_to_target(evaluations: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
@@ -276,13 +265,10 @@ def performance_profile(times: pd.DataFrame, tau: NDArray[np.float64] = TAU) -> 
 def areas(times: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
     """score = ⅓ ∫₁⁴ ρ dτ by trapezoid on 100 points; integral = mean over workloads of max(0, (4 − r)/3)."""
     span = TAU[-1] - TAU[0]
-    area = {
-        str(name): float(np.trapezoid(part["share"], x=part["tau"]) / span)
-        for name, part in profile.groupby("submission", sort=True)
-    }
+    area = [np.trapezoid(of["share"], x=of["tau"]) / span for _, of in profile.groupby("submission", sort=False)]
     closed = ((TAU[-1] - ratios_to_best(times)) / span).clip(lower=0).mean(axis=1)
-    found = pd.DataFrame({"submission": times.index, "score": [area[str(name)] for name in times.index]})
-    return found.assign(integral=closed.to_numpy(), num_workloads=times.shape[1])
+    found = {"submission": times.index, "score": area, "integral": closed.to_numpy()}
+    return pd.DataFrame(found).assign(num_workloads=times.shape[1])
 
 
 def differences(evaluations: pd.DataFrame, exact: bool | str = True) -> pd.DataFrame:
@@ -293,28 +279,19 @@ def differences(evaluations: pd.DataFrame, exact: bool | str = True) -> pd.DataF
     """
     sides = []
     for code in (None, code_of(evaluations, exact)):
-        seconds = seconds_to_target(best_trials(trials_to_target(evaluations, bool(code)), bool(code)))
-        times = scored_times(seconds, code)
-        scores = areas(times, performance_profile(times))
-        own = zip(scores["submission"], scores["score"], strict=True)
-        found: dict[Any, float] = {("score", submission, None): value for submission, value in own}
-        places = zip(seconds["submission"], seconds["workload"], seconds["seconds"], strict=True)
-        found |= {("seconds", submission, workload): value for submission, workload, value in places}
-        for name in times:
-            found |= {("scored seconds", submission, name): value for submission, value in times[name].items()}
+        made = _by_rule(evaluations, code)
+        scores, seconds = made["scores"].set_index("submission"), made["seconds"].set_index(["submission", "workload"])
+        times = scored_times(made["seconds"], code)
+        found: dict[Any, float] = {("score", name, None): value for name, value in scores["score"].items()}
+        found |= {("seconds", *of): value for of, value in zip(seconds.index, seconds["seconds"], strict=True)}
+        found |= {("scored seconds", name, of): value for of in times for name, value in times[of].items()}
         sides.append(found)
     clean, theirs = sides
+    both = {key: (clean.get(key, np.nan), theirs.get(key, np.nan)) for key in dict.fromkeys([*clean, *theirs])}
     rows = [
-        (*key, clean.get(key, np.nan), theirs.get(key, np.nan))
-        for key in dict.fromkeys([*clean, *theirs])
-        if clean.get(key) != theirs.get(key)
+        (*key, *values)
+        for key, values in both.items()
+        # Of a base workload neither cut nor voided, the scored seconds say nothing that the seconds do not.
+        if values[0] != values[1] and (key[0] != "scored seconds" or values != both.get(("seconds", *key[1:])))
     ]
-    table = pd.DataFrame(rows, columns=["what", "submission", "workload", "clean", "exact"])
-    # Of a base workload neither cut nor voided, the scored seconds say nothing that the seconds do not.
-    plain = table[table["what"] == "seconds"].set_index(["submission", "workload"])[["clean", "exact"]]
-    keys = [*zip(table["submission"], table["workload"], strict=True)]
-    repeats = [
-        what == "scored seconds" and key in plain.index and (clean, exact) == tuple(plain.loc[key])
-        for what, key, clean, exact in zip(table["what"], keys, table["clean"], table["exact"], strict=True)
-    ]
-    return table[~np.array(repeats, dtype=bool)].reset_index(drop=True)
+    return pd.DataFrame(rows, columns=["what", "submission", "workload", "clean", "exact"])

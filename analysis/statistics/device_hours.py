@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.run_folder.records import rows_of_cells
 
+Floats = NDArray[np.float64]
 MARGINAL = (
     "wall seconds of training and of this one average up to the target, × devices ÷ 3600, without evaluation; of a run "
     "that misses, of all it trained."
@@ -20,20 +24,28 @@ def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFr
     Linear between records and from 0 at step 0; a missed cell pays what its last record says.
     Returns: cell_id, device_hours, one row a row of `steps`; NaN without records or while unfinished.
     """
-    devices = {str(cell_id): float(num) for cell_id, num in zip(cells["cell_id"], cells["num_devices"], strict=True)}
-    rows = rows_of_cells(records)
-    at = records["step"].to_numpy(dtype=float)
-    seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=float)
-    hours = []
-    for cell_id, point, status in zip(steps["cell_id"], steps["point"], steps["status"], strict=True):
-        if cell_id not in rows or status == "unfinished":
-            hours.append(np.nan)
-            continue
-        mine = at[rows[cell_id]]
-        end = point if status == "met" else mine[-1]
-        paid = np.interp(end, np.append(0.0, mine), np.append(0.0, seconds[rows[cell_id]]))
-        hours.append(float(paid) * devices[cell_id] / 3600)
+    devices = dict(zip(cells["cell_id"], cells["num_devices"], strict=True))
+    paid_of = clocks(records)
+    known = (steps["status"] != "unfinished") & steps["cell_id"].isin(list(paid_of))
+    hours = [
+        float(hours_at(paid_of[cell_id], point, devices[cell_id])) if is_known else np.nan
+        for cell_id, point, is_known in zip(steps["cell_id"], steps["point"], known, strict=True)
+    ]
     return pd.DataFrame({"cell_id": steps["cell_id"], "device_hours": np.array(hours, dtype=float)})
+
+
+def clocks(records: pd.DataFrame) -> dict[str, tuple[Floats, Floats]]:
+    """cell_id -> (steps, seconds of training and of this average), from 0 at step 0."""
+    steps = records["step"].to_numpy(dtype=np.float64)
+    seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=np.float64)
+    rows = rows_of_cells(records).items()
+    return {cell_id: (np.append(0.0, steps[mine]), np.append(0.0, seconds[mine])) for cell_id, mine in rows}
+
+
+def hours_at(clock: tuple[Floats, Floats], steps: Any, num_devices: float) -> Any:
+    """Device-hours up to these steps, linear between records; of NaN, a miss, all there are. Shape of `steps`."""
+    at, seconds = clock
+    return np.interp(np.where(np.isnan(steps), at[-1], steps), at, seconds) * float(num_devices) / 3600
 
 
 def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
@@ -65,6 +77,6 @@ def paid(trials: pd.DataFrame) -> float:
 def unit(cells: pd.DataFrame) -> str:
     """What a device-hour is here: ``GPU-hours`` only where every cell ran on GPUs."""
     devices = set(cells["device"].dropna())
-    return {frozenset({"gpu"}): "GPU-hours", frozenset({"cpu"}): "CPU-core-hours"}.get(
-        frozenset(devices), "device-hours"
-    )
+    if devices == {"gpu"}:
+        return "GPU-hours"
+    return "CPU-core-hours" if devices == {"cpu"} else "device-hours"

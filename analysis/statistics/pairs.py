@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.statistics.resampling import (
-    FEWEST,
-    Counts,
-    Interval,
-    Statistic,
-    bootstrap,
-    bootstrap_groups,
-    stratified_geometric_mean,
-)
+from analysis.statistics import resampling
+from analysis.statistics.resampling import FEWEST, Interval, Statistic, bootstrap_groups, of_row, with_interval
 from analysis.statistics.steps_to_target import grid_sd
 
 EXACT, AT_LEAST, AT_MOST = "exact", "at least", "at most"
@@ -34,27 +26,24 @@ CHOSEN_HORIZON = 0.01  # of the step budget: pre-specified, the paper's finding
 NEAR = 1.5  # a horizon within this factor of it stands for it
 
 
-def score(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+def score(cells: pd.DataFrame, by_cell: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """One row a raw (scheme ``none``) setting, best first within each workload.
 
     The order: the smallest median steps-to-target over seeds, missed ones counted at the step budget; where the
     workload has no target, or medians tie, the best median of the best validation metric.
+    Args: by_cell: of `generalization.metrics_by_cell`. steps: of `steps_to_target`.
     Returns: workload, training, length_fraction, num_seeds, median_steps, median_best (metric), rank (1 = best).
     """
     raw = cells[cells["scheme"] == "none"].merge(steps[["cell_id", "ranked_steps"]], on="cell_id", how="left")
-    sign = np.where(raw["higher_is_better"].astype(bool), 1.0, -1.0)
-    records = records[records["cell_id"].isin(raw["cell_id"])]
-    finite = records[~records["diverged"].astype(bool) & np.isfinite(records["metric"])]
-    extremes = finite.groupby("cell_id")["metric"].agg(["min", "max"])
-    best = np.where(sign > 0, raw["cell_id"].map(extremes["max"]), raw["cell_id"].map(extremes["min"]))
-    raw = raw.assign(best=best, quality=-sign * best)
-    table = raw.groupby(["workload", "training"], as_index=False, sort=True).agg(
+    raw = raw.merge(by_cell[["cell_id", "best_metric"]], on="cell_id")
+    badness = raw["best_metric"].where(~raw["higher_is_better"].astype(bool), -raw["best_metric"])
+    table = raw.assign(badness=badness).groupby(["workload", "training"], as_index=False, sort=True).agg(
         length_fraction=("length_fraction", "first"),
         num_seeds=("seed", "nunique"),
         median_steps=("ranked_steps", "median"),
-        median_best=("best", "median"),
-        badness=("quality", "median"),
-    )
+        median_best=("best_metric", "median"),
+        badness=("badness", "median"),
+    )  # fmt: skip
     table = table.sort_values(["workload", "median_steps", "badness", "training"], kind="stable")
     table["rank"] = table.groupby("workload").cumcount() + 1
     return table.drop(columns="badness").reset_index(drop=True)
@@ -133,37 +122,44 @@ def leading(chosen: pd.DataFrame, scheme: str) -> pd.DataFrame:
     return front[front["scheme"] == (scheme if scheme in names or names.empty else names.index[0])]
 
 
-def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
-    """ratio = steps-to-target of the cell / of its baseline, one row a pair.
+def same_schedule(table: pd.DataFrame, settings: pd.Series | None = None) -> pd.DataFrame:
+    """The rows against the baseline of the same schedule, of these settings if told."""
+    mine = table[table["versus"] == "same schedule"]
+    return mine if settings is None else mine[mine["setting"].isin(settings)]
 
-    Args: pairs: of `pair`. steps: of `steps_to_target`. hours: of
-      `device_hours.hours_to_target`.
-    Returns the pairs that have a target, with
-      steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
-      ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid
-      leaves it, exact pairs only · grid_sd: standard deviation of its log over that range · held_ratio, held_bound,
-      held_grid_sd: of 3 evaluations in a row · device_hours, baseline_device_hours, hours_ratio (with the same bound).
+
+def ratios_by_seed(pairs: pd.DataFrame, steps: pd.DataFrame, hours: pd.DataFrame) -> pd.DataFrame:
+    """ratio = steps-to-target of the cell / of its baseline, one row a pair that has a target.
+
+    Args: pairs: of `pair`. steps: of `steps_to_target`. hours: of `device_hours.hours_to_target`.
+    Adds steps, baseline_steps: counted steps · ratio, bound (``exact``, ``at least``, ``at most``, ``both missed``,
+    ``pending``; the last two have no ratio) · ratio_low, ratio_high: the ratio's range as the evaluation grid leaves
+    it, exact pairs only · grid_sd: standard deviation of its log over that range · held_ratio, held_bound,
+    held_grid_sd: of 3 evaluations in a row · device_hours, baseline_device_hours, hours_ratio (with the same bound).
     """
-    table = pairs.merge(_side(steps, hours, ""), on="cell_id", how="inner")
-    table = table.merge(_side(steps, hours, "baseline_"), on="baseline_cell_id", how="inner")
-    table["bound"] = _bound(table, "status", "censored")
-    table["held_bound"] = _bound(table, "status", "held_censored")
-    table["ratio"] = _ratio(table["steps"], table["baseline_steps"], table["bound"])
-    table["held_ratio"] = _ratio(table["held_steps"], table["baseline_held_steps"], table["held_bound"])
+    known = steps[_OF_STEPS].merge(hours[["cell_id", "device_hours"]], on="cell_id", how="left")
+    known = known.rename(columns={"counted_steps": "steps", "held_counted_steps": "held_steps"})
+    table = pairs.merge(known, on="cell_id").merge(known.add_prefix("baseline_"), on="baseline_cell_id")
+    apart = table["cell_id"] != table["baseline_cell_id"]  # a run against itself has no error
+    for of in ("", "held_"):
+        table[f"{of}bound"] = _bound(table, of)
+        table[f"{of}ratio"] = _ratio(table[f"{of}steps"], table[f"baseline_{of}steps"], table[f"{of}bound"])
+        errors = (grid_sd(table[f"{side}{of}lower"], table[f"{side}{of}upper"]) for side in ("", "baseline_"))
+        table[f"{of}grid_sd"] = apart * np.hypot(*errors)
     table["hours_ratio"] = _ratio(table["device_hours"], table["baseline_device_hours"], table["bound"])
     exact = table["bound"] == EXACT
     with np.errstate(divide="ignore", invalid="ignore"):
         table["ratio_low"] = (table["lower"] / table["baseline_upper"]).where(exact)
         table["ratio_high"] = (table["upper"] / table["baseline_lower"]).where(exact)
-    apart = table["cell_id"] != table["baseline_cell_id"]  # a run against itself has no error
-    for name in ("", "held_"):
-        ends = [(table[f"{side}{name}lower"], table[f"{side}{name}upper"]) for side in ("", "baseline_")]
-        table[f"{name}grid_sd"] = apart * np.hypot(*(grid_sd(*of) for of in ends))
-    drop = [f"{side}held_{end}" for side in ("", "baseline_") for end in ("lower", "upper")]
-    drop += ["lower", "upper", "baseline_lower", "baseline_upper", "status", "baseline_status", "censored"]
-    drop += ["baseline_censored", "held_censored", "baseline_held_censored"]
     order = ["versus", "setting", "seed", "cell_id"]
-    return table.drop(columns=drop).sort_values(order, kind="stable").reset_index(drop=True)
+    return table[[*pairs.columns, *_OF_PAIR]].sort_values(order, kind="stable").reset_index(drop=True)
+
+
+_OF_STEPS = ["cell_id", "censored", "held_censored", "lower", "upper", "held_lower", "held_upper"]
+_OF_STEPS += ["counted_steps", "held_counted_steps"]
+_OF_PAIR = ["steps", "held_steps", "device_hours", "baseline_steps", "baseline_held_steps", "baseline_device_hours"]
+_OF_PAIR += ["bound", "held_bound", "ratio", "held_ratio", "hours_ratio", "ratio_low", "ratio_high"]
+_OF_PAIR += ["grid_sd", "held_grid_sd"]
 
 
 def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
@@ -184,12 +180,10 @@ def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
         baseline_device_hours=("baseline_device_hours", "mean"),
     ).reset_index()
     group = np.asarray(groups.ngroup(), dtype=np.int64)
-    for kind in _KINDS:
-        table[f"num_{kind.replace(' ', '_')}"] = _count(by_seed["bound"], kind, group, len(table))
+    for kind in (EXACT, AT_LEAST, AT_MOST, BOTH_MISSED, PENDING):
+        table[f"num_{kind.replace(' ', '_')}"] = (by_seed["bound"] == kind).groupby(group).sum().to_numpy()
     for bound in ("bound", "held_bound"):
-        found = [_count(by_seed[bound], kind, group, len(table)) > 0 for kind in (EXACT, AT_LEAST, AT_MOST)]
-        some = np.select([found[1] & found[2], found[1], found[2], found[0]], _OVERALL, "none")
-        table[bound] = pd.Series(some, dtype="str")
+        table[bound] = groups[bound].agg(overall_bound).astype("str").to_numpy()
     for name, (column, statistic) in _MEANS.items():
         values = by_seed[column].to_numpy(dtype=np.float64)
         grid = by_seed["held_grid_sd" if column == "held_ratio" else "grid_sd"].to_numpy(dtype=np.float64)
@@ -198,18 +192,12 @@ def ratios(by_seed: pd.DataFrame) -> pd.DataFrame:
     return table[_RATIO_COLUMNS]
 
 
-_KINDS = [EXACT, AT_LEAST, AT_MOST, BOTH_MISSED, PENDING]
-_OVERALL = ["mixed", AT_LEAST, AT_MOST, EXACT]
 _MEANS: dict[str, tuple[str, Statistic]] = {
     "mean": ("ratio", "mean"),
     "geometric_mean": ("ratio", "geometric_mean"),
     "held_geometric_mean": ("held_ratio", "geometric_mean"),
     "hours_ratio": ("hours_ratio", "geometric_mean"),
 }
-
-
-def _count(bounds: pd.Series, kind: str, group: Counts, num_groups: int) -> Counts:
-    return np.bincount(group[(bounds == kind).to_numpy()], minlength=num_groups)
 
 
 _RATIO_COLUMNS = [
@@ -236,29 +224,17 @@ def sign(bound: object, mixed: str = "about ") -> str:
     return {AT_LEAST: "≥ ", AT_MOST: "≤ ", "mixed": mixed}.get(str(bound), "")
 
 
-def _side(steps: pd.DataFrame, hours: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    names = {"counted_steps": "steps", "held_counted_steps": "held_steps"}
-    keep = [*("cell_id", "status", "censored", "held_censored", "lower", "upper", "held_lower", "held_upper"), *names]
-    side = steps[keep].merge(hours[["cell_id", "device_hours"]], on="cell_id", how="left")
-    return side.rename(columns={name: prefix + names.get(name, name) for name in side.columns})
+def with_bound(row: Any, name: str = "ratio", form: str = ".2f", bound: str = "bound", mixed: str = "about ") -> str:
+    """'≥ 0.90 [0.88, 0.92]', from a row's columns name, name_low, name_high and bound, if there."""
+    return sign(row.get(bound), mixed) + with_interval(of_row(row, name), form)
 
 
-def _bound(table: pd.DataFrame, status: str, censored: str) -> pd.Series:
-    misses = table[censored].astype(bool)
-    baseline_misses = table[f"baseline_{censored}"].astype(bool)
-    pending = (misses & (table[status] == "unfinished")) | (
-        baseline_misses & (table[f"baseline_{status}"] == "unfinished")
-    )
-    # A run that met the target once and is not trained to its end may yet hold it: its steps are not counted.
-    if censored == "held_censored":
-        unknown = table["held_steps"].isna() | table["baseline_held_steps"].isna()
-        pending = pending | unknown
-    kinds = np.select(
-        [pending, misses & baseline_misses, misses, baseline_misses],
-        [PENDING, BOTH_MISSED, AT_LEAST, AT_MOST],
-        EXACT,
-    )
-    return pd.Series(kinds, index=table.index, dtype="str")
+def _bound(table: pd.DataFrame, of: str) -> pd.Series:
+    """What the ratio of first crossings, or of ``held_`` ones, is; steps that may yet be counted make it pending."""
+    misses, baseline_misses = (table[f"{side}{of}censored"].astype(bool) for side in ("", "baseline_"))
+    pending = table[[f"{of}steps", f"baseline_{of}steps"]].isna().any(axis=1)
+    kinds = [pending, misses & baseline_misses, misses, baseline_misses]
+    return pd.Series(np.select(kinds, [PENDING, BOTH_MISSED, AT_LEAST, AT_MOST], EXACT), table.index, dtype="str")
 
 
 def _ratio(top: pd.Series, bottom: pd.Series, bound: pd.Series) -> pd.Series:
@@ -297,13 +273,11 @@ def metric_changes(top: pd.DataFrame, bottom: pd.DataFrame, higher_is_better: Ma
 
 
 def by_workload(pairs: pd.DataFrame) -> pd.DataFrame:
-    """exp(mean over seeds of value) of each workload with its interval.
-
-    Returns: workload, value, low, high, num_pairs.
-    """
+    """workload, value: exp(mean over seeds of value), low, high, num_pairs; one row a workload."""
     rows = []
     for workload, part in pairs.groupby("workload", sort=True):
-        found = bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", _grid(part))
+        grid = part["grid_sd"].to_numpy(dtype=float) if "grid_sd" in part else None
+        found = resampling.bootstrap(np.exp(part["value"].to_numpy(dtype=float)), "geometric_mean", grid)
         rows.append((workload, *found, int(part["value"].notna().sum())))
     return pd.DataFrame(rows, columns=["workload", "value", "low", "high", "num_pairs"])
 
@@ -324,9 +298,21 @@ def over_workloads(pairs: pd.DataFrame) -> Interval:
     """
     parts = [part for _, part in pairs[pairs["value"].notna()].groupby("workload", sort=True)]
     ratios = [np.exp(part["value"].to_numpy(dtype=float)) for part in parts]
-    grids = [grid for part in parts if (grid := _grid(part)) is not None]
-    return stratified_geometric_mean(ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",), grids)
+    grids = [part["grid_sd"].to_numpy(dtype=float) for part in parts if "grid_sd" in part]
+    return resampling.stratified_geometric_mean(
+        ratios, ("workload", "seed") if len(ratios) >= FEWEST else ("seed",), grids
+    )
 
 
-def _grid(pairs: pd.DataFrame) -> NDArray[np.float64] | None:
-    return pairs["grid_sd"].to_numpy(dtype=np.float64) if "grid_sd" in pairs else None
+def bar(row: Any, name: str, without: str) -> str:
+    """'~ 0.90', a ratio alone as charts have it; what to say without one."""
+    return f"{sign(row['bound'], mixed='~ ')}{row[name]:.2f}" if row[name] == row[name] else without
+
+
+def mean_ratio(pairs: pd.DataFrame, name: str = "ratio", of: str = "") -> str:
+    """'≥ 0.90 [0.88, 0.92]', over workloads and seeds.
+
+    Args: pairs: of `ratios_by_seed`. name: of their ratio. of: ``held_``, where its bound and grid are those.
+    """
+    values = pairs.assign(value=np.log(pairs[name].astype(float)), grid_sd=pairs[f"{of}grid_sd"])
+    return sign(overall_bound(pairs[f"{of}bound"])) + with_interval(over_workloads(values))

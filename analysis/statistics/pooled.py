@@ -11,25 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.statistics import verdicts
+from analysis.statistics import resampling, verdicts
 from analysis.statistics.pairs import AT_LEAST, AT_MOST, BOTH_MISSED, EXACT, PENDING, overall_bound
-from analysis.statistics.resampling import (
-    FEWEST,
-    RESAMPLES,
-    draws_of,
-    grid_floor,
-    interval,
-    mean,
-    pooled_floor,
-    resample_workloads,
-    widening,
-)
+from analysis.statistics.resampling import FEWEST, Floats, mean, widening
 from analysis.statistics.steps_to_target import HELD
 from analysis.statistics.survival import restricted_pairs
-
-Floats = NDArray[np.float64]
 
 FIXED, BEST = "pre-specified", "selected post hoc"
 LEFT_OUT_RESAMPLES = 2_000
@@ -59,7 +46,6 @@ def _median(top: Floats, bottom: Floats) -> Floats:
 class Way(NamedTuple):
     """One way to pool. columns: of the pairs, averaged over seeds: a ratio's, or the average's and the baseline's."""
 
-    rule: str
     columns: tuple[str, ...]
     over: Callable[..., Floats]  # the workloads on the last axis
     within: Callable[..., Any] = np.mean
@@ -67,66 +53,39 @@ class Way(NamedTuple):
     crossing: str = ""  # of which crossings: first ones, or held_ ones
 
 
+STEPS, HOURS = ("counted", "baseline_counted"), ("device_hours", "baseline_device_hours")
+SUITE = "suite device-hours"  # says nothing on one workload
 WAYS = {
-    "mean ratio": Way(
-        "arithmetic mean over seeds, then over workloads; a missed target counted at the step budget, a pair that both "
-        "miss left out",
-        *(("ratio",), mean),
-        logs=False,
-    ),
-    "geometric mean": Way(
-        "geometric mean over seeds, then over workloads; missed targets as for the mean ratio",
-        *(("log_ratio",), _exp_mean),
-    ),
-    "sustained geometric mean": Way(
-        f"the same of the steps to {HELD} evaluations in a row that meet the target",
-        *(("log_held_ratio",), _exp_mean),
-        crossing="held_",
-    ),
-    "median ratio": Way(
-        "median steps over seeds, missed ones at the step budget, average ÷ baseline; then the median over workloads",
-        *(("counted", "baseline_counted"), _median, np.median),
-    ),
-    "RMST": Way(
-        "restricted mean survival time: mean steps up to the step budget over seeds, average ÷ baseline, a pair that "
-        "both miss counted T/T; then the geometric mean over workloads",
-        *(("counted", "baseline_counted"), _geometric),
-    ),
-    "survivors only": Way(
-        "the mean ratio over the pairs that both meet the target: seeds that miss it are dropped; shown to compare, "
-        "not to use",
-        *(("exact_ratio",), mean),
-        logs=False,
-    ),
-    "device-hours": Way(
-        "device-hours of training + averaging to the target, × devices: geometric mean over seeds, then over "
-        "workloads; a run that misses pays for all it trained, a pair that both miss left out",
-        *(("log_hours_ratio",), _exp_mean),
-    ),
-    "suite device-hours": Way(
-        "Σ over workloads of the mean device-hours, average ÷ baseline: long workloads weigh more; a workload that "
-        "nobody solves is charged all it trained",
-        *(("hours", "baseline_hours"), _sums),
-    ),
-    "suite, solved only": Way(
-        "the same sum; workloads that nobody solves left out",
-        *(("solved_hours", "baseline_solved_hours"), _sums),
-    ),
+    "geometric mean": Way(("log_ratio",), _exp_mean),
+    "sustained geometric mean": Way(("log_held_ratio",), _exp_mean, crossing="held_"),
+    "mean ratio": Way(("ratio",), mean, logs=False),
+    "median ratio": Way(STEPS, _median, within=np.median),
+    "RMST": Way(STEPS, _geometric),
+    "device-hours": Way(("log_hours_ratio",), _exp_mean),
+    SUITE: Way(HOURS, _sums),
 }
-FRONT = (  # side by side in the figure, the first before the others
-    *("geometric mean", "sustained geometric mean", "mean ratio", "median ratio", "RMST", "device-hours"),
-    "suite device-hours",
-)
+RULES = {
+    "geometric mean": "geometric mean over seeds, then over workloads; missed targets as for the mean ratio",
+    "sustained geometric mean": f"the same of the steps to {HELD} evaluations in a row that meet the target",
+    "mean ratio": "arithmetic mean over seeds, then over workloads; a missed target counted at the step budget, a pair "
+    "that both miss left out",
+    "median ratio": "median steps over seeds, missed ones at the step budget, average ÷ baseline; then the median over "
+    "workloads",
+    "RMST": "restricted mean survival time: mean steps up to the step budget over seeds, average ÷ baseline, a pair "
+    "that both miss counted T/T; then the geometric mean over workloads",
+    "device-hours": "device-hours of training + averaging to the target, × devices: geometric mean over seeds, then "
+    "over workloads; a run that misses pays for all it trained, a pair that both miss left out",
+    SUITE: "Σ over workloads of the mean device-hours, average ÷ baseline: long workloads weigh more; a workload that "
+    "nobody solves is charged all it trained",
+}
+FRONT = tuple(WAYS)  # side by side in the figure, the first before the others
 SAME, AGAINST_BEST = "same schedule", "best baseline"
-SUMS = ("suite device-hours", "suite, solved only")  # say nothing on one workload
 _MEANS = list(dict.fromkeys((column, way.within) for way in WAYS.values() for column in way.columns))
 
 
 _NAMES = ["versus", "horizon", "scheme"]
-_COLUMNS = [
-    *(*_NAMES, "scope", "workload", "statistic", "value", "low", "high", "seeds_low", "seeds_high", "bound"),
-    *("num_workloads", "num_pairs", "num_missed", "num_pending"),
-]
+_COLUMNS = [*_NAMES, "scope", "workload", "statistic", "value", "low", "high", "seeds_low", "seeds_high", "bound"]
+_COLUMNS += ["num_workloads", "num_pairs", "num_missed", "num_pending"]
 
 
 def picks(chosen: pd.DataFrame, horizons: pd.DataFrame) -> pd.DataFrame:
@@ -157,6 +116,8 @@ def pool(by_seed: pd.DataFrame, steps: pd.DataFrame, picked: pd.DataFrame) -> pd
     pairs = restricted_pairs(by_seed, steps).merge(picked, on=["workload", "setting"], how="inner")
     if _baselines(pairs, SAME) == _baselines(pairs, AGAINST_BEST):
         pairs = pairs[pairs["versus"] == SAME]
+    logs = {f"log_{name}": np.log(pairs[name]) for name in ("ratio", "held_ratio", "hours_ratio")}
+    pairs = pairs.assign(**logs, **pairs[list(HOURS)].dropna().reindex(pairs.index))  # hours of both sides or of none
     rows: list[dict[str, Any]] = []
     for key, part in pairs.groupby(_NAMES, sort=True):
         rows += [dict(zip(_NAMES, key, strict=True)) | row for row in _scopes(part)]
@@ -179,7 +140,7 @@ def _scopes(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     names = [str(name) for name in [*rated[rated].index, *rated[~rated].index]]
     if not names:
         return []
-    parts = [_columns(done[done["workload"] == name]) for name in names]
+    parts = [done[done["workload"] == name] for name in names]
     floors = np.stack([_floors(part) for part in parts], axis=-1)
     draws = np.stack([_means(part, 1 + place) for place, part in enumerate(parts)], axis=-1)
     values = np.stack([_means(part, None) for part in parts], axis=-1)
@@ -187,29 +148,12 @@ def _scopes(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     rows = _rows("all", None, pairs, values, draws, sizes, floors)
     for place, name in enumerate(names):
         own = _means(parts[place], 0)[:, :, None]  # the seeds that the table of ratios draws
-        mine = pairs["workload"] == name
-        rows += _rows("alone", name, pairs[mine], values[:, :, [place]], own, sizes[:, [place]], floors[:, [place]])
+        mine, here = pairs["workload"] == name, np.arange(len(names)) == place
+        rows += _rows("alone", name, pairs[mine], values[:, :, here], own, sizes[:, here], floors[:, here])
         if len(names) > 1:
-            rest = np.delete(np.arange(len(names)), place)
-            left = draws[:, :LEFT_OUT_RESAMPLES, rest]
+            rest, left = ~here, draws[:, :LEFT_OUT_RESAMPLES, ~here]
             rows += _rows("without", name, pairs[~mine], values[:, :, rest], left, sizes[:, rest], floors[:, rest])
     return rows
-
-
-def _columns(part: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of one workload with every column that WAYS name."""
-    both = part[["device_hours", "baseline_device_hours"]].notna().all(axis=1)
-    sides = {f"{side}hours": part[f"{side}device_hours"].where(both) for side in ("", "baseline_")}
-    solved = 1.0 if (part["bound"] != BOTH_MISSED).any() else np.nan
-    return part.assign(
-        log_ratio=np.log(part["ratio"]),
-        log_held_ratio=np.log(part["held_ratio"]),
-        exact_ratio=part["ratio"].where(part["bound"] == EXACT),
-        log_hours_ratio=np.log(part["hours_ratio"]),
-        **sides,
-        solved_hours=solved * sides["hours"],
-        baseline_solved_hours=solved * sides["baseline_hours"],
-    )
 
 
 def _means(part: pd.DataFrame, stream: int | None) -> Floats:
@@ -221,36 +165,28 @@ def _means(part: pd.DataFrame, stream: int | None) -> Floats:
     for name, of in _MEANS:
         known = part[name].dropna().to_numpy(dtype=np.float64)
         if len(known) == 0:
-            found.append(np.full(1 if stream is None else RESAMPLES, np.nan))
+            found.append(np.full(1 if stream is None else resampling.RESAMPLES, np.nan))
         else:
-            found.append(of(known, keepdims=True) if stream is None else draws_of(known, stream, of))
+            found.append(of(known, keepdims=True) if stream is None else resampling.draws_of(known, stream, of))
     return np.stack(found)
 
 
 def _floors(part: pd.DataFrame) -> Floats:
     """The half-width that the evaluation grid leaves to each of WAYS on one workload; NaN where it has no value."""
-    found = {
-        crossing: float(grid_floor(*part[[f"log_{crossing}ratio", f"{crossing}grid_sd"]].dropna().to_numpy().T))
-        for crossing in ("", "held_")
-    }
+    known = {one: part[[f"log_{one}ratio", f"{one}grid_sd"]].dropna().to_numpy().T for one in ("", "held_")}
+    found = {crossing: float(resampling.grid_floor(*of)) for crossing, of in known.items()}
     return np.array([found[way.crossing] if part[way.columns[0]].notna().any() else np.nan for way in WAYS.values()])
 
 
 def _statistics(means: Floats) -> Floats:
     """Shape (len(_MEANS), …, workloads) -> (len(WAYS), …)."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        of = {key: means[place] for place, key in enumerate(_MEANS)}
+        of = dict(zip(_MEANS, means, strict=True))
         return np.stack([way.over(*(of[column, way.within] for column in way.columns)) for way in WAYS.values()])
 
 
 def _rows(
-    scope: str,
-    workload: str | None,
-    pairs: pd.DataFrame,
-    values: Floats,
-    draws: Floats,
-    sizes: NDArray[np.int64],
-    floors: Floats,
+    scope: str, workload: str | None, pairs: pd.DataFrame, values: Floats, draws: Floats, sizes: Any, floors: Floats
 ) -> list[dict[str, Any]]:
     """One row a statistic. Args: values, draws: shape (len(_MEANS), 1 or resamples, workloads). sizes: (len(WAYS),
     workloads), how many pairs each statistic rests on in each workload; floors: the same shape, of `_floors`.
@@ -258,37 +194,33 @@ def _rows(
     found = _statistics(values)[:, 0]
     rests_on = [of[of > 0].tolist() for of in sizes]
     logs = np.array([way.logs for way in WAYS.values()])
-    floor = pooled_floor(floors.T) * np.where(logs, 1.0, found)
+    floor = resampling.pooled_floor(floors.T) * np.where(logs, 1.0, found)
     wide = narrow = np.full((3, len(WAYS)), np.nan)
     if max(len(mine) for mine in rests_on) >= FEWEST:
         factors = np.array([widening(len(mine)) if len(mine) >= FEWEST else np.nan for mine in rests_on])
-        wide = interval(found, _statistics(resample_workloads(draws)).T, factors, logs=logs, floor=floor)
+        both = _statistics(resampling.resample_workloads(draws)).T
+        wide = resampling.interval(found, both, factors, logs=logs, floor=floor)
     if scope != "without":
         factors = np.array([widening(*mine) for mine in rests_on])
-        narrow = interval(found, _statistics(draws).T, factors, logs=logs, floor=floor)
-    done = pairs[pairs["bound"] != PENDING]
-    numbers = {
-        "num_pairs": len(pairs),
-        "num_missed": int(pairs["bound"].isin([AT_LEAST, AT_MOST, BOTH_MISSED]).sum()),
-        "num_pending": len(pairs) - len(done),
-    }
+        narrow = resampling.interval(found, _statistics(draws).T, factors, logs=logs, floor=floor)
+    bounds = pairs["bound"]
+    missed, pending = bounds.isin([AT_LEAST, AT_MOST, BOTH_MISSED]).sum(), (bounds == PENDING).sum()
+    numbers = {"num_pairs": len(pairs), "num_missed": int(missed), "num_pending": int(pending)}
     ends = zip(found, *wide[1:], *narrow[1:], strict=True)
     return [
         {"scope": scope, "workload": workload, "statistic": statistic}
         | dict(zip(("value", "low", "high", "seeds_low", "seeds_high"), map(float, of), strict=True))
-        | {"bound": "none" if np.isnan(of[0]) else _bound(statistic, done), "num_workloads": len(mine), **numbers}
+        | {"bound": "none" if np.isnan(of[0]) else _bound(statistic, bounds), "num_workloads": len(mine), **numbers}
         for statistic, of, mine in zip(WAYS, ends, rests_on, strict=True)
     ]
 
 
-def _bound(statistic: str, done: pd.DataFrame) -> str:
+def _bound(statistic: str, bounds: pd.Series) -> str:
     """What the number is, given that some runs miss the target."""
-    if statistic in ("RMST", "survivors only"):
-        return EXACT  # by their definition
-    if statistic == "suite, solved only":
-        done = done[done["workload"].isin(done.loc[done["bound"] != BOTH_MISSED, "workload"])]
-    counted = statistic in ("median ratio", *SUMS)  # both sides at a step budget they would have exceeded
-    return "mixed" if counted and (done["bound"] == BOTH_MISSED).any() else overall_bound(done["bound"])
+    if statistic == "RMST":
+        return EXACT  # by its definition
+    counted = statistic in ("median ratio", SUITE)  # both sides at a step budget they would have exceeded
+    return "mixed" if counted and (bounds == BOTH_MISSED).any() else overall_bound(bounds)
 
 
 def families(ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -314,7 +246,5 @@ def families(ratios: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_FAMILIES)
 
 
-_FAMILIES = [
-    *("versus", "scheme", "num_families", "num_fewer", "num_excluded", "num_more", "num_undecided"),
-    *("num_with_missed", "by_luck"),
-]
+_FAMILIES = ["versus", "scheme", "num_families", "num_fewer", "num_excluded", "num_more", "num_undecided"]
+_FAMILIES += ["num_with_missed", "by_luck"]

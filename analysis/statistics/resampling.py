@@ -24,7 +24,7 @@ FEWEST = 3  # workloads, for an interval that resamples workloads
 AT_ONCE = 2**16  # numbers in a block of resampled columns: it stays in the cache
 ROUNDING = 1e-9  # values that differ by a smaller share of themselves are equal
 
-Z = float(norm.ppf((1 + LEVEL) / 2))
+Z = float(norm.ppf(TAILS[1]))
 
 RULE = (
     "Nonparametric bootstrap over seeds, over three workloads or more over workloads too; 10,000 resamples, a fixed "
@@ -50,31 +50,22 @@ def of_row(row: Any, name: str) -> Interval:
 
 def with_interval(interval: Interval, form: str = ".2f") -> str:
     """'0.90 [0.88, 0.92]'; the value alone where there is no interval."""
-    if np.isnan(interval.low):
-        text = f"{interval.value:{form}}"
-    else:
-        text = f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-    return text.replace("-", "−").replace("inf", "∞")
+    ends = "" if np.isnan(interval.low) else f" [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.value:{form}}{ends}".replace("-", "−").replace("inf", "∞")
 
 
 def interval(
-    value: Any,
-    draws: Floats,
-    factor: Any,
-    counts: Counts | None = None,
-    *,
-    logs: Any = False,
-    scale: float | None = None,
-    floor: Floats | None = None,
-) -> Floats:
+    value: Any, draws: Floats, factor: Any, counts: Counts | None = None, *,
+    logs: Any = False, scale: float | None = None, floor: Any = np.nan,
+) -> Floats:  # fmt: skip
     """The value and the (1 ± LEVEL)/2 quantiles of its draws, their distance from it stretched by the factor.
 
     No interval (NaN) where no two draws differ by more than ROUNDING of themselves, or of `scale`: of equal values
     nothing is known of other seeds. Stretched on the log scale where `logs`; an infinite end stays, and from an
     infinite value, or on the log scale from 0, nothing can be moved away: there a finite end stays too.
-    Args: value, factor, logs: shape (m,) or one for all. floor: half-width, on the scale that is stretched, that the
-    interval has at least wherever there is a factor: of `grid_floor`. draws: (u, m), NaN left out; counts: (u,), how
-    often each came up. Returns: shape (3, m): value, low, high.
+    Args: value, factor, logs, floor: shape (m,) or one for all. floor: half-width, on the scale that is stretched, that
+    the interval has at least wherever there is a factor: of `grid_floor`. draws: (u, m), NaN left out; counts: (u,),
+    how often each came up. Returns: shape (3, m): value, low, high.
     """
     value = np.broadcast_to(np.asarray(value, dtype=np.float64), draws.shape[1:])
     ends = _quantiles(draws, counts)
@@ -84,11 +75,9 @@ def interval(
         moved = np.where(logs, value * (ends / value) ** factor, value + factor * (ends - value))
         stays = ~np.isnan(factor) & (np.isinf(ends) | np.isinf(value) | (np.asarray(logs) & (value == 0)))
         found = np.where(differ, np.where(stays, ends, moved), np.nan)
-    if floor is not None:
-        away = np.where(~np.isnan(factor) & (floor > 0), floor, np.nan) * np.array([[-1], [1]])
-        least = np.where(logs, value * np.exp(away), value + away)
-        found = np.stack([np.fmin(found[0], least[0]), np.fmax(found[1], least[1])])
-    return np.vstack([value[None], found])
+    away = np.where(~np.isnan(factor) & (floor > 0), floor, np.nan) * np.array([[-1], [1]])
+    least = np.where(logs, value * np.exp(away), value + away)
+    return np.vstack([value, np.fmin(found[0], least[0]), np.fmax(found[1], least[1])])
 
 
 def grid_floor(values: Floats, grid: Floats) -> Floats:
@@ -124,15 +113,14 @@ def small_sample_factor(n: float, degrees: float) -> float:
     normal. Source: the narrowness bias of Hesterberg 2015 (The American Statistician 69:371–386), whose expanded
     percentile interval it follows, stretched rather than read further out, since 10 resamples have no tails.
     """
-    upper = (1 + LEVEL) / 2
-    return float(np.sqrt(n / (n - 1)) * t.ppf(upper, degrees) / norm.ppf(upper))
+    return float(np.sqrt(n / (n - 1)) * t.ppf(TAILS[1], degrees) / Z)
 
 
 def for_all(ratio: Interval, number: int, degrees: int) -> Interval:
     """Bonferroni: the interval of one of so many ratios, each at level 1 − 5 %/number, so that all hold together."""
     if np.isnan(ratio.low) or degrees < 1 or not 0 < ratio.value < np.inf:
         return ratio
-    factor = t.ppf(1 - (1 - LEVEL) / 2 / max(1, number), degrees) / t.ppf((1 + LEVEL) / 2, degrees)
+    factor = t.ppf(1 - (1 - LEVEL) / 2 / max(1, number), degrees) / t.ppf(TAILS[1], degrees)
     low, high = (float(ratio.value * (end / ratio.value) ** factor) for end in (ratio.low, ratio.high))
     return Interval(ratio.value, low, high)
 
@@ -158,45 +146,36 @@ def bootstrap_columns(
     Returns: shape (3, m).
     """
     n, m = matrix.shape
-    logs = statistic == "geometric_mean"
-    with np.errstate(divide="ignore"):  # of 0, a bound: −∞
-        of = np.log(matrix) if logs else matrix
     found = np.full((3, m), np.nan)
     if n == 0:
         return found
-    weights, counts = multisets(n) if n > 1 else (np.ones((1, 1)), np.ones(1, dtype=np.int64))
-    sizes = (~np.isnan(matrix)).sum(axis=0)
-    factors = np.array([widening(size) for size in sizes.tolist()])
-    total = np.where(np.isnan(of), 0.0, of).sum(axis=0)
-    value = np.divide(total, sizes, out=np.full(m, np.nan), where=sizes > 0)
-    value = np.exp(value) if logs else value
-    floor = None if grid is None else grid_floor(of if logs or scale else np.log(matrix), grid)
-    floor = floor if floor is None or logs or scale else floor * value
+    logs = statistic == "geometric_mean"
+    with np.errstate(divide="ignore"):  # of 0, a bound: −∞
+        of = np.log(matrix) if logs else matrix
+    factors = np.array([widening(size) for size in (~np.isnan(matrix)).sum(axis=0).tolist()])
+    value = np.exp(mean(of, 0)) if logs else mean(of, 0)
+    floor = np.full(m, np.nan)
+    if grid is not None:
+        floor = grid_floor(of, grid) if logs or scale else grid_floor(np.log(matrix), grid) * value
+    weights, counts = multisets(n)
     width = max(1, AT_ONCE // len(weights))
-    for block in (slice(start, start + width) for start in range(0, m, width)):
-        draws = weighted_means(weights, of[:, block])
-        draws = np.exp(draws) if logs else draws
-        found[:, block] = interval(
-            value[block],
-            draws,
-            factors[block],
-            counts,
-            logs=logs,
-            scale=scale,
-            floor=None if floor is None else floor[block],
-        )
+    for at in (slice(start, start + width) for start in range(0, m, width)):
+        means = weighted_means(weights, of[:, at])
+        draws = np.exp(means) if logs else means
+        found[:, at] = interval(value[at], draws, factors[at], counts, logs=logs, scale=scale, floor=floor[at])
     return found
 
 
 def bootstrap_each(
-    matrices: Sequence[Floats], scale: float | None = None, grids: Sequence[Floats] | None = None
-) -> list[Floats]:
+    matrices: Sequence[Floats], statistic: Statistic = "mean", scale: float | None = None,
+    grids: Sequence[Floats] | None = None,
+) -> list[Floats]:  # fmt: skip
     """`bootstrap_columns` of every matrix, those with equally many rows side by side: a thousand in one go."""
     found: list[Floats] = [np.empty((3, 0))] * len(matrices)
     for rows in sorted({len(matrix) for matrix in matrices}):
         mine = [place for place, matrix in enumerate(matrices) if len(matrix) == rows]
         grid = None if grids is None else np.hstack([grids[place] for place in mine])
-        bands = bootstrap_columns(np.hstack([matrices[place] for place in mine]), scale=scale, grid=grid)
+        bands = bootstrap_columns(np.hstack([matrices[place] for place in mine]), statistic, scale, grid)
         edges = np.cumsum([matrices[place].shape[1] for place in mine])
         for place, band in zip(mine, np.split(bands, edges[:-1], axis=1), strict=True):
             found[place] = band
@@ -206,25 +185,23 @@ def bootstrap_each(
 def bootstrap_groups(
     values: Floats, group: Counts, num_groups: int, statistic: Statistic = "mean", grid: Floats | None = None
 ) -> Floats:
-    """`bootstrap` of every group, groups of one size as columns together.
+    """`bootstrap` of every group.
 
     Args: values, group, grid: shape (n,), groups numbered from 0. Returns: shape (3, num_groups): value, low, high.
     """
     known = ~np.isnan(values)
     order = np.argsort(group[known], kind="stable")
-    ordered, sizes = values[known][order], np.bincount(group[known], minlength=num_groups)
-    starts = np.cumsum(sizes) - sizes
-    found = np.full((3, num_groups), np.nan)
-    for n in np.unique(sizes[sizes > 0]).tolist():
-        mine = np.flatnonzero(sizes == n)
-        rows = starts[mine] + np.arange(n)[:, None]
-        of_rows = None if grid is None else grid[known][order][rows]
-        found[:, mine] = bootstrap_columns(ordered[rows], statistic, grid=of_rows)
-    return found
+    edges = np.cumsum(np.bincount(group[known], minlength=num_groups))
+
+    def columns(of: Floats) -> list[Floats]:
+        return np.split(of[known][order][:, None], edges)[:num_groups]
+
+    bands = bootstrap_each(columns(values), statistic, grids=None if grid is None else columns(grid))
+    return np.hstack([np.empty((3, 0)), *bands])
 
 
 def stratified_geometric_mean(
-    strata: Sequence[Floats], levels: Collection[str] = ("seed",), grids: Sequence[Floats] | None = None
+    strata: Sequence[Floats], levels: Collection[str] = ("seed",), grids: Sequence[Floats] = ()
 ) -> Interval:
     """The geometric mean over strata (workloads) of the geometric mean within each (seeds), NaN dropped.
 
@@ -235,8 +212,7 @@ def stratified_geometric_mean(
     logs = [part for part in logs if len(part)]
     if not logs:
         return Interval(np.nan, np.nan, np.nan)
-    errors = [grid_floor(np.log(values), grid) for values, grid in zip(strata, grids or [], strict=bool(grids))]
-    floor = pooled_floor([error for error in errors if not np.isnan(error)]) if grids else None
+    floor = pooled_floor([grid_floor(np.log(of), grid) for of, grid in zip(strata, grids, strict=bool(grids))])
     sizes = [len(part) for part in logs]
     value = float(np.mean([part.mean() for part in logs]))
     if min(sizes) < 2:
@@ -375,7 +351,7 @@ def ratios_of_medians(top: Floats, bottom: Floats) -> Interval:
     draws = _ratio(*sides)
     low, high = (
         float(np.quantile(np.where(np.isnan(draws), open_, draws), tail, method="nearest"))
-        for open_, tail in ((0.0, (1 - LEVEL) / 2), (np.inf, (1 + LEVEL) / 2))
+        for open_, tail in zip((0.0, np.inf), TAILS, strict=True)
     )
     if 0 < value < np.inf:
         factor = small_sample_factor(n, 2 * (n - 1))

@@ -7,30 +7,23 @@ workload, whatever its metric.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.run_folder.records import rows_of_cells
+from analysis.statistics import resampling
+from analysis.statistics.device_hours import clocks, hours_at
 from analysis.statistics.pairs import AT_LEAST, AT_MOST, EXACT
-from analysis.statistics.resampling import (
-    FEWEST,
-    bootstrap_each,
-    draws_of,
-    grid_floor,
-    interval,
-    mean,
-    pooled_floor,
-    resample_workloads,
-    widening,
-)
+from analysis.statistics.resampling import FEWEST, Floats, bootstrap_each, mean, widening
 from analysis.statistics.steps_to_target import curves, first_crossings, grid_sd, least_steps, running_best
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Series = tuple[Floats, Floats]
+NO_CURVE: Series = (np.empty(0), np.empty(0))
+NO_CLOCK: Series = (np.zeros(1), np.zeros(1))
 
 SHARES: Floats = np.round(np.arange(0.10, 1.0001, 0.025), 3)
 SAME = "same schedule"
@@ -38,10 +31,8 @@ COUNTS = ["num_pairs", "num_exact", "num_at_least", "num_at_most", "num_both_mis
 ENDS = ["ratio", "low", "high", "hours_ratio", "hours_low", "hours_high"]
 COLUMNS = ["versus", "workload", "training", "setting", "share", "level", *ENDS, *COUNTS]
 POOLED_ENDS = ["ratio", "low", "high", "seeds_low", "seeds_high"]
-POOLED_COLUMNS = [
-    *("versus", "scheme", "share", *POOLED_ENDS, *(f"hours_{end}" for end in POOLED_ENDS)),
-    *("bound", "num_workloads", *COUNTS),
-]
+POOLED_HOURS = [f"hours_{end}" for end in POOLED_ENDS]
+POOLED_COLUMNS = ["versus", "scheme", "share", *POOLED_ENDS, *POOLED_HOURS, "bound", "num_workloads", *COUNTS]
 
 
 class Curve(NamedTuple):
@@ -103,21 +94,21 @@ def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, sha
 
     Args: cells: of `study.progress`; unfinished ones take no part. pairs: of `pairs.pair`.
     """
-    series, clocks = curves(records), _clocks(records)
+    series, clock_of = curves(records), clocks(records)
     trained = cells[cells["state"] != "unfinished"]
     of = {str(cell["cell_id"]): cell for cell in trained.to_dict("records")}
     baselines = trained[trained["scheme"] == "none"].groupby("training")["cell_id"].agg(list)
     pairs = pairs[pairs["cell_id"].isin(list(of)) & pairs["baseline_cell_id"].isin(list(of))]
     pairs = pairs[pairs["cell_id"] != pairs["baseline_cell_id"]].sort_values(["versus", "setting", "seed"])
     goals: dict[int, Floats] = {}
-    sides: dict[tuple[str, int], Side] = {}
-    none = (np.empty(0), np.empty(0))
 
+    @cache
     def side(cell_id: str, baseline: int) -> Side:
-        if (cell_id, baseline) not in sides:
-            curve, clock = series.get(cell_id, none), clocks.get(cell_id, none)
-            sides[cell_id, baseline] = _side(of[cell_id], curve, clock, goals[baseline])
-        return sides[cell_id, baseline]
+        cell = of[cell_id]
+        met = first_crossings(*series.get(cell_id, NO_CURVE), goals[baseline], bool(cell["higher_is_better"]))
+        counted = np.where(np.isnan(met.point), least_steps(cell), met.point)
+        hours = hours_at(clock_of.get(cell_id, NO_CLOCK), met.point, cell["num_devices"])
+        return Side(met.point, counted, hours, grid_sd(met.lower, met.upper))
 
     found = []
     for key, part in pairs.groupby(["versus", "workload", "training", "setting"], sort=True):
@@ -128,44 +119,21 @@ def measure(cells: pd.DataFrame, records: pd.DataFrame, pairs: pd.DataFrame, sha
             known = [series[cell_id] for cell_id in baselines.get(baseline, []) if cell_id in series]
             goals[baseline] = levels(known, length, bool(first["higher_is_better"]), shares)
         top, bottom = (
-            Side(
-                *(np.stack(column) for column in zip(*(side(cell_id, baseline) for cell_id in part[name]), strict=True))
-            )
+            Side(*map(np.stack, zip(*(side(cell_id, baseline) for cell_id in part[name]), strict=True)))
             for name in ("cell_id", "baseline_cell_id")
         )
-        versus, workload, training, setting = key
-        found.append(_curve((str(versus), str(workload), int(str(training)), int(str(setting))), shares,
-                            goals[baseline], top, bottom))  # fmt: skip
+        names = cast("tuple[str, str, int, int]", key)
+        found.append(_curve(names, shares, goals[baseline], top, bottom))
     return found
 
 
-def _side(cell: dict[Any, Any], curve: Series, clock: Series, goals: Floats) -> Side:
-    steps = first_crossings(*curve, goals, bool(cell["higher_is_better"]))
-    at, seconds = clock
-    paid = np.where(np.isnan(steps), at[-1] if len(at) else 0.0, steps)
-    hours = np.interp(paid, np.append(0.0, at), np.append(0.0, seconds)) * float(cell["num_devices"]) / 3600
-    place, known = np.searchsorted(at, steps), ~np.isnan(steps)
-    ends = np.append(0.0, at)[place[known]], at[place[known]]
-    error = np.zeros(len(steps))
-    error[known] = grid_sd(*ends)
-    return Side(steps, np.where(known, steps, least_steps(cell)), hours, error)
-
-
 def _curve(names: tuple[str, str, int, int], shares: Floats, goals: Floats, top: Side, bottom: Side) -> Curve:
-    """Sides: matrices (seeds, levels)."""
+    """Args: names: as in Curve. top, bottom: matrices (seeds, levels)."""
     k = ~np.isnan(goals)
     misses, other = np.isnan(top.steps)[:, k], np.isnan(bottom.steps)[:, k]
-    steps, hours = (
-        _log(a[:, k], b[:, k], misses & other) for a, b in ((top.counted, bottom.counted), (top.hours, bottom.hours))
-    )
+    sides = ((top.counted, bottom.counted), (top.hours, bottom.hours))
+    steps, hours = (_log(mine[:, k], its[:, k], misses & other) for mine, its in sides)
     return Curve(*names, shares[k], goals[k], misses, other, steps, hours, np.hypot(top.grid, bottom.grid)[:, k])
-
-
-def _clocks(records: pd.DataFrame) -> dict[str, Series]:
-    """cell_id -> (steps, seconds of training and of this average)."""
-    steps = records["step"].to_numpy(dtype=np.float64)
-    seconds = (records["train_seconds"] + records["average_seconds"]).to_numpy(dtype=np.float64)
-    return {cell_id: (steps[rows], seconds[rows]) for cell_id, rows in rows_of_cells(records).items()}
 
 
 def _log(top: Floats, bottom: Floats, unknown: Bools) -> Floats:
@@ -228,12 +196,13 @@ def _equal(one: list[Curve], other: list[Curve]) -> bool:
 def _levels(curves: list[Curve]) -> pd.DataFrame:
     """The pooled rows of one scheme; levels without a ratio left out."""
     shares = np.unique(np.concatenate([curve.share for curve in curves]))
-    steps = [_on(shares, curve, curve.log_ratio) for curve in curves]
-    hours = [_on(shares, curve, curve.log_hours_ratio) for curve in curves]
+    steps, hours, grids = (
+        [_on(shares, curve, getattr(curve, name)) for curve in curves]
+        for name in ("log_ratio", "log_hours_ratio", "grid")
+    )
     table: dict[str, Any] = {"share": shares}
-    grids = [_on(shares, curve, curve.grid) for curve in curves]
-    table |= dict(zip(POOLED_ENDS, np.exp(_pooled(steps, grids)), strict=True))
-    table |= dict(zip(POOLED_COLUMNS[8:13], np.exp(_pooled(hours, grids)), strict=True))
+    for names, logs in ((POOLED_ENDS, steps), (POOLED_HOURS, hours)):
+        table |= dict(zip(names, np.exp(_pooled(logs, grids)), strict=True))
     table["num_workloads"] = np.stack([~np.isnan(part).all(axis=0) for part in steps]).sum(axis=0)
     for curve in curves:
         at = np.searchsorted(shares, curve.share)
@@ -258,9 +227,9 @@ def _pooled(logs: list[Floats], grids: list[Floats]) -> Floats:
     sizes = np.stack([(~np.isnan(part)).sum(axis=0) for part in logs], axis=1).tolist()
     narrow = np.array([widening(*(size for size in column if size)) for column in sizes])
     wide = np.array([widening(num) if num >= FEWEST else np.nan for num in known.sum(axis=0).tolist()])
-    floors = np.stack([grid_floor(part, grid) for part, grid in zip(logs, grids, strict=True)])
-    floor, value = pooled_floor(np.where(known, floors, np.nan)), mean(means, 0)
-    seeds = np.stack([draws_of(part, 1 + place, mean) for place, part in enumerate(logs)], axis=-1)
-    both = np.moveaxis(resample_workloads(np.moveaxis(seeds, 1, 0)), 0, 1)
-    found = interval(value, mean(both, -1), wide, scale=1.0, floor=floor)
-    return np.vstack([found, interval(value, mean(seeds, -1), narrow, scale=1.0, floor=floor)[1:]])
+    floors = np.stack([resampling.grid_floor(part, grid) for part, grid in zip(logs, grids, strict=True)])
+    floor, value = resampling.pooled_floor(np.where(known, floors, np.nan)), mean(means, 0)
+    seeds = np.stack([resampling.draws_of(part, 1 + place, mean) for place, part in enumerate(logs)], axis=-1)
+    both = np.moveaxis(resampling.resample_workloads(np.moveaxis(seeds, 1, 0)), 0, 1)
+    found = resampling.interval(value, mean(both, -1), wide, scale=1.0, floor=floor)
+    return np.vstack([found, resampling.interval(value, mean(seeds, -1), narrow, scale=1.0, floor=floor)[1:]])

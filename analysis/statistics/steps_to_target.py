@@ -17,39 +17,50 @@ Floats = NDArray[np.float64]
 
 
 class Crossing(NamedTuple):
-    """The target is first met within (lower, upper] steps, at `point` by interpolation; all NaN when never met."""
+    """The target is first met within (lower, upper] steps, at `point` by interpolation; all NaN when never met.
 
-    lower: float
-    upper: float
-    point: float
+    Numbers for one target, shape (m,) for m.
+    """
+
+    lower: Any
+    upper: Any
+    point: Any
 
 
 NEVER = Crossing(np.nan, np.nan, np.nan)
 
 
 def first_crossing(steps: Floats, metric: Floats, target: float, higher: bool, in_a_row: int = 1) -> Crossing:
-    """The first of `in_a_row` consecutive evaluations that all meet the target.
+    """`first_crossings` of one target."""
+    found = first_crossings(steps, metric, np.array([target], dtype=np.float64), higher, in_a_row)
+    return Crossing(*(float(one[0]) for one in found))
+
+
+def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool, in_a_row: int = 1) -> Crossing:
+    """The first of `in_a_row` consecutive evaluations that all meet each target.
 
     upper = s_i with i the first such evaluation; lower = s_{i-1}, or 0; between them linear in the metric:
     point = s_{i-1} + (s_i − s_{i-1}) (target − m_{i-1}) / (m_i − m_{i-1}), and s_i where m_{i-1} is not there.
     A metric equal to the target meets it; NaN and infinities never do. Fewer than `in_a_row` evaluations
     before the end cannot meet it.
 
-    Args: steps, metric: shape (n,), steps increasing. target: a metric value. higher: greater is better.
+    Args: steps, metric: shape (n,), steps increasing. targets: metric values, shape (m,), NaN is never met. higher:
+    greater is better. Returns: lower, upper, point, shape (m,) each.
     """
-    quality, goal = _quality(metric, higher), (target if higher else -target)
-    meets = quality >= goal
-    if len(meets) < in_a_row or in_a_row < 1:
-        return NEVER
-    all_meet = np.lib.stride_tricks.sliding_window_view(meets, in_a_row).all(axis=1)
-    if not all_meet.any():
-        return NEVER
-    index = int(np.argmax(all_meet))
-    upper = float(steps[index])
-    if index == 0:
-        return Crossing(0.0, upper, upper)
-    lower = float(steps[index - 1])
-    return Crossing(lower, upper, _between(lower, upper, quality[index - 1], quality[index], goal))
+    found = np.full((3, len(targets)), np.nan)
+    quality, goals = _quality(metric, higher), (targets if higher else -targets)
+    if len(quality) < in_a_row:
+        return Crossing(*found)
+    # The first to meet a target is the first at which the best so far does, and that is sorted.
+    worst = np.lib.stride_tricks.sliding_window_view(quality, in_a_row).min(axis=1)
+    index = np.searchsorted(np.maximum.accumulate(worst), np.where(np.isnan(goals), np.inf, goals))
+    met = np.flatnonzero(index < len(worst))
+    at = index[met]
+    lower, upper, before, after = np.where(at > 0, steps[at - 1], 0.0), steps[at], quality[at - 1], quality[at]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        between = lower + (upper - lower) * (goals[met] - before) / (after - before)
+    found[:, met] = lower, upper, np.where((at == 0) | np.isneginf(before), upper, between)
+    return Crossing(*found)
 
 
 def grid_sd(lower: Any, upper: Any) -> Floats:
@@ -63,26 +74,6 @@ def grid_sd(lower: Any, upper: Any) -> Floats:
         share = np.where(half > 1e-6, half / np.sinh(half), 1.0)
     share = np.where(np.isinf(half), 0.0, share)
     return np.asarray(np.where(np.isnan(half), 0.0, np.sqrt(1 - np.minimum(share, 1.0) ** 2)))
-
-
-def first_crossings(steps: Floats, metric: Floats, targets: Floats, higher: bool) -> Floats:
-    """The `point` of `first_crossing` for many targets at once, NaN where a target is never met.
-
-    The first evaluation to meet a target is the first at which the running best meets it, and the running best
-    is sorted. Args: steps, metric: shape (n,). targets: shape (m,), NaN is never met. Returns: shape (m,).
-    """
-    points = np.full(len(targets), np.nan)
-    quality, goals = _quality(metric, higher), (targets if higher else -targets)
-    if len(quality) == 0:
-        return points
-    index = np.searchsorted(np.maximum.accumulate(quality), np.where(np.isnan(goals), np.inf, goals))
-    met = np.flatnonzero(index < len(quality))
-    at = index[met]
-    lower, upper, before, after = steps[at - 1], steps[at], quality[at - 1], quality[at]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        between = lower + (upper - lower) * (goals[met] - before) / (after - before)
-    points[met] = np.where((at == 0) | np.isneginf(before), upper, between)  # as in `_between`
-    return points
 
 
 def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -107,36 +98,21 @@ def steps_to_target(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
         met = not np.isnan(first.upper)
         state = {"finished": "missed"}.get(cell["state"], cell["state"])
         late = _quality(metric[steps > first.upper], higher) if met else np.empty(0)
-        rows.append(
-            {
-                "cell_id": cell["cell_id"],
-                "target": target,
-                "status": "met" if met else state,
-                "censored": not met,
-                "lower": first.lower,
-                "upper": first.upper,
-                "point": first.point,
-                "held_censored": bool(np.isnan(held.upper)),
-                "held_lower": held.lower,
-                "held_upper": held.upper,
-                "held_point": held.point,
-                "lost_again": bool((late < (target if higher else -target)).any()),
-                "last_step": cell["last_step"],
-                "step_budget": cell["step_budget"],
-                "counted_steps": _counted(first.point, cell),
-                "held_counted_steps": _counted(held.point, cell),
-                "ranked_steps": first.point if met or state == "unfinished" else float(cell["step_budget"]),
-            }
-        )
+        least = least_steps(cell)
+        row: dict[Any, Any] = cell | first._asdict() | {"status": "met" if met else state, "censored": not met}
+        row |= {f"held_{name}": value for name, value in held._asdict().items()}
+        row |= {"held_censored": bool(np.isnan(held.upper)), "counted_steps": first.point if met else least}
+        row["held_counted_steps"] = least if row["held_censored"] else held.point
+        row["lost_again"] = bool((late < (target if higher else -target)).any())
+        row["ranked_steps"] = first.point if met or state == "unfinished" else float(cell["step_budget"])
+        rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 _OF_CELL = ["cell_id", "target", "higher_is_better", "state", "last_step", "length_steps", "step_budget"]
-COLUMNS = [
-    *("cell_id", "target", "status", "censored", "lower", "upper", "point", "held_censored", "held_lower"),
-    *("held_upper", "held_point", "lost_again", "last_step", "step_budget", "counted_steps"),
-    *("held_counted_steps", "ranked_steps"),
-]
+COLUMNS = ["cell_id", "target", "status", "censored", "lower", "upper", "point", "held_censored", "held_lower"]
+COLUMNS += ["held_upper", "held_point", "lost_again", "last_step", "step_budget", "counted_steps"]
+COLUMNS += ["held_counted_steps", "ranked_steps"]
 
 
 def curves(records: pd.DataFrame) -> dict[str, tuple[Floats, Floats]]:
@@ -156,17 +132,6 @@ def running_best(metric: Floats, higher: bool) -> Floats:
 def _quality(metric: Floats, higher: bool) -> Floats:
     quality = metric if higher else -metric
     return np.where(np.isfinite(quality), quality, -np.inf)
-
-
-def _between(lower: float, upper: float, before: float, after: float, goal: float) -> float:
-    # At every call before < goal <= after; an evaluation before that is -inf says nothing on where between.
-    if np.isneginf(before):
-        return upper
-    return float(lower + (upper - lower) * (goal - before) / (after - before))
-
-
-def _counted(point: float, cell: Mapping[Any, Any]) -> float:
-    return least_steps(cell) if np.isnan(point) else point
 
 
 def least_steps(cell: Mapping[Any, Any]) -> float:
@@ -189,32 +154,14 @@ def median_curves(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     Returns: workload, training, setting, step, share (of the step budget), median, num_seeds; steps at which
     every seed of the setting that is not unfinished has a record.
     """
-    steps, metric = records["step"].to_numpy(), records["metric"].to_numpy(dtype=np.float64, na_value=np.nan)
-    alive, rows = ~records["diverged"].to_numpy(dtype=bool), rows_of_cells(records)
+    rows, setting_of = rows_of_cells(records), np.full(len(records), -1)
+    for cell_id, setting in zip(cells["cell_id"], cells["setting"], strict=True):
+        setting_of[rows.get(cell_id, slice(0))] = setting
+    alive = (setting_of >= 0) & ~records["diverged"].to_numpy(dtype=bool)
+    table = records.loc[alive, ["step", "metric"]].assign(setting=setting_of[alive])
+    found = table.groupby(["setting", "step"])["metric"].agg(median="median", num_seeds="count").reset_index()
+    found = found[found["num_seeds"] == found.groupby("setting")["num_seeds"].transform("max")]
     keys = ["workload", "training", "setting"]
-    settings = cells.groupby([*keys, "step_budget"], sort=True)["cell_id"].agg(list).reset_index()
-    parts = []
-    for cell_ids in settings.pop("cell_id"):
-        seeds = [rows[cell_id] for cell_id in cell_ids if cell_id in rows]
-        curves_of = [(steps[seed][alive[seed]], metric[seed][alive[seed]]) for seed in seeds]
-        parts.append(_median_curve(curves_of))
-    result = settings.loc[np.repeat(settings.index, [len(at) for at, *_ in parts])].reset_index(drop=True)
-    empty = (np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int64))
-    result["step"], median, num = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
-    result["share"] = result["step"] / result.pop("step_budget")
-    return result.assign(median=median, num_seeds=num)
-
-
-def _median_curve(seeds: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
-    """(steps, median, num_seeds) where as many seeds as anywhere have a value. Args: (steps, metric) a seed."""
-    if not seeds:
-        return np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int64)
-    at = seeds[0][0]
-    same = all(np.array_equal(one, at) and np.isfinite(values).all() for one, values in seeds)
-    if same:  # one evaluation grid, as a rule
-        return at, np.median([values for _, values in seeds], axis=0), np.full(len(at), len(seeds))
-    table = pd.DataFrame({"step": np.concatenate([s for s, _ in seeds])})
-    table["metric"] = np.concatenate([values for _, values in seeds])
-    found = table.groupby("step", sort=True)["metric"].agg(["median", "count"])
-    found = found[found["count"] == found["count"].max()]
-    return found.index.to_numpy(), found["median"].to_numpy(), found["count"].to_numpy()
+    found = cells.drop_duplicates("setting")[[*keys, "step_budget"]].merge(found, on="setting")
+    found = found.assign(share=found["step"] / found["step_budget"]).sort_values([*keys, "step"], ignore_index=True)
+    return found[[*keys, "step", "share", "median", "num_seeds"]]

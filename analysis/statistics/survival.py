@@ -68,37 +68,31 @@ def restricted_means(cells: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     _low and _high over seeds (NaN for one seed, or while one is training) and _left and _right, the bounds of the
     evaluation grid · budget_share: restricted_mean / step_budget.
     """
-    names = ["cell_id", "workload", "training", "setting", "seed"]
-    observed = steps[["cell_id", "status", "step_budget", "last_step", *TIMES]].merge(cells[names], on="cell_id")
+    keys = ["workload", "training", "setting"]
+    observed = steps[["cell_id", "status", "step_budget", "last_step", *TIMES]]
+    observed = observed.merge(cells[["cell_id", *keys, "seed"]], on="cell_id")
     observed = observed.sort_values(["setting", "seed", "cell_id"], kind="stable")
     rows: list[dict[str, Any]] = []
-    for key, part in observed.groupby(["workload", "training", "setting"], sort=True):
-        met = (part["status"] == "met").to_numpy(dtype=bool)
-        waiting = (part["status"] == "unfinished").to_numpy(dtype=bool)  # censored where it stands
+    for key, part in observed.groupby(keys, sort=True):
+        met, waiting = ((part["status"] == status).to_numpy(dtype=bool) for status in ("met", "unfinished"))
+        end = part["last_step"].where(waiting, part["step_budget"]).to_numpy(dtype=np.float64)
         budget = part["step_budget"].iloc[0]
-        end = np.where(waiting, part["last_step"], part["step_budget"]).astype(np.float64)
-        row = dict(zip(["workload", "training", "setting"], key, strict=True))
-        row |= {"step_budget": budget, "num_seeds": len(part), "num_met": int(met.sum())}
-        row |= {"num_unfinished": int(waiting.sum()), "num_missed": int((~met & ~waiting).sum())}
+        row = dict(zip(keys, key, strict=True)) | {"step_budget": budget, "num_seeds": len(part)}
+        row |= {"num_met": met.sum(), "num_unfinished": waiting.sum(), "num_missed": (~met & ~waiting).sum()}
         for time, name in TIMES.items():
             times, survival = kaplan_meier(np.where(met, part[time].to_numpy(dtype=np.float64), end), met)
             row[f"restricted_mean{name}"] = restricted_mean(times, survival, float(budget))
             if time == "point":
-                halved = times[survival <= 0.5 + 1e-12]
-                row["median"] = halved[0] if len(halved) else np.nan
+                row["median"] = next(iter(times[survival <= 0.5 + 1e-12]), np.nan)
         rows.append(row)
-    table = pd.DataFrame(rows, columns=[name for name in MEANS if name not in _ADDED])
+    table = pd.DataFrame(rows, columns=MEANS)
     done = observed[~observed["setting"].isin(table.loc[table["num_unfinished"] > 0, "setting"])]
     place = done["setting"].map(pd.Series(table.index, index=table["setting"])).to_numpy(dtype=np.int64)
     counted = done["point"].where(done["status"] == "met", done["step_budget"]).to_numpy(dtype=np.float64)
-    grid = grid_sd(done["lower"], done["upper"])
-    ends = bootstrap_groups(counted, place, len(table), grid=grid)
-    table["restricted_mean_low"], table["restricted_mean_high"] = ends[1], ends[2]
+    ends = bootstrap_groups(counted, place, len(table), grid=grid_sd(done["lower"], done["upper"]))
+    table["restricted_mean_low"], table["restricted_mean_high"] = ends[1:]
     table["budget_share"] = table["restricted_mean"] / table["step_budget"]
-    return table[MEANS]
-
-
-_ADDED = ("restricted_mean_low", "restricted_mean_high", "budget_share")
+    return table
 
 
 def restricted_pairs(by_seed: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:

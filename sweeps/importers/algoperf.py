@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from sweeps.durable import folder_for
-from sweeps.importers import algoperf_counters, algoperf_files, algoperf_folders, algoperf_tables
-from sweeps.importers.algoperf_trials import AGAIN, CALLS, LEFT_OUT, REASONS, BadLogs, Imported, Skipped, Trial
+from sweeps.importers import algoperf_files, algoperf_tables
+from sweeps.importers.algoperf_trials import AGAIN, CALLS, LEFT_OUT, REASONS, BadLogs, Imported, Skipped, Trial, label
 from sweeps.wording import counted
 
 __all__ = ["BadLogs", "Imported", "import_algoperf"]
@@ -35,13 +37,13 @@ def import_algoperf(
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise BadLogs(f"{run}: not empty; allowed: an empty or new folder")
     try:
-        places, skipped = algoperf_folders.find(logs)
+        places, skipped = algoperf_files.find(logs)
         trials, unusable, num_left, remarks = algoperf_files.read(logs, places)
     except OSError as error:
         raise BadLogs(f"{error.filename or logs}: {error.strerror}") from None
     if not trials:
         raise BadLogs(f"{logs / unusable[0].path}: {unusable[0].why}; no trial is left")
-    trials = algoperf_counters.label(trials, not_steps)
+    trials = label(trials, not_steps)
     submissions = {trial.submission for trial in trials}
     if unknown := sorted((not_steps | ({baseline} if baseline is not None else set())) - submissions):
         raise BadLogs(f"{logs}: no submission {unknown[0]!r}; allowed: {', '.join(sorted(submissions))}")
@@ -56,9 +58,10 @@ def import_algoperf(
 
 def _account(trials: Sequence[Trial], skipped: list[Skipped], num_left: int, remarks: list[str]) -> Imported:
     """Nothing that was read is passed over. num_left: lines of trials among `skipped`. remarks: on broken files."""
-    total = Counter({LEFT_OUT: num_left})
-    for trial in trials:
-        total.update(trial.left_out)
+    total = sum((trial.left_out for trial in trials), Counter({LEFT_OUT: num_left}))
+    folders: dict[str, list[str]] = {}  # why -> those skipped for it
+    for one in skipped:
+        folders.setdefault(one.why, []).append(one.path)
     more = len(remarks) - MOST_NAMED
     done = Imported(
         num_trials=len(trials),
@@ -68,7 +71,7 @@ def _account(trials: Sequence[Trial], skipped: list[Skipped], num_left: int, rem
         left_out={why: total[why] for why in REASONS if total[why]},
         skipped=skipped,
         notes=[
-            *(f"Left out, {why}: {_named(paths, 'folder')}." for why, paths in _by(skipped).items()),
+            *(f"Left out, {why}: {_named(paths, 'folder')}." for why, paths in folders.items()),
             *(f"{text}." for text in remarks[:MOST_NAMED]),
             *([f"{more:,} more files are missing or broken and were made do without."] if more > 0 else []),
             *_of_lines(trials, total),
@@ -78,13 +81,6 @@ def _account(trials: Sequence[Trial], skipped: list[Skipped], num_left: int, rem
     if done.num_read != done.num_recorded + sum(done.left_out.values()):
         raise AssertionError(f"lines unaccounted for: {done}")
     return done
-
-
-def _by(skipped: Sequence[Skipped]) -> Mapping[str, list[str]]:
-    by: dict[str, list[str]] = {}
-    for one in skipped:
-        by.setdefault(one.why, []).append(one.path)
-    return by
 
 
 def _of_lines(trials: Sequence[Trial], total: Mapping[str, int]) -> list[str]:
@@ -109,12 +105,9 @@ def _of_lines(trials: Sequence[Trial], total: Mapping[str, int]) -> list[str]:
 
 
 def _of_counters(trials: Sequence[Trial]) -> list[str]:
-    by: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if trial.not_steps:
-            by.setdefault(trial.submission, []).append(trial)
-    found = []
-    for submission, part in sorted(by.items()):
+    found, of = [], attrgetter("submission")
+    for submission, some in groupby(sorted((trial for trial in trials if trial.not_steps), key=of), of):
+        part = list(some)
         seen = dict.fromkeys(f"{trial.workload} in {trial.framework}: {trial.not_steps}" for trial in part)
         found.append(
             f"{submission}: global_step of {counted(len(part), 'trial')} does not count optimizer steps "

@@ -10,7 +10,8 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from sweeps.importers import algoperf_trials as why
@@ -141,11 +142,8 @@ def _in_order(rows: Sequence[_Row], lines: Lines) -> list[Evaluation]:
     restored is seen from its count of restarts, from a header written again, or from a step logged again at no later
     a second. A file without such a sign, in which step and clock agree once sorted, was only put into another order.
     """
-    by_life: dict[tuple[float, int], list[_Row]] = {}
-    for row in rows:
-        by_life.setdefault(row.life, []).append(row)
-    kept: list[Evaluation] = []
-    for life in (life for _, part in sorted(by_life.items()) for life in _lives(part)):
+    by_life, kept = groupby(sorted(rows, key=attrgetter("life")), attrgetter("life")), list[Evaluation]()
+    for life in (life for _, part in by_life for life in _lives(list(part))):
         ordered = [row.one for row in sorted(life, key=lambda row: row.when)]
         first = ordered[0]
         while kept and first.step <= kept[-1].step and first.seconds <= kept[-1].seconds:

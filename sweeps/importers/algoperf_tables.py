@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,15 +21,9 @@ from sweeps.importers.algoperf_trials import Evaluation, Facts, Imported, Trial
 from sweeps.yaml_file import dump_yaml
 
 LOSSES = ("loss", "ctc_loss")  # the latter is speech's
-HYPERPARAMETERS = {  # as submissions name them -> as cells do
-    "learning_rate": "lr",
-    "beta1": "beta1",
-    "beta2": "beta2",
-    "epsilon": "eps",
-    "weight_decay": "weight_decay",
-    "momentum": "momentum",
-    "grad_clip": "grad_clip",
-}
+# as submissions name them -> as cells do
+HYPERPARAMETERS = {name: name for name in ("beta1", "beta2", "weight_decay", "momentum", "grad_clip")}
+HYPERPARAMETERS |= {"learning_rate": "lr", "epsilon": "eps"}
 WARMUPS = ("warmup_factor", "warmup_steps_fraction")  # shares of the step hint
 
 
@@ -38,22 +33,18 @@ def write(run: Path, study: str, trials: list[Trial], done: Imported, baseline: 
     names = _optimizer_names(trials)
     cells = [_cell_row(trial, names[trial.cell_id], study) for trial in trials]
     extra = [("framework", pa.string()), ("trial", pa.int64()), ("hyperparameters", pa.string())]
-    schema = pa.schema([*CELLS, *extra])
-    write_table(run / "cells.parquet", pa.Table.from_pylist(cells, schema=schema))
+    write_table(run / "cells.parquet", pa.Table.from_pylist(cells, schema=pa.schema([*CELLS, *extra])))
     written = {}
     for submission in sorted({trial.submission for trial in trials}):
         rows = [row for trial in trials if trial.submission == submission for row in _record_rows(trial)]
         table = rows_to_table(rows).sort_by([(name, "ascending") for name in ("cell_id", "split", "step")])
         sha256 = write_table(run / "records" / f"{submission}.parquet", table, "zstd")
         written[submission] = asdict(Finished(rows=len(table), sha256=sha256))
-    tried = pa.Table.from_pylist([_trial_row(trial) for trial in trials], schema=TRIALS)
-    write_table(run / "trials.parquet", tried)
+    write_table(run / "trials.parquet", pa.Table.from_pylist([_trial_row(one) for one in trials], schema=TRIALS))
     of = _leaderboard({trial.workload: trial.facts for trial in trials})
-    logged = pa.Table.from_pylist(
-        [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)], schema=EVALUATIONS
-    )
-    write_table(run / EVALUATIONS_FILE, logged, "zstd")
-    document = _plan(study, trials, done) | {"format": FORMAT, "records": written, "baseline": baseline}
+    logged = [row | {"leaderboard": of} for trial in trials for row in _logged_rows(trial)]
+    write_table(run / EVALUATIONS_FILE, pa.Table.from_pylist(logged, schema=EVALUATIONS), "zstd")
+    document = _plan(study, trials, done, of) | {"format": FORMAT, "records": written, "baseline": baseline}
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
     source = {"study": study, "imported": "algoperf", "workloads": sorted({t.workload for t in trials})}
     write_atomic(run / "spec.yaml", dump_yaml(source).encode())
@@ -74,13 +65,10 @@ def _optimizer_names(trials: list[Trial]) -> dict[str, str]:
         others = [_others(trial) for trial in part]
         varying = [k for k in dict.fromkeys(k for o in others for k in o) if len({o.get(k) for o in others}) > 1]
         labels = [", ".join(f"{k} {o.get(k, '–')}" for k in varying) for o in others]
-        points: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        alike = Counter((label, trial.study) for label, trial in zip(labels, part, strict=True))
         for trial, label in zip(part, labels, strict=True):
-            points.setdefault((label, trial.study), set()).add((trial.framework, trial.number))
-        for trial, label in zip(part, labels, strict=True):
-            twin = f"{trial.framework} trial {trial.number}"
-            said = [label, twin] if len(points[label, trial.study]) > 1 else [label]
-            text = ", ".join(filter(None, said))
+            twin = f"{trial.framework} trial {trial.number}" if alike[label, trial.study] > 1 else ""
+            text = ", ".join(filter(None, (label, twin)))
             names[trial.cell_id] = f"{submission} ({text})" if text else submission
     return names
 
@@ -110,109 +98,63 @@ def _warmup(trial: Trial) -> int | None:
 
 
 def _cell_row(trial: Trial, optimizer: str, study: str) -> dict[str, Any]:
-    facts = trial.facts
-    row: dict[str, Any] = dict.fromkeys(CELLS.names)
-    return row | {
-        "cell_id": trial.cell_id,
-        "trajectory_id": trial.cell_id,
-        "study": study,
-        "studies": [study],
-        "workload": trial.workload,
-        "preset": "full",
-        "seed": trial.study,
-        "step_budget": facts.step_hint,
-        "optimizer": optimizer,
-        **_settings(trial.hyperparameters),
-        "precision": "fp32",
-        "accumulate": 1,
-        "schedule": "as submitted",  # logs do not say which
-        "length_steps": facts.step_hint,
-        "length_fraction": 1.0,
-        "warmup_steps": _warmup(trial),
-        "scheme": "none",
-        # Evaluations go by the clock: the steps of one period at the hinted pace.
-        "evaluate_every_steps": max(1, round(facts.eval_period_seconds * facts.pace)),
-        "metric": facts.metric,
-        "higher_is_better": facts.higher_is_better,
-        "target": None if trial.not_steps else facts.target,
-        "num_devices": facts.num_devices,
-        "device": "gpu",
-        "processes": 1,
-        "framework": trial.framework,
-        "trial": trial.number,
-        "hyperparameters": json.dumps(dict(trial.hyperparameters), sort_keys=True),
-    }
+    facts, points = trial.facts, trial.hyperparameters
+    row: dict[str, Any] = dict.fromkeys(CELLS.names) | _settings(points)
+    row |= dict.fromkeys(("cell_id", "trajectory_id"), trial.cell_id) | {"study": study, "studies": [study]}
+    row |= {"workload": trial.workload, "seed": trial.study, "framework": trial.framework, "trial": trial.number}
+    row |= {"hyperparameters": json.dumps(dict(points), sort_keys=True), "warmup_steps": _warmup(trial)}
+    row |= {"metric": facts.metric, "higher_is_better": facts.higher_is_better, "num_devices": facts.num_devices}
+    row |= dict.fromkeys(("step_budget", "length_steps"), facts.step_hint) | {"length_fraction": 1.0}
+    row |= {"target": None if trial.not_steps else facts.target, "optimizer": optimizer, "scheme": "none"}
+    row |= {"preset": "full", "precision": "fp32", "accumulate": 1, "processes": 1, "device": "gpu"}
+    # Logs do not say which schedule; evaluations go by the clock: the steps of one period at the hinted pace.
+    every = max(1, round(facts.eval_period_seconds * facts.pace))
+    return row | {"schedule": "as submitted", "evaluate_every_steps": every}
 
 
 def _record_rows(trial: Trial) -> Iterator[dict[str, Any]]:
     metric, evaluations = trial.facts.metric, trial.recorded
     finite = [math.isfinite(one.values[f"validation/{metric}"]) for one in evaluations]
+    row = dict.fromkeys(RECORDS.names) | dict.fromkeys(("cell_id", "trajectory_id"), trial.cell_id)
     for place, one in enumerate(evaluations):
         for split in ("validation", "test"):
             start = f"{split}/"
-            found = {name[len(start) :]: value for name, value in one.values.items() if name.startswith(start)}
+            found = {name.removeprefix(start): value for name, value in one.values.items() if name.startswith(start)}
             if metric not in found:
                 continue
-            examples = found.pop("num_examples", math.nan)
-            value = found[metric]
-            losses = [found.pop(name, None) for name in LOSSES]
+            examples, value = found.pop("num_examples", math.nan), found[metric]
+            losses = [found.pop(name) for name in LOSSES if name in found]
             found.pop(metric, None)
             yield (
-                dict.fromkeys(RECORDS.names)
+                row
+                | {"step": one.step, "split": split, "metric": value, "metrics": found}
                 | {
-                    "cell_id": trial.cell_id,
-                    "trajectory_id": trial.cell_id,
-                    "step": one.step,
-                    "split": split,
-                    "loss": next((loss for loss in losses if loss is not None), math.nan),
-                    "metric": value,
+                    "loss": losses[0] if losses else math.nan,
                     "examples": int(examples) if 0 <= examples <= 2**53 else None,
                     "train_seconds": one.seconds,
                     "average_seconds": 0.0,
                     "eval_seconds": one.values.get("accumulated_eval_time", 0.0),
-                    **dict.fromkeys(("train_loss", "step_lr", "examples_per_second"), math.nan),  # not of every log
                     "diverged": not any(finite[place:]),  # and never finite again
-                    "metrics": found,
                 }
             )
 
 
 def _logged_rows(trial: Trial) -> Iterator[dict[str, Any]]:
     facts = trial.facts
-    nothing = Evaluation(-1, 0, 0.0, {})
-    for one in trial.evaluations or (nothing,):
-        yield {
-            "submission": trial.submission,
-            "workload": trial.workload,
-            "study": trial.study,
-            "trial": trial.number,
-            "cell_id": trial.cell_id,
-            "evaluation": one.place,
-            "global_step": one.step,
-            "seconds": one.seconds,
-            "metric": one.values.get(f"validation/{facts.metric}", math.nan),
-            "target": facts.target,
-            "higher_is_better": facts.higher_is_better,
-            "counts_steps": trial.not_steps is None,
-            "num_devices": facts.num_devices,
-        }
+    row = {"submission": trial.submission, "workload": trial.workload, "study": trial.study, "trial": trial.number}
+    row |= {"cell_id": trial.cell_id, "target": facts.target, "higher_is_better": facts.higher_is_better}
+    row |= {"counts_steps": trial.not_steps is None, "num_devices": facts.num_devices}
+    for one in trial.evaluations or (Evaluation(-1, 0, 0.0, {}),):
+        metric = one.values.get(f"validation/{facts.metric}", math.nan)
+        yield row | {"evaluation": one.place, "global_step": one.step, "seconds": one.seconds, "metric": metric}
 
 
 def _trial_row(trial: Trial) -> dict[str, Any]:
     facts = trial.facts
-    return {
-        "trajectory_id": trial.cell_id,
-        "name": trial.cell_id,
-        "attempt": 1,
-        "host": None,
-        "device_name": facts.device_name,
-        "num_devices": facts.num_devices,
-        "versions": json.dumps({**facts.versions, "framework": trial.framework}, sort_keys=True),
-        "started": None,
-        "ended": None,
-        "seconds": _total_seconds(trial),
-        "status": "done" if trial.evaluations else "failed",
-    }
+    row: dict[str, Any] = dict.fromkeys(TRIALS.names) | dict.fromkeys(("trajectory_id", "name"), trial.cell_id)
+    row |= {"attempt": 1, "status": "done" if trial.evaluations else "failed", "seconds": _total_seconds(trial)}
+    row |= {"device_name": facts.device_name, "num_devices": facts.num_devices}
+    return row | {"versions": json.dumps({**facts.versions, "framework": trial.framework}, sort_keys=True)}
 
 
 def _total_seconds(trial: Trial) -> float:
@@ -227,36 +169,27 @@ def _total_seconds(trial: Trial) -> float:
     return last.seconds + sum(part for part in parts if 0 <= part < math.inf)
 
 
-def _plan(study: str, trials: list[Trial], done: Imported) -> dict[str, Any]:
-    of = {trial.workload: trial.facts for trial in trials}
-    targets = {  # as `sweeps.targets.Target` has them, whose import would bring torch
-        workload: {
-            "value": facts.target,
-            "metric": facts.metric,
-            "higher_is_better": facts.higher_is_better,
-            "rule": "published: workload.validation_target_value of the logs' meta_data_0.json",
-            "preset": "full",
-            "seeds": [],
-            "values": [],
-            "versions": {},
-            "date": "",
-        }
-        for workload, facts in sorted(of.items())
-    }
-    hints = {
-        name: {"step_hint": one.step_hint, "max_allowed_runtime_sec": one.max_seconds, "test_target": one.test_target}
-        for name, one in sorted(of.items())
-    }
+def _plan(study: str, trials: list[Trial], done: Imported, leaderboard: str) -> dict[str, Any]:
+    of = {trial.workload: trial.facts for trial in sorted(trials, key=lambda trial: trial.workload)}
+    source = "published: workload.validation_target_value of the logs' meta_data_0.json"
+    rule: dict[str, Any] = {"rule": source, "preset": "full", "seeds": [], "values": [], "versions": {}, "date": ""}
     told = {
         "study": study,
         "question": "Which submission reaches AlgoPerf's targets in the fewest seconds?",
         "fuse": True,
         "seeds": sorted({trial.study for trial in trials}),
         "cells": [trial.cell_id for trial in trials],
-        "targets": targets,
+        "targets": {  # as `sweeps.targets.Target` has them, whose import would bring torch
+            name: {"value": one.target, "metric": one.metric, "higher_is_better": one.higher_is_better, **rule}
+            for name, one in of.items()
+        },
     }
-    return {
-        **told,
+    hints = {
+        name: {"step_hint": one.step_hint, "max_allowed_runtime_sec": one.max_seconds, "test_target": one.test_target}
+        for name, one in of.items()
+    }
+    ids = ((trial.cell_id, _total_seconds(trial)) for trial in trials)
+    return told | {
         "studies": [told],
         "created": "by wa import algoperf",
         "imported": "AlgoPerf",
@@ -265,12 +198,8 @@ def _plan(study: str, trials: list[Trial], done: Imported) -> dict[str, Any]:
         "notes": done.notes,
         "lines": {"read": done.num_read, "recorded": done.num_recorded, "left_out": done.left_out},
         "left_out": [one._asdict() for one in done.skipped],
-        "leaderboard": _leaderboard(of),
-        "trajectories": [
-            {"name": cell, "trajectory_id": cell, "cells": [cell], "expected_seconds": _total_seconds(trial)}
-            for trial in trials
-            for cell in [trial.cell_id]
-        ],
+        "leaderboard": leaderboard,
+        "trajectories": [{"name": i, "trajectory_id": i, "cells": [i], "expected_seconds": s} for i, s in ids],
         "versions": {},
     }
 

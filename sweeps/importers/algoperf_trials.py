@@ -1,11 +1,16 @@
-"""What an AlgoPerf trial is, once read: its facts, its evaluations, and the lines that are none."""
+"""What an AlgoPerf trial is, once read: its facts, its evaluations, the lines that are none, and what it counts.
+
+Does ``global_step`` count optimizer steps? Some submissions count their own calls, of many steps each.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import click
@@ -15,6 +20,7 @@ LOWER_IS_BETTER = {
     **dict.fromkeys(("accuracy", "bleu", "ssim", "mean_average_precision"), False),
 }
 LOG = "eval_measurements.csv"
+Group = tuple[str, str, str]  # submission, workload, framework
 
 # Why a line of a log is not among the records. Every line read has one of these reasons, or is recorded.
 TORN = "torn"
@@ -39,7 +45,8 @@ class Unusable(ValueError):
     """A file that says too little to use; the message says what is wrong, without the path."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a trial lies: LOGDIR/submission/study_<study>/<workload>_<framework>/trial_<number>."""
 
     folder: Path
@@ -109,15 +116,9 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Place):
     """One trial folder, read. `not_steps`: why its global_step is not taken for optimizer steps; None if it is."""
 
-    folder: Path
-    submission: str
-    study: int
-    workload: str
-    framework: str
-    number: int
     hyperparameters: Mapping[str, Any]
     facts: Facts
     lines: Lines
@@ -132,7 +133,7 @@ class Trial:
         return f"{self.submission}.study{self.study}.{self.workload}_{self.framework}.trial{self.number}"
 
     @property
-    def group(self) -> tuple[str, str, str]:
+    def group(self) -> Group:
         return self.submission, self.workload, self.framework
 
     @property
@@ -160,3 +161,56 @@ class Imported:
     left_out: dict[str, int]  # reason -> lines
     skipped: list[Skipped]
     notes: list[str]
+
+
+# Counters of optimizer steps run at 0.15 to 3.7 times the hinted pace on every published log (V100 and A100, both
+# frameworks), counters of calls at 0.0015 to 0.027 times: the threshold lies between, and as far on the other side.
+PACE = 16
+STALLED = 0.1  # nor does a counter count steps that stands still in a larger share of the intervals
+
+
+def label(trials: Sequence[Trial], told: frozenset[str]) -> list[Trial]:
+    """The trials, those labelled whose global_step cannot be optimizer steps; `told` are submissions said to be so.
+
+    What a counter counts is the submission's own, so its trials on one workload are judged together, by their median
+    pace: beside step hint ÷ longest time, or beside the other submissions' in the same framework where two or more
+    of those are faster than the hint. Where no trial is long enough to tell, the submission's other workloads in
+    that framework do, if they agree. A counter that falls or stands still is seen in its own trial.
+    """
+    paces: dict[Group, list[float]] = {}
+    for trial in trials:
+        if len(every := trial.evaluations) > 1 and every[-1].seconds > every[0].seconds:
+            pace = (every[-1].step - every[0].step) / (every[-1].seconds - every[0].seconds)
+            paces.setdefault(trial.group, []).append(pace)  # before its first evaluation lies compilation
+    usual = {group: median(of) for group, of in paces.items()}
+    hinted = {trial.group: trial.facts.pace for trial in trials}
+    off = {group: _off_pace(group, usual, hinted[group]) for group in usual}
+    return [replace(trial, not_steps=_why_not_steps(trial, off, told)) for trial in trials]
+
+
+def _why_not_steps(trial: Trial, off: dict[Group, str | None], told: frozenset[str]) -> str | None:
+    if trial.submission in told:
+        return "said so"
+    pairs = list(pairwise(trial.evaluations))
+    if any(after.step < before.step for before, after in pairs):
+        return "it falls while the clock runs on"
+    stalled = sum(after.step == before.step for before, after in pairs)
+    if stalled > max(1.0, STALLED * len(pairs)):
+        return f"it stands still in {stalled} of {len(pairs)} intervals"
+    if trial.group in off:
+        return off[trial.group]
+    elsewhere = [why for group, why in off.items() if group[::2] == trial.group[::2]]
+    if trial.evaluations and elsewhere and all(elsewhere):
+        return "too short to tell, and it counts none on any other workload"
+    return None
+
+
+def _off_pace(group: Group, usual: dict[Group, float], hinted: float) -> str | None:
+    mine = usual[group]
+    others = [pace for other, pace in usual.items() if other[1:] == group[1:] and other != group]
+    beside = max(hinted, median(others)) if len(others) > 1 else hinted
+    if beside / PACE <= mine <= beside * PACE:
+        return None
+    whose = "" if beside == hinted else f", {mine / beside:.2g} times that of the others in {group[2]}"
+    limit = f"1/{PACE}" if mine < beside else str(PACE)
+    return f"it runs at {mine / hinted:.2g} times the hinted pace{whose}; the threshold is {limit}"

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from sweeps.border import Group
 from sweeps.wording import counted
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sweeps.importers.algoperf import Imported
 
 _EXACT = ("--algoperf-exact", "--exact")
 _LEADERBOARD = re.compile(r"v[0-9.]+")
@@ -62,44 +56,31 @@ def import_algoperf(
     LOGDIR holds <submission>/study_<s>/<workload>_<framework>/trial_<t>/, or is one submission's folder.
     """
     from analysis import report as reports
+    from analysis.statistics import algoperf_score
     from sweeps import terminal
     from sweeps.importers.algoperf import import_algoperf as read_logs
 
-    done = read_logs(logdir, out, frozenset(counts_calls), baseline)
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
     console = terminal.console()
-    _show(out, done, exact, console)
-    console.print(f"report: {reports.write(out)}", soft_wrap=True)
-
-
-def _show(run: Path, done: Imported, exact: str | None, console: Console) -> None:
-    """Score the imported run, write the score's tables and print both.
-
-    exact: None for the clean rule; a leaderboard's name, or ``"as logged"`` for the logs' own.
-    """
-    from analysis.statistics import algoperf_score
-    from sweeps import terminal
-
-    evaluations = algoperf_score.read_evaluations(run)
+    done = read_logs(logdir, out, frozenset(counts_calls), baseline)
+    left_out = "".join(f", {count:,} {why}" for why, count in done.left_out.items())
+    read = counted(done.num_read, "line")
+    say(f"{counted(done.num_trials, 'trial')}; {read} read, {done.num_recorded:,} recorded{left_out}")
+    for note in done.notes:
+        say(note)
+    evaluations = algoperf_score.read_evaluations(out)
     code = algoperf_score.code_of(evaluations, exact if exact in algoperf_score.LEADERBOARDS else True)
     found = algoperf_score.score(evaluations, code if exact and code else False)
-    found.write(run / "tables")
-    left_out = "".join(f", {count:,} {why}" for why, count in done.left_out.items())
-    console.print(
-        f"{counted(done.num_trials, 'trial')}; {counted(done.num_read, 'line')} read, {done.num_recorded:,} recorded"
-        f"{left_out}",
-        soft_wrap=True,
-    )
-    for note in done.notes:
-        console.print(note, soft_wrap=True)
+    found.write(out / "tables")
     own = f"AlgoPerf's own code, {code}"
     rule = own if exact else f"the clean rule; --algoperf-exact for {own}"
     rows = [
-        (row.submission, f"{row.score:.6f}", f"{row.integral:.6f}", row.num_workloads)
-        for row in found.scores.itertuples()
+        (one.submission, f"{one.score:.6f}", f"{one.integral:.6f}", one.num_workloads)
+        for one in found.scores.itertuples()
     ]
-    console.print(
-        terminal.table(("submission", "score", "integral", "base workloads"), rows, title=f"scores by {rule}")
-    )
-    console.print(
-        f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv"
-    )
+    columns = ("submission", "score", "integral", "base workloads")
+    console.print(terminal.table(columns, rows, title=f"scores by {rule}"))
+    say(f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv")
+    say(f"report: {reports.write(out)}")

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import report
+from analysis import report, sections
+from analysis.presentation import figure_files
 from analysis.report import Report
 from analysis.run_folder.records import CELLS, RECORDS, TRIALS
 from analysis.run_folder.schema import FORMAT
@@ -258,13 +259,29 @@ def _target(task: Task) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One report of a small run with two schedules, written once for the tests that only read it."""
+def _small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = [Average(s, h, r) for s in ("ema", "lawa") for h, r in ((0.01, 0.9), (0.04, 0.95))]
     plan = Plan(lengths=[0.75, 1.0], averages=made, spread=0.02, seeds=[0, 1])
-    run = write_run(tmp_path_factory.mktemp("report") / "run", plan)
-    report.write(run)
-    return run
+    return write_run(tmp_path_factory.mktemp("report") / "run", plan)
+
+
+@pytest.fixture(scope="session")
+def small_report(_small_run: Path) -> Report:
+    """The report of a small run with two schedules, computed once for the tests that only read it."""
+    (found,) = report.of_run(_small_run)
+    return found
+
+
+@pytest.fixture(scope="session")
+def small(_small_run: Path, small_report: Report) -> Path:
+    """Its folder, written once."""
+    report.write(_small_run, [small_report])
+    return _small_run
+
+
+def chart_of(made: Report, name: str) -> dict[str, Any] | None:
+    """One figure of a report, by its section's name, where making all of them would take seconds."""
+    return figure_files.spec(sections.call(sections.named(name).chart, made.known))
 
 
 MakeRun = Callable[..., Path]

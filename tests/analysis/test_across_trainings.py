@@ -8,6 +8,7 @@ import pytest
 from analysis.report import Report
 from analysis.run_folder import study
 from analysis.sections import schedules, trainings
+from tests.analysis.conftest import chart_of
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_every_setting_of_every_training_beside_its_baseline_and_the_best_one(jo
 
 
 def _figure(made):
-    rows = [row for data in made.charts["trainings"]["datasets"].values() for row in data]
+    rows = [row for data in chart_of(made, "trainings")["datasets"].values() for row in data]
     seeds = [row for row in rows if "seed" in row and row.get("status") in ("met", "missed")]
     assert len(seeds) == 2 * 9 * 3  # every seed of every setting
     missed = [row for row in seeds if row["status"] == "missed"]
@@ -113,7 +114,7 @@ def _figure(made):
     assert all(row["missed"] for row in missed)
     steps = [row for row in rows if "num_missed" in row and row["value"] > 100]
     assert {row["missed"] for row in steps if row["num_missed"]} == {True}
-    assert "schedules" not in made.charts  # learning rates have this figure of their own
+    assert chart_of(made, "schedules") is None  # learning rates have this figure of their own
     said = made.words(trainings)
     assert said[0].startswith("Steps of EMA 1 % ÷ those of the same training's last iterate, by peak LR: 0.01 0.90")
     assert len(said) == 1  # of equal seeds the width of the basin has no interval
@@ -218,4 +219,4 @@ def test_one_training_has_nothing_to_compare(make_run, average):
         assert made.frames[name].empty
     assert made.words(trainings) == []
     assert made.words(schedules) == []
-    assert not {"trainings", "schedules"} & set(made.charts)
+    assert chart_of(made, "trainings") is chart_of(made, "schedules") is None

@@ -72,7 +72,7 @@ def test_first_crossings_are_those_of_each_target_alone(higher: bool) -> None:
     steps, metric = np.arange(5.0, 105.0, 5.0), rng.normal(size=20)
     metric[[0, 3, 9]] = np.nan, np.inf, np.nan
     targets = np.append(np.linspace(-2.5, 2.5, 41), [np.nan, metric[5]])
-    found = first_crossings(steps, metric, targets, higher)
+    found = first_crossings(steps, metric, targets, higher).point
     alone = [first_crossing(steps, metric, target, higher).point for target in targets]
     np.testing.assert_array_equal(found, alone)
     assert 10 < np.isfinite(found).sum() < 43

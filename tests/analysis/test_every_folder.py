@@ -199,6 +199,7 @@ def combined(seed: int) -> Odd:
     return replace(Odd(), **told)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("uncharted")
 @pytest.mark.parametrize("seed", range(3))
 def test_pairs_of_what_is_odd_are_told_of_as_well(seed: int, tmp_path: Path) -> None:
     run = odd_runs.write(tmp_path / "run", combined(seed))
@@ -206,6 +207,7 @@ def test_pairs_of_what_is_odd_are_told_of_as_well(seed: int, tmp_path: Path) -> 
     check_everything(run, other)
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_an_imported_folder_whose_submissions_all_miss_or_never_begin(tmp_path: Path) -> None:
     trials = {"a": [0.1, 0.2, 0.3], "b": [0.1], "c": []}
     for (submission, metric), study in itertools.product(trials.items(), range(2)):

@@ -10,7 +10,7 @@ from analysis import report, sections
 from analysis.core import horizon_map
 from analysis.run_folder import study
 from analysis.sections import generalization, horizon, schedules
-from analysis.statistics.generalization import effect
+from analysis.statistics.generalization import effect, metrics_by_cell
 from analysis.statistics.pairs import best_training, pair, reference_training, score
 from analysis.statistics.resampling import Interval
 from analysis.statistics.steps_to_target import median_curves, steps_to_target
@@ -204,6 +204,8 @@ def test_auxiliary_metrics_are_compared_at_the_end_with_the_last_iterate_of_the_
     assert one["final"] == pytest.approx(mine.mean())
     assert one["difference"] == pytest.approx((mine - bare).mean())
     assert one["difference_low"] < one["difference"] < one["difference_high"]
+    still = read.cells.assign(state="unfinished")
+    assert generalization.auxiliary_metrics(still, records, made.core.pairs).empty
 
 
 def test_test_metrics_by_hand(make_run, average):
@@ -215,7 +217,7 @@ def test_test_metrics_by_hand(make_run, average):
     seed, averaged = of["seed"].to_numpy(), (of["scheme"] == "ema").to_numpy()
     metric = 0.5 + 0.1 * seed + (0.1 + 1e-8 * seed) * averaged  # equal gains would have no interval
     test = last.assign(split="test", metric=metric)
-    scores = score(read.cells, read.records, steps_to_target(read.cells, read.records))
+    scores = score(read.cells, metrics_by_cell(read.cells, read.records), steps_to_target(read.cells, read.records))
     table = generalization.test_metrics(read.cells, test, pair(read.cells, scores))
     labels = read.cells.drop_duplicates("setting").set_index("setting")["scheme_label"]
     rows = table.assign(label=table["setting"].map(labels)).set_index(["workload", "label"])

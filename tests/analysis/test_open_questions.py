@@ -157,7 +157,7 @@ def test_the_page_is_made_of_three_folders(folder, make_run, task, average, tmp_
     import_algoperf(tmp_path / "logs", tmp_path / "imported")
     docs = tmp_path / "docs"
     docs.mkdir()
-    assert page.main([str(run), str(folder()), str(tmp_path / "imported"), str(docs)]) == 0
+    page.write(run, folder(), tmp_path / "imported", docs)
     text = (docs / "results.md").read_text()
     assert "Of 4 findings: 4 reproduced." in text
     assert "](img/results/open_questions_predictions.svg)" in text

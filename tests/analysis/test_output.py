@@ -50,7 +50,7 @@ def test_what_needs_no_quoting_has_the_bytes_that_pandas_writes(tmp_path: Path) 
     assert (tmp_path / "a.csv").read_text() == text.getvalue()
 
 
-def test_every_csv_of_a_report_is_safe(make_run, tasks, task) -> None:
+def test_every_csv_of_a_report_is_safe(make_run, tasks, task, uncharted) -> None:
     one = tasks["lm"]
     run = make_run(tasks=[task(one.name, "=cmd()", one.higher, one.start, one.end, one.target)], study="b")
     report.write(run)

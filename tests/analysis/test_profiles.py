@@ -232,7 +232,7 @@ def test_the_report_has_the_section(make_run, average, task):
     found = Report(read)
     assert "profiles" in found.charts
     assert found.words(section)[0].startswith("Score: EMA 1.000")
-    assert dict(methods.methods(found.core, [section]))["Performance profiles"] == profiles.RULE
+    assert dict(methods.methods(found.core, [section], {}))["Performance profiles"] == profiles.RULE
 
 
 def test_published_targets_are_written_plainly(make_run):
@@ -240,7 +240,7 @@ def test_published_targets_are_written_plainly(make_run):
     published = {"value": 0.5, "metric": "loss", "higher_is_better": False, "preset": "full", "seeds": []}
     published |= {"rule": "published: by others", "values": [], "versions": {}, "date": ""}
     read.plan["targets"] = {"wmt": published}
-    assert dict(methods.methods(core(read), []))["Targets"] == "wmt: loss at most 0.5; published: by others."
+    assert dict(methods.methods(core(read), [], {}))["Targets"] == "wmt: loss at most 0.5; published: by others."
 
 
 def test_the_areas_are_those_of_the_score(two):

@@ -80,7 +80,7 @@ def test_names_are_read_as_a_dictionary_and_checked_as_strings(tmp_path: Path) -
     run = write(tmp_path, a=[row("a", 1), row("a", 2)])
     path = run / "records" / "a.parquet"
     table = read_table(path, RECORDS)
-    assert pa.types.is_dictionary(read_parquet(path, NAMES).table["cell_id"].type)
+    assert pa.types.is_dictionary(read_parquet(path, NAMES)[0]["cell_id"].type)
     assert pa.types.is_string(table["cell_id"].type)
     wrong = table.set_column(0, "cell_id", pa.array([1, 2]))
     pq.write_table(wrong, path)

@@ -31,6 +31,7 @@ from analysis.paper.claims import (
 from analysis.paper.evidence import evidence
 from analysis.paper.numbers import INSIDE, LARGER, OPEN, SMALLER, where
 from analysis.presentation import figure_files
+from analysis.report import Report
 from analysis.run_folder.records import CELLS, RECORDS, read_table
 from analysis.run_folder.study import read
 from analysis.statistics.pairs import over_workloads
@@ -89,7 +90,7 @@ def _write(path, frame, schema):
 
 
 def found(run: Path) -> dict[str, str]:
-    frames = {study: page._frames(run, study) for study in ("speedup", "horizon")}
+    frames = {study: Report(read(run, study)).frames for study in ("speedup", "horizon")}
     every = measure.findings(evidence(read(run)), frames, claims("claims.yaml"))
     return {one.claim.name: one.verdict for one in every}
 
@@ -114,10 +115,10 @@ def test_what_the_paper_found_is_reproduced_and_the_page_is_the_same_twice(folde
     (docs / "workloads" / "lm.md").write_text("# lm\n\n<!-- measured -->\nold\n<!-- end -->\nmore\n")
     (run / "reports" / "horizon" / "figures").mkdir(parents=True)
     (run / "reports" / "horizon" / "figures" / "horizon.svg").write_text("<svg/>")
-    arguments = [str(run), str(tmp_path / "no open questions"), str(tmp_path / "no logs"), str(docs)]
-    assert page.main(arguments) == 0
+    arguments = (run, tmp_path / "no open questions", tmp_path / "no logs", docs)
+    assert page.write(*arguments) == docs / "results.md"
     first = (docs / "results.md").read_text()
-    assert page.main(arguments) == 0
+    assert page.write(*arguments) == docs / "results.md"
     assert (docs / "results.md").read_text() == first
     assert dict(re.findall(r"\(#([a-z-]+)\) .* \*\*([a-z ]+)\*\*", first)) == {
         "fewer-steps": REPRODUCED,
@@ -244,7 +245,7 @@ def test_where_workloads_differ_no_number_of_seeds_decides():
 def test_what_would_decide_on_one_workload_is_its_own_seeds():
     pairs = pairs_of({"ogbg": 0.005, "lm": 0.3, "wmt": -0.3}, 3, 0.01)  # over workloads nothing would
     none = pd.DataFrame({"cell_id": [], "status": []})
-    of = SimpleNamespace(pick=lambda study, **axes: none, compare=lambda *how: [({}, pairs)], steps=none)
+    of = SimpleNamespace(pick=lambda study, **axes: none, compare=lambda *how: pairs, steps=none)
     test = Comparison("x", "no_decay", expect={"it": (0, 1.01)}, quantity="final_metric", any_of=["ogbg"])
     found = measure.measured(test, of, {})
     assert vote(found.intervals[0], (0, 1.01)) == UNDECIDED

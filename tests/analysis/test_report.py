@@ -42,11 +42,11 @@ def charts(found):
     return {n.removeprefix("chart-"): json.loads(text) for n, text in found.data.items() if n.startswith("chart-")}
 
 
-def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
+def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small, small_report):
     names = {path.stem for path in (small / "figures").glob("*.svg")}
     for ending in ("png", "pdf"):
         assert names == {path.stem for path in (small / "figures").glob(f"*.{ending}")}
-    (made,) = report.of_run(small)
+    made = small_report
     shown = {f"{table.name}.tex" for section in made.sections for table in made.tables(section)}
     assert {path.name for path in (small / "tables").glob("*.tex")} == shown
     assert (small / "tables" / "settings.tex").read_text().count(r" \\") == 1 + 2 * 5
@@ -59,9 +59,8 @@ def test_every_figure_as_svg_png_and_pdf_every_table_as_csv_and_latex(small):
     assert (ema["geometric_mean"].round(2) == 0.89).all()  # seeds 0 and 1: 0.9 · 0.98 and 0.9
 
 
-def test_question_and_answer_come_first(small):
-    text = " ".join(page(small).text)
-    (made,) = report.of_run(small)
+def test_question_and_answer_come_first(small, small_report):
+    text, made = " ".join(page(small).text), small_report
     question = text.index("Does averaging reach the target in fewer steps?")
     answer = text.index(made.answer[0].replace(" %", "\u00a0%"))
     assert question < answer < text.index("Steps to target") < text.index("Methods")
@@ -172,8 +171,8 @@ def test_the_title_is_the_question(small):
     assert title == "Does averaging reach the target in fewer steps? · horizon"
 
 
-def test_summary_for_the_terminal(small):
-    (made,) = report.of_run(small)
+def test_summary_for_the_terminal(small_report):
+    made = small_report
     table = made.summary()
     assert table.columns == [
         *("workload", "schedule", "scheme", "horizon %", "steps to target", "ratio", "best metric", "missed")

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import recommend, report, report_index
+from analysis import recommend, report
 from analysis.run_folder import study
 from analysis.run_folder.records import BadRun, load, load_cells
 
@@ -41,8 +41,8 @@ def one(make_run, average, tasks):
 
 
 @pytest.fixture
-def two(one, undrawn):
-    """Two studies in a folder, their reports without the drawings."""
+def two(one, uncharted):
+    """Two studies in a folder, their reports without the charts."""
     return of_two(one)
 
 
@@ -151,7 +151,7 @@ def test_load_and_read_narrow_to_a_study(two):
         study.read(two, "lawa")
 
 
-def test_hostile_strings_stay_text(make_run, average, undrawn):
+def test_hostile_strings_stay_text(make_run, average, uncharted):
     few = {"lengths": [1.0], "averages": [average("ema", 0.01, 0.9)], "seeds": [0, 1]}
     text = report.write(of_two(make_run(**few), question=HOSTILE)).read_text()
     assert "<script" not in text
@@ -160,7 +160,7 @@ def test_hostile_strings_stay_text(make_run, average, undrawn):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "..", "a/b", HOSTILE])
-def test_no_study_writes_elsewhere(name, make_run, average, undrawn, tmp_path):
+def test_no_study_writes_elsewhere(name, make_run, average, uncharted, tmp_path):
     run = make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], seeds=[0, 1])
     with pytest.raises(BadRun, match="cannot name a folder"):
         report.write(of_two(run, second=name))
@@ -169,9 +169,9 @@ def test_no_study_writes_elsewhere(name, make_run, average, undrawn, tmp_path):
 
 def test_a_page_leads_to_its_runs_on_wandb_and_nowhere_else(tmp_path):
     one = SimpleNamespace(plan={"study": "w"})
-    assert report_index.on_wandb(tmp_path, one) == []
+    assert report.on_wandb(tmp_path, one) == []
     (tmp_path / "wandb").mkdir()
     links = tmp_path / "wandb" / "links.json"
     for link, allowed in (("https://wandb.ai/t/p/groups/w", True), ("javascript:alert(1)", False), (1, False)):
         links.write_text(json.dumps({"w": link, "another": "https://wandb.ai"}))
-        assert report_index.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])
+        assert report.on_wandb(tmp_path, one) == ([("runs on W&B", link)] if allowed else [])

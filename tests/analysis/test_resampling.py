@@ -252,6 +252,7 @@ def test_groups_have_the_intervals_that_each_has_alone(statistic):
     alone = np.array([bootstrap(values[group == number], statistic) for number in range(31)]).T
     np.testing.assert_allclose(found, alone, rtol=1e-13)
     assert np.isnan(found[:, 30]).all()  # without a row
+    assert bootstrap_groups(values[:0], group[:0], 0, statistic).shape == (3, 0)
 
 
 def test_many_matrices_have_the_intervals_that_each_has_alone(monkeypatch):

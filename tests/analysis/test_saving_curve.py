@@ -11,6 +11,7 @@ from analysis.presentation import chart as charts
 from analysis.run_folder import study
 from analysis.sections import saving_curve as section
 from analysis.statistics import pooled
+from analysis.statistics.generalization import metrics_by_cell
 from analysis.statistics.pairs import pair, score
 from analysis.statistics.resampling import Z
 from analysis.statistics.saving_curve import (
@@ -23,7 +24,7 @@ from analysis.statistics.saving_curve import (
     saving_curve,
 )
 from analysis.statistics.steps_to_target import grid_sd, steps_to_target
-from tests.analysis.conftest import Average, Plan, Task, write_run
+from tests.analysis.conftest import Average, Plan, Task, chart_of, write_run
 
 VERSION = ".".join(charts.alt.SCHEMA_VERSION.split(".")[:2])
 
@@ -31,7 +32,7 @@ VERSION = ".".join(charts.alt.SCHEMA_VERSION.split(".")[:2])
 def curve(run, **options):
     read = study.read(run)
     steps = steps_to_target(read.cells, read.records)
-    pairs = pair(read.cells, score(read.cells, read.records, steps))
+    pairs = pair(read.cells, score(read.cells, metrics_by_cell(read.cells, read.records), steps))
     table = saving_curve(measure(read.cells, read.records, pairs, **options))
     return table.merge(
         read.cells.drop_duplicates("setting")[["setting", "scheme", "horizon_fraction", "length_fraction"]],
@@ -285,18 +286,18 @@ def test_at_the_level_of_the_target_it_is_the_pooled_ratio(tmp_path):
 
 
 def test_over_all_workloads_first_then_one_panel_each(two, tmp_path):
-    assert [panel["title"]["text"] for panel in two.charts["saving_curve"]["concat"]] == [
+    assert [panel["title"]["text"] for panel in chart_of(two, "saving_curve")["concat"]] == [
         "all 2 workloads",
         "lm",
         "wmt",
     ]
     one = run_of(tmp_path / "run", ("lm",))
-    assert [panel["title"]["text"] for panel in one.charts["saving_curve"]["concat"]] == ["lm"]
+    assert [panel["title"]["text"] for panel in chart_of(one, "saving_curve")["concat"]] == ["lm"]
     assert one.words(section)[0].startswith("EMA, pre-specified, on lm (95 % over seeds): lowest, 0.")
 
 
 def test_a_switch_between_steps_and_device_hours_changes_what_is_drawn(two):
-    spec = two.charts["saving_curve"]
+    spec = chart_of(two, "saving_curve")
     (unit,) = [one for one in spec["params"] if one["name"] == "saving_unit"]
     assert (unit["bind"]["options"], unit["value"]) == (["steps", "device-hours"], "steps")
     in_steps = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
@@ -362,6 +363,8 @@ def rows(ratio, low, high, at_least=0):
             rows([0.9, 1.0, 1.0, 1.1], [0.8, 0.9, 0.9, 1.05], [1.1, 1.1, 1.1, 1.2]),
             "a saving is shown at none of 4 levels, the tightest is a loss",
         ),
+        (rows([0.9] * 4, [0.8] * 4, [1.1] * 4).head(1), "no saving is shown at the only level (undecided)"),
+        (rows([0.9] * 4, [0.8] * 4, [0.95] * 4).head(1), "a saving is shown at the only level"),
     ],
 )
 def test_up_to_which_level_a_saving_is_shown(table, text):

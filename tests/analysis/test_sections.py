@@ -35,7 +35,7 @@ def test_every_section_says_what_it_is():
         assert hasattr(module, "CAPTION") or hasattr(module, "caption"), name
 
 
-def test_a_file_put_into_the_folder_is_a_section(make_run, average, tmp_path, monkeypatch, undrawn):
+def test_a_file_put_into_the_folder_is_a_section(make_run, average, tmp_path, monkeypatch, uncharted):
     (tmp_path / "cells_of_a_study.py").write_text(NEW)
     monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
     run = make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)])
@@ -68,7 +68,7 @@ def test_a_section_says_three_sentences_at_most(make_run, average, tasks):
             assert len(one.words(section)) <= 3, section.TITLE
 
 
-def test_a_report_takes_away_what_an_earlier_one_wrote_and_nothing_else(make_run, average, undrawn):
+def test_a_report_takes_away_what_an_earlier_one_wrote_and_nothing_else(make_run, average, uncharted):
     run = make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)])
     report.write(run)
     (run / "tables" / "mine.csv").write_text("a,b\n")

@@ -9,6 +9,7 @@ import pytest
 from analysis import report
 from analysis.run_folder import study
 from analysis.sections import snapshots
+from tests.analysis.conftest import chart_of
 
 BUDGET = 1000
 
@@ -54,7 +55,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
     made, found = computed(make_run(lengths=[1.0], averages=averages))  # 1.4 · 750 steps > 1,000: never met
     lm = found.snapshot_grid[found.snapshot_grid["workload"] == "lm"].set_index(["every_steps", "memory"])
     assert lm["num_missed"].to_dict() == {(2, 3): 0, (2, 10): 0, (8, 3): 3, (8, 10): 3}
-    spec = made.charts["snapshots"]
+    spec = chart_of(made, "snapshots")
     rows = [row for data in spec["datasets"].values() for row in data]
     texts = {row["missed"] for row in rows if "missed" in row and row.get("every_steps") == 8}
     assert texts == {"✕ 3/3"}
@@ -64,9 +65,7 @@ def test_missed_seeds_are_counted_and_drawn_as_crosses(make_run, average):
 
 
 def test_groups_of_equal_horizon_lie_within_a_factor_of_their_shortest():
-    part = pd.DataFrame({"horizon_fraction": [0.01, 0.0129, 0.0131, 0.017, 0.04], "setting": range(5)})
-    groups = [list(group["horizon_fraction"]) for group in snapshots._groups(part)]
-    assert groups == [[0.01, 0.0129], [0.0131, 0.017], [0.04]]
+    assert snapshots.equal_horizons(pd.Series([0.01, 0.0129, 0.0131, 0.017, 0.04])) == [0, 0, 1, 1, 2]
 
 
 def test_the_rarest_snapshots_against_the_most_frequent_at_one_horizon(make_run, average):

@@ -93,7 +93,7 @@ def test_a_target_is_held_by_three_evaluations_in_a_row(frame_of, metric, held):
 
 def test_no_records():
     assert math.isnan(first_crossing(np.empty(0), np.empty(0), 1.0, False).point)
-    assert np.isnan(first_crossings(np.empty(0), np.empty(0), np.array([1.0]), False)).all()
+    assert np.isnan(first_crossings(np.empty(0), np.empty(0), np.array([1.0]), False).point).all()
 
 
 metrics = st.lists(
@@ -104,7 +104,7 @@ metrics = st.lists(
 @given(metrics, st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.booleans())
 def test_many_targets_at_once_equal_one_by_one(metric, targets, higher):
     steps = np.arange(1, len(metric) + 1) * 7.0
-    many = first_crossings(steps, np.array(metric), np.array(targets), higher)
+    many = first_crossings(steps, np.array(metric), np.array(targets), higher).point
     single = [crossing(metric, target, higher, steps=steps).point for target in targets]
     np.testing.assert_array_equal(many, single)
 
@@ -121,7 +121,7 @@ def test_scaling_steps_scales_steps_to_target(metric, target, higher, factor):
 def test_a_harder_target_never_comes_earlier(metric, target, harder, higher):
     steps = np.arange(1, len(metric) + 1) * 3.0
     hard = target + harder if higher else target - harder
-    easy_point, hard_point = first_crossings(steps, np.array(metric), np.array([target, hard]), higher)
+    easy_point, hard_point = first_crossings(steps, np.array(metric), np.array([target, hard]), higher).point
     assume(not math.isnan(hard_point))
     assert easy_point <= hard_point + 1e-9
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.run_folder import study
+from analysis.statistics.generalization import metrics_by_cell
 from analysis.statistics.pairs import pair, ratios_by_seed, score
 from analysis.statistics.resampling import bootstrap
 from analysis.statistics.steps_to_target import steps_to_target
@@ -141,7 +142,7 @@ def test_both_sides_of_a_pair_are_cut_at_the_smaller_budget():
 def test_the_mean_of_the_restricted_steps_of_finished_pairs_is_the_rmst(make_run, average):
     read = study.read(make_run(lengths=[1.0], averages=[average("ema", 0.01, 0.9)], diverge={"lm-1.0-0": 300}))
     steps = steps_to_target(read.cells, read.records)
-    pairs = pair(read.cells, score(read.cells, read.records, steps))
+    pairs = pair(read.cells, score(read.cells, metrics_by_cell(read.cells, read.records), steps))
     by_seed = ratios_by_seed(pairs, steps, steps[["cell_id"]].assign(device_hours=1.0))
     mine = restricted_pairs(by_seed[by_seed["versus"] == "same schedule"], steps)
     means = restricted_means(read.cells, steps).set_index("setting")["restricted_mean"]

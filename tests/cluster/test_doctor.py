@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import doctor, folder, place
-from cluster.checks import Check
+from cluster import doctor, place
 from cluster.doctor import examine, render
+from cluster.place import Check
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -127,20 +127,20 @@ def test_wandb_tells_that_there_is_a_key_and_never_the_key(tmp_path: Path, monke
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    checks = folder.folder_checks(Path("/proc/wa-doctor"))  # also root cannot write there
+    checks = place.folder_checks(Path("/proc/wa-doctor"))  # also root cannot write there
     assert [check.ok for check in checks] == [False]
-    assert folder.folder_checks(tmp_path / "file" / "run")[0].ok is False
+    assert place.folder_checks(tmp_path / "file" / "run")[0].ok is False
 
 
 def test_locks_that_do_not_hold_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", lambda *_: None)  # a mount whose flock does nothing cannot be made here
-    assert by_name(folder.folder_checks(tmp_path))["locks"].ok is False
+    assert by_name(place.folder_checks(tmp_path))["locks"].ok is False
 
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    check = by_name(folder.folder_checks(tmp_path))["locks"]
+    check = by_name(place.folder_checks(tmp_path))["locks"]
     assert check.ok is False
     assert "errno 38" in check.detail
 
@@ -148,15 +148,15 @@ def test_locks_that_do_not_hold_are_found(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_clock_ahead_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     monkeypatch.setattr("time.time", lambda: real() + 60)
-    assert by_name(folder.folder_checks(tmp_path))["clock"].ok is False
+    assert by_name(place.folder_checks(tmp_path))["clock"].ok is False
 
 
 def test_file_system_is_the_deepest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} nfs4 rw 0 0\nc {tmp_path}x tmpfs rw 0 0\n")
-    assert folder.file_system(tmp_path / "runs", mounts) == "nfs4"
-    assert folder.file_system(Path("/usr"), mounts) == "ext4"
-    assert folder.file_system(Path("/usr"), tmp_path / "absent") == "unknown"
+    assert place.file_system(tmp_path / "runs", mounts) == "nfs4"
+    assert place.file_system(Path("/usr"), mounts) == "ext4"
+    assert place.file_system(Path("/usr"), tmp_path / "absent") == "unknown"
 
 
 def test_reachable() -> None:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from cluster.submit import _print_logs, command_line, connect
-from cluster.upload import SubmitError, stage, staged
+from cluster.upload import SubmitError
 from sweeps.cli import main
 
 # Stands in for the command `wa run` on the cluster: tells what it was given, imports the user's module.
@@ -212,108 +212,6 @@ def test_command_line_refuses_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "topsecret" not in str(caught.value)
 
 
-def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(pattern: str, study: Path, working_dir: Path | None = None, *others: Path) -> None:
-        target = tmp_path / pattern
-        target.mkdir()
-        with pytest.raises(SubmitError, match=pattern):
-            stage([study, *others], target, working_dir)
-
-    study = tmp_path / "s.yaml"
-    study.write_text("study: s")
-    code = tmp_path / "code"
-    (code / "wa_study").mkdir(parents=True)
-    refused("no such study", tmp_path / "absent.yaml")
-    refused("no such folder", study, tmp_path / "absent")
-    (code / "s.yaml").write_text("study: t")
-    refused("two studies have this file name", study, None, code / "s.yaml")
-    refused("no such study file", study, None, tmp_path / "absent.yaml")
-    refused("of its own", study, code)
-    monkeypatch.setattr("cluster.upload.CODE_LIMIT_MB", 0)
-    (code / "big").write_text("x")
-    refused("MB of code", study, code)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "is_key"),
-    [
-        ("server.pem", "", True),
-        ("conf/prod.env", "", True),
-        ("keys/id_rsa", "", True),
-        ("ID_ED25519", "", True),
-        ("credentials.json", "", True),
-        ("gcp-service-account.json", "", True),
-        ("notes.txt", "my key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", True),
-        ("deploy.py", "KEY = '''\n-----BEGIN RSA PRIVATE KEY-----\n'''", True),
-        ("id_rsa.pub", "ssh-rsa AAAA", False),
-        ("client_secrets.py", "import secrets", False),
-        ("tokenizer.json", "{}", False),
-        ("keyboard.txt", "-----BEGIN CERTIFICATE-----", False),
-        (".env", "WANDB_API_KEY=secret", False),  # hidden: it stays behind
-        (".aws/credentials", "secret", False),
-    ],
-)
-def test_what_looks_like_a_key_is_refused_before_anything_is_sent(
-    tmp_path: Path, name: str, text: str, is_key: bool
-) -> None:
-    code, study, target = tmp_path / "code", tmp_path / "s.yaml", tmp_path / "staged"
-    study.write_text("study: s")
-    target.mkdir()
-    path = code / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    (code / "mine.py").write_text("ANSWER = 42")
-    if is_key:
-        with pytest.raises(SubmitError, match="looks like a key") as caught:
-            stage([study], target, code)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-    else:
-        stage([study], target, code)
-        expected = {"mine.py", "wa_study/s.yaml"} | ({name} if not name.startswith(".") else set())
-        assert set(staged(target)[0]) == expected
-
-
-def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
-    code, study, outside = tmp_path / "code", tmp_path / "s.yaml", tmp_path / "outside"
-    for folder in (code / "pkg", outside, code / ".hidden"):
-        folder.mkdir(parents=True)
-    study.write_text("study: s")
-    (outside / "passwords.txt").write_text("secret")
-    (code / ".hidden" / "notes.txt").write_text("secret")
-    (code / "pkg" / "real.py").write_text("x = 1")
-    (code / "alias.py").symlink_to("pkg/real.py")
-    (code / "dangling").symlink_to("nowhere")
-
-    def staged_names(name: str) -> list[str]:
-        (tmp_path / name).mkdir()
-        stage([study], tmp_path / name, code)
-        assert not [path for path in (tmp_path / name).rglob("*") if path.is_symlink()]
-        return staged(tmp_path / name)[0]
-
-    assert staged_names("good") == ["alias.py", "pkg/real.py", "wa_study/s.yaml"]
-    for i, (link, to, said) in enumerate(
-        (
-            ("innocent.txt", outside / "passwords.txt", "outside the folder"),
-            ("data", outside, "outside the folder"),
-            ("up", "..", "outside the folder"),
-            ("again", "pkg", "a link to a folder"),
-            ("loop", ".", "a link to a folder"),
-            ("shown.txt", ".hidden/notes.txt", "which is hidden"),
-            ("key.py", "pkg/id_rsa", "looks like a key"),
-        )
-    ):
-        (code / "pkg" / "id_rsa").unlink(missing_ok=True)
-        if said == "looks like a key":
-            (code / "pkg" / "id_rsa").write_text("x")
-        (code / link).symlink_to(to)
-        with pytest.raises(SubmitError, match=said) as caught:
-            staged_names(f"bad{i}")
-        assert "\n" not in str(caught.value)
-        assert "passwords" not in " ".join(staged(tmp_path / f"bad{i}")[0])
-        (code / link).unlink()
-
-
 class Job:
     """A job client whose log connection breaks after so many characters, once each."""
 
@@ -409,33 +307,6 @@ def _pump(source: socket.socket, sink: socket.socket, limit: int) -> None:
                 end.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-
-
-@pytest.mark.parametrize(
-    "name", ["analysis.py", "sweeps/__init__.py", "cluster/x.py", "queue.py", "torch.py", "yaml/a.py"]
-)
-def test_a_module_named_like_one_that_the_job_needs_is_refused(name: str, code: Path, tmp_path: Path) -> None:
-    """Ray puts the folder that is sent before everything else that Python searches, in every process of the job."""
-    (code / name).parent.mkdir(exist_ok=True)
-    (code / name).write_text("RESULTS = {}")
-    study = tmp_path / "s.yaml"
-    study.write_text("study: s")
-    (tmp_path / "staging").mkdir()
-    with pytest.raises(SubmitError, match="stand in for the module") as told:
-        stage([study], tmp_path / "staging", code)
-    assert str(code / name.partition("/")[0]) in str(told.value)
-
-
-def test_other_names_travel(code: Path, tmp_path: Path) -> None:
-    """Data in a folder called like a module of ours is no module, and `mypkg.analysis` is nobody's but the user's."""
-    for name in ("results.py", "mypkg/analysis.py", "analysis/table.csv"):
-        (code / name).parent.mkdir(exist_ok=True)
-        (code / name).write_text("")
-    study = tmp_path / "s.yaml"
-    study.write_text("study: s")
-    (tmp_path / "staging").mkdir()
-    stage([study], tmp_path / "staging", code)
-    assert {"results.py", "mypkg/analysis.py", "analysis/table.csv"} <= set(staged(tmp_path / "staging")[0])
 
 
 def test_changed_code_is_accepted_over_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sweep_processes import STUDY, WA, num_records, wait, workers
+from sweep_processes import STUDY, UNDRAWN, WA, num_records, wait, workers
 
 from analysis.run_folder.records import load_records
 from analysis.run_folder.schema import MEASURED
@@ -57,7 +57,7 @@ def test_a_sweep_over_two_nodes_survives_the_loss_of_one(
     address = next(line.strip() for line in two_nodes.stdout if ":" in line)
     (outside / "kills.yaml").write_text(STUDY)
     run = (outside / "run").resolve()
-    command = [WA, "run", "kills.yaml", "--out", "run", "--checkpoint-seconds", "0", "--address", address]
+    command = [*UNDRAWN, "run", "kills.yaml", "--out", "run", "--checkpoint-seconds", "0", "--address", address]
     with (outside / "log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=outside, stdout=log, stderr=log)
     # Two at once, on nodes of one CPU each: both nodes train.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 WA = str(Path(sys.executable).with_name("wa"))
+UNDRAWN = [sys.executable, "-P", str(Path(__file__).with_name("undrawn_wa.py"))]  # `wa` without its reports
 STUDY = """
 study: kills
 workloads: "tinywork:Slow"
@@ -23,7 +24,7 @@ tracking: {wandb: offline, project: p}
 """
 
 
-def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -50,9 +50,9 @@ class Stop(Exception):
     """Ends a trajectory as a kill would, but in process."""
 
 
-def stop_at(step: int, with_error: type[BaseException] = Stop) -> Callable[[trajectory.Progress], None]:
-    def report(progress: trajectory.Progress) -> None:
-        if progress.step == step:
+def stop_at(step: int, with_error: type[BaseException] = Stop) -> Callable[[int], None]:
+    def report(now: int) -> None:
+        if now == step:
             raise with_error
 
     return report

@@ -18,6 +18,7 @@ from wandb_server import KEY, WandbServer
 from analysis import report as reports
 from analysis.run_folder.records import load_cells, load_records
 from sweeps import dashboard, publisher, run_folder, tracking, trajectory
+from sweeps.blocks import TrackingBlock
 from sweeps.cli import main
 from sweeps.run import work
 from sweeps.spec import parse_spec
@@ -234,7 +235,8 @@ def test_a_study_that_takes_over_a_published_run_is_told(outside: Path, views: W
     run = planned(outside / "run", train=True, seeds=[0], optimizer={"lr": 0.03})
 
     def publish() -> None:
-        assert tracking.finish(tracking.start(run, "online", "proj", None), 90), (run / "wandb.log").read_text()
+        publisher_process = tracking.start(run, TrackingBlock(wandb="online", project="proj"))
+        assert tracking.finish(publisher_process, 90), (run / "wandb.log").read_text()
 
     publish()
     history = json.dumps(views.history, sort_keys=True)

@@ -16,7 +16,7 @@ from sweeps import evaluate
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
-from workloads.loading import load_batches
+from workloads.task import load_batches
 
 READ = textwrap.dedent('''
     import torch

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ray.tune.search import Searcher
-from sweep_processes import WA
+from sweep_processes import UNDRAWN
 
 from analysis import load
 from sweeps import launch
+from sweeps.cli import main
 from sweeps.engine import Engine
 from sweeps.interrupts import Interrupts
 
@@ -98,7 +100,10 @@ from tinywork import Tiny
 
 class FromFolder(Tiny):
     def batches(self, seed, first_step, part=None):
-        scale = float((data.dataset("mine", "scale.txt") / "scale.txt").read_text())
+        folder = data.dataset("mine", "scale.txt")
+        scale = float((folder / "scale.txt").read_text())
+        if part is not None:
+            (folder / f"read for part {part.index} of {part.count}").touch()
         for x, y in super().batches(seed, first_step):
             chosen = slice(None) if part is None else slice(part.index, None, part.count)
             yield scale * x[chosen], y[chosen]
@@ -131,42 +136,34 @@ def test_data_folder_and_processes_reach_the_trial(outside: Path) -> None:
         (outside / taken).write_text("raise RuntimeError('the user file ran')")
     (outside / "folderwork.py").write_text(FOLDER_WORK)
     (outside / "study.yaml").write_text(FOLDER_STUDY)
-    losses = {}
-    for name, scale in (("whole", "1.0"), ("half", "0.5")):
-        (outside / name / "mine").mkdir(parents=True)
-        (outside / name / "mine" / "scale.txt").write_text(scale)
-        sets = ["--set", f"data_dir={name}", "resources={cpu: 2, processes: 2}"]
-        done = subprocess.run(
-            [WA, "run", "study.yaml", "--out", f"run-{name}", *sets],
-            capture_output=True,
-            text=True,
-            env={name: value for name, value in os.environ.items() if name != "WA_DATA_DIR"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        frame = load(f"run-{name}")
-        assert frame["step"].tolist() == [20, 40, 60] * 2
-        assert (frame["processes"] == 2).all()
-        losses[name] = frame["loss"].tolist()
-        logs = list(outside.glob(f"run-{name}/trajectories/*/log-rank1"))
-        assert len(logs) == 1, "a second process trained"
-    assert losses["whole"] != losses["half"]
+    (outside / "half" / "mine").mkdir(parents=True)
+    (outside / "half" / "mine" / "scale.txt").write_text("0.5")
+    command = [*UNDRAWN, "run", "study.yaml", "--out", "run"]
+    command += ["--set", "data_dir=half", "resources={cpu: 2, processes: 2}"]
+    environment = {name: value for name, value in os.environ.items() if name != "WA_DATA_DIR"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame = load("run")
+    assert frame["step"].tolist() == [20, 40, 60] * 2
+    assert (frame["processes"] == 2).all()
+    read = {path.name for path in (outside / "half" / "mine").glob("read*")}  # by both, and of the same folder
+    assert read == {"read for part 0 of 2", "read for part 1 of 2"}
+    assert len(list(outside.glob("run/trajectories/*/log-rank1"))) == 1, "a second process trained"
 
 
-def test_missing_data_is_one_line_before_anything_starts(outside: Path) -> None:
+def test_missing_data_is_one_line_before_anything_starts(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (outside / "folderwork.py").write_text(FOLDER_WORK)
     (outside / "study.yaml").write_text(FOLDER_STUDY)
     (outside / "empty" / "mine").mkdir(parents=True)
-    clean = {name: value for name, value in os.environ.items() if name != "WA_DATA_DIR"}
     for sets, told in (
         ([], "set WA_DATA_DIR or"),
         (["data_dir=nowhere"], "no such folder"),
         (["data_dir=empty"], "mine/scale.txt"),
     ):
-        more = ["--set", *sets] if sets else []
-        done = subprocess.run(
-            [WA, "run", "study.yaml", "--out", "run", *more], capture_output=True, text=True, env=clean
-        )
-        assert done.returncode == 2
+        monkeypatch.setenv("WA_DATA_DIR", "")  # put back at the end, whatever the command makes of it
+        monkeypatch.delenv("WA_DATA_DIR")
+        done = CliRunner().invoke(main, ["run", "study.yaml", "--out", "run", *(["--set", *sets] if sets else [])])
+        assert done.exit_code == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
         assert not (outside / "run").exists()

@@ -16,6 +16,7 @@ from sweeps.plan import Pace, cost, trajectories
 from sweeps.recorder import Recorder
 from sweeps.run import expected, work
 from sweeps.spec import load_spec, parse_spec
+from sweeps.wording import duration
 
 UNSTATED = """
 from dataclasses import dataclass
@@ -117,3 +118,10 @@ def test_a_full_training_is_planned_to_take_the_published_runtime_on_8_gpus(work
     hours = expected(spec, work([spec], None))[workload]["device_hours"]
     assert hours == pytest.approx((cost(one).seconds) / 3600)
     assert plan.num_devices(spec) == (8, "gpu")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

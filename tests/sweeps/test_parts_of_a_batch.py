@@ -78,11 +78,11 @@ RANKS = textwrap.dedent("""
     def rank_of(rank, size, one, folder):
         evaluate = Evaluator.evaluate
 
-        def kept(self, state, trainer, diverged):
+        def kept(self, trained):
             mask = torch.nn.functional.dropout(torch.ones(64))
-            result = evaluate(self, state, trainer, diverged)
+            result, state = evaluate(self, trained), self.state
             (scheme,) = state.bank
-            with state.bank.swapped(scheme, recompute=trainer.recompute):
+            with state.bank.swapped(scheme, recompute=self.passes.recompute):
                 self.team.average_statistics(state.model)
                 statistics = state.model.state_dict().items()
                 recomputed = {name: value.clone() for name, value in statistics if "running" in name}
@@ -93,10 +93,10 @@ RANKS = textwrap.dedent("""
         Evaluator.evaluate = kept
         team = data_parallel.Team(rank, size)
         if size == 1:
-            trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=1)
+            trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=1)
             return
         with data_parallel.joined(rank, size, "cpu", folder / f"store{size}"):
-            trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=size)
+            trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=size)
 
     folder = Path(sys.argv[1])
     for size in (1, 2, 8):

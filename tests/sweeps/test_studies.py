@@ -144,8 +144,8 @@ def test_what_was_interrupted_goes_on(outside: Path, alone: dict[str, pd.DataFra
     train(run, speedup(), decay(), only=1)
     began = work([speedup(), decay()], run).trajectories[0]
 
-    def stop(progress: trajectory.Progress) -> None:
-        if progress.step >= 20:
+    def stop(step: int) -> None:
+        if step >= 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

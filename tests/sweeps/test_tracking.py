@@ -22,6 +22,7 @@ from wandb_server import KEY, WandbServer
 from analysis.run_folder.records import load, load_cells
 from analysis.run_folder.run_files import wandb_links
 from sweeps import publisher, run_folder, tracking, trajectory
+from sweeps.blocks import TrackingBlock
 from sweeps.cli import main
 from sweeps.run import work
 from sweeps.spec import parse_spec
@@ -67,7 +68,7 @@ def run_ids(run: Path) -> dict[str, str]:
 
 
 def publish(run: Path, mode: str, seconds: float = 90) -> bool:
-    return tracking.finish(tracking.start(run, mode, "proj", None), seconds)
+    return tracking.finish(tracking.start(run, TrackingBlock(wandb=mode, project="proj")), seconds)
 
 
 def test_online_one_run_a_cell_with_its_config_and_history(run: Path, wandb_server: WandbServer) -> None:
@@ -163,7 +164,7 @@ def test_offline_needs_no_account_and_writes_each_cell(run: Path, monkeypatch: p
 
 
 def test_disabled_starts_nothing(run: Path) -> None:
-    assert tracking.start(run, "disabled", "proj", None) is None
+    assert tracking.start(run, TrackingBlock(wandb="disabled", project="proj")) is None
     assert publish(run, "disabled")
     assert not (run / "wandb").exists()
 
@@ -187,7 +188,7 @@ def test_a_slow_server_does_not_hold_the_run(run: Path) -> None:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         os.environ.update(environment)
         started = time.monotonic()
-        process = tracking.start(run, "online", "proj", None)
+        process = tracking.start(run, TrackingBlock(wandb="online", project="proj"))
         assert not tracking.finish(process, seconds=1.0)
         assert time.monotonic() - started < 5
         assert process is not None
@@ -214,7 +215,7 @@ def test_a_publisher_does_not_wait_for_ever_for_a_server_that_has_gone(run: Path
 
 
 def test_a_killed_publisher_goes_on_from_its_cursor(run: Path, wandb_server: WandbServer) -> None:
-    process = tracking.start(run, "online", "proj", None)
+    process = tracking.start(run, TrackingBlock(wandb="online", project="proj"))
     assert process is not None
     deadline = time.monotonic() + 60
     while not (run / "wandb" / "told.json").exists():

@@ -188,8 +188,8 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
             one = from_dict(json.loads((folder / "trajectory.json").read_text()))
             keep = evaluate.Evaluator.evaluate
 
-            def spied(self, state, trainer, trained):
-                result = keep(self, state, trainer, trained)
+            def spied(self, trained):
+                result, state = keep(self, trained), self.state
                 if state.step == one.length_steps:
                     averages = {repr(s): state.bank.tensors(s) for s in state.bank}
                     torch.save({"model": state.model.state_dict(), **averages}, folder / f"rank{rank}")
@@ -198,7 +198,7 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
             evaluate.Evaluator.evaluate = spied
             with data_parallel.joined(rank, 2, "cpu", folder / "store"):
                 team = data_parallel.Team(rank, 2)
-                trajectory.follow(one, folder / "nothing", team, device="cpu", num_devices=2)
+                trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=2)
             """)
     )
     one = one_trajectory("partedwork:Normed", NORMED[:3])

@@ -136,7 +136,7 @@ def test_a_finished_trajectory_is_not_trained_again(outside: Path, tmp_path: Pat
     (one,) = trajectories(tiny({"scheme": "none"}), fuse=True)
     run(one, tmp_path / "a")
     told: list[int] = []
-    run(one, tmp_path / "a", report=lambda progress: told.append(progress.step))
+    run(one, tmp_path / "a", report=told.append)
     assert told == []
 
 

@@ -131,7 +131,7 @@ def test_an_interrupt_and_a_lost_connection_are_no_fault_of_the_code(tmp_path: P
 def test_whoever_listens_may_end_it_without_blame(tmp_path: Path) -> None:
     """Tune ends a trial by SystemExit out of its report."""
 
-    def stop(progress: trajectory.Progress) -> None:
+    def stop(step: int) -> None:
         raise SystemExit(0)
 
     with pytest.raises(SystemExit):
@@ -235,7 +235,7 @@ def test_checkpoints_take_a_twentieth_of_the_time(
         saves.append((clock.now, clock.now + saving))
         clock.now += saving
 
-    def report(progress: trajectory.Progress) -> None:
+    def report(step: int) -> None:
         clock.now += 100.0
 
     monkeypatch.setattr(training_state, "save", save)

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from sweeps import import_order, tracking
 from sweeps import run as flow
-from sweeps.blocks import SpecError
+from sweeps.blocks import SpecError, TrackingBlock
 from sweeps.cli import main
+from sweeps.run import usable
 from sweeps.spec import parse_spec
-from sweeps.user_code import usable
 from workloads.protocol import UnknownWorkload, load
 
 STUDY = """
@@ -96,7 +96,7 @@ def test_the_publisher_runs_ours(crowded: Path, monkeypatch: pytest.MonkeyPatch)
     (crowded / "sweeps").mkdir()
     (crowded / "sweeps" / "__init__.py").write_text("raise RuntimeError('the user file ran')\n")
     monkeypatch.chdir(crowded)
-    publisher = tracking.start(Path("run"), "offline", "p", None)
+    publisher = tracking.start(Path("run"), TrackingBlock(wandb="offline", project="p"))
     assert publisher is not None
     assert not tracking.finish(publisher, seconds=120)
     log = (crowded / "run" / "wandb.log").read_text()

@@ -55,27 +55,18 @@ class Flattened(torch.Tensor):
 
 
 MODELS = {
-    "parameters": (
-        lambda: nn.Linear(2, 2).parameters(),
-        r"needs the model itself, Bank\(model, schemes\), not <gen",
-    ),
+    "parameters": (lambda: nn.Linear(2, 2).parameters(), r"needs the model itself, Bank\(model, schemes\), not <gen"),
     "state dict": (lambda: nn.Linear(2, 2).state_dict(), "needs the model itself"),
     "none": (lambda: None, "needs the model itself.*not None"),
     "lazy": (lambda: nn.LazyLinear(2), r"'weight': it is lazy .*run one batch through the model"),
     "lazy buffers": (lazy_buffers, r"buffer '1\.running_mean': it is lazy"),
-    "sparse": (
-        lambda: with_parameter(torch.eye(3).to_sparse()),
-        r"'inner\.w': its layout is sparse_coo; .*to_dense",
-    ),
+    "sparse": (lambda: with_parameter(torch.eye(3).to_sparse()), r"'inner\.w': its layout is sparse_coo; .*to_dense"),
     "float8": (
         lambda: with_parameter(torch.eye(3).to(torch.float8_e4m3fn)),
         r"'inner\.w': float8_e4m3fn is none of float32, bfloat16, float16, float64; average the weights it was",
     ),
     "complex": (lambda: with_parameter(torch.zeros(2, dtype=torch.complex64)), "complex .*view_as_real"),
-    "meta": (
-        lambda: nn.Linear(2, 2, device="meta"),
-        "'weight': it is on the meta device .*load the weights before",
-    ),
+    "meta": (lambda: nn.Linear(2, 2, device="meta"), "'weight': it is on the meta device .*load the weights before"),
     "quantised": (quantised, r"module '0', a quantised Linear: .*average the float model"),
     "quantised tensor": (
         lambda: with_parameter(torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)),
@@ -151,14 +142,8 @@ SCHEMES = {
     "class": ([EMA], "is not a scheme: give LAWA"),
     "twice": ([EMA(0.9), LAWA(2), EMA(0.9)], r"EMA\(decay=0\.9.* is in the bank twice"),
     "neither kind": ([Unfinished()], "is not a Windowed or a Recursive scheme"),
-    "policy": (
-        [bare(NoBuffers, decay=0.9, every=1, burn_in=0, init="first", buffers="none")],
-        "buffers must be one",
-    ),
-    "every": (
-        [bare(EMA, decay=0.9, every=0.5, burn_in=0, init="first", buffers="live")],
-        "every must be an int >= 1",
-    ),
+    "policy": ([bare(NoBuffers, decay=0.9, every=1, burn_in=0, init="first", buffers="none")], "buffers must be one"),
+    "every": ([bare(EMA, decay=0.9, every=0.5, burn_in=0, init="first", buffers="live")], "every must be an int >= 1"),
 }
 
 
@@ -180,17 +165,7 @@ def test_steps_are_ints_of_any_library():
         bank.update(step)
         assert type(bank.step) is int
     assert bank.step == 7
-    wrong = (
-        True,
-        np.True_,
-        torch.tensor(True),
-        8.0,
-        np.float64(8),
-        torch.tensor(8.0),
-        "8",
-        None,
-        torch.arange(2),
-    )
+    wrong = (True, np.True_, torch.tensor(True), 8.0, np.float64(8), torch.tensor(8.0), "8", None, torch.arange(2))
     for step in wrong:
         with pytest.raises(ValueError, match="update needs the step as an int, not") as caught:
             bank.update(step)

@@ -13,14 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from wa import EMA, LAWA, WSM, Bank, Recursive, Tail
 
-SCHEMES = [
-    EMA(0.5),
-    EMA(0.9, init="zero"),
-    LAWA(2),
-    LAWA(5, 2, until_full="partial"),
-    Tail(1),
-    WSM(3, 1, "cosine"),
-]
+SCHEMES = [EMA(0.5), EMA(0.9, init="zero"), LAWA(2), LAWA(5, 2, until_full="partial"), Tail(1), WSM(3, 1, "cosine")]
 
 
 class Net(nn.Module):
@@ -196,14 +189,8 @@ CHANGES = {
     "another dtype": (lambda model: model.half(), r"is float16\[257, 256\] on cpu now"),
     "double": (lambda model: model.double(), r"is float64\[257, 256\] on cpu now"),
     "another device": (lambda model: model.to("meta"), "meta device"),
-    "another shape": (
-        lambda model: setattr(model, "large", nn.Parameter(torch.zeros(2))),
-        r"'large' is float32\[2\]",
-    ),
-    "untied": (
-        lambda model: setattr(model.tied, "weight", nn.Parameter(torch.ones(3, 4))),
-        r"not average: tied\.w",
-    ),
+    "another shape": (lambda model: setattr(model, "large", nn.Parameter(torch.zeros(2))), r"'large' is float32\[2\]"),
+    "untied": (lambda model: setattr(model.tied, "weight", nn.Parameter(torch.ones(3, 4))), r"not average: tied\.w"),
     "tied": (lambda model: setattr(model.tied, "bias", model.small.bias), r"no longer has 'tied\.bias'"),
     "gone": (lambda model: delattr(model, "large"), "no longer has 'large'"),
     "added": (lambda model: setattr(model, "more", nn.Parameter(torch.ones(2))), "does not average: more"),

@@ -105,10 +105,7 @@ def test_schemes_come_and_go():
         bank.load_state_dict(old.state_dict())
     assert bank.step == 0
     answer = bank.load_state_dict(old.state_dict(), strict=False)
-    assert answer == (
-        [repr(s) for s in (LAWA(8, 2), EMA(0.8, 2), EMA(0.5, 4))],
-        [repr(LAWA(6, 2)), repr(EMA(0.5, 2))],
-    )
+    assert answer == ([repr(s) for s in (LAWA(8, 2), EMA(0.8, 2), EMA(0.5, 4))], [repr(LAWA(6, 2)), repr(EMA(0.5, 2))])
     assert isinstance(answer, IncompatibleSchemes)
     assert (answer.missing_keys, answer.unexpected_keys) == tuple(answer)
     assert set(bank) == {Tail(3), LAWA(2, 2)}
@@ -237,10 +234,7 @@ def test_a_wrapped_model_and_the_plain_one_read_each_other_s_banks(here, there):
 def test_another_model_s_state_names_the_tensors_that_differ():
     bank = Bank(Inner(), [EMA(0.5)])
     for model, message in [
-        (
-            nn.Linear(2, 2),
-            r"it has no 'module\.weight', 'module\.bias', 'other\.weight' \(and 1 more\), and this",
-        ),
+        (nn.Linear(2, 2), r"it has no 'module\.weight', 'module\.bias', 'other\.weight' \(and 1 more\), and this"),
         (nn.ModuleDict({"module": nn.Linear(2, 2)}), "it has no 'module"),
         (nn.Sequential(nn.Linear(2, 2)), r"this model has no '0\.weight', '0\.bias'"),
     ]:
@@ -254,14 +248,7 @@ def test_another_model_s_state_names_the_tensors_that_differ():
 
 def damaged(state):
     """Copies of a state with one thing wrong each."""
-    for path in [
-        ("step",),
-        ("schemes",),
-        ("blocks",),
-        ("lanes",),
-        ("lanes", 0, "track"),
-        ("schemes", 1, "joined"),
-    ]:
+    for path in [("step",), ("schemes",), ("blocks",), ("lanes",), ("lanes", 0, "track"), ("schemes", 1, "joined")]:
         for wrong in ("gone", None, "x", []):
             other = copy.deepcopy(state)
             holder = other

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from wa import EMA, LAWA, Bank, Tail
-from wa.finite import FiniteWatch
-from wa.flat import PIECE_ON_CPU, Reader, make_blocks
+from wa.flat import PIECE_ON_CPU, FiniteWatch, Reader, make_blocks
 from wa.layout import Layout, has_overlap
 
 SCHEMES = [LAWA(3), LAWA(9, until_full="partial"), EMA(0.5), EMA(0.99, buffers="average"), Tail(0)]
@@ -77,13 +76,7 @@ def assert_same(got, expected):
 def test_the_odd_model_is_odd():
     odd = dict(Odd().named_parameters())
     contiguous = {name for name, parameter in odd.items() if parameter.is_contiguous()}
-    assert contiguous == {
-        "pointwise",
-        "depthwise",
-        "one_row",
-        "scalar",
-        "nothing",
-    }  # the strides of the first differ
+    assert contiguous == {"pointwise", "depthwise", "one_row", "scalar", "nothing"}  # the strides of the first differ
     assert not has_overlap(odd["gaps"])
     assert odd["large"].numel() > PIECE_ON_CPU
 
@@ -150,22 +143,13 @@ def test_large_tensors_are_read_where_they_are():
 
 
 def test_elements_that_share_memory_are_refused():
-    for overlapping in (
-        torch.ones(1).expand(4),
-        torch.ones(3, 1).expand(3, 2),
-        torch.arange(9.0).unfold(0, 3, 1),
-    ):
+    for overlapping in (torch.ones(1).expand(4), torch.ones(3, 1).expand(3, 2), torch.arange(9.0).unfold(0, 3, 1)):
         assert has_overlap(overlapping)
         model = nn.Linear(2, 2)
         model.scale = nn.Parameter(overlapping, requires_grad=False)
         with pytest.raises(ValueError, match=r"'scale'.*share memory.*clone\(\)"):
             Bank(model, [EMA(0.5)])
-    for fine in (
-        torch.ones(3, 1).expand(3, 1),
-        torch.ones(2, 3).t(),
-        torch.ones(4, 4)[::2, 1:3],
-        torch.ones(0),
-    ):
+    for fine in (torch.ones(3, 1).expand(3, 1), torch.ones(2, 3).t(), torch.ones(4, 4)[::2, 1:3], torch.ones(0)):
         assert not has_overlap(fine)
 
 

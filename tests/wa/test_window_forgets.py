@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from wa import EMA, LAWA, WSM, Bank, Tail
-from wa.finite import FiniteWatch
-from wa.flat import Reading, make_blocks
+from wa.flat import FiniteWatch, Reading, make_blocks
 from wa.ring import Ring
 
 NAN, INF = math.nan, math.inf

@@ -14,8 +14,9 @@ def test_every_algoperf_family_has_its_row_and_uses_it() -> None:
         assert full.step_budget == of.step_hint["v0.5"]
         assert full.batch_size == of.batch_size
         assert (full.metric, full.higher_is_better) == (of.metric, of.higher_is_better)
-        assert full.optimizer == of.nadamw.optimizer
-        assert full.schedule == of.nadamw.schedule
+        own = {name: getattr(of.nadamw, name) for name in ("lr", "beta1", "beta2", "weight_decay")}
+        assert full.optimizer == {"name": "nadamw", "eps": 1e-8, **own}
+        assert full.schedule == {"shape": "cosine", "length": 1.0, "warmup": of.nadamw.warmup, "final_lr": 0.0}
 
 
 def test_a_full_study_uses_version_0_5() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workloads.data import VARIABLE, BadData
-from workloads.loading import load_batches
+from workloads.task import load_batches
 
 
 def draw(seed: int, number: int) -> Tensor:

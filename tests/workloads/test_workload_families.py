@@ -8,19 +8,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batches import equal, evaluated, tensors
 from full_data import data_set, small
 from torch import Tensor
 
 from sweeps.optimizers import OPTIMIZERS
 from workloads.data import VARIABLE, BadData
-from workloads.protocol import FAMILIES, Part, Summary, Workload, load, presets, splits
+from workloads.protocol import FAMILIES, Part, Workload, load, presets, splits
 
 # name -> the integers a batch asks the model to predict, and how many there are to choose from
 CASES: dict[str, tuple[Callable[[Any], Tensor], int]] = {
@@ -38,31 +39,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def workload(name: str) -> Workload:
     return load(name)
-
-
-def tensors(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, whatever its nesting."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    return [tensor for part in batch for tensor in tensors(part)]
-
-
-def equal(left: Any, right: Any) -> bool:
-    pairs = zip(tensors(left), tensors(right), strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
-
-
-def evaluated(workload: Workload, model: torch.nn.Module, batches: Iterable[Any] | None = None) -> Summary:
-    totals: dict[str, Any] = {}
-    model.eval()
-    with torch.inference_mode():
-        for batch in workload.eval_batches("validation") if batches is None else batches:
-            for key, value in workload.eval_step(model, batch).items():
-                if value.dim():
-                    totals[key] = torch.cat([totals[key], value]) if key in totals else value
-                else:
-                    totals[key] = totals.get(key, 0.0) + float(value)
-    return workload.summarize(totals)
 
 
 def trained(workload: Workload, num_steps: int) -> tuple[torch.nn.Module, list[float]]:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from batches import added_up
 from full_data import small as small_preset
 from full_data import write_volume
 from torch import nn
@@ -40,15 +41,6 @@ assert isinstance(FULL, Knees)
 
 def joined(parts: Iterable[Example]) -> Example:
     return Example(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def evaluated(workload: Brains | Knees, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    with torch.inference_mode():
-        for batch in batches:
-            for name, value in workload.eval_step(model.eval(), batch).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-    return totals
 
 
 # masks
@@ -224,7 +216,7 @@ class Repeating(nn.Module):
 
 def test_evaluation_is_the_mean_over_slices() -> None:
     batches = list(MINI.eval_batches("validation"))
-    sums = evaluated(MINI, Repeating(), batches)
+    sums = added_up(MINI, Repeating(), batches)
     slices = joined(batches)
     losses = [(a - b).abs().mean().item() for a, b in zip(slices.inputs, slices.targets, strict=True)]
     similarities = [
@@ -232,7 +224,7 @@ def test_evaluation_is_the_mean_over_slices() -> None:
         for x, y, mean, std, volume_max in itertools.islice(zip(*slices, strict=True), 0, None, 16)
     ]
     assert similarities[0] == pytest.approx(
-        evaluated(MINI, Repeating(), [Example(*(x[:1] for x in slices))])["ssim"], abs=1e-4
+        added_up(MINI, Repeating(), [Example(*(x[:1] for x in slices))])["ssim"], abs=1e-4
     )
     summary = MINI.summarize(sums)
     assert summary.examples == MINI.num_eval_slices == len(losses)
@@ -291,7 +283,7 @@ def test_examples_are_those_of_the_files(small: Knees, folder: Path) -> None:
     assert np.allclose(batch.targets[1], targets, atol=1e-4)
     assert (batch.mean[1].item(), batch.std[1].item()) == pytest.approx((mean, std), rel=1e-4)
     assert batch.volume_max[1].item() == pytest.approx(volume_max)
-    sums = evaluated(small, Repeating(), [Example(*(x[1:] for x in batch))])
+    sums = added_up(small, Repeating(), [Example(*(x[1:] for x in batch))])
     middle = np.s_[100:130, 100:130]  # the whole would take the oracle too long
     found = structural_similarity(
         *(torch.from_numpy(x[middle] * std + mean).float()[None] for x in (inputs, targets)), batch.volume_max[1:2]

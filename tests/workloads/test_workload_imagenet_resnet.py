@@ -25,17 +25,13 @@ from workloads.data import BadData
 from workloads.imagenet import MEAN, STD, clip_art, listing, normalized, random_box
 from workloads.imagenet_resnet import PRESETS, Residual, ResNet50, SmallResNet
 from workloads.layers import lecun_normal_
-from workloads.loading import epoch_order
+from workloads.task import epoch_order
 
 FAMILY = "imagenet_resnet"
 tiny = partial(small, FAMILY)
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, SmallResNet)
 assert isinstance(FULL, ResNet50)
-
-
-def equal(left: Any, right: Any) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 # --- the network -----------------------------------------------------------------------------------------------

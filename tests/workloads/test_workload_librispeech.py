@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batches import evaluated
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -33,19 +34,6 @@ def workload(name: str, preset: str) -> SpeechRecognition:
 @pytest.fixture(params=FAMILIES)
 def mini(request: pytest.FixtureRequest) -> SpeechRecognition:
     return workload(request.param, "mini")
-
-
-def same(left: Utterances, right: Utterances) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def summary(task: SpeechRecognition, model: nn.Module, batches: Iterable[Any]) -> Any:
-    totals: dict[str, float] = {}
-    with torch.inference_mode():
-        for batch in batches:
-            for key, value in task.eval_step(model.eval(), batch).items():
-                totals[key] = totals.get(key, 0.0) + float(value)
-    return task.summarize(totals)
 
 
 # ---- features, masks ----
@@ -303,7 +291,7 @@ def test_every_policy_evaluates_an_average(mini: SpeechRecognition) -> None:
             if (policy == "recompute")
             else bank.swapped(scheme)
         ):
-            losses[policy] = summary(mini, model, held_out).loss
+            losses[policy] = evaluated(mini, model, held_out).loss
             means = [norm.running_mean.clone() for norm in norms(model)]
         if policy == "average":
             expected = [a / 4 + b / 4 + c / 2 for a, b, c in zip(*seen, strict=True)]

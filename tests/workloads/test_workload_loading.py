@@ -14,7 +14,7 @@ from sweeps.cells import cells
 from sweeps.cli import main
 from sweeps.spec import parse_spec
 from workloads import protocol
-from workloads.attributes import complaint
+from workloads.dotted import complaint
 from workloads.protocol import FAMILIES, UnknownWorkload, Workload, load, presets, source_file
 
 USER_MODULE = '''

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from batches import equal, evaluated
 from full_data import small
 from full_data import write_table as write
 from sklearn.metrics import precision_recall_curve
@@ -18,25 +18,11 @@ from torch import Tensor, nn
 from workloads import data
 from workloads.ogbg import PRESETS, GraphClassifier, Graphs, Molpcba, Ogbg, batched, mean_average_precision
 from workloads.ogbg_files import moleculeace
-from workloads.protocol import Summary
 
 FAMILY = "ogbg"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
 assert isinstance(MINI, Ogbg)
 assert isinstance(FULL, Molpcba)
-
-
-def equal(left: Graphs, right: Graphs) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def evaluated(workload: Ogbg, model: nn.Module, batches: Iterable[Graphs]) -> Summary:
-    with torch.no_grad():
-        found = [workload.eval_step(model.eval(), batch) for batch in batches]
-    joined = {name: torch.cat([sums[name] for sums in found]) for name in ("logits", "labels")}
-    return workload.summarize(
-        joined | {name: sum(float(sums[name]) for sums in found) for name in ("loss", "measured", "examples")}
-    )
 
 
 # --- the model, against loops over nodes and edges with concatenated inputs, as the paper writes it
@@ -63,7 +49,7 @@ def naive_logits(model: GraphClassifier, graph: Graphs) -> Tensor:
             received = sum((e for e, (_, j) in zip(new_edges, ends, strict=True) if j == n), zero)
             new_nodes.append(update(network.node, node, sent, received, state))
         new_state = update(network.graph, sum(new_nodes, zero), sum(new_edges, zero), state)
-        if model.residual:
+        if network.residual:
             new_nodes = [new + old for new, old in zip(new_nodes, nodes, strict=True)]
             new_edges = [new + old for new, old in zip(new_edges, edges, strict=True)]
             new_state = new_state + state if new_state.shape == state.shape else new_state

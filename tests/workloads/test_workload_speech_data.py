@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from batches import equal
 from full_data import small
 
 from workloads import librispeech, librispeech_files
@@ -20,10 +20,6 @@ from workloads.speech_features import SpecAugment
 FAMILY = "librispeech_conformer"
 MINI = load(FAMILY)
 assert isinstance(MINI, Prompts)
-
-
-def same(left: Utterances, right: Utterances) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 # ---- the prompts ----
@@ -129,12 +125,12 @@ def test_an_epoch_has_every_recording_once_and_parts_make_up_batches(tiny: Libri
     task = tiny
     epoch = list(itertools.islice(task.batches(4, 1), 6))  # 12 recordings
     assert len({row.numpy().tobytes() for batch in epoch for row in batch.sound}) == 12
-    assert all(map(same, epoch[3:], itertools.islice(task.batches(4, 4), 3)))
-    assert not same(epoch[0], next(task.batches(4, 7)))  # another order
+    assert all(map(equal, epoch[3:], itertools.islice(task.batches(4, 4), 3)))
+    assert not equal(epoch[0], next(task.batches(4, 7)))  # another order
     assert not epoch[0].kept_frames.all()
     for i in range(2):
         part = next(task.batches(4, 2, Part(i, 2)))
-        assert same(part, Utterances(*(tensor[i::2] for tensor in epoch[1])))
+        assert equal(part, Utterances(*(tensor[i::2] for tensor in epoch[1])))
 
 
 def test_long_recordings_are_left_out(tiny: LibriSpeech, folder: Path) -> None:

