@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from sweeps import durable
 PART_BYTES = 64 << 20  # a part is written when its snapshots reach so many, and before a checkpoint
 NO_SUM = "0" * 64
 FORMAT = "wa-trace 1"
+TRACES = "traces"  # the folder of a run's traces
 LOSSES, STREAM = "~losses", "~stream/"
 REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train again"
 
@@ -169,3 +171,23 @@ def _checked(path: Path) -> dict[str, float]:
 def _same(one: Tensor, other: Tensor) -> bool:
     alike = one.shape == other.shape and one.dtype == other.dtype
     return alike and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def traces(run: Path) -> list[Trace]:
+    """Those of a run folder. Raises: BadRun, where a part cannot be read too."""
+    _check_run(run)
+    return [Trace.of(folder) for folder in sorted((run / TRACES).glob("[!.]*/"))]
+
+
+def drop(run: Path) -> int:
+    """Free the traces of a run folder; the bytes they had. Raises: BadRun; SpecError while a run is at work there."""
+    _check_run(run)
+    with durable.locked(run):
+        freed = sum(path.stat().st_size for path in (run / TRACES).rglob("*") if path.is_file())
+        shutil.rmtree(run / TRACES, ignore_errors=True)
+    return freed
+
+
+def _check_run(run: Path) -> None:
+    if not (run / "plan.json").exists():
+        raise BadRun(f"{run}: not a run folder; there is no plan.json")

@@ -21,7 +21,7 @@ from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
 from sweeps.replay import Replayer
-from sweeps.trace import Keeper, Trace
+from sweeps.trace import TRACES, Keeper, Trace
 from sweeps.training import Passes, Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
@@ -128,7 +128,7 @@ def train(
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
-    traces, keeper = folder.parent.parent / "traces", None
+    traces, keeper = folder.parent.parent / TRACES, None
     if trajectory.keep_every_steps is not None and leader:
         keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, state.model)
     last_step = recorder.last_step if recorder else 0

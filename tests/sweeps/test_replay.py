@@ -19,8 +19,7 @@ from sweeps.training import Trainer
 
 def kept(run_folder: Path, every: int = 1, averaging: Any = ({"scheme": "none"},), **changes: Any) -> Trajectory:
     """A training whose trace is in the run folder, and its trajectory."""
-    (one,) = trajectories(tiny(list(averaging), **changes), fuse=True)
-    one = replace(one, keep_every_steps=every)
+    (one,) = trajectories(tiny(list(averaging), keep={"every": every}, **changes), fuse=True)
     run(one, run_folder / "trajectories" / one.name)
     return one
 
@@ -62,8 +61,7 @@ def test_what_is_killed_and_resumed_leaves_the_same_trace(
 ) -> None:
     monkeypatch.setattr(trace, "PART_BYTES", 20_000)
     whole = kept(tmp_path / "whole", every=4)
-    (one,) = trajectories(tiny([{"scheme": "none"}]), fuse=True)
-    one = replace(one, keep_every_steps=4)
+    (one,) = trajectories(tiny([{"scheme": "none"}], keep={"every": 4}), fuse=True)
     folder = tmp_path / "killed" / "trajectories" / one.name
     for step in (7, 28, 35):
         with pytest.raises(Stop):
