@@ -1,4 +1,4 @@
-"""`keep:` in a study: what is asked later of the same trainings is replayed, told as such, and trained where it must be."""
+"""`keep:` in a study: what is asked later of the same trainings is replayed, and the plan says so."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def test_traces_are_listed_and_freed(outside: Path, tmp_path: Path, capsys: pyte
     cli.main(["traces", str(run)], standalone_mode=False)
     listed = capsys.readouterr().out
     assert one.name in listed
-    assert "10" in listed and "60" in listed  # snapshots, and the last step
+    assert {"10", "60"} <= set(listed.split())  # snapshots, and the last step
     cli.main(["traces", str(run), "--drop"], standalone_mode=False)
     assert "MiB freed" in capsys.readouterr().out
     assert not (run / "traces").exists()
     assert work([study("later", LATER, keep={"every": 2})], run).trajectories[0].replays is None
-    with pytest.raises(Exception, match="not a run folder; there is no plan.json"):
+    with pytest.raises(Exception, match="not a run folder; there is no"):
         cli.main(["traces", str(tmp_path)], standalone_mode=False)
 
 
