@@ -98,8 +98,8 @@ def text():
         methods=[("Intervals", "A bootstrap.")],
         facts=[("torch", "2.13.0")],
         links=[
-            SimpleNamespace(text="all 2 studies", href="../../report.html"),
-            SimpleNamespace(text="runs on W&B", href="https://example.org/group?a=1&b=2"),
+            ("all 2 studies", "../../report.html"),
+            ("runs on W&B", "https://example.org/group?a=1&b=2"),
         ],
         heights={"steps": 300},
     )

@@ -12,6 +12,7 @@ from trained import assert_same, run, stop_at
 from analysis.run_folder import study
 from analysis.run_folder.records import read_live
 from analysis.sections import generalization
+from analysis.statistics.generalization import metrics_by_cell
 from analysis.statistics.pairs import pair, score
 from sweeps import run_folder, training, trajectory
 from sweeps.attempts import Attempt
@@ -141,7 +142,8 @@ def test_a_run_folder_keeps_the_splits_apart(tmp_path: Path) -> None:
     assert set(read.test["split"]) == {"test"}
     assert len(read.test) == len(read.cells) == 6
     assert read.cells["evaluate_test"].all()
-    scores = score(read.cells, read.records, read.cells.assign(ranked_steps=0.0))
+    best = metrics_by_cell(read.cells, read.records)
+    scores = score(read.cells, best, read.cells.assign(ranked_steps=0.0))
     table = generalization.test_metrics(read.cells, read.test, pair(read.cells, scores))
     metric = read.test.set_index("cell_id")["metric"]
     for row in table.to_dict("records"):
