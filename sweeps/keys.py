@@ -34,6 +34,7 @@ def study() -> Table:
     blocks: dict[str, type[Block]] = {
         "training": TrainingBlock,
         "evaluate": EvaluateBlock,
+        "keep": KeepBlock,
         "primary": PrimaryBlock,
         "resources": ResourcesBlock,
         "tracking": TrackingBlock,
