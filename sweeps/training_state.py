@@ -61,8 +61,10 @@ def streams_of_ranks(state: State, team: Team) -> Streams:
 
 
 _STATEFUL = ("model", "optimizer", "bank")
-_PLAIN = ("step", "evaluated", "stretch_loss", "stretch_seconds", "losses")
-_PLAIN += ("train_seconds", "eval_seconds", "average_offset")
+_PLAIN = (
+    *("step", "evaluated", "stretch_loss", "stretch_seconds", "losses"),
+    *("train_seconds", "eval_seconds", "average_offset"),
+)
 
 
 def save(state: State, path: Path, streams: Streams) -> None:

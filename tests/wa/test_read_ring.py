@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from wa.finite import FiniteWatch
 
-from wa.flat import Reader, live_parameters, make_blocks
+from wa.flat import FiniteWatch, Reader, live_parameters, make_blocks
 from wa.read_ring import ReadRing
 from wa.ring import Ring
 
