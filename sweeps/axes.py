@@ -61,6 +61,7 @@ class Grid:
     training: list[Written]
     averaging: list[Written]
     evaluate: list[Written]  # one, of one point
+    keep: list[Written]  # likewise
 
     def sizes(self) -> dict[str, int]:
         axes = {key: getattr(self, key) for key in ("optimizer", "schedule", "training", "averaging")}

@@ -292,6 +292,13 @@ class EvaluateBlock(Block):
     test: Flag = option(False, "at the end on the test split too")
 
 
+class KeepBlock(Block):
+    """`keep:`"""
+
+    example = "every: 8"
+    every: Share | None = option(None, "steps between the weights kept, or a share of the step budget; default: none")
+
+
 Gpus = Annotated[
     float,
     _number(

@@ -80,13 +80,14 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
     workload, name, preset = home.workload, home.name, home.preset
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
-    budgets = [_budget(whole, evaluate, at, home) for _, whole in grid.step_budget]
+    (keep,) = points(grid.keep)
+    budgets = [_budget(whole, evaluate, at, keep, home, processes) for _, whole in grid.step_budget]
     optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
     trainings = [_training(placed, home, processes) for placed in points(grid.training)]
     averagings = points(grid.averaging)
     named = list(dict.fromkeys(optimizer for optimizer, _, _ in optimizers))
     seen: set[Training] = set()
-    for total, every in budgets:
+    for total, every, kept in budgets:
         schedules = [{one: _schedule(placed, home, total, one) for one in named} for placed in points(grid.schedule)]
         lengths = {schedule.length_steps for by_name in schedules for schedule in by_name.values()}
         schemes = {length: _schemes(averagings, total, length, name) for length in sorted(lengths)}
@@ -101,18 +102,27 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
                 seen.add(training)
                 metric, higher = workload.metric, workload.higher_is_better
                 for scheme in averages:
-                    yield Cell(training, scheme, every, metric, higher, evaluate.test)
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept)
 
 
-def _budget(whole: int | float, evaluate: EvaluateBlock, at: Placed, home: _Home) -> tuple[int, int]:
-    """(steps of the budget, steps between evaluations)."""
+def _budget(
+    whole: int | float, evaluate: EvaluateBlock, at: Placed, keep: Placed, home: _Home, processes: int
+) -> tuple[int, int, int | None]:
+    """(steps of the budget, steps between evaluations, steps between snapshots of a trace)."""
     total = to_steps(whole, home.workload.step_budget)
     every = to_steps(evaluate.every, total)
     if every > total:
         raise at.error("every", f"{_steps(every)}; allowed: at most the step budget, {_steps(total)}")
     if evaluate.test and "test" not in (there := splits(home.workload)):
         raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
-    return total, every
+    if keep.values.get("every") is None:
+        return total, every, None
+    if processes > 1:
+        raise keep.error("every", "a trace is kept of trials of one process; allowed: resources of one device a trial")
+    kept = to_steps(keep.values["every"], total)
+    if kept > total:
+        raise keep.error("every", f"{_steps(kept)}; allowed: at most the step budget, {_steps(total)}")
+    return total, every, kept
 
 
 def _steps(number: int) -> str:

@@ -256,6 +256,24 @@ _list_keys("schedules", "the keys of a learning-rate schedule")
 _list_keys("schemes", "the averaging schemes: the keys of each")
 
 
+@main.command()
+@click.argument("run", type=PATH)
+@click.option("--drop", is_flag=True, help="Free them.")
+def traces(run: Path, drop: bool) -> None:
+    """List the traces of a run folder: weights that `keep:` kept, so that later questions train nothing."""
+    from sweeps import trace
+
+    console = terminal.console()
+    if drop:
+        console.print(f"{run}: {trace.drop(run) / 2**20:,.1f} MiB freed", soft_wrap=True)
+        return
+    rows = [
+        (one.folder.name, f"{len(one.steps):,}", f"{max(one.steps, default=0):,}", f"{one.nbytes / 2**20:,.1f} MiB")
+        for one in trace.traces(run)
+    ]
+    console.print(terminal.table(("trajectory", "snapshots", "last step", "size"), rows))
+
+
 @main.command("check-workload")
 @click.argument("name")
 @click.option("--preset", default="mini")

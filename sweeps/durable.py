@@ -11,8 +11,9 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from analysis.run_folder.output import check_replaceable, named, temporary
 from analysis.run_folder.run_files import digest, seal
 from sweeps.blocks import SpecError
 
+Buffer = bytes | memoryview
+Write = Callable[[Buffer], None]
 LOCK = ".lock"  # of a run folder, for who runs it
 AT_ONCE = fcntl.LOCK_EX | fcntl.LOCK_NB
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -32,10 +35,11 @@ class NoLocks(OSError):
     """The file system has no locks, without which two writers could write one file."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Callable[[Write], None]) -> None:
     """Put `data` at `path` so that a kill or a power cut leaves the old file or the new one, whole.
 
-    Raises: OSError, also where something other than a plain file is there.
+    data: bytes, or a function that writes them one after another. Raises: OSError, also where something other than a
+    plain file is there.
     """
     check_replaceable(path)
     new = temporary(path)
@@ -43,10 +47,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             _claim(descriptor)
-            _write_all(descriptor, data)
+            if isinstance(data, bytes):
+                _write_all(descriptor, data)
+            else:
+                data(partial(_write_all, descriptor))
             os.fsync(descriptor)
             os.replace(new, path)
-        except OSError:
+        except BaseException:
             new.unlink(missing_ok=True)
             raise
         finally:
@@ -210,7 +217,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: Buffer) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]

@@ -1,13 +1,18 @@
-"""Evaluate the live weights and every average that exists, into the records, leaving no trace in training."""
+"""Evaluate the live weights and every average that exists, into the records, leaving no trace in training.
+
+A split is read once an evaluation, however many cells there are: batches outside, cells inside.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sweeps import random_streams
 from sweeps.data_parallel import Team
@@ -15,53 +20,80 @@ from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
-from sweeps.training import Stretch, Trainer, to_device
+from sweeps.training import Passes, Stretch, to_device
 from sweeps.training_state import State
+from wa.buffers import statistics
 from wa.swap import modes_kept
 from workloads.protocol import Batch, Part, Summary, Workload
 
 ALONE = Team()
+HELD_BYTES = 256 * 2**20  # of batches that stay while the cells take turns: a mini's split is one such share
 
 
-def evaluate(
-    workload: Workload,
-    model: nn.Module,
-    batches: Iterable[Batch],
-    team: Team = ALONE,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Summary:
-    """One model on one split: sums over the batches in float64, in their order, then the workload's summary.
+class Sums:
+    """What one model's evaluation adds up: sums over the batches in float64, in their order, and pieces to join."""
 
-    batches: this rank's, which are batches rank, rank + size, … of the split. precision: the context of a forward
-    pass. Leaves parameters, buffers, every module's mode and random state as they were.
-    """
-    sums: dict[str, Tensor] = {}
-    pieces: dict[str, list[Tensor]] = {}
-    with modes_kept(model):
-        model.eval()
-        with torch.no_grad():
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.pieces: dict[str, list[Tensor]] = {}
+
+    def add(
+        self,
+        workload: Workload,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Evaluate the model as it is now on some batches.
+
+        precision: the context of a forward pass. Leaves parameters, buffers and every module's mode as they were.
+        """
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             for batch in batches:
                 with precision():
                     step = workload.eval_step(model, batch)
                 for name, value in step.items():
                     if value.ndim:
-                        pieces.setdefault(name, []).append(value.cpu())
+                        self.pieces.setdefault(name, []).append(value.cpu())
                     else:
-                        sums[name] = sums[name] + value.double() if name in sums else value.double()
-        if not sums and team.size > 1:
+                        self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.double()
+
+    def summary(self, workload: Workload, team: Team = ALONE) -> Summary:
+        """Over the batches of all ranks. Raises: RuntimeError where this rank had none."""
+        if not self.sums and team.size > 1:
             raise RuntimeError(f"fewer validation batches than processes ({team.size}): use fewer processes")
-        totals: dict[str, Any] = {name: team.sum(value).item() for name, value in sums.items()}
-        totals |= {name: team.join(parts) for name, parts in pieces.items()}
+        totals: dict[str, Any] = {name: team.sum(value).item() for name, value in self.sums.items()}
+        totals |= {name: team.join(parts) for name, parts in self.pieces.items()}
         return Summary(*workload.summarize(totals))
+
+
+def evaluate(workload: Workload, model: nn.Module, batches: Iterable[Batch]) -> Summary:
+    """One model on one split, in this process alone."""
+    sums = Sums()
+    sums.add(workload, model, batches)
+    return sums.summary(workload)
+
+
+@dataclass
+class _Turn:
+    """A cell on its way through a split. statistics: recomputed for it in its first turn."""
+
+    cell: Cell
+    streams: random_streams.Streams
+    sums: Sums = field(default_factory=Sums)
+    statistics: dict[str, Tensor] | None = None
+    seconds: float = 0.0
 
 
 class Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
-    def __init__(self, trajectory: Trajectory, trainer: Trainer, recorder: Recorder | None) -> None:
-        self.trajectory, self.trainer, self.recorder = trajectory, trainer, recorder
-        self.state, self.team = trainer.state, trainer.team
+    def __init__(self, trajectory: Trajectory, passes: Passes, state: State, recorder: Recorder | None) -> None:
+        self.trajectory, self.passes, self.state, self.recorder = trajectory, passes, state, recorder
+        self.workload, self.team, self.device = passes.workload, passes.team, passes.device
         self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
+        self.loaders: dict[str, Iterable[Batch]] = {}  # split -> what can be gone through anew
 
     def next_step(self, step: int) -> int:
         every = self.trajectory.cells[0].evaluate_every_steps
@@ -84,40 +116,91 @@ class Evaluator:
         if self.recorder:
             self.recorder.append(rows)
 
-    def _evaluate(self, cells: Sequence[Cell], split: str) -> Iterator[tuple[Cell, Summary, float]]:
+    def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
 
-        Swapping weights in is part of the seconds.
+        Seconds: swapping weights in, forward passes, and an equal share of making the batches. Each cell draws from
+        the random streams as the training left them, whatever its company and however the batches are shared out.
         """
-        trainer, state = self.trainer, self.state
+        passes, state = self.passes, self.state
         is_missing = self.team.decide([(cell.cell_id, state.step, split) not in self.on_file for cell in cells])
         existing = {None, *state.bank}  # an absent average has no record, and never the last iterate's under its name
-        for cell, is_so in zip(cells, is_missing, strict=True):
-            if not is_so or cell.scheme not in existing:
-                continue
+        due = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so and cell.scheme in existing]
+        if not due:
+            return []
+        with random_streams.kept():
+            streams = random_streams.read(self.device != "cpu")
+            turns = [_Turn(cell, streams) for cell in due]
+            for share, seconds in self._shares(split):
+                made = random_streams.read(self.device != "cpu")
+                versions = _versions(share)
+                for turn in turns:
+                    start = passes.clock()
+                    random_streams.put(turn.streams)
+                    with self._weights(turn):
+                        turn.sums.add(self.workload, state.model, share, passes.precision)
+                    if _versions(share) != versions:  # the next cell would see what this one left
+                        raise ValueError("eval_step changes a batch in place; let it work on a copy")
+                    turn.streams = random_streams.read(self.device != "cpu")
+                    turn.seconds += passes.clock() - start + seconds / len(turns)
+                random_streams.put(made)
+        found = []
+        for turn in turns:
+            start = passes.clock()
             with random_streams.kept():
-                start = trainer.clock()
-                with self._weights(cell):
-                    # This rank's batches, anew: a full split does not fit in memory, a mini's is cached.
-                    part = () if self.team.size == 1 else (Part(self.team.rank, self.team.size),)
-                    raw = trainer.workload.eval_batches(split, *part)
-                    batches = (to_device(trainer.device, batch) for batch in raw)
-                    summary = evaluate(trainer.workload, state.model, batches, self.team, trainer.precision)
-                seconds = trainer.clock() - start
-            yield cell, summary, seconds
+                summary = turn.sums.summary(self.workload, self.team)
+            found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
+        return found
+
+    def _shares(self, split: str) -> Iterator[tuple[list[Batch], float]]:
+        """This rank's batches, as many at a time as HELD_BYTES hold (one at least), and the seconds they took."""
+        batches, last = self._batches(split), False
+        while not last:
+            start, share, size = self.passes.clock(), [], 0
+            for batch in batches:
+                share.append(to_device(self.device, batch))
+                size += sum(leaf.nbytes for leaf in _tensors(share[-1]))
+                if size >= HELD_BYTES:
+                    break
+            else:
+                last = True
+            if share or last:
+                yield share, self.passes.clock() - start
 
     @contextmanager
-    def _weights(self, cell: Cell) -> Iterator[None]:
+    def _weights(self, turn: _Turn) -> Iterator[None]:
         """Inside, the model has a cell's weights: the average's, or those its optimizer wants evaluated."""
-        if cell.scheme is None:
+        scheme = turn.cell.scheme
+        if scheme is None:
             with evaluation_weights(self.state.optimizer):
                 yield
             return
-        forwards = self.trainer.recompute if cell.scheme.buffers == "recompute" else None
-        with self.state.bank.swapped(cell.scheme, recompute=forwards):
-            if forwards is not None:
+        recomputed = scheme.buffers == "recompute"
+        forwards = (turn.statistics or self.passes.recompute) if recomputed else None
+        with self.state.bank.swapped(scheme, recompute=forwards):
+            if recomputed and turn.statistics is None:
                 self.team.average_statistics(self.state.model)
+                turn.statistics = statistics(self.state.model)
             yield
+
+    def _batches(self, split: str) -> Iterator[Batch]:
+        """This rank's batches; a workload's loader stays for the next evaluation, its processes with it."""
+        part = () if self.team.size == 1 else (Part(self.team.rank, self.team.size),)
+        batches = self.loaders.get(split)
+        if batches is None:
+            batches = self.workload.eval_batches(split, *part)
+            if not isinstance(batches, Iterator):  # which can be gone through once
+                self.loaders[split] = batches
+        return iter(batches)
+
+
+def _tensors(batches: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)]
+
+
+def _versions(batches: list[Batch]) -> list[int]:
+    """How often each tensor was written to, as torch counts it; inference tensors are not counted."""
+    return [tensor._version for tensor in _tensors(batches) if not tensor.is_inference()]
 
 
 def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:

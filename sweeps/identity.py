@@ -50,6 +50,7 @@ class Cell:
     metric_name: str
     higher_is_better: bool
     evaluate_test: bool = False  # on the test split too, at the end of training
+    keep_every_steps: int | None = None  # of a trace that is kept of its training
 
     @property
     def trajectory_id(self) -> str:

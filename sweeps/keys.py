@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from sweeps.blocks import Block, EvaluateBlock, ResourcesBlock, ScheduleBlock, TrackingBlock, TrainingBlock
+from sweeps.blocks import Block, EvaluateBlock, KeepBlock, ResourcesBlock, ScheduleBlock, TrackingBlock, TrainingBlock
 from sweeps.optimizers import OPTIMIZERS, parameters
 from sweeps.study_model import BLOCKS, GRAD_CLIP, KEYS, GridBlock, PrimaryBlock, StudyModel
 from sweeps.targets import read_target
@@ -34,6 +34,7 @@ def study() -> Table:
     blocks: dict[str, type[Block]] = {
         "training": TrainingBlock,
         "evaluate": EvaluateBlock,
+        "keep": KeepBlock,
         "primary": PrimaryBlock,
         "resources": ResourcesBlock,
         "tracking": TrackingBlock,

@@ -31,10 +31,17 @@ class Trajectory:
 
     name: str  # its folder: the trajectory id, with a suffix when the id is trained more than once
     cells: tuple[Cell, ...]
+    replays: str | None = None  # the trajectory whose trace stands in for its training
 
     @property
     def trajectory_id(self) -> str:
         return self.cells[0].trajectory_id
+
+    @property
+    def keep_every_steps(self) -> int | None:
+        """Steps between the weights that a trace keeps of it."""
+        kept = [one.keep_every_steps for one in self.cells if one.keep_every_steps is not None]
+        return min(kept) if kept and self.replays is None else None
 
     @property
     def length_steps(self) -> int:
@@ -101,11 +108,12 @@ def trajectories(
 
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
-    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells]}
+    replays = {} if trajectory.replays is None else {"replays": trajectory.replays}
+    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **replays}
 
 
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
-    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]))
+    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]), value.get("replays"))
 
 
 # --- cost ------------------------------------------------------------------------------------------------------
@@ -170,7 +178,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     tests = sum(cell.evaluate_test for cell in trajectory.cells)  # taken to cost what a validation does
     return Cost(
-        train_seconds=trajectory.length_steps * seconds.step_seconds * batches,
+        train_seconds=0.0 if trajectory.replays else trajectory.length_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
         eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * seconds.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process

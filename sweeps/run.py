@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, origins, pace, plan, run_folder, tracking
+from sweeps import durable, origins, pace, plan, replay, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -24,6 +24,7 @@ from sweeps.spec import Spec
 from sweeps.status import Status
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
+from sweeps.trace import TRACES, Trace
 from sweeps.wording import counted, duration
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import UnknownWorkload, load, with_batch_size
@@ -40,6 +41,7 @@ class Work:
     studies: list[Resolved]
     trajectories: list[plan.Trajectory]  # to train, longest first
     num_done: int  # trajectories in the folder that are finished
+    no_trace: dict[str, str] = field(default_factory=dict)  # trajectory -> why the trace there is cannot serve
     paces: plan.Paces = field(default_factory=dict)  # as measured in the folder
 
     @property
@@ -70,7 +72,26 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     unfinished = [one for one in started if one.name not in done]
     done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
     to_do = [cell for cell in union(studies) if cell.cell_id not in done_cells]
-    return Work(studies, plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done), len(done))
+    todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done)
+    if run is None:
+        return Work(studies, todo, len(done))
+    begun, no_trace = {one.name for one in started}, dict[str, str]()
+    todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
+    return Work(studies, todo, len(done), no_trace)
+
+
+def _from_trace(
+    run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], no_trace: dict[str, str]
+) -> plan.Trajectory:
+    """A trajectory with the trace of a finished one in place of its training, where there is one that can serve."""
+    for source in done:
+        folder = run / TRACES / source.name
+        if source.trajectory_id == one.trajectory_id and folder.is_dir():
+            why = replay.why_not(one, Trace.of(folder))
+            if why is None:
+                return replace(one, replays=source.name)
+            no_trace[one.name] = why
+    return one
 
 
 def run_studies(
@@ -200,9 +221,24 @@ def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> Non
             console.print(
                 f"{workload} has no target yet, so steps-to-target is withheld: `wa calibrate {workload}` sets one."
             )
-    cells, to_train = counted(len(todo.cells), "cell"), counted(len(todo.trajectories), "trajectory")
     done = f", {counted(todo.num_done, 'trajectory')} done already" if todo.num_done else ""
-    console.print(f"{run}: {cells}, {to_train} to train{done}", soft_wrap=True)
+    console.print(f"{run}: {counted(len(todo.cells), 'cell')}, {to_do(todo)}{done}", soft_wrap=True)
+    for line in why_trained(todo):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def to_do(todo: Work) -> str:
+    """'3 trajectories to train, 2 to replay'."""
+    replays = sum(one.replays is not None for one in todo.trajectories)
+    trained = len(todo.trajectories) - replays
+    told = [f"{counted(trained, 'trajectory')} to train"] if trained or not replays else []
+    told += [f"{counted(replays, 'trajectory') if not trained else replays} to replay"] if replays else []
+    return ", ".join(told)
+
+
+def why_trained(todo: Work) -> list[str]:
+    """A line on each trajectory that is trained though a trace of it is there."""
+    return [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
 
 
 def _launch(
@@ -254,6 +290,7 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "seed": one.cells[0].training.seed,
                 "cells": [cell.cell_id for cell in one.cells],
                 "steps": one.length_steps,
+                "replays": one.replays,
                 "expected_seconds": plan.cost(one, todo.paces).seconds,
             }
             for one in todo.trajectories

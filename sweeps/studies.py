@@ -57,6 +57,10 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
             known, source = first.setdefault(cell.cell_id, (cell, one.spec.source))
             known_steps, steps = (counted(each.evaluate_every_steps, "step") for each in (known, cell))
             _same("evaluate.every", known_steps, steps, source, one.spec.source)
+            held, asked = (
+                None if (n := each.keep_every_steps) is None else counted(n, "step") for each in (known, cell)
+            )
+            _same("keep.every", held, asked, source, one.spec.source)
             _same("evaluate.test", known.evaluate_test, cell.evaluate_test, source, one.spec.source)
     return found
 

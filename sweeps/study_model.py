@@ -20,6 +20,7 @@ from sweeps.blocks import (
     Budget,
     EvaluateBlock,
     Flag,
+    KeepBlock,
     Name,
     Positive,
     ResourcesBlock,
@@ -190,6 +191,7 @@ class GridBlock(Block):
     training: Axis[TrainingBlock] = option({}, "how a step is computed; what is left out is the workload's own value")
     averaging: Axis[Averaging] = option(None, "one scheme, or a list of them")
     evaluate: EvaluateBlock = option({}, "when, and on which splits")
+    keep: KeepBlock = option({}, "a trace of the weights: later questions train nothing")
 
 
 Names = Annotated[Axis[Word], AfterValidator(_distinct)]

@@ -17,6 +17,7 @@ from sweeps import random_streams
 from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory
 from sweeps.step_buffers import StepBuffers
+from sweeps.trace import Keeper
 from sweeps.training_state import State
 from workloads.protocol import Batch, Part, Workload
 
@@ -37,18 +38,15 @@ class Stretch:
         return not math.isfinite(self.last_loss)
 
 
-class Trainer:
-    """Optimizer steps of one rank, each over its part of the batch in one or more micro-batches."""
+class Passes:
+    """Forward passes of one rank, in a training and in evaluations alike: batches in parts, precision, compilation."""
 
-    def __init__(self, trajectory: Trajectory, workload: Workload, state: State, team: Team, device: str) -> None:
+    def __init__(self, trajectory: Trajectory, workload: Workload, model: nn.Module, team: Team, device: str) -> None:
         self.training = trajectory.cells[0].training
-        self.workload, self.state, self.team, self.device = workload, state, team, device
-        self.parameters = list(state.model.parameters())
+        self.workload, self.team, self.device = workload, team, device
         self.clock = clock_of(device)
         if self.training.compile is not None:
-            state.model.compile(backend=self.training.compile)
-        self.model = team.replicate(state.model)
-        self.batches = self._parts(state.step + 1)
+            model.compile(backend=self.training.compile)
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -60,7 +58,7 @@ class Trainer:
         """Forward passes over the first training batches, for batch-norm statistics."""
         # Its own random stream, so that a scheme's statistics do not depend on its company.
         random_streams.seed_all(self.training.seed, self.team.rank)
-        batches = self._parts(1)
+        batches = self.parts(1)
         with torch.no_grad():
             for _ in range(RECOMPUTE_BATCHES):
                 for part in next(batches):
@@ -68,7 +66,7 @@ class Trainer:
                         self.workload.loss(model, to_device(self.device, part))
                     yield
 
-    def _parts(self, first_step: int) -> Iterator[tuple[Batch, ...]]:
+    def parts(self, first_step: int) -> Iterator[tuple[Batch, ...]]:
         """This rank's micro-batches, step after step."""
         each = self.training.accumulate
         count = each * self.team.size
@@ -78,22 +76,40 @@ class Trainer:
         parts = [self.workload.batches(self.training.seed, first_step, Part(index, count)) for index in mine]
         return zip(*parts, strict=True)
 
+    def lr(self, step: int) -> float:
+        """The learning rate of the step after which `step` are done."""
+        return float(dict(self.training.settings)["lr"] * self.training.schedule.lr_factor(step - 1))
+
+
+class Trainer:
+    """Optimizer steps of one rank, each over its part of the batch in one or more micro-batches."""
+
+    def __init__(self, passes: Passes, state: State, keeper: Keeper | None = None) -> None:
+        self.passes, self.state, self.keeper = passes, state, keeper
+        self.training, self.workload, self.team = passes.training, passes.workload, passes.team
+        self.device, self.clock, self.precision = passes.device, passes.clock, passes.precision
+        self.parameters = list(state.model.parameters())
+        self.model = self.team.replicate(state.model)
+        self.batches = passes.parts(state.step + 1)
+
     def _next(self, step: int) -> tuple[Batch, ...]:
         try:
             return next(self.batches)
         except StopIteration:
             raise ValueError(f"batches() ends before step {step}; let it go on for ever") from None
 
-    def train(self, until: int) -> Stretch:
-        """Steps state.step + 1 … until. Averaging time goes to the bank's clock."""
-        state, schedule = self.state, self.training.schedule
-        peak = dict(self.training.settings)["lr"]
+    def train(self, until: int, pause: Callable[[int], bool] = lambda step: False) -> Stretch | None:
+        """Steps state.step + 1 … until, or up to one after which `pause(step)`: then None, and the next call goes on.
+
+        Averaging time goes to the bank's clock.
+        """
+        state = self.state
         start, averaging = self.clock(), 0.0
-        loss, lr = torch.zeros(()), 0.0
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss, lr, step = torch.zeros(()), 0.0, state.step
+        total = state.stretch_loss.to(self.device)
         for step in range(state.step + 1, until + 1):
             parts = [to_device(self.device, part) for part in self._next(step)]
-            lr = peak * schedule.lr_factor(step - 1)
+            lr = self.passes.lr(step)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             state.optimizer.zero_grad(set_to_none=True)
@@ -104,15 +120,32 @@ class Trainer:
             state.optimizer.step()
             before = time.perf_counter()
             state.bank.update(step)
+            if self.keeper is not None:
+                self._keep(self.keeper, step, until, loss, start, averaging)
             averaging += time.perf_counter() - before
-        last, mean = self.team.sum(
-            torch.stack([loss.double().view(()), total.view(()) / (until - state.step)])
-        ).tolist()
+            if step < until and pause(step):
+                break
         seconds = self.clock() - start - averaging
+        state.step, state.stretch_loss = step, total
         state.train_seconds += seconds
-        examples = self.workload.batch_size * (until - state.step)
-        state.step = until
-        return Stretch(last, mean, lr, examples / seconds)
+        state.stretch_seconds += seconds
+        if step < until:
+            return None
+        steps = until - state.evaluated
+        last, mean = self.team.sum(torch.stack([loss.double().view(()), total.view(()) / steps])).tolist()
+        found = Stretch(last, mean, lr, self.workload.batch_size * steps / state.stretch_seconds)
+        state.evaluated, state.stretch_seconds = until, 0.0
+        state.stretch_loss = torch.zeros((), dtype=torch.float64)
+        return found
+
+    def _keep(self, keeper: Keeper, step: int, until: int, loss: Tensor, start: float, averaging: float) -> None:
+        """Into the trace: the loss, and where one is due, a snapshot."""
+        self.state.losses.append(loss)
+        if step == until or keeper.wants(step):
+            seconds = self.state.train_seconds + self.clock() - start - averaging
+            streams = random_streams.read(self.device != "cpu")
+            keeper.keep(step, self.state.model, torch.stack(self.state.losses).view(-1), streams, seconds)
+            self.state.losses = []
 
     def _backward(self, parts: list[Batch]) -> Tensor:
         """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""

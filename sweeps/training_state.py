@@ -1,23 +1,17 @@
-"""Everything that changes while a trajectory runs: made anew, written to a checkpoint, read from one.
-
-A checkpoint is written atomically, checked by its sha256 and loaded without running code from it.
-"""
+"""Everything that changes while a trajectory runs: made anew, written to a checkpoint, read from one."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from sweeps import random_streams
+from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
-from sweeps.durable import write_atomic
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
 from wa import Bank, Scheme
@@ -28,12 +22,20 @@ Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank
 
 @dataclass
 class State:
-    """Everything that changes while a trajectory runs."""
+    """Everything that changes while a trajectory runs.
+
+    evaluated: the step of the last evaluation; stretch_loss, stretch_seconds: Σ losses and seconds of the steps since.
+    losses: of the steps since the last snapshot of a trace that is kept.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     bank: Bank
     step: int = 0
+    evaluated: int = 0
+    stretch_loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    stretch_seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
     train_seconds: float = 0.0
     eval_seconds: dict[str, float] = field(default_factory=dict)  # by cell
     average_offset: dict[str, float] = field(default_factory=dict)  # by cell: recorded minus the bank's clock
@@ -58,37 +60,18 @@ def streams_of_ranks(state: State, team: Team) -> Streams:
     return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
 
 
-_STATEFUL, _PLAIN = ("model", "optimizer", "bank"), ("step", "train_seconds", "eval_seconds", "average_offset")
+_STATEFUL = ("model", "optimizer", "bank")
+_PLAIN = (
+    *("step", "evaluated", "stretch_loss", "stretch_seconds", "losses"),
+    *("train_seconds", "eval_seconds", "average_offset"),
+)
 
 
 def save(state: State, path: Path, streams: Streams) -> None:
     """Write all of it to a checkpoint."""
-    parts = {name: getattr(state, name).state_dict() for name in _STATEFUL}
-    write_checkpoint(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
-
-
-class BadCheckpoint(RuntimeError):
-    """The file is not what was written; the message names it."""
-
-
-def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
-    """Nested dicts and lists of tensors and plain values: 64 hex digits of sha256, a newline, torch's zip format."""
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    body = buffer.getvalue()
-    write_atomic(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-
-
-def read_checkpoint(path: Path) -> Any:
-    """What was written to `path`, on the CPU; None where nothing was yet. Raises: BadCheckpoint."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    digest, body = data[:64], data[65:]
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise BadCheckpoint(f"{path}: its sha256 does not match; remove it to train this trajectory from the start")
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+    parts["bank"] = state.bank.state_dict(copy=False)
+    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
 
 
 def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> None:
@@ -97,17 +80,19 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     last_step: the last one that rank 0 has on record.
     """
     try:
-        saved = read_checkpoint(path)
-    except BadCheckpoint as error:
+        saved = checkpoint.load(path)
+    except checkpoint.BadCheckpoint as error:
         log.warning("%s; training from the start", error)  # slower, and the same numbers
         return
     if saved is None:
         return
     # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
-    (is_ahead,) = team.decide([team.rank == 0 and saved["step"] > last_step])
+    (is_ahead,) = team.decide([team.rank == 0 and saved["evaluated"] > last_step])
     if is_ahead:
-        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["step"])
+        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
         return
+    # An optimizer keeps the tensors that it is given, which here are a file's.
+    saved["optimizer"] = tree_map_only(Tensor, Tensor.clone, saved["optimizer"])
     for name in _STATEFUL:
         getattr(state, name).load_state_dict(saved[name])
     for name in _PLAIN:

@@ -20,11 +20,14 @@ from sweeps.durable import make_folder
 from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
-from sweeps.training import Trainer
+from sweeps.replay import Replayer
+from sweeps.trace import TRACES, Keeper, Trace
+from sweeps.training import Passes, Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
 from workloads.user_errors import one_line
 
+ASKING_STEPS = 16
 _SILENT = logging.Logger("a rank above 0", level=logging.CRITICAL + 1)
 
 
@@ -43,8 +46,8 @@ def run(
 
     device: "cpu" or "cuda". num_devices: how many the trial holds; on a CPU this many threads compute.
     processes: data-parallel ranks, one a GPU; this process is rank 0 and starts the others.
-    checkpoint_seconds: least time between checkpoints, which are written after an evaluation and take at most a
-    twentieth of the time; 0 writes one after every evaluation.
+    checkpoint_seconds: least time between checkpoints, which take at most a twentieth of the time; 0 writes one after
+    every evaluation, and none between.
     planned_code: `origins.digest` of the workload that was planned; another one here is an error.
     report: told the step after each evaluation.
 
@@ -87,7 +90,10 @@ class _Leader:
     saved: float = field(default_factory=lambda: time.monotonic())
     saving_seconds: float = 0.0
 
-    def wants_checkpoint(self) -> bool:
+    def wants_checkpoint(self, between: bool = False) -> bool:
+        """Whether one is due, at an evaluation or between two."""
+        if between and not self.checkpoint_seconds:
+            return False
         # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
         pause = max(self.checkpoint_seconds, 19 * self.saving_seconds) if self.checkpoint_seconds else 0.0
         return time.monotonic() >= self.saved + pause
@@ -122,22 +128,42 @@ def train(
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
+    traces, keeper = folder.parent.parent / TRACES, None
+    if trajectory.keep_every_steps is not None and leader:
+        keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, state.model)
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
-    trainer = Trainer(trajectory, workload, state, team, device)
-    evaluator = Evaluator(trajectory, trainer, recorder)
+    passes = Passes(trajectory, workload, state.model, team, device)
+    trainer: Trainer | Replayer
+    if trajectory.replays is None:
+        trainer = Trainer(passes, state, keeper)
+    else:
+        trainer = Replayer(passes, state, Trace.of(traces / trajectory.replays))
+    evaluator = Evaluator(trajectory, passes, state, recorder)
+
+    def due(step: int) -> bool:
+        """Whether a checkpoint is, between evaluations; ranks ask each other now and then, since that takes time."""
+        if team.size > 1 and step % ASKING_STEPS:
+            return False
+        return team.decide([leader is not None and leader.wants_checkpoint(between=True)])[0]
 
     while state.step < trajectory.length_steps:
-        trained = trainer.train(until=evaluator.next_step(state.step))
-        evaluator.evaluate(trained)
-        log.info("step %d training loss %.6g", state.step, trained.last_loss)
-        if trained.diverged:
-            log.warning("diverged: the trajectory ends here")
-            return
+        trained = trainer.train(until=evaluator.next_step(state.step), pause=due)
+        if trained is not None:
+            evaluator.evaluate(trained)
+            log.info("step %d training loss %.6g", state.step, trained.last_loss)
+            if trained.diverged:
+                log.warning("diverged: the trajectory ends here")
+                if keeper:
+                    keeper.flush()
+                return
         ended = state.step == trajectory.length_steps
-        (save,) = team.decide([leader is not None and leader.wants_checkpoint() and not ended])
+        (save,) = team.decide([leader is not None and (trained is None or leader.wants_checkpoint()) and not ended])
         streams = training_state.streams_of_ranks(state, team) if save else {}
         if leader:
+            if keeper and (save or ended):
+                keeper.flush()  # a checkpoint comes after what it has kept
             if save:
                 leader.checkpoint(state, streams)
-            leader.tell(state.step)
+            if trained is not None:
+                leader.tell(state.step)

@@ -102,8 +102,8 @@ class Averages:
         """Bytes of all lanes."""
         return sum(lane.nbytes for lane in self.lanes.values())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain dicts, lists, numbers, strings and copied tensors."""
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """Everything, as plain dicts, lists, numbers, strings and tensors."""
         places = {block: i for i, block in enumerate(self.blocks)}
         return {
             "format": FORMAT,
@@ -114,7 +114,8 @@ class Averages:
             ],
             "blocks": [describe(block, self._plain) for block in self.blocks],
             "lanes": [
-                {"track": list(track), "block": places[block], "capacity": lane.capacity, **lane.state_dict(self._keys)}
+                {"track": list(track), "block": places[block], "capacity": lane.capacity}
+                | lane.state_dict(self._keys, copy)
                 for (track, block), lane in self.lanes.items()
             ],
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .averages import Averages
-from .buffers import Forwards, averaged_buffers, recompute_statistics
+from .buffers import Forwards, averaged_buffers, recompute_statistics, write_statistics
 from .checks import check_model, check_schemes, check_step
 from .flat import Block, live_parameters, make_blocks
 from .schemes import Scheme
@@ -63,6 +63,11 @@ class Bank:
     def step(self) -> int:
         """The last step updated; `start` before the first."""
         return self._averages.step
+
+    @property
+    def due(self) -> int | None:
+        """The step of the next snapshot that some scheme takes; None without schemes."""
+        return self._averages.next
 
     def _find_blocks(self) -> list[Block]:
         if not self.schemes:
@@ -188,7 +193,7 @@ class Bank:
             return deepcopy(model.state_dict())
 
     @contextmanager
-    def swapped(self, scheme: Scheme, recompute: Forwards | None = None) -> Iterator[nn.Module]:
+    def swapped(self, scheme: Scheme, recompute: Forwards | Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
         """The model holds the average inside the `with` (and is what it gives: `as model`).
 
         On exit, whatever happened, every parameter and buffer is what it was, bit for bit and object for
@@ -197,7 +202,8 @@ class Bank:
 
         recompute: a function of the model that returns an iterable, one forward pass an item (see
         `recompute_statistics`): the running statistics are recomputed under the averaged weights. Needed when
-        the scheme says ``buffers="recompute"``; given for another policy, it acts on top of that.
+        the scheme says ``buffers="recompute"``; given for another policy, it acts on top of that. Or what
+        `wa.buffers.statistics` read at an earlier swap at this step: it is put back, with no pass.
 
         Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing; RuntimeError
         when an average is swapped in already. Meanwhile update, state_dict, load_state_dict raise too.
@@ -206,7 +212,8 @@ class Bank:
         self._find(scheme)
         if scheme.buffers == "recompute" and recompute is None:
             raise ValueError(f"{scheme!r} recomputes statistics: swapped needs recompute=")
-        if recompute is not None and (not callable(recompute) or isinstance(recompute, nn.Module)):
+        kept = isinstance(recompute, Mapping)
+        if recompute is not None and not kept and (not callable(recompute) or isinstance(recompute, nn.Module)):
             raise ValueError(
                 "swapped needs recompute as a function of the model: lambda model: (model(batch) for batch in loader)"
             )
@@ -219,7 +226,9 @@ class Bank:
                 self._averages.write(scheme, tensors)
             clear_weight_caches()
             renew_computed_weights(self._model)
-            if recompute is not None:
+            if isinstance(recompute, Mapping):
+                write_statistics(self._model, recompute)
+            elif recompute is not None:
                 recompute_statistics(self._model, recompute)
                 clear_weight_caches()
             yield self._model
@@ -250,8 +259,11 @@ class Bank:
         """
         return self._averages.nbytes
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Everything, as plain dicts, lists, numbers, strings and copied tensors (torch.load weights_only).
+
+        copy: False gives the bank's own tensors where it can, to write them to a file without a copy in memory; they
+        change at the next update, and whoever writes into them changes the averages.
 
         Names are those of the model without torch's wrappers (torch.compile, DistributedDataParallel).
 
@@ -259,7 +271,7 @@ class Bank:
         """
         self._refuse("state_dict")
         self._averages.watch.tell(wait=True)
-        return self._averages.state_dict()
+        return self._averages.state_dict(copy)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -12,7 +12,7 @@ reference goes stale.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -46,6 +46,23 @@ def statistics_modules(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if all(module._buffers.get(buffer) is not None for buffer in STATISTICS)
     }
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all running statistics and their counters, by buffer name: what `write_statistics` puts back."""
+    return {
+        f"{place}.{name}" if place else name: buffer.detach().clone()
+        for place, module in statistics_modules(model).items()
+        for name in (*STATISTICS, COUNTER)
+        if (buffer := module._buffers.get(name)) is not None
+    }
+
+
+@torch.no_grad()
+def write_statistics(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Copy statistics into the model's buffers of these names."""
+    for name, value in kept.items():
+        model.get_buffer(name).copy_(value)
 
 
 def recompute_statistics(model: nn.Module, forwards: Iterable[object] | Forwards) -> int:

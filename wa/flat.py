@@ -81,8 +81,13 @@ class Block:
         """Copy a piece's elements, cast to this block's dtype, into the tensors of these names."""
         torch._foreach_copy_(self.parts(piece, tensors), self.views(piece, flat.to(self.dtype)))
 
-    def exported(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """A copy of storage as `zeros` makes it, (*rows, all elements), each tensor in its logical order."""
+    def exported(self, stored: Sequence[Tensor], copy: bool = True) -> list[Tensor]:
+        """Storage as `zeros` makes it, (*rows, all elements), each tensor in its logical order, cut anyhow.
+
+        copy: False gives the storage itself where it has that order.
+        """
+        if not copy and all(layout.is_logical for layout in self.layouts.values()):
+            return list(stored)
         whole = stored[0].new_empty(*stored[0].shape[:-1], sum(piece.numel for piece in self.pieces))
         for row, *mine in _rows(whole, *stored):
             self._copy(row, mine, out_of_storage=True)
@@ -90,6 +95,10 @@ class Block:
 
     def import_(self, stored: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
         """The inverse of `exported`, into storage; elements may come in several tensors, end to end."""
+        alike = [part.shape for part in saved] == [part.shape for part in stored]
+        if alike and all(layout.is_logical for layout in self.layouts.values()):
+            torch._foreach_copy_(list(stored), list(saved))
+            return
         whole = saved[0] if len(saved) == 1 else torch.cat(list(saved), dim=-1)
         for row, *mine in _rows(whole, *stored):
             self._copy(row, mine, out_of_storage=False)

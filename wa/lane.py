@@ -90,10 +90,10 @@ class Lane:
         """How many snapshots the ring keeps; 0 without one."""
         return self._ring.capacity if self._ring is not None else 0
 
-    def state_dict(self, keys: Mapping[Scheme, str]) -> dict[str, Any]:
-        """Plain dicts of copied tensors; keys: the schemes' names in it."""
-        accumulators = {keys[scheme]: self._block.exported(parts) for scheme, parts in self._accumulators.items()}
-        return {"accumulators": accumulators, "ring": self._ring.state_dict() if self._ring else {}}
+    def state_dict(self, keys: Mapping[Scheme, str], copy: bool = True) -> dict[str, Any]:
+        """Plain dicts of tensors; keys: the schemes' names in it."""
+        accumulators = {keys[scheme]: self._block.exported(parts, copy) for scheme, parts in self._accumulators.items()}
+        return {"accumulators": accumulators, "ring": self._ring.state_dict(copy) if self._ring else {}}
 
     def load_state_dict(self, state: Mapping[str, Any], keys: Mapping[Scheme, str], n: int) -> None:
         """The inverse of `state_dict`, after n snapshots."""

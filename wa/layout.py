@@ -33,6 +33,12 @@ class Layout:
         return cls(shape, order, tuple(stride))
 
     @property
+    def is_logical(self) -> bool:
+        """Whether elements lie in memory in the order in which an index counts them."""
+        long = [dim for dim in self.order if self.shape[dim] > 1]
+        return long == sorted(long)
+
+    @property
     def sizes(self) -> torch.Size:
         """The shape with its dimensions in the order of memory."""
         return torch.Size([self.shape[dim] for dim in self.order])

@@ -77,31 +77,11 @@ class Ring:
     def mean(self, k: int, piece: Piece, n: int) -> Tensor:
         """A piece of the mean of the latest min(n, k) snapshots after n pushes, float64, a new tensor."""
         size = min(n, k)
-        terms = self._terms(size, piece, n)
-        total = next(terms).to(SUM, copy=True)
-        for term in terms:
+        first, *others = [self._sum(level, piece, at) for level, at in terms(size, n)]
+        total = first.to(SUM, copy=True)
+        for term in others:
             total.add_(term)
         return total.div_(size)
-
-    def _terms(self, size: int, piece: Piece, n: int) -> Iterator[Tensor]:
-        """What adds up to the sum over the latest `size` snapshots, oldest first."""
-        done = n - size  # snapshots before the window, and those in the terms so far
-        top = len(_blocks(size))
-        level = 0
-        while True:
-            block = FAN**level
-            while done + block <= n and (level == top or done % (FAN * block)):
-                done += block
-                yield self._sum(level, piece, done)
-            if level == top or done + block > n:
-                break
-            level += 1
-        # Less than a block of this level is left, and `done` is where it begins: the blocks being filled.
-        for filling in range(level, 0, -1):
-            filled = n // FAN ** (filling - 1) * FAN ** (filling - 1)
-            if filled > done:
-                done = filled
-                yield self._sum(filling, piece, n)
 
     def weighted(self, weights: Sequence[float], piece: Piece, n: int) -> Tensor:
         """A piece of Σ weight · snapshot over the latest len(weights), oldest first; float64, a new tensor.
@@ -118,9 +98,9 @@ class Ring:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensors in (self._slots, *self._levels) for tensor in tensors)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The snapshots, as copies; their sums follow from them."""
-        return {"slots": self._block.exported(self._slots)}
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """The snapshots; their sums follow from them."""
+        return {"slots": self._block.exported(self._slots, copy)}
 
     def load_state_dict(self, state: Mapping[str, Any], n: int) -> None:
         """The inverse of `state_dict`, after n pushes: adds up what is summed in the order of the pushes."""
@@ -129,6 +109,27 @@ class Ring:
             for i in range(max(1, n - self.capacity + 1), n + 1):
                 for piece in self._block.pieces:
                     self._add(piece, self._sum(0, piece, i), i)
+
+
+def terms(size: int, n: int) -> Iterator[tuple[int, int]]:
+    """What adds up to the sum over the latest `size` snapshots after n, oldest first: (level, last snapshot in it)."""
+    done = n - size  # snapshots before the window, and those in the terms so far
+    top = len(_blocks(size))
+    level = 0
+    while True:
+        block = FAN**level
+        while done + block <= n and (level == top or done % (FAN * block)):
+            done += block
+            yield level, done
+        if level == top or done + block > n:
+            break
+        level += 1
+    # Less than a block of this level is left, and `done` is where it begins: the blocks being filled.
+    for filling in range(level, 0, -1):
+        filled = n // FAN ** (filling - 1) * FAN ** (filling - 1)
+        if filled > done:
+            done = filled
+            yield filling, n
 
 
 def _blocks(size: int) -> list[int]:

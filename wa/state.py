@@ -168,6 +168,10 @@ def _check_like(expected: Any, found: Any, where: str) -> None:
             raise ValueError(f"the state is damaged: {where} should have {', '.join(map(str, expected))}")
         for key, value in expected.items():
             _check_like(value, found[key], f"{where}[{key!r}]")
+    elif isinstance(expected, list) and expected and isinstance(expected[0], Tensor):
+        if not isinstance(found, list | tuple) or _end_to_end(found) != _end_to_end(expected):
+            looks = f"{expected[0].dtype}, {_end_to_end(expected)[-1]} elements in all"
+            raise ValueError(f"the state is damaged: {where} should be tensors, {looks}")
     elif isinstance(expected, list):
         if not isinstance(found, list | tuple) or len(found) != len(expected):
             raise ValueError(f"the state is damaged: {where} should be a list of {len(expected)}")
@@ -178,3 +182,11 @@ def _check_like(expected: Any, found: Any, where: str) -> None:
     ):
         looks = f"{expected.dtype}{list(expected.shape)}"
         raise ValueError(f"the state is damaged: {where} should be a tensor, {looks}")
+
+
+def _end_to_end(tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """The dtype and shape of tensors laid side by side along their last dimension; () where they cannot be."""
+    if not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
+        return ()
+    rows = {(tensor.dtype, tensor.shape[:-1]) for tensor in tensors}
+    return (*rows.pop(), sum(tensor.shape[-1] for tensor in tensors)) if len(rows) == 1 else ()

@@ -160,12 +160,13 @@ def load_batches(
     """make(first), make(first + step), … below `stop` (None: endless), made ahead by `num_workers` processes.
 
     make: a function of the number alone that a process can be sent (a module's function, a method of a frozen
-    dataclass, a functools.partial of one). num_workers: 0 makes them here, when they are asked for. Neither
-    touches the caller's random state.
+    dataclass, a functools.partial of one). num_workers: 0 makes them here, when they are asked for. Those below a
+    `stop` can be gone through again; their processes stay as long as what is returned. Neither touches the caller's
+    random state.
     """
     numbers = itertools.count(first, step) if stop is None else range(first, stop, step)
     if num_workers == 0:
-        return map(make, numbers)
+        return map(make, numbers) if stop is None else _Made(make, range(first, stop, step))
     loader = DataLoader(
         _Numbered(make),
         batch_size=None,
@@ -174,8 +175,9 @@ def load_batches(
         multiprocessing_context="forkserver",  # safe beside the threads of a trial
         generator=torch.Generator(),  # else it draws from the training's stream
         worker_init_fn=partial(_see_data, os.environ.get(VARIABLE)),
+        persistent_workers=stop is not None,  # a split is gone through again and again
     )
-    return _in_one_line(loader)
+    return iter(_Loaded(loader)) if stop is None else _Loaded(loader)
 
 
 def _see_data(folder: str | None, worker: int) -> None:
@@ -185,8 +187,24 @@ def _see_data(folder: str | None, worker: int) -> None:
         os.environ[VARIABLE] = folder
 
 
-def _in_one_line(loader: Iterable[Batch]) -> Iterator[Batch]:
-    try:
-        yield from loader
-    except BadData as error:  # of a worker: its whole traceback, what is wrong in the last line
-        raise BadData(str(error).strip().splitlines()[-1].partition("BadData: ")[2]) from None
+class _Made:
+    """Batches made here, anew each time."""
+
+    def __init__(self, make: Callable[[int], Batch], numbers: range) -> None:
+        self._make, self._numbers = make, numbers
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._make, self._numbers)
+
+
+class _Loaded:
+    """Batches of a loader, anew each time; damaged data is one line, not a worker's whole traceback."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except BadData as error:
+            raise BadData(str(error).strip().splitlines()[-1].partition("BadData: ")[2]) from None

@@ -9,7 +9,25 @@ import pandas as pd
 from analysis.run_folder.records import KEY, read_live, rows_to_table
 from analysis.run_folder.schema import MEASURED
 from sweeps import trajectory
+from sweeps.cells import cells
+from sweeps.identity import Cell
 from sweeps.plan import Trajectory
+from sweeps.spec import parse_spec
+
+ALL_SCHEMES = [
+    {"scheme": "none"},
+    {"scheme": "lawa", "k": [2, 5], "every": 3},
+    {"scheme": "lawa", "k": 4, "every": 2, "until_full": "partial", "buffers": "average"},
+    {"scheme": "ema", "decay": [0.5, 0.9], "init": ["first", "zero"]},
+    {"scheme": "ema", "decay": 0.8, "every": 2, "burn_in": 10, "buffers": ["average", "recompute"]},
+    {"scheme": "tail", "start": 20, "every": 2},
+    {"scheme": "wsm", "k": [4, 6], "every": 3, "curve": "sqrt"},
+]
+
+
+def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
+    spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
+    return cells(parse_spec(spec))
 
 
 def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:

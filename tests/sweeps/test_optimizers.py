@@ -8,7 +8,7 @@ import pytest
 import torch
 from schedulefree import AdamWScheduleFree
 
-from sweeps import training_state
+from sweeps import checkpoint
 from sweeps.evaluate import evaluate
 from sweeps.optimizers import OPTIMIZERS, evaluation_weights, settings
 from workloads.protocol import load
@@ -212,8 +212,8 @@ def test_evaluating_leaves_no_trace_even_when_it_fails(name: str) -> None:
 def test_a_checkpoint_goes_on_bit_for_bit(name: str, num_before: int, tmp_path: Path) -> None:
     straight, one = built(name)
     stepped(straight, one, num_before)
-    training_state.write_checkpoint(tmp_path / "state", {"model": list(straight), "optimizer": one.state_dict()})
-    saved = training_state.read_checkpoint(tmp_path / "state")
+    checkpoint.save(tmp_path / "state", {"model": list(straight), "optimizer": one.state_dict()})
+    saved = checkpoint.load(tmp_path / "state")
     assert saved is not None
     resumed, other = built(name)
     with torch.no_grad():

@@ -80,9 +80,9 @@ RANKS = textwrap.dedent("""
 
         def kept(self, trained):
             mask = torch.nn.functional.dropout(torch.ones(64))
-            result, state, trainer = evaluate(self, trained), self.state, self.trainer
+            result, state = evaluate(self, trained), self.state
             (scheme,) = state.bank
-            with state.bank.swapped(scheme, recompute=trainer.recompute):
+            with state.bank.swapped(scheme, recompute=self.passes.recompute):
                 self.team.average_statistics(state.model)
                 statistics = state.model.state_dict().items()
                 recomputed = {name: value.clone() for name, value in statistics if "running" in name}

@@ -14,7 +14,7 @@ import torch
 from trained import Stop, assert_same, run, stop_at
 
 from analysis.run_folder.records import KEY
-from sweeps import random_streams, training_state
+from sweeps import checkpoint, random_streams, training_state
 from sweeps.cells import cells
 from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory, trajectories
@@ -101,11 +101,11 @@ def test_streams_go_on_from_a_checkpoint(tmp_path: Path, before: int) -> None:
         for _ in range(before):
             np.random.randn()  # noqa: NPY002
             random.gauss(0, 1)
-        training_state.write_checkpoint(tmp_path / "checkpoint", dict(random_streams.read(cuda=False)))
+        checkpoint.save(tmp_path / "checkpoint", dict(random_streams.read(cuda=False)))
         expected = draw()
         random_streams.seed_all(4)
         assert draw() != expected
-        saved = training_state.read_checkpoint(tmp_path / "checkpoint")
+        saved = checkpoint.load(tmp_path / "checkpoint")
         assert saved is not None
         random_streams.put(saved)
         assert draw() == expected

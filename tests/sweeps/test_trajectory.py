@@ -10,32 +10,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from trained import Stop, assert_same, rows, run, stop_at
+from trained import ALL_SCHEMES, Stop, assert_same, rows, run, stop_at, tiny
 
 from analysis.run_folder.records import KEY, load_records
 from analysis.run_folder.schema import MEASURED
+from sweeps import training_state, trajectory
 from sweeps.cells import cells
-from sweeps.identity import Cell
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
 from sweeps.training import Trainer
+from sweeps.training_state import State
 from workloads.protocol import load
-
-ALL_SCHEMES = [
-    {"scheme": "none"},
-    {"scheme": "lawa", "k": [2, 5], "every": 3},
-    {"scheme": "lawa", "k": 4, "every": 2, "until_full": "partial", "buffers": "average"},
-    {"scheme": "ema", "decay": [0.5, 0.9], "init": ["first", "zero"]},
-    {"scheme": "ema", "decay": 0.8, "every": 2, "burn_in": 10, "buffers": ["average", "recompute"]},
-    {"scheme": "tail", "start": 20, "every": 2},
-    {"scheme": "wsm", "k": [4, 6], "every": 3, "curve": "sqrt"},
-]
-
-
-def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> list[Cell]:
-    spec = {"study": "t", "workloads": workload, "averaging": averaging, "evaluate": {"every": 7}, **changes}
-    return cells(parse_spec(spec))
 
 
 def test_fused_equals_one_trial_per_cell(outside: Path, tmp_path: Path) -> None:
@@ -63,6 +49,34 @@ def test_fused_equals_unfused_on_a_real_workload(tmp_path: Path) -> None:
         together = run(fused, tmp_path / workload)
         alone = pd.concat([run(one, tmp_path / one.name) for one in trajectories(grid, fuse=False)])
         assert_same(together, alone.sort_values(KEY).reset_index(drop=True))
+
+
+@pytest.mark.parametrize("step", [3, 31, 58])
+def test_a_checkpoint_is_written_when_it_is_due_and_goes_on_between_two_evaluations(
+    outside: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    undisturbed = run(one, tmp_path / "undisturbed")
+    save, saved = training_state.save, []
+
+    def saving(state: State, *more: Any) -> None:
+        save(state, *more)
+        saved.append(state.step)
+        if state.step == step:
+            raise Stop
+
+    monkeypatch.setattr(training_state, "save", saving)
+    monkeypatch.setattr(trajectory._Leader, "wants_checkpoint", lambda self, between=False: True)
+    folder = tmp_path / "disturbed"
+    with pytest.raises(Stop):
+        run(one, folder)
+    assert saved == list(range(1, step + 1))
+    monkeypatch.undo()
+    trained = []
+    backward = Trainer._backward
+    monkeypatch.setattr(Trainer, "_backward", lambda self, parts: trained.append(1) or backward(self, parts))
+    assert_same(run(one, folder), undisturbed)
+    assert len(trained) == one.length_steps - step
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])

@@ -332,3 +332,28 @@ def test_schemes_whose_repr_says_little_are_told_apart_by_their_order():
     run(model, resumed, 12, 16)
     assert_closed_form(resumed)
     assert [row["scheme"] for row in bank.state_dict()["schemes"]][:2] == ["<Terse>", "<Terse> #2"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_state_that_is_not_copied_is_the_same_and_is_the_banks_own(channels_last):
+    """Where the order in memory is the logical one nothing is copied; else the tensors that a state holds are new."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(300, 400), nn.Linear(400, 200))
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    bank = Bank(model, [LAWA(3, 1), LAWA(9, 2), EMA(0.5)])
+    for step in range(1, 25):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(step))
+        bank.update(step)
+    copied, own = bank.state_dict(), bank.state_dict(copy=False)
+    again = Bank(copy.deepcopy(model), bank.schemes)
+    again.load_state_dict(own)
+    for scheme in bank:
+        for name, tensor in bank.tensors(scheme).items():
+            assert torch.equal(tensor, again.tensors(scheme)[name])
+    slots = own["lanes"][0]["ring"]["slots"]
+    assert torch.equal(torch.cat(slots, dim=-1), copied["lanes"][0]["ring"]["slots"][0])
+    before = torch.cat(slots, dim=-1)
+    bank.update(25)
+    assert torch.equal(torch.cat(slots, dim=-1), before) == channels_last

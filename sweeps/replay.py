@@ -1,0 +1,89 @@
+"""A replay: a trajectory's weights come from its trace in place of training; all else is as in training.
+
+Same bank, same evaluator, same records bit for bit as those of a training with the same cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sweeps import random_streams
+from sweeps.identity import Cell
+from sweeps.plan import Trajectory
+from sweeps.trace import Trace
+from sweeps.training import Passes, Stretch
+from sweeps.training_state import State
+
+ITS_OWN_WEIGHTS = ("schedule_free_adamw",)  # whose evaluated weights are not those it trains
+
+
+def why_not(trajectory: Trajectory, trace: Trace) -> str | None:
+    """Why a trace cannot stand for the training of these cells, in a few words; None where it can."""
+    steps, length = set(trace.steps), trajectory.length_steps
+    if steps and not torch.isfinite(trace.losses(max(steps))[-1]):
+        length = max(steps)  # it diverged, and so would the training
+    if trajectory.cells[0].training.optimizer in ITS_OWN_WEIGHTS:
+        return "its optimizer evaluates other weights than those it trains"
+    for cell in trajectory.cells:
+        if any(step not in steps for step in snapshots(cell, length)):
+            return f"it has not every step at which {cell.scheme} takes a snapshot"
+    every = trajectory.cells[0].evaluate_every_steps
+    if any(step not in steps for step in [*range(every, length, every), length]):
+        return f"it has not every step of an evaluation each {every} steps"
+    return None
+
+
+def snapshots(cell: Cell, length: int) -> Sequence[int]:
+    """The steps at which a cell's average takes a snapshot."""
+    if cell.scheme is None:
+        return ()
+    return range(cell.scheme.burn_in + cell.scheme.every, length + 1, cell.scheme.every)
+
+
+class Replayer:
+    """What `training.Trainer` is to the loop, with the weights of a trace."""
+
+    def __init__(self, passes: Passes, state: State, trace: Trace) -> None:
+        self.passes, self.state, self.trace = passes, state, trace
+
+    def train(self, until: int, pause: Callable[[int], bool] = lambda step: False) -> Stretch | None:
+        """Snapshots of the steps state.step + 1 … until, into the bank; as `Trainer.train`. Raises: BadRun."""
+        state, began = self.state, self.state.train_seconds
+        total, last, step = state.stretch_loss, torch.zeros(()), state.step
+        for step in [at for at in self.trace.steps if state.step < at <= until]:
+            if step in (until, state.bank.due):
+                snapshot = self.trace.read(step)
+                _write(state.model, snapshot.tensors)
+                random_streams.put(snapshot.streams)
+                state.train_seconds = snapshot.train_seconds
+                state.bank.update(step)
+            for last in self.trace.losses(step):
+                total = total + last
+            if step < until and pause(step):
+                break
+        state.step, state.stretch_loss = step, total
+        state.stretch_seconds += state.train_seconds - began
+        if step < until:
+            return None
+        steps = until - state.evaluated
+        each_second = self.passes.workload.batch_size * steps / state.stretch_seconds if state.stretch_seconds else 0.0
+        found = Stretch(last.item(), (total / steps).item(), self.passes.lr(until), each_second)
+        state.evaluated, state.stretch_seconds = until, 0.0
+        state.stretch_loss = torch.zeros((), dtype=torch.float64)
+        return found
+
+
+@torch.no_grad()
+def _write(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put a snapshot's parameters and buffers into the model, by name; a buffer of another shape is bound anew."""
+    places = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in tensors.items():
+        place = places.get(name)
+        if place is not None and place.shape == value.shape and place.dtype == value.dtype:
+            place.copy_(value)
+        else:
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, value.clone())

@@ -1,0 +1,193 @@
+"""The trace: a trajectory's weights and buffers on a grid of steps, kept, so that later questions train nothing.
+
+A part is a safetensors file of whole snapshots, `traces/<trajectory>/<first step>-<last step>.safetensors`, written
+atomically. Of snapshot s it holds `s/<name>` for every parameter (tied ones once) and for every buffer that is not
+what a fresh model has, `s/~losses`, the training losses of the steps since the last snapshot, and at evaluations
+`s/~stream/<name>`, the random streams. Its metadata has the sha256 of the file as it is with zeros in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from analysis.run_folder.run_files import BadRun, broken
+from sweeps import durable
+
+PART_BYTES = 64 << 20  # a part is written when its snapshots reach so many, and before a checkpoint
+NO_SUM = "0" * 64
+FORMAT = "wa-trace 1"
+TRACES = "traces"  # the folder of a run's traces
+LOSSES, STREAM = "~losses", "~stream/"
+REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train again"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One step of a trace: parameters and buffers, random streams, and the training's clock."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    streams: Mapping[str, Tensor]
+    train_seconds: float
+
+
+class Keeper:
+    """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
+
+    def __init__(self, folder: Path, every: int, fresh: nn.Module) -> None:
+        """fresh: the model before its first step."""
+        durable.make_folder(folder)
+        self.folder, self.every = folder, every
+        self.fresh = {name: buffer.detach().cpu().clone() for name, buffer in fresh.named_buffers()}
+        self.there = set(Trace.of(folder, mending=True).steps)
+        self.waiting: dict[str, Tensor] = {}
+        self.steps: dict[int, float] = {}
+
+    def wants(self, step: int) -> bool:
+        return step % self.every == 0
+
+    @torch.no_grad()
+    def keep(
+        self, step: int, model: nn.Module, losses: Tensor, streams: Mapping[str, Tensor], train_seconds: float
+    ) -> None:
+        """Copy the model's state at `step`; on disk at the next `flush`."""
+        if step in self.there:
+            return
+        tensors: dict[str, Tensor] = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+        for name, buffer in model.named_buffers():
+            here = buffer.detach().cpu()
+            if name not in self.fresh or not _same(here, self.fresh[name]):
+                tensors[name] = here.clone()
+        self.there.add(step)
+        tensors |= {LOSSES: losses.cpu()} | {f"{STREAM}{name}": value for name, value in streams.items()}
+        self.waiting |= {f"{step}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        self.steps[step] = train_seconds
+        if sum(tensor.nbytes for tensor in self.waiting.values()) >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what was kept on disk."""
+        if not self.waiting:
+            return
+        data = save(self.waiting, {"format": FORMAT, "steps": json.dumps(self.steps), "sha256": NO_SUM})
+        data = data.replace(NO_SUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+        durable.write_atomic(self.folder / f"{min(self.steps):09d}-{max(self.steps):09d}.safetensors", data)
+        self.waiting, self.steps = {}, {}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace on disk. parts: step -> the file that has it; seconds: step -> `train_seconds` of the training there."""
+
+    folder: Path
+    parts: Mapping[int, Path]
+    seconds: Mapping[int, float]
+    _open: dict[Path, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, mending: bool = False) -> Trace:
+        """The trace in a folder. mending: remove parts that are broken, which the training writes again.
+
+        Raises: BadRun where a part cannot be read.
+        """
+        parts: dict[int, Path] = {}
+        seconds: dict[int, float] = {}
+        for path in sorted(folder.glob("[0-9]*.safetensors")):
+            try:
+                told = _checked(path) if mending else _metadata(path)
+            except BadRun:
+                if not mending:
+                    raise
+                durable.remove(path)
+                continue
+            parts |= dict.fromkeys(map(int, told), path)
+            seconds |= {int(step): float(at) for step, at in told.items()}
+        return cls(folder, parts, seconds)
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(path.stat().st_size for path in set(self.parts.values()))
+
+    def read(self, step: int) -> Snapshot:
+        """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
+        file, prefix = self._file(step), f"{step}/"
+        found = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+        streams = {key.removeprefix(STREAM): found.pop(key) for key in list(found) if key.startswith(STREAM)}
+        del found[LOSSES]
+        return Snapshot(step, found, streams, self.seconds[step])
+
+    def losses(self, step: int) -> Tensor:
+        """Of the steps since the last snapshot, shape (steps,)."""
+        found: Tensor = self._file(step).get_tensor(f"{step}/{LOSSES}")
+        return found
+
+    def _file(self, step: int) -> Any:
+        path = self.parts[step]
+        if path not in self._open:
+            _checked(path)
+            self._open.clear()  # one part at a time
+            self._open[path] = safe_open(path, framework="pt")
+        return self._open[path]
+
+
+def _metadata(path: Path) -> dict[str, float]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            if told.get("format") != FORMAT:
+                raise broken(path, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
+            steps: dict[str, float] = json.loads(told["steps"])
+            return steps
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__, REMEDY) from None
+
+
+def _checked(path: Path) -> dict[str, float]:
+    """A part's steps. Raises: BadRun where its bytes are not those that were written."""
+    steps = _metadata(path)
+    data = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata()["sha256"]
+    if hashlib.sha256(data.replace(told.encode(), NO_SUM.encode(), 1)).hexdigest() != told:
+        raise broken(path, "its sha256 does not match", REMEDY)
+    return steps
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def traces(run: Path) -> list[Trace]:
+    """Those of a run folder. Raises: BadRun, where a part cannot be read too."""
+    _check_run(run)
+    return [Trace.of(folder) for folder in sorted((run / TRACES).glob("[!.]*/"))]
+
+
+def drop(run: Path) -> int:
+    """Free the traces of a run folder; the bytes they had. Raises: BadRun; SpecError while a run is at work there."""
+    _check_run(run)
+    with durable.locked(run):
+        freed = sum(path.stat().st_size for path in (run / TRACES).rglob("*") if path.is_file())
+        shutil.rmtree(run / TRACES, ignore_errors=True)
+    return freed
+
+
+def _check_run(run: Path) -> None:
+    if not (run / "plan.json").exists():
+        raise BadRun(f"{run}: not a run folder; there is no plan.json")
