@@ -24,16 +24,6 @@ from sweeps.spec import parse_spec
 from sweeps.status import Status, prespecified
 
 
-@pytest.fixture
-def run(outside: Path) -> Path:
-    return outside / "run"
-
-
-@pytest.fixture
-def writers(run: Path) -> list[Writer]:
-    return [Writer(run, one) for one in plan_folder(run, seeds=[0, 1])]
-
-
 def drawn(seen: Status, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
     console.print(screen.frame(seen, console))

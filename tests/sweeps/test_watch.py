@@ -21,16 +21,6 @@ from sweeps import screen
 from sweeps.cli import main
 
 
-@pytest.fixture
-def run(outside: Path) -> Path:
-    return outside / "run"
-
-
-@pytest.fixture
-def writers(run: Path) -> list[Writer]:
-    return [Writer(run, one) for one in plan_folder(run, seeds=[0, 1])]
-
-
 def on_sleep(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], Any]) -> list[float]:
     """Do one of these at each sleep of the watch loop; the naps that were asked for."""
     waiting, naps = list(steps), []
