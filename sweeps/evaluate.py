@@ -77,10 +77,13 @@ def evaluate(workload: Workload, model: nn.Module, batches: Iterable[Batch]) -> 
 
 @dataclass
 class _Turn:
-    """A cell on its way through a split. statistics: recomputed for it in its first turn."""
+    """A cell on its way through a split. streams: puts the random streams where they are in its evaluation.
+
+    statistics: recomputed for it in its first turn.
+    """
 
     cell: Cell
-    streams: random_streams.Streams
+    streams: Callable[[], None]
     sums: Sums = field(default_factory=Sums)
     statistics: dict[str, Tensor] | None = None
     seconds: float = 0.0
@@ -129,33 +132,31 @@ class Evaluator:
         if not due:
             return []
         with random_streams.kept():
-            streams = random_streams.read(self.device != "cpu")
-            turns = [_Turn(cell, streams) for cell in due]
+            turns = [_Turn(cell, random_streams.here()) for cell in due]
             for share, seconds in self._shares(split):
-                made = random_streams.read(self.device != "cpu")
-                versions = _versions(share)
+                made, versions = random_streams.here(), _versions(share)
                 for turn in turns:
                     start = passes.clock()
-                    random_streams.put(turn.streams)
+                    turn.streams()
                     with self._weights(turn):
                         turn.sums.add(self.workload, state.model, share, passes.precision)
                     if _versions(share) != versions:  # the next cell would see what this one left
                         raise ValueError("eval_step changes a batch in place; let it work on a copy")
-                    turn.streams = random_streams.read(self.device != "cpu")
+                    turn.streams = random_streams.here()
                     turn.seconds += passes.clock() - start + seconds / len(turns)
-                random_streams.put(made)
-        found = []
-        for turn in turns:
-            start = passes.clock()
-            with random_streams.kept():
+                made()
+            found = []
+            for turn in turns:
+                start = passes.clock()
+                turn.streams()
                 summary = turn.sums.summary(self.workload, self.team)
-            found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
+                found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
         return found
 
     def _shares(self, split: str) -> Iterator[tuple[list[Batch], float]]:
-        """This rank's batches, as many at a time as HELD_BYTES hold (one at least), and the seconds they took."""
-        batches, last = self._batches(split), False
-        while not last:
+        """This rank's batches, as many at a time as HELD_BYTES hold, and the seconds they took; none is one share."""
+        batches, is_first, is_last = self._batches(split), True, False
+        while not is_last:
             start, share, size = self.passes.clock(), [], 0
             for batch in batches:
                 share.append(to_device(self.device, batch))
@@ -163,9 +164,10 @@ class Evaluator:
                 if size >= HELD_BYTES:
                     break
             else:
-                last = True
-            if share or last:
+                is_last = True
+            if share or is_first:
                 yield share, self.passes.clock() - start
+            is_first = False
 
     @contextmanager
     def _weights(self, turn: _Turn) -> Iterator[None]:

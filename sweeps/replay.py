@@ -6,10 +6,12 @@ Same bank, same evaluator, same records bit for bit as those of a training with 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from analysis.run_folder.run_files import broken
 from sweeps import random_streams
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory
@@ -43,11 +45,21 @@ def snapshots(cell: Cell, length: int) -> Sequence[int]:
     return range(cell.scheme.burn_in + cell.scheme.every, length + 1, cell.scheme.every)
 
 
-class Replayer:
-    """What `training.Trainer` is to the loop, with the weights of a trace."""
+def opened(trajectory: Trajectory, traces: Path) -> Trace:
+    """The trace that a trajectory replays. Raises: BadRun where it is gone, broken, or cannot serve."""
+    trace = Trace.of(traces / str(trajectory.replays))
+    why = why_not(trajectory, trace)
+    if why is not None:
+        remedy = f"remove trajectories/{trajectory.name}, whose weights come from it, and `wa run` trains them"
+        raise broken(trace.folder, f"the trace cannot be replayed: {why}", remedy)
+    return trace
 
-    def __init__(self, passes: Passes, state: State, trace: Trace) -> None:
-        self.passes, self.state, self.trace = passes, state, trace
+
+class Replayer:
+    """What `training.Trainer` is to the loop, with the weights of a trace. fresh: `trace.buffers_of` a fresh model."""
+
+    def __init__(self, passes: Passes, state: State, trace: Trace, fresh: Mapping[str, Tensor]) -> None:
+        self.passes, self.state, self.trace, self.fresh = passes, state, trace, fresh
 
     def train(self, until: int, pause: Callable[[int], bool] = lambda step: False) -> Stretch | None:
         """Snapshots of the steps state.step + 1 … until, into the bank; as `Trainer.train`. Raises: BadRun."""
@@ -56,7 +68,7 @@ class Replayer:
         for step in [at for at in self.trace.steps if state.step < at <= until]:
             if step in (until, state.bank.due):
                 snapshot = self.trace.read(step)
-                _write(state.model, snapshot.tensors)
+                _write(state.model, {**self.fresh, **snapshot.tensors}, self.passes.device)
                 random_streams.put(snapshot.streams)
                 state.train_seconds = snapshot.train_seconds
                 state.bank.update(step)
@@ -66,19 +78,12 @@ class Replayer:
                 break
         state.step, state.stretch_loss = step, total
         state.stretch_seconds += state.train_seconds - began
-        if step < until:
-            return None
-        steps = until - state.evaluated
-        each_second = self.passes.workload.batch_size * steps / state.stretch_seconds if state.stretch_seconds else 0.0
-        found = Stretch(last.item(), (total / steps).item(), self.passes.lr(until), each_second)
-        state.evaluated, state.stretch_seconds = until, 0.0
-        state.stretch_loss = torch.zeros((), dtype=torch.float64)
-        return found
+        return self.passes.stretch(state, last) if step == until else None
 
 
 @torch.no_grad()
-def _write(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put a snapshot's parameters and buffers into the model, by name; a buffer of another shape is bound anew."""
+def _write(model: nn.Module, tensors: Mapping[str, Tensor], device: str) -> None:
+    """Put parameters and buffers into the model, by name; a buffer of another shape is bound anew."""
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in tensors.items():
         place = places.get(name)
@@ -86,4 +91,4 @@ def _write(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             place.copy_(value)
         else:
             owner, _, last = name.rpartition(".")
-            setattr(model.get_submodule(owner), last, value.clone())
+            setattr(model.get_submodule(owner), last, value.to(device, copy=True))

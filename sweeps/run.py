@@ -75,6 +75,9 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done)
     if run is None:
         return Work(studies, todo, len(done))
+    for trial in todo:
+        if trial.replays is not None:  # begun as one
+            replay.opened(trial, run / TRACES)
     begun, no_trace = {one.name for one in started}, dict[str, str]()
     todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
     return Work(studies, todo, len(done), no_trace)

@@ -2,7 +2,7 @@
 
 A part is a safetensors file of whole snapshots, `traces/<trajectory>/<first step>-<last step>.safetensors`, written
 atomically. Of snapshot s it holds `s/<name>` for every parameter (tied ones once) and for every buffer that is not
-what a fresh model has, `s/~losses`, the training losses of the steps since the last snapshot, and at evaluations
+what a fresh model has, `s/~losses`, the training losses of the steps since the last snapshot, and
 `s/~stream/<name>`, the random streams. Its metadata has the sha256 of the file as it is with zeros in its place.
 """
 
@@ -36,23 +36,27 @@ REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train ag
 class Snapshot:
     """One step of a trace: parameters and buffers, random streams, and the training's clock."""
 
-    step: int
     tensors: Mapping[str, Tensor]
     streams: Mapping[str, Tensor]
     train_seconds: float
 
 
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's buffers, on the CPU, by name."""
+    return {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers()}
+
+
 class Keeper:
     """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
 
-    def __init__(self, folder: Path, every: int, fresh: nn.Module) -> None:
-        """fresh: the model before its first step."""
+    def __init__(self, folder: Path, every: int, fresh: Mapping[str, Tensor]) -> None:
+        """fresh: `buffers_of` the model before its first step."""
         durable.make_folder(folder)
-        self.folder, self.every = folder, every
-        self.fresh = {name: buffer.detach().cpu().clone() for name, buffer in fresh.named_buffers()}
+        self.folder, self.every, self.fresh = folder, every, fresh
         self.there = set(Trace.of(folder, mending=True).steps)
         self.waiting: dict[str, Tensor] = {}
         self.steps: dict[int, float] = {}
+        self.size = 0  # bytes that wait
 
     def wants(self, step: int) -> bool:
         return step % self.every == 0
@@ -65,15 +69,14 @@ class Keeper:
         if step in self.there:
             return
         tensors: dict[str, Tensor] = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
-        for name, buffer in model.named_buffers():
-            here = buffer.detach().cpu()
-            if name not in self.fresh or not _same(here, self.fresh[name]):
-                tensors[name] = here.clone()
-        self.there.add(step)
+        buffers = buffers_of(model)
+        tensors |= {n: now for n, now in buffers.items() if n not in self.fresh or not _same(now, self.fresh[n])}
         tensors |= {LOSSES: losses.cpu()} | {f"{STREAM}{name}": value for name, value in streams.items()}
         self.waiting |= {f"{step}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        self.there.add(step)
         self.steps[step] = train_seconds
-        if sum(tensor.nbytes for tensor in self.waiting.values()) >= PART_BYTES:
+        self.size += sum(tensor.nbytes for tensor in tensors.values())
+        if self.size >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -83,7 +86,7 @@ class Keeper:
         data = save(self.waiting, {"format": FORMAT, "steps": json.dumps(self.steps), "sha256": NO_SUM})
         data = data.replace(NO_SUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
         durable.write_atomic(self.folder / f"{min(self.steps):09d}-{max(self.steps):09d}.safetensors", data)
-        self.waiting, self.steps = {}, {}
+        self.waiting, self.steps, self.size = {}, {}, 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Trace:
     folder: Path
     parts: Mapping[int, Path]
     seconds: Mapping[int, float]
-    _open: dict[Path, Any] = field(default_factory=dict)
+    _open: dict[Path, tuple[Any, dict[str, list[str]]]] = field(default_factory=dict)  # a part, its keys by step
 
     @classmethod
     def of(cls, folder: Path, mending: bool = False) -> Trace:
@@ -111,8 +114,9 @@ class Trace:
                     raise
                 durable.remove(path)
                 continue
-            parts |= dict.fromkeys(map(int, told), path)
-            seconds |= {int(step): float(at) for step, at in told.items()}
+            steps = json.loads(told["steps"])
+            parts |= dict.fromkeys(map(int, steps), path)
+            seconds |= {int(step): float(at) for step, at in steps.items()}
         return cls(folder, parts, seconds)
 
     @property
@@ -125,47 +129,48 @@ class Trace:
 
     def read(self, step: int) -> Snapshot:
         """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
-        file, prefix = self._file(step), f"{step}/"
-        found = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+        file, keys = self._part(step)
+        found = {key.partition("/")[2]: file.get_tensor(key) for key in keys[str(step)]}
         streams = {key.removeprefix(STREAM): found.pop(key) for key in list(found) if key.startswith(STREAM)}
         del found[LOSSES]
-        return Snapshot(step, found, streams, self.seconds[step])
+        return Snapshot(found, streams, self.seconds[step])
 
     def losses(self, step: int) -> Tensor:
         """Of the steps since the last snapshot, shape (steps,)."""
-        found: Tensor = self._file(step).get_tensor(f"{step}/{LOSSES}")
+        found: Tensor = self._part(step)[0].get_tensor(f"{step}/{LOSSES}")
         return found
 
-    def _file(self, step: int) -> Any:
+    def _part(self, step: int) -> tuple[Any, dict[str, list[str]]]:
         path = self.parts[step]
         if path not in self._open:
             _checked(path)
+            file, keys = safe_open(path, framework="pt"), dict[str, list[str]]()
+            for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  (it is no dict)
+                keys.setdefault(key.partition("/")[0], []).append(key)
             self._open.clear()  # one part at a time
-            self._open[path] = safe_open(path, framework="pt")
+            self._open[path] = file, keys
         return self._open[path]
 
 
-def _metadata(path: Path) -> dict[str, float]:
+def _metadata(path: Path) -> dict[str, str]:
+    """What a part says of itself: format, steps, sha256. Raises: BadRun."""
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            if told.get("format") != FORMAT:
-                raise broken(path, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
-            steps: dict[str, float] = json.loads(told["steps"])
-            return steps
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__, REMEDY) from None
+            told: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise broken(path, str(error).splitlines()[0], REMEDY) from None
+    if told.get("format") != FORMAT:
+        raise broken(path, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
+    return told
 
 
-def _checked(path: Path) -> dict[str, float]:
-    """A part's steps. Raises: BadRun where its bytes are not those that were written."""
-    steps = _metadata(path)
-    data = path.read_bytes()
-    with safe_open(path, framework="pt") as file:
-        told = file.metadata()["sha256"]
-    if hashlib.sha256(data.replace(told.encode(), NO_SUM.encode(), 1)).hexdigest() != told:
+def _checked(path: Path) -> dict[str, str]:
+    """The same, of bytes that are those that were written. Raises: BadRun."""
+    told = _metadata(path)
+    plain = path.read_bytes().replace(told["sha256"].encode(), NO_SUM.encode(), 1)
+    if hashlib.sha256(plain).hexdigest() != told["sha256"]:
         raise broken(path, "its sha256 does not match", REMEDY)
-    return steps
+    return told
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

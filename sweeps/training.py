@@ -44,7 +44,7 @@ class Passes:
     def __init__(self, trajectory: Trajectory, workload: Workload, model: nn.Module, team: Team, device: str) -> None:
         self.training = trajectory.cells[0].training
         self.workload, self.team, self.device = workload, team, device
-        self.clock = clock_of(device)
+        self.clock, self.peak = clock_of(device), dict(self.training.settings)["lr"]
         if self.training.compile is not None:
             model.compile(backend=self.training.compile)
 
@@ -78,7 +78,19 @@ class Passes:
 
     def lr(self, step: int) -> float:
         """The learning rate of the step after which `step` are done."""
-        return float(dict(self.training.settings)["lr"] * self.training.schedule.lr_factor(step - 1))
+        return self.peak * self.training.schedule.lr_factor(step - 1)
+
+    def stretch(self, state: State, last: Tensor) -> Stretch:
+        """What the steps since the last evaluation were; those that follow are counted anew. last: the last loss."""
+        steps = state.step - state.evaluated
+        losses = torch.stack([last.double().view(()), state.stretch_loss.view(()) / steps])
+        last_loss, train_loss = self.team.sum(losses).tolist()
+        examples = self.workload.batch_size * steps
+        each_second = examples / state.stretch_seconds if state.stretch_seconds else 0.0
+        found = Stretch(last_loss, train_loss, self.lr(state.step), each_second)
+        state.evaluated, state.stretch_seconds = state.step, 0.0
+        state.stretch_loss = torch.zeros((), dtype=torch.float64)
+        return found
 
 
 class Trainer:
@@ -105,13 +117,12 @@ class Trainer:
         """
         state = self.state
         start, averaging = self.clock(), 0.0
-        loss, lr, step = torch.zeros(()), 0.0, state.step
+        loss, step = torch.zeros(()), state.step
         total = state.stretch_loss.to(self.device)
         for step in range(state.step + 1, until + 1):
             parts = [to_device(self.device, part) for part in self._next(step)]
-            lr = self.passes.lr(step)
             for group in state.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = self.passes.lr(step)
             state.optimizer.zero_grad(set_to_none=True)
             loss = self._backward(parts).detach()
             total = total + loss  # on the device: reading it each step would wait for it
@@ -129,14 +140,7 @@ class Trainer:
         state.step, state.stretch_loss = step, total
         state.train_seconds += seconds
         state.stretch_seconds += seconds
-        if step < until:
-            return None
-        steps = until - state.evaluated
-        last, mean = self.team.sum(torch.stack([loss.double().view(()), total.view(()) / steps])).tolist()
-        found = Stretch(last, mean, lr, self.workload.batch_size * steps / state.stretch_seconds)
-        state.evaluated, state.stretch_seconds = until, 0.0
-        state.stretch_loss = torch.zeros((), dtype=torch.float64)
-        return found
+        return self.passes.stretch(state, loss) if step == until else None
 
     def _keep(self, keeper: Keeper, step: int, until: int, loss: Tensor, start: float, averaging: float) -> None:
         """Into the trace: the loss, and where one is due, a snapshot."""

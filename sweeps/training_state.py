@@ -91,11 +91,11 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     if is_ahead:
         log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
         return
-    # An optimizer keeps the tensors that it is given, which here are a file's.
-    saved["optimizer"] = tree_map_only(Tensor, Tensor.clone, saved["optimizer"])
+    # What keeps the tensors that it is given gets its own: these are a file's.
+    own = tree_map_only(Tensor, Tensor.clone, {name: saved[name] for name in ("optimizer", *_PLAIN)})
     for name in _STATEFUL:
-        getattr(state, name).load_state_dict(saved[name])
+        getattr(state, name).load_state_dict((saved | own)[name])
     for name in _PLAIN:
-        setattr(state, name, saved[name])
+        setattr(state, name, own[name])
     random_streams.put({name: ranks[team.rank] for name, ranks in saved["streams"].items()})
     log.info("on from step %d", state.step)

@@ -20,8 +20,8 @@ from sweeps.durable import make_folder
 from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
-from sweeps.replay import Replayer
-from sweeps.trace import TRACES, Keeper, Trace
+from sweeps.replay import Replayer, opened
+from sweeps.trace import TRACES, Keeper, buffers_of
 from sweeps.training import Passes, Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
@@ -128,9 +128,9 @@ def train(
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
-    traces, keeper = folder.parent.parent / TRACES, None
+    traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
     if trajectory.keep_every_steps is not None and leader:
-        keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, state.model)
+        keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, fresh)
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
     passes = Passes(trajectory, workload, state.model, team, device)
@@ -138,7 +138,7 @@ def train(
     if trajectory.replays is None:
         trainer = Trainer(passes, state, keeper)
     else:
-        trainer = Replayer(passes, state, Trace.of(traces / trajectory.replays))
+        trainer = Replayer(passes, state, opened(trajectory, traces), fresh)
     evaluator = Evaluator(trajectory, passes, state, recorder)
 
     def due(step: int) -> bool:

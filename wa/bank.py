@@ -212,8 +212,8 @@ class Bank:
         self._find(scheme)
         if scheme.buffers == "recompute" and recompute is None:
             raise ValueError(f"{scheme!r} recomputes statistics: swapped needs recompute=")
-        kept = isinstance(recompute, Mapping)
-        if recompute is not None and not kept and (not callable(recompute) or isinstance(recompute, nn.Module)):
+        fits = recompute is None or isinstance(recompute, Mapping) or callable(recompute)
+        if not fits or isinstance(recompute, nn.Module):
             raise ValueError(
                 "swapped needs recompute as a function of the model: lambda model: (model(batch) for batch in loader)"
             )

@@ -166,7 +166,7 @@ def load_batches(
     """
     numbers = itertools.count(first, step) if stop is None else range(first, stop, step)
     if num_workers == 0:
-        return map(make, numbers) if stop is None else _Made(make, range(first, stop, step))
+        return map(make, numbers) if stop is None else _Anew(partial(map, make, numbers))
     loader = DataLoader(
         _Numbered(make),
         batch_size=None,
@@ -177,7 +177,7 @@ def load_batches(
         worker_init_fn=partial(_see_data, os.environ.get(VARIABLE)),
         persistent_workers=stop is not None,  # a split is gone through again and again
     )
-    return iter(_Loaded(loader)) if stop is None else _Loaded(loader)
+    return _in_one_line(loader) if stop is None else _Anew(partial(_in_one_line, loader))
 
 
 def _see_data(folder: str | None, worker: int) -> None:
@@ -187,24 +187,18 @@ def _see_data(folder: str | None, worker: int) -> None:
         os.environ[VARIABLE] = folder
 
 
-class _Made:
-    """Batches made here, anew each time."""
+class _Anew:
+    """Batches that can be gone through again."""
 
-    def __init__(self, make: Callable[[int], Batch], numbers: range) -> None:
-        self._make, self._numbers = make, numbers
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self._make, self._numbers)
-
-
-class _Loaded:
-    """Batches of a loader, anew each time; damaged data is one line, not a worker's whole traceback."""
-
-    def __init__(self, loader: Iterable[Batch]) -> None:
-        self._loader = loader
+    def __init__(self, begin: Callable[[], Iterator[Batch]]) -> None:
+        self._begin = begin
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
-            yield from self._loader
-        except BadData as error:
-            raise BadData(str(error).strip().splitlines()[-1].partition("BadData: ")[2]) from None
+        return self._begin()
+
+
+def _in_one_line(loader: Iterable[Batch]) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except BadData as error:  # of a worker: its whole traceback, what is wrong in the last line
+        raise BadData(str(error).strip().splitlines()[-1].partition("BadData: ")[2]) from None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from trained import Stop, stop_at
 
 from analysis.run_folder.records import load
+from analysis.run_folder.run_files import BadRun
 from analysis.run_folder.schema import MEASURED
-from sweeps import cli, run_folder, trajectory
+from sweeps import cli, run_folder, trace, trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.run import Work, as_json, work
@@ -84,6 +87,24 @@ def test_traces_are_listed_and_freed(outside: Path, tmp_path: Path, capsys: pyte
     assert work([study("later", LATER, keep={"every": 2})], run).trajectories[0].replays is None
     with pytest.raises(Exception, match="not a run folder; there is no"):
         cli.main(["traces", str(tmp_path)], standalone_mode=False)
+
+
+def test_a_replay_that_was_begun_is_refused_when_its_trace_is_gone(outside: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done(study("first", [NONE], keep={"every": 2}, seeds=[0]), run)
+    later = study("later", LATER, seeds=[0])
+    todo = work([later], run)
+    run_folder.write_plan(run, todo.studies, todo.trajectories)
+    folder = run_folder.trajectory_folder(run, todo.trajectories[0].name)
+    with pytest.raises(Stop):
+        trajectory.run(todo.trajectories[0], folder, report=stop_at(20))
+    assert work([later], run).trajectories == todo.trajectories
+    trace.drop(run)
+    with pytest.raises(BadRun, match=f"remove trajectories/{folder.name}, whose weights come from it"):
+        work([later], run)
+    shutil.rmtree(folder)
+    (one,) = work([later], run).trajectories
+    assert one.replays is None
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(outside: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,51 @@ def test_a_diverged_training_is_replayed_to_where_it_ended(outside: Path, tmp_pa
     one = asked(source, ALL_SCHEMES[:2], workload="tinywork:Diverging")
     assert replay.why_not(one, Trace.of(tmp_path / "traces" / source.name)) is None
     assert_same(replayed(one, source, tmp_path), run(one, tmp_path / "trained"))
+
+
+FLAGGED = """
+import torch
+from torch import nn
+from tinywork import Tiny
+
+class Flag(nn.Module):
+    '''A buffer that is 1 after every third step alone, and that an evaluation sees.'''
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("flag", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            self.flag.fill_(float(self.steps % 3 == 0))
+        return x * (1 + self.flag)
+
+class Flagged(Tiny):
+    def model(self):
+        model = super().model()
+        model.append(Flag())
+        return model
+"""
+
+
+def test_a_buffer_that_becomes_again_what_it_was_is_replayed_so(outside: Path, tmp_path: Path) -> None:
+    (outside / "flaggedwork.py").write_text(FLAGGED)
+    told = {"workload": "flaggedwork:Flagged", "evaluate": {"every": 1}}
+    source = kept(tmp_path, **told)
+    one = asked(source, ALL_SCHEMES[:2], **told)
+    assert_same(replayed(one, source, tmp_path), run(one, tmp_path / "trained"))
+
+
+def test_a_trace_that_is_gone_ends_its_replay_in_a_line(outside: Path, tmp_path: Path) -> None:
+    source = kept(tmp_path)
+    one = asked(source, ALL_SCHEMES[:2])
+    with pytest.raises(Stop):
+        replayed(one, source, tmp_path, checkpoint_seconds=0.0, report=stop_at(7))
+    shutil.rmtree(tmp_path / "traces")
+    with pytest.raises(BadRun, match=f"cannot be replayed: it has not .*; remove trajectories/{one.name}-again"):
+        replayed(one, source, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
