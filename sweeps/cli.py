@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sweeps import border, terminal
+from sweeps.average_command import average
 from sweeps.importers.command import import_
 from sweeps.wording import counted
 
@@ -333,6 +334,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
 
 
 main.add_command(import_)
+main.add_command(average)
 
 
 @main.command(cls=border.Command)

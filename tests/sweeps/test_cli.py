@@ -16,7 +16,7 @@ from workloads.protocol import families
 
 COMMANDS = [
     *("plan", "run", "report", "workloads", "optimizers", "schedules", "schemes", "check-workload", "calibrate"),
-    *("import", "recommend", "compare", "watch", "dashboard", "submit", "doctor"),
+    *("average", "import", "recommend", "compare", "watch", "dashboard", "submit", "doctor"),
 ]
 
 
