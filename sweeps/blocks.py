@@ -246,12 +246,17 @@ class ScheduleBlock(Block):
     """`schedule:`; what is left out is the workload's own, else the default here."""
 
     example = "shape: cosine, length: 1.0"
-    shape: Axis[Shape] = option("cosine", "cosine, linear (warm up, hold, decay) or constant")
+    shape: Axis[Shape] = option(
+        "cosine", "constant, or how it decays: cosine, linear, 1-sqrt, power; inverse_sqrt falls, then decays linearly"
+    )
     length: Axis[Share] = option(1.0, "where training ends: steps (an int) or a share of the step budget (a float)")
     warmup: Axis[ShareOfLength] = option(0.0, "linear from zero: steps or a share of the length")
     lr_decay: Axis[ShareOfLength] = option(
-        None, "decay at the end: steps or a share of the length; 0.0 never decays; left out: all after warm-up"
+        None,
+        "decay at the end: steps or a share of the length; 0.0 never decays; "
+        "left out: all after warm-up (inverse_sqrt: none)",
     )
+    power: Axis[Positive] = option(schedules.POWER, "exponent of shape power: (1 − share of the decay done)^power")
     final_lr: Axis[Unit] = option(0.0, "learning rate at the end, a share of its peak")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis.run_folder.schema import AVERAGING, TRAINING
 from sweeps.identity import Cell, scheme_to_dict
+from sweeps.schedules import POWER
 from wa import Scheme
 from wa.schemes import SCHEMES
 from workloads.protocol import load
@@ -33,7 +34,7 @@ def cell_to_row(
         **plain,
         **_columns(dict(training.settings), TRAINING, "optimizer_options"),
         "own_batch_size": _own_batch_size(training.workload, training.preset),
-        "schedule": schedule.shape,
+        "schedule": schedule.shape if schedule.power == POWER else f"power {schedule.power:g}",
         "length_steps": length,
         "length_fraction": _significant(length / total),
         "warmup_steps": schedule.warmup_steps,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from sweeps.axes import Grid, Placed, own_block, points
 from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
 from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
-from sweeps.schedules import Schedule, Shape
+from sweeps.schedules import POWER, Schedule, Shape
 from sweeps.spec import Spec
 from sweeps.study_model import AveragingBlock, optimizer_block
 from sweeps.wording import among, counted
@@ -19,6 +20,8 @@ from wa import Scheme, Windowed
 from wa.options import instead, options
 from workloads.protocol import UnknownWorkload, Workload, families, load, splits, takes_part, with_batch_size
 from workloads.user_errors import one_line
+
+DECAYING = ", ".join(shape for shape in get_args(Shape) if shape != "constant")
 
 
 def cells(spec: Spec) -> list[Cell]:
@@ -67,7 +70,7 @@ def _home(workload: Workload, name: str, preset: str) -> _Home:
     home = _Home(workload, name, preset, *blocks)
     schedule = home.schedule
     if schedule.get("shape") == "constant" and (schedule.get("lr_decay") or schedule.get("final_lr") not in (None, 1)):
-        raise SpecError(f"{name}: its own schedule", "a constant one does not decay; allowed: shape linear or cosine")
+        raise SpecError(f"{name}: its own schedule", f"a constant one does not decay; allowed: shape {DECAYING}")
     if "name" in home.optimizer:
         takes = ("name", *settings(home.optimizer["name"]), "grad_clip")
         for key in home.optimizer:
@@ -212,9 +215,13 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
     if shape == "constant":
         for key in ("lr_decay", "final_lr"):
             if key in told:
-                raise placed.error(key, "a constant schedule does not decay; allowed: shape linear or cosine with it")
+                raise placed.error(key, f"a constant schedule does not decay; allowed: shape {DECAYING} with it")
+    if shape != "power" and "power" in told:
+        raise placed.error("power", f"is the exponent of shape power; got shape {shape}")
     warmup, final_lr = _share_of_length(own["warmup"], length), float(own["final_lr"])
-    if shape == "constant":
+    if shape == "inverse_sqrt" and warmup == 0:
+        raise placed.error("shape", "inverse_sqrt falls as √(warmup / step); allowed: with a warmup of 1 step or more")
+    if shape == "constant" or (shape == "inverse_sqrt" and own["lr_decay"] is None):
         decay = 0
     elif own["lr_decay"] is not None:
         decay = _share_of_length(own["lr_decay"], length)
@@ -224,9 +231,14 @@ def _schedule(placed: Placed, home: _Home, total: int, optimizer: str) -> Schedu
         key = "lr_decay" if "lr_decay" in told else "warmup"
         message = f"warm-up {warmup} + LR decay {_steps(decay)}; allowed: together at most the length, {_steps(length)}"
         raise placed.error(key, message)
-    if decay == 0 or final_lr == 1:  # one training, one name
-        shape, decay, final_lr = "constant", 0, 1.0
-    return Schedule(shape, length, warmup, decay, final_lr)
+    if decay == 0 or (final_lr == 1 and shape != "inverse_sqrt"):  # one training, one name
+        shape, decay, final_lr = shape if shape == "inverse_sqrt" else "constant", 0, 1.0
+    if shape == "inverse_sqrt" and decay and (left := math.sqrt(warmup / (length - decay))) < final_lr:
+        raise placed.error("final_lr", f"got {final_lr:g}; allowed: at most {left:.3g}, where inverse_sqrt has come to")
+    power = float(own["power"]) if shape == "power" else POWER
+    if shape == "power" and power == 1:
+        shape, power = "linear", POWER
+    return Schedule(shape, length, warmup, decay, final_lr, power)
 
 
 def _share_of_length(amount: int | float, length: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from sweeps.schedules import Schedule
+from sweeps.schedules import POWER, Schedule
 from wa import Recursive, Scheme, Windowed
 from wa.schemes import SCHEMES
 from workloads.dotted import UnknownWorkload, import_dotted
@@ -37,7 +37,10 @@ class Training:
     def trajectory_id(self) -> str:
         """12 hex digits, a function of the fields alone; a field with a default counts where it differs."""
         told = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
-        return _digest(told | {"schedule": asdict(self.schedule)})
+        schedule = asdict(self.schedule)
+        if schedule["power"] == POWER:
+            del schedule["power"]
+        return _digest(told | {"schedule": schedule})
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ CELLS = pa.schema(
         ("accumulate", pa.int64()),  # micro-batches a step
         ("batch_size", pa.int64()),  # examples a step; null: the workload's own
         ("own_batch_size", pa.int64()),  # of the workload
-        ("schedule", pa.string()),  # shape: cosine | linear | constant
+        ("schedule", pa.string()),  # shape: cosine | linear | 1-sqrt | power (power 3) | inverse_sqrt | constant
         ("length_steps", pa.int64()),  # training ends there
         ("length_fraction", pa.float64()),
         ("warmup_steps", pa.int64()),

@@ -7,6 +7,7 @@ and its **averaging**. Cells of one setting are repetitions over seeds.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -261,6 +262,8 @@ def training_axes(cells: pd.DataFrame) -> pd.DataFrame:
 
 def end_lr(row: Any) -> float:
     """The LR at the end of a schedule as a share of its peak: 1 where nothing decays."""
+    if row["schedule"] == "inverse_sqrt" and row["lr_decay_steps"] == 0:
+        return math.sqrt(row["warmup_steps"] / row["length_steps"])  # it falls in place of holding
     constant = row["schedule"] == "constant" or row["lr_decay_steps"] == 0
     return 1.0 if constant or pd.isna(row["final_lr"]) else float(row["final_lr"])
 

@@ -68,6 +68,10 @@ def test_averaging_blocks_in_steps(block: dict[str, Any], scheme: Any) -> None:
         ({"shape": "linear", "lr_decay": 0.2, "final_lr": 0.1}, ("linear", 1000, 50, 200, 0.1)),
         ({"shape": "linear", "lr_decay": 0.0}, ("constant", 1000, 50, 0, 1.0)),
         ({"shape": "constant"}, ("constant", 1000, 50, 0, 1.0)),
+        ({"shape": "1-sqrt", "lr_decay": 100}, ("1-sqrt", 1000, 50, 100, 0.0)),
+        ({"shape": "power", "power": 1, "lr_decay": 0.1}, ("linear", 1000, 50, 100, 0.0)),
+        ({"shape": "inverse_sqrt"}, ("inverse_sqrt", 1000, 50, 0, 1.0)),
+        ({"shape": "inverse_sqrt", "length": 500, "lr_decay": 0.1}, ("inverse_sqrt", 500, 25, 50, 0.0)),
     ],
 )
 def test_schedules_in_steps(block: dict[str, Any], steps: tuple[Any, ...]) -> None:
@@ -88,6 +92,8 @@ CHANGES: list[dict[str, Any]] = [
     {"schedule": {"warmup": 0.3}},
     {"schedule": {"final_lr": 0.3}},
     {"schedule": {"shape": "linear"}},
+    {"schedule": {"shape": "power"}},
+    {"schedule": {"shape": "power", "power": 3}},
     {"training": {"batch_size": 4}},
 ]
 
