@@ -168,6 +168,16 @@ class Memory(NamedTuple):
     source_mask: Tensor
     past: list[tuple[Tensor, Tensor]]
 
+    def of(self, rows: Tensor) -> Memory:
+        """That of some sentences of the batch."""
+
+        def chosen(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+            each = len(pairs[0][0]) // len(self.source_mask)  # beams
+            at = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
+            return [(k.index_select(0, at), v.index_select(0, at)) for k, v in pairs]
+
+        return Memory(chosen(self.source), self.source_mask.index_select(0, rows), chosen(self.past))
+
 
 class TranslationModel(nn.Module):
     """Source and target tokens in, logits of each target token out, given the source and the tokens before it."""
@@ -236,7 +246,9 @@ class TranslationModel(nn.Module):
         """Read the sources (batch, length), one sentence a row, before any target token."""
         memory = self.encode(sources, None)
         read = [layer.cross_attention.read(memory) for layer in self.layers()]
-        return Memory(read, (sources != PAD)[:, None, None, :], [])
+        # what attention makes of a mask of yes and no at every token, made once
+        mask = torch.zeros_like(sources, dtype=read[0][0].dtype).masked_fill(sources == PAD, -math.inf)
+        return Memory(read, mask[:, None, None, :], [])
 
     def step(self, tokens: Tensor, memory: Memory, parents: Tensor | None = None) -> tuple[Tensor, Memory]:
         """One more token for each of several beams of each source.
@@ -272,31 +284,46 @@ def length_penalty(num_tokens: int, alpha: float) -> float:
     return float(((5 + num_tokens) / 6) ** alpha)
 
 
+CHECKED_EVERY = 4  # tokens: asking which sentences have ended waits for the device
+
+
 def greedy(model: TranslationModel, sources: Tensor, max_tokens: int) -> Tensor:
-    """The likeliest token at each step: (batch, source length) -> (batch, at most max_tokens); PAD after EOS."""
+    """The likeliest token at each step: (batch, source length) -> (batch, max_tokens); PAD after EOS.
+
+    Sentences that have ended leave the batch now and then, so the rest take less time.
+    """
     memory = model.begin(sources)
+    found = sources.new_full((len(sources), max_tokens), PAD)
+    rows = torch.arange(len(sources), device=sources.device)  # of `found` that are still open
     token = sources.new_full((len(sources), 1), PAD)
     ended = torch.zeros_like(token, dtype=torch.bool)
-    found = []
-    for _ in range(max_tokens):
+    for length in range(max_tokens):
         logits, memory = model.step(token, memory)
         token = logits.argmax(-1).masked_fill(ended, PAD)
-        found.append(token)
+        found[rows, length] = token[:, 0]
         ended = ended | (token == EOS)
-        if bool(ended.all()):
-            break
-    return torch.cat(found, 1)
+        if (length + 1) % CHECKED_EVERY == 0:
+            going_on = (~ended[:, 0]).nonzero()[:, 0]
+            if not len(going_on):
+                break
+            if len(going_on) < len(rows):
+                rows, token, ended = rows[going_on], token[going_on], ended[going_on]
+                memory = memory.of(going_on)
+    return found
 
 
 def beam_search(model: TranslationModel, sources: Tensor, max_tokens: int, num_beams: int, alpha: float) -> Tensor:
     """The best translation found, argmax Σ log p / ((5 + n) / 6)^α: (batch, source length) -> (batch, max_tokens).
 
-    Each step extends `num_beams` open translations and keeps the best `num_beams` that have ended; it stops when
-    no open one can still beat those. PAD after EOS; a sentence of which none has ended gives its likeliest open
-    one. Source: mlcommons/algorithmic-efficiency v0.5, workloads/wmt/wmt_pytorch/decode.py (same rule).
+    Each step extends `num_beams` open translations and keeps the best `num_beams` that have ended; a sentence is done
+    when no open one can still beat those, and leaves the batch now and then. PAD after EOS; a sentence of which none
+    has ended gives its likeliest open one. Source: mlcommons/algorithmic-efficiency v0.5,
+    workloads/wmt/wmt_pytorch/decode.py (same rule).
     """
     batch, device = len(sources), sources.device
     memory = model.begin(sources)
+    found = sources.new_full((batch, max_tokens), PAD)
+    rows = torch.arange(batch, device=device)  # of `found` that are still open
     token = sources.new_full((batch, num_beams), PAD)
     parents: Tensor | None = None
     open_tokens = sources.new_full((batch, num_beams, max_tokens), PAD)
@@ -321,11 +348,20 @@ def beam_search(model: TranslationModel, sources: Tensor, max_tokens: int, num_b
         candidates = (best / length_penalty(length, alpha)).masked_fill(~is_new, NEVER)
         ended_scores, kept = torch.cat([ended_scores, candidates], 1).topk(num_beams)
         ended_tokens = _pick(torch.cat([ended_tokens, longer], 1), kept)
-        bound = open_scores[:, 0] / length_penalty(max_tokens, alpha)
-        if bool((ended_scores[:, -1] > bound).all()):
-            break
-    none_ended = ended_scores[:, 0] <= NEVER / 2
-    return torch.where(none_ended[:, None], open_tokens[:, 0], ended_tokens[:, 0])
+        if length % CHECKED_EVERY == 0 or length == max_tokens:
+            none_ended = ended_scores[:, 0] <= NEVER / 2
+            found[rows] = torch.where(none_ended[:, None], open_tokens[:, 0], ended_tokens[:, 0])
+            bound = open_scores[:, 0] / length_penalty(max_tokens, alpha)
+            going_on = (~(ended_scores[:, -1] > bound)).nonzero()[:, 0]
+            if not len(going_on):
+                break
+            if len(going_on) < len(rows):
+                state = (rows, token, parents, open_tokens, ended_tokens, open_scores, ended_scores)
+                rows, token, parents, open_tokens, ended_tokens, open_scores, ended_scores = (
+                    each[going_on] for each in state
+                )
+                memory = memory.of(going_on)
+    return found
 
 
 def _pick(sequences: Tensor, beams: Tensor) -> Tensor:

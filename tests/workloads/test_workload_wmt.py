@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +176,25 @@ def test_beam_search_against_a_naive_one(copier: TranslationModel, num_beams: in
     assert found == [naive_beam_search(copier, source, 8, num_beams, alpha) for source in SOURCES]
     assert len(set(map(len, found))) > 2
     assert found != [up_to_end(row) for row in greedy(copier, rows(*SOURCES), 8)]
+
+
+@pytest.mark.parametrize("search", [greedy, partial(beam_search, num_beams=3, alpha=0.6)])
+def test_sentences_that_have_ended_leave_the_batch_and_change_nothing(
+    copier: TranslationModel, monkeypatch: pytest.MonkeyPatch, search: Callable[..., Tensor]
+) -> None:
+    sizes, step = [], TranslationModel.step
+
+    def spied(model: TranslationModel, tokens: Tensor, *rest: Any) -> Any:
+        sizes.append(len(tokens))
+        return step(model, tokens, *rest)
+
+    monkeypatch.setattr(TranslationModel, "step", spied)
+    monkeypatch.setattr(translation_model, "CHECKED_EVERY", 1)
+    found = search(copier, rows(*SOURCES), 12)
+    assert sizes[0] == len(SOURCES) > sizes[-1]
+    monkeypatch.setattr(translation_model, "CHECKED_EVERY", 100)
+    assert torch.equal(found, search(copier, rows(*SOURCES), 12))
+    assert sizes[-12:] == [len(SOURCES)] * 12
 
 
 def test_length_penalty_is_that_of_wu_et_al() -> None:
