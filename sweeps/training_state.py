@@ -91,6 +91,9 @@ def restore(state: State, path: Path, team: Team, last_step: int, log: logging.L
     if is_ahead:
         log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
         return
+    if len(saved["streams"]["torch"]) != team.size:  # of a replay, which may go on elsewhere
+        log.warning("the checkpoint is of another number of processes; training from the start")
+        return
     # What keeps the tensors that it is given gets its own: these are a file's.
     own = tree_map_only(Tensor, Tensor.clone, {name: saved[name] for name in ("optimizer", *_PLAIN)})
     for name in _STATEFUL:

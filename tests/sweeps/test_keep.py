@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from trained import Stop, stop_at
+from trained import Stop, done, stop_at
 
 from analysis.run_folder.records import load
 from analysis.run_folder.run_files import BadRun
@@ -16,7 +16,7 @@ from analysis.run_folder.schema import MEASURED
 from sweeps import cli, run_folder, trace, trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
-from sweeps.run import Work, as_json, work
+from sweeps.run import as_json, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.training import Trainer
 
@@ -26,17 +26,6 @@ NONE = {"scheme": "none"}
 def study(name: str, averaging: Any, **changes: Any) -> Spec:
     spec = {"study": name, "workloads": "tinywork:Tiny", "seeds": [0, 1], "evaluate": {"every": 10}}
     return parse_spec({**spec, "averaging": averaging, **changes})
-
-
-def done(spec: Spec, run: Path) -> Work:
-    """What `wa run` does, without Ray."""
-    todo = work([spec], run)
-    run_folder.write_plan(run, todo.studies, todo.trajectories)
-    for one in todo.trajectories:
-        trajectory.run(one, run_folder.trajectory_folder(run, one.name))
-        run_folder.compact(run, one.name)
-    run_folder.write_trials(run)
-    return todo
 
 
 LATER = [{"scheme": "ema", "decay": [0.5, 0.9], "every": 4}, {"scheme": "lawa", "k": 3, "every": 2}]
