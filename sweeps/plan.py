@@ -146,7 +146,7 @@ def trajectories(
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
-    more = {} if trajectory.replays is None else {"replays": trajectory.replays}
+    more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
     more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
     return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more}
 

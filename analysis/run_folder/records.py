@@ -114,7 +114,7 @@ def _clocks_joined(records: pd.DataFrame, trial: NDArray[np.int64]) -> pd.DataFr
     joined = {"eval_seconds": spent.groupby(curve).cumsum()}
     joined |= {name: rows[name].groupby(curve).cummax() for name in ("train_seconds", "average_seconds")}
     return records.assign(
-        **{name: series.reindex_like(records).fillna(records[name]) for name, series in joined.items()}
+        **{name: series.reindex(records.index).fillna(records[name]) for name, series in joined.items()}
     )
 
 
