@@ -107,10 +107,6 @@ def test_nothing_is_kept_unless_it_is_asked_for(outside: Path, tmp_path: Path) -
         ({"keep": {"every": 100}}, "keep.every: 100 steps; allowed: at most the step budget, 60 steps"),
         ({"keep": {"every": 0}}, "keep.every: got 0; allowed: an int ≥ 1 (steps) or a float in"),
         ({"keep": {"steps": 8}}, "keep.steps: unknown key"),
-        (
-            {"keep": {"every": 2}, "resources": {"gpu": 2}},
-            "keep.every: a trace is kept of trials of one process; allowed: resources of one device a trial",
-        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused(outside: Path, changes: dict[str, Any], message: str) -> None:
