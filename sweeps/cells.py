@@ -84,7 +84,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
     (keep,) = points(grid.keep)
-    budgets = [_budget(whole, evaluate, at, keep, home, processes) for _, whole in grid.step_budget]
+    budgets = [_budget(whole, evaluate, at, keep, home) for _, whole in grid.step_budget]
     optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
     trainings = [_training(placed, home, processes) for placed in points(grid.training)]
     averagings = points(grid.averaging)
@@ -109,7 +109,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
 
 
 def _budget(
-    whole: int | float, evaluate: EvaluateBlock, at: Placed, keep: Placed, home: _Home, processes: int
+    whole: int | float, evaluate: EvaluateBlock, at: Placed, keep: Placed, home: _Home
 ) -> tuple[int, int, int | None]:
     """(steps of the budget, steps between evaluations, steps between snapshots of a trace)."""
     total = to_steps(whole, home.workload.step_budget)
@@ -120,8 +120,6 @@ def _budget(
         raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
     if keep.values.get("every") is None:
         return total, every, None
-    if processes > 1:
-        raise keep.error("every", "a trace is kept of trials of one process; allowed: resources of one device a trial")
     kept = to_steps(keep.values["every"], total)
     if kept > total:
         raise keep.error("every", f"{_steps(kept)}; allowed: at most the step budget, {_steps(total)}")

@@ -60,5 +60,10 @@ def load(path: Path) -> State | None:
         return None
     if tail != b"\n" + found.hexdigest().encode():
         raise BadCheckpoint(f"{path}: its sha256 does not match; remove it to train this trajectory from the start")
+    return mapped(path)
+
+
+def mapped(path: Path) -> State:
+    """The state of a checkpoint that `load` has checked, its tensors mapped from the file."""
     state: State = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return state

@@ -109,15 +109,18 @@ class Evaluator:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
         rows = []
-        for cell, summary, seconds in self._evaluate(self.trajectory.cells, "validation"):
+        for cell, summary, seconds in self._evaluate(self._own(state.step, "validation"), "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
-        tested = [cell for cell in self.trajectory.cells if cell.evaluate_test]
+        tested = [cell for cell in self._own(state.step, "test") if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
             for cell, summary, seconds in self._evaluate(tested, "test"):
                 rows.append(_row(state, cell, "test", summary, seconds, trained))
         if self.recorder:
             self.recorder.append(rows)
+
+    def _own(self, step: int, split: str) -> Sequence[Cell]:
+        return self.trajectory.cells if self.trajectory.records(step, split) else ()
 
     def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.

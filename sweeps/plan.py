@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -26,12 +26,33 @@ OWN_STEP_SECONDS, OWN_EVAL_SECONDS = 0.01, 0.1  # assumed of a user's workload t
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where a cell is evaluated: each `every` steps and at the end, there on the test split too if `test`."""
+
+    every: int
+    test: bool
+
+    @classmethod
+    def of(cls, cell: Cell) -> Grid:
+        return cls(cell.evaluate_every_steps, cell.evaluate_test)
+
+    def covers(self, other: Grid) -> bool:
+        """Whether every evaluation of the other one is among its own."""
+        return other.every % self.every == 0 and self.test >= other.test
+
+    def __or__(self, other: Grid) -> Grid:
+        """Both together, of which one has the other's steps."""
+        return Grid(min(self.every, other.every), self.test or other.test)
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """One trial: a training run and the cells that ride along."""
 
     name: str  # its folder: the trajectory id, with a suffix when the id is trained more than once
     cells: tuple[Cell, ...]
     replays: str | None = None  # the trajectory whose trace stands in for its training
+    recorded: Grid | None = None  # what earlier trials have of its cells: it records the rest alone
 
     @property
     def trajectory_id(self) -> str:
@@ -49,7 +70,17 @@ class Trajectory:
 
     @property
     def num_evaluations(self) -> int:
-        return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps)
+        """Of the validation split, by each cell."""
+        before = 0 if self.recorded is None else math.ceil(self.length_steps / self.recorded.every)
+        return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps) - before
+
+    def records(self, step: int, split: str) -> bool:
+        """Whether an evaluation of its cells is its own to record."""
+        if self.recorded is None:
+            return True
+        if split == "test":
+            return not self.recorded.test
+        return step % self.recorded.every != 0 and step != self.length_steps
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,11 @@ class Cost:
 
 
 def trajectories(
-    cells: Sequence[Cell], fuse: bool, started: Iterable[Trajectory] = (), taken_names: Iterable[str] = ()
+    cells: Sequence[Cell],
+    fuse: bool,
+    started: Iterable[Trajectory] = (),
+    taken_names: Iterable[str] = (),
+    recorded: Mapping[str, Grid] = MappingProxyType({}),
 ) -> list[Trajectory]:
     """Group cells into trajectories, longest first.
 
@@ -87,33 +122,39 @@ def trajectories(
     (Studies that evaluate the same training at different steps do not share it.)
     started: unfinished trajectories on disk; each goes on with the cells it has, the rest are grouped anew.
     taken_names: folders of finished trajectories; the same training for new cells gets a name of its own.
+    recorded: what finished trajectories have of a cell, by its id.
     """
     wanted = {cell.cell_id for cell in cells}
     started = list(started)
     going_on = [one for one in started if any(cell.cell_id in wanted for cell in one.cells)]
     taken = {cell.cell_id for one in going_on for cell in one.cells}
-    groups: dict[tuple[str, int], list[Cell]] = {}
+    groups: dict[tuple[str, int, Grid | None], list[Cell]] = {}
     for cell in cells:
         if cell.cell_id not in taken:
             together = cell.trajectory_id if fuse else cell.cell_id
-            groups.setdefault((together, cell.evaluate_every_steps), []).append(cell)
+            groups.setdefault((together, cell.evaluate_every_steps, recorded.get(cell.cell_id)), []).append(cell)
     found, names = going_on, {*taken_names, *(one.name for one in started)}
-    for group in groups.values():
+    for (_, _, before), group in groups.items():
         name = group[0].trajectory_id
         if not fuse or name in names:
-            name += "-" + hashlib.sha256("".join(cell.cell_id for cell in group).encode()).hexdigest()[:6]
+            told = [cell.cell_id for cell in group] + ([] if before is None else [repr(before)])
+            name += "-" + hashlib.sha256("".join(told).encode()).hexdigest()[:6]
         names.add(name)
-        found.append(Trajectory(name, tuple(group)))
+        found.append(Trajectory(name, tuple(group), recorded=before))
     return sorted(found, key=lambda one: (-cost(one).seconds, one.name))
 
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
-    replays = {} if trajectory.replays is None else {"replays": trajectory.replays}
-    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **replays}
+    """A trajectory as plain values; `from_dict` gives it back, equal."""
+    more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
+    more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
+    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more}
 
 
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
-    return Trajectory(value["name"], tuple(cell_from_dict(cell) for cell in value["cells"]), value.get("replays"))
+    """The trajectory that `to_dict` wrote."""
+    recorded = None if (told := value.get("recorded")) is None else Grid(**told)
+    return Trajectory(value["name"], tuple(map(cell_from_dict, value["cells"])), value.get("replays"), recorded)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------
@@ -176,7 +217,8 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
     weights = size.num_parameters * size.itemsize
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
-    tests = sum(cell.evaluate_test for cell in trajectory.cells)  # taken to cost what a validation does
+    end = trajectory.records(trajectory.length_steps, "test")
+    tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
     return Cost(
         train_seconds=0.0 if trajectory.replays else trajectory.length_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,

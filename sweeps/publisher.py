@@ -75,6 +75,9 @@ class Publisher:
         # Before the records: what is done now has all of its rows in them.
         over = [one for one in plan["trajectories"] if finished(self.run / "trajectories" / one["name"]) is not None]
         done = {cell for one in over for cell in one["cells"]}
+        done -= {
+            cell for one in plan["trajectories"] if one not in over for cell in one["cells"]
+        }  # there is more to come
         if self._is_offline() and done == self.published and not is_last:
             return  # nothing to say, so nothing to read beside those who train
         questions = {str(study["study"]): study.get("question") for study in plan["studies"]}
@@ -88,7 +91,7 @@ class Publisher:
                 cell = cells.loc[cell_id].to_dict()
                 last, told = int(rows["step"].max()), self.told.get(cell_id, {})
                 said = told.get("said", {}) if concluded is None else concluded.get(cell_id, {})
-                news = {"step": last, "studies": list(cell["studies"]), "said": said}
+                news = {"step": last, "rows": len(rows), "studies": list(cell["studies"]), "said": said}
                 if (news != told) if cell_id in done else (last > self.cursors.get(cell_id, -1)):
                     self._publish_cell(cell, rows, questions.get(cell["study"]), news, cell_id in done)
         for study, question in questions.items() if is_last else ():

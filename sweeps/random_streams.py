@@ -48,7 +48,7 @@ def read(cuda: bool) -> Streams:
 def put(streams: Mapping[str, Tensor]) -> None:
     """Put back the streams that `read` gave."""
     torch.set_rng_state(streams["torch"])
-    if "cuda" in streams:
+    if "cuda" in streams and torch.cuda.is_available():  # a replay may be elsewhere than its training
         torch.cuda.set_rng_state(streams["cuda"])
     *keys, position, has_gauss, gauss = streams["numpy"].tolist()
     state = ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, _number(gauss))

@@ -19,16 +19,12 @@ from sweeps.trace import Trace
 from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 
-ITS_OWN_WEIGHTS = ("schedule_free_adamw",)  # whose evaluated weights are not those it trains
-
 
 def why_not(trajectory: Trajectory, trace: Trace) -> str | None:
     """Why a trace cannot stand for the training of these cells, in a few words; None where it can."""
     steps, length = set(trace.steps), trajectory.length_steps
     if steps and not torch.isfinite(trace.losses(max(steps))[-1]):
         length = max(steps)  # it diverged, and so would the training
-    if trajectory.cells[0].training.optimizer in ITS_OWN_WEIGHTS:
-        return "its optimizer evaluates other weights than those it trains"
     for cell in trajectory.cells:
         if any(step not in steps for step in snapshots(cell, length)):
             return f"it has not every step at which {cell.scheme} takes a snapshot"
@@ -69,10 +65,14 @@ class Replayer:
             if step in (until, state.bank.due):
                 snapshot = self.trace.read(step)
                 _write(state.model, {**self.fresh, **snapshot.tensors}, self.passes.device)
-                random_streams.put(snapshot.streams)
+                for name, p in state.model.named_parameters():
+                    if name in snapshot.z:
+                        state.optimizer.state[p]["z"] = snapshot.z[name].to(self.passes.device)
+                team = self.passes.team
+                random_streams.put({name: of[team.rank % len(of)].clone() for name, of in snapshot.streams.items()})
                 state.train_seconds = snapshot.train_seconds
                 state.bank.update(step)
-            for last in self.trace.losses(step):
+            for last in self.trace.losses(step, self.passes.team.rank, self.passes.team.size):
                 total = total + last
             if step < until and pause(step):
                 break

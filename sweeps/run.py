@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,9 +40,13 @@ class Work:
 
     studies: list[Resolved]
     trajectories: list[plan.Trajectory]  # to train, longest first
-    num_done: int  # trajectories in the folder that are finished
+    done: tuple[str, ...]  # trajectories in the folder that are finished
     no_trace: dict[str, str] = field(default_factory=dict)  # trajectory -> why the trace there is cannot serve
     paces: plan.Paces = field(default_factory=dict)  # as measured in the folder
+
+    @property
+    def num_done(self) -> int:
+        return len(self.done)
 
     @property
     def cells(self) -> list[Cell]:
@@ -70,17 +74,26 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
         started = run_folder.started(run)
     done = {one.name: one for one in started if run is not None and run_folder.is_done(run, one)}
     unfinished = [one for one in started if one.name not in done]
-    done_cells = {cell.cell_id for one in done.values() for cell in one.cells}
-    to_do = [cell for cell in union(studies) if cell.cell_id not in done_cells]
-    todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done)
+    recorded = run_folder.recorded(done.values())
+    asked = union(studies)
+    to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
+    todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
     if run is None:
-        return Work(studies, todo, len(done))
+        return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
             replay.opened(trial, run / TRACES)
     begun, no_trace = {one.name for one in started}, dict[str, str]()
     todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
-    return Work(studies, todo, len(done), no_trace)
+    for trial in todo:
+        if trial.recorded is not None:
+            _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
+    return Work(studies, todo, tuple(done), no_trace)
+
+
+def _is_recorded(cell: Cell, recorded: Mapping[str, plan.Grid]) -> bool:
+    held = recorded.get(cell.cell_id)
+    return held is not None and held.covers(plan.Grid.of(cell))
 
 
 def _from_trace(
@@ -92,9 +105,29 @@ def _from_trace(
         if source.trajectory_id == one.trajectory_id and folder.is_dir():
             why = replay.why_not(one, Trace.of(folder))
             if why is None:
+                no_trace.pop(one.name, None)
                 return replace(one, replays=source.name)
             no_trace[one.name] = why
     return one
+
+
+def _refuse_unserved(
+    run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], asked: Iterable[Cell], why: str | None, spec: Spec
+) -> None:
+    """Cells that are done are evaluated at more steps by a replay alone, and all of a training alike.
+
+    Raises: SpecError where no trace serves, or where others of the training would stay as they are, apart from these.
+    """
+    assert one.recorded is not None
+    grid = plan.Grid.of(one.cells[0])
+    if one.replays is None:
+        because = "no trace of their training was kept" if why is None else f"their trace does not serve, {why}"
+        run_folder.refuse_other_grid(run, one.recorded, grid, spec, f", and {because}")
+    here = {cell.cell_id for cell in asked}
+    others = [cell for source in done if source.trajectory_id == one.trajectory_id for cell in source.cells]
+    if one.recorded.every != grid.every and any(cell.cell_id not in here for cell in others):
+        also = " of this training, as other studies have of it; name these too, with this value"
+        run_folder.refuse_other_grid(run, one.recorded, grid, spec, also)
 
 
 def run_studies(
@@ -284,6 +317,7 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
         "studies": [spec.study for spec in specs],
         "cells": len(todo.cells),
         "trajectories_done": todo.num_done,
+        "nothing_to_do": list(todo.done),
         "workloads": expected(specs[0], todo),
         "targets": {name: None if target is None else target.model_dump() for name, target in todo.targets.items()},
         "trajectories": [
@@ -293,7 +327,9 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "seed": one.cells[0].training.seed,
                 "cells": [cell.cell_id for cell in one.cells],
                 "steps": one.length_steps,
+                "does": "train" if one.replays is None else "replay",
                 "replays": one.replays,
+                "why_not_replayed": todo.no_trace.get(one.name),
                 "expected_seconds": plan.cost(one, todo.paces).seconds,
             }
             for one in todo.trajectories

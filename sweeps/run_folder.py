@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from sweeps.durable import write_atomic
 from sweeps.identity import Cell
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
+from sweeps.trace import TRACES
 from sweeps.yaml_file import dump_yaml
 
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
@@ -88,7 +89,9 @@ def is_done(run: Path, trajectory: plan.Trajectory) -> bool:
 
 
 def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
-    """A cell that is in the folder already must mean the same measurements.
+    """A cell that is in the folder already must mean the same measurements, or, once it is done, more of them.
+
+    What has a trace may be asked on other devices.
 
     Raises: SpecError naming the key that differs and what the folder holds.
     """
@@ -102,22 +105,45 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         if not may_become_a_run(run):
             raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
         return
-    planned = _only_planned(run)
+    planned, begun = _only_planned(run), started(run)
+    grids, going_on, traced = recorded(begun), set[str](), set[str]()
+    for one in begun:
+        ridden = {cell.cell_id for cell in one.cells}
+        going_on |= ridden if not (is_over := is_done(run, one)) else set()
+        traced |= ridden if (is_over or one.replays) and (run / TRACES / (one.replays or one.name)).is_dir() else set()
     devices, device = plan.num_devices(spec)
     for cell in cells:
         if cell.cell_id not in there or cell.cell_id in planned:
             continue
-        row = there[cell.cell_id]
-        held_and_asked = {
-            "evaluate.every": (f"{row['evaluate_every_steps']} steps", f"{cell.evaluate_every_steps} steps"),
-            "evaluate.test": (str(bool(row["evaluate_test"])).lower(), str(cell.evaluate_test).lower()),
-            "resources": (f"{row['num_devices']:g} {row['device']}", f"{devices:g} {device}"),
-            "resources.processes": (str(row["processes"]), str(spec.resources.num_processes)),
-        }
-        for key, (held, asked) in held_and_asked.items():
-            if held != asked:
-                said = f"{run} holds these cells with {held}, the spec says {asked}"
-                raise SpecError(key, f"{said}; allowed: the same value, or another --out folder", spec.source)
+        row, asked = there[cell.cell_id], plan.Grid.of(cell)
+        held = grids.get(cell.cell_id) or plan.Grid(row["evaluate_every_steps"], bool(row["evaluate_test"]))
+        if cell.cell_id in going_on or not asked.covers(held):
+            refuse_other_grid(run, held, asked, spec)
+        if cell.cell_id in traced:  # weights are data, whatever devices they were made on
+            continue
+        _refuse(run, "resources", f"{row['num_devices']:g} {row['device']}", f"{devices:g} {device}", spec)
+        _refuse(run, "resources.processes", str(row["processes"]), str(spec.resources.num_processes), spec)
+
+
+def recorded(trajectories: Iterable[plan.Trajectory]) -> dict[str, plan.Grid]:
+    """cell -> where these evaluate it, all together."""
+    found: dict[str, plan.Grid] = {}
+    for cell in (cell for one in trajectories for cell in one.cells):
+        grid = plan.Grid.of(cell)
+        found[cell.cell_id] = grid | found.get(cell.cell_id, grid)
+    return found
+
+
+def refuse_other_grid(run: Path, held: plan.Grid, asked: plan.Grid, spec: Spec, why: str = "") -> None:
+    """Where cells of the folder would have to be evaluated elsewhere, and cannot: why. Raises: SpecError."""
+    _refuse(run, "evaluate.every", f"{held.every} steps", f"{asked.every} steps", spec, why)
+    _refuse(run, "evaluate.test", str(held.test).lower(), str(asked.test).lower(), spec, why)
+
+
+def _refuse(run: Path, key: str, held: str, asked: str, spec: Spec, why: str = "") -> None:
+    if held != asked:
+        said = f"{run} holds these cells with {held}, the spec says {asked}{why}"
+        raise SpecError(key, f"{said}; allowed: the same value, or another --out folder", spec.source)
 
 
 def write_plan(
@@ -139,6 +165,7 @@ def write_plan(
     before = old.get("studies", [])
     provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
+    _keep_devices(rows, there, begun, trajectories)
     entries, targets = _entries(before, rows, studies, provenance), dict[str, Any]()
     for entry in entries:  # of each workload the first that is known
         targets |= {name: target for name, target in entry["targets"].items() if targets.get(name) is None}
@@ -173,6 +200,18 @@ def write_plan(
     }
     # Last: a study is in the folder once plan.json says so.
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
+
+
+def _keep_devices(
+    rows: Sequence[Row], there: Mapping[str, Row], begun: Sequence[plan.Trajectory], todo: Sequence[plan.Trajectory]
+) -> None:
+    """The seconds of training are those of the devices that it ran on, also of cells that are replayed on others."""
+    by_cell = {row["cell_id"]: row for row in rows}
+    trained = {one.name: there[one.cells[0].cell_id] for one in begun if one.cells[0].cell_id in there}
+    for one in [*begun, *todo]:
+        if (source := trained.get(one.replays or one.name)) is not None:
+            for row in (by_cell[cell.cell_id] for cell in one.cells if cell.cell_id in by_cell):
+                row |= {key: source[key] for key in ("num_devices", "device", "processes")}
 
 
 Row = dict[str, Any]

@@ -135,7 +135,7 @@ class Trial:
                 self.seconds += max(0.0, now - began - float(last["seconds"]))
 
     def patience(self) -> float:
-        return max(STALLED_SECONDS, 5 * self.expected_seconds / self.plan.num_evaluations)
+        return max(STALLED_SECONDS, 5 * self.expected_seconds / max(1, self.plan.num_evaluations))
 
     def log_tail(self) -> list[str]:
         return tail(self.folder / "log")[-LOG_LINES:] or ["its process died before it could say why"]
@@ -318,7 +318,7 @@ class Status:
         """The baseline against averages so far, a row a workload and scheme."""
         together: dict[str, list[tuple[Curve, bool]]] = {}  # of one training and seed, also where two trials train it
         for trial in self.trials.values():
-            for curve in trial.curves.values():
+            for curve in trial.curves.values() if trial.plan.recorded is None else ():  # else they are there already
                 together.setdefault(str(curve.cell["trajectory_id"]), []).append((curve, trial.state == "done"))
         groups: dict[tuple[str, str], list[tuple[Curve, Curve, bool]]] = {}
         for found in together.values():

@@ -2,8 +2,9 @@
 
 A part is a safetensors file of whole snapshots, `traces/<trajectory>/<first step>-<last step>.safetensors`, written
 atomically. Of snapshot s it holds `s/<name>` for every parameter (tied ones once) and for every buffer that is not
-what a fresh model has, `s/~losses`, the training losses of the steps since the last snapshot, and
-`s/~stream/<name>`, the random streams. Its metadata has the sha256 of the file as it is with zeros in its place.
+what a fresh model has, `s/~z/<name>`, what else the weights to evaluate are made of, `s/~losses`, (ranks, steps), each
+rank's share of the training losses since the last snapshot, and `s/~stream/<name>`, (ranks, …), the random streams. Its
+metadata has the sha256 of the file as it is with zeros in its place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,16 @@ PART_BYTES = 64 << 20  # a part is written when its snapshots reach so many, and
 NO_SUM = "0" * 64
 FORMAT = "wa-trace 1"
 TRACES = "traces"  # the folder of a run's traces
-LOSSES, STREAM = "~losses", "~stream/"
+LOSSES, STREAM, Z = "~losses", "~stream/", "~z/"
 REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train again"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One step of a trace: parameters and buffers, random streams, and the training's clock."""
+    """One step of a trace: parameters and buffers, Schedule-Free's z, random streams, and the training's clock."""
 
     tensors: Mapping[str, Tensor]
+    z: Mapping[str, Tensor]
     streams: Mapping[str, Tensor]
     train_seconds: float
 
@@ -49,28 +51,39 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
 class Keeper:
     """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
 
-    def __init__(self, folder: Path, every: int, fresh: Mapping[str, Tensor]) -> None:
-        """fresh: `buffers_of` the model before its first step."""
-        durable.make_folder(folder)
-        self.folder, self.every, self.fresh = folder, every, fresh
-        self.there = set(Trace.of(folder, mending=True).steps)
+    def __init__(self, folder: Path | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor]) -> None:
+        """folder: None for a rank above 0, which takes part and writes nothing.
+
+        wants: whether to keep a step, beside those of evaluations. fresh: `buffers_of` the model before its first step.
+        """
+        if folder is not None:
+            durable.make_folder(folder)
+        self.folder, self.wants, self.fresh = folder, wants, fresh
+        self.there = set() if folder is None else set(Trace.of(folder, mending=True).steps)
         self.waiting: dict[str, Tensor] = {}
         self.steps: dict[int, float] = {}
         self.size = 0  # bytes that wait
 
-    def wants(self, step: int) -> bool:
-        return step % self.every == 0
-
     @torch.no_grad()
     def keep(
-        self, step: int, model: nn.Module, losses: Tensor, streams: Mapping[str, Tensor], train_seconds: float
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: Tensor,
+        streams: Mapping[str, Tensor],
+        train_seconds: float,
     ) -> None:
-        """Copy the model's state at `step`; on disk at the next `flush`."""
-        if step in self.there:
+        """Copy the state at `step`; on disk at the next `flush`. losses, streams: a row a rank."""
+        if self.folder is None or step in self.there:
             return
-        tensors: dict[str, Tensor] = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        tensors: dict[str, Tensor] = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
         buffers = buffers_of(model)
         tensors |= {n: now for n, now in buffers.items() if n not in self.fresh or not _same(now, self.fresh[n])}
+        if hasattr(optimizer, "eval"):  # it evaluates other weights than it trains, and makes them of both
+            found = {name: optimizer.state.get(p, {}).get("z") for name, p in parameters.items()}
+            tensors |= {f"{Z}{name}": z.to("cpu", copy=True) for name, z in found.items() if z is not None}
         tensors |= {LOSSES: losses.cpu()} | {f"{STREAM}{name}": value for name, value in streams.items()}
         self.waiting |= {f"{step}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
         self.there.add(step)
@@ -81,7 +94,7 @@ class Keeper:
 
     def flush(self) -> None:
         """Put what was kept on disk."""
-        if not self.waiting:
+        if self.folder is None or not self.waiting:
             return
         data = save(self.waiting, {"format": FORMAT, "steps": json.dumps(self.steps), "sha256": NO_SUM})
         data = data.replace(NO_SUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
@@ -131,14 +144,21 @@ class Trace:
         """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
         file, keys = self._part(step)
         found = {key.partition("/")[2]: file.get_tensor(key) for key in keys[str(step)]}
-        streams = {key.removeprefix(STREAM): found.pop(key) for key in list(found) if key.startswith(STREAM)}
+        z, streams = (
+            {key.removeprefix(one): found.pop(key) for key in list(found) if key.startswith(one)} for one in (Z, STREAM)
+        )
         del found[LOSSES]
-        return Snapshot(found, streams, self.seconds[step])
+        return Snapshot(found, z, streams, self.seconds[step])
 
-    def losses(self, step: int) -> Tensor:
-        """Of the steps since the last snapshot, shape (steps,)."""
+    def losses(self, step: int, rank: int = 0, size: int = 1) -> Tensor:
+        """One rank's share of the losses of the steps since the last snapshot, (steps,).
+
+        Where as many ranks trained, what that rank had; else rank 0 has all.
+        """
         found: Tensor = self._part(step)[0].get_tensor(f"{step}/{LOSSES}")
-        return found
+        if len(found) == size:
+            return found[rank]
+        return found.sum(0) if rank == 0 else torch.zeros_like(found[0])
 
     def _part(self, step: int) -> tuple[Any, dict[str, list[str]]]:
         path = self.parts[step]

@@ -18,7 +18,7 @@ from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory
 from sweeps.step_buffers import StepBuffers
 from sweeps.trace import Keeper
-from sweeps.training_state import State
+from sweeps.training_state import State, streams_of_ranks
 from workloads.protocol import Batch, Part, Workload
 
 RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
@@ -147,8 +147,9 @@ class Trainer:
         self.state.losses.append(loss)
         if step == until or keeper.wants(step):
             seconds = self.state.train_seconds + self.clock() - start - averaging
-            streams = random_streams.read(self.device != "cpu")
-            keeper.keep(step, self.state.model, torch.stack(self.state.losses).view(-1), streams, seconds)
+            streams = {name: torch.stack(of) for name, of in streams_of_ranks(self.state, self.team).items()}
+            losses = torch.stack(self.team.gather(torch.stack(self.state.losses).view(-1)))
+            keeper.keep(step, self.state.model, self.state.optimizer, losses, streams, seconds)
             self.state.losses = []
 
     def _backward(self, parts: list[Batch]) -> Tensor:

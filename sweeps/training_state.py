@@ -17,7 +17,7 @@ from sweeps.plan import Trajectory
 from wa import Bank, Scheme
 from workloads.protocol import Workload
 
-Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank
+Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank; beside them other tensors of each rank
 
 
 @dataclass
@@ -60,9 +60,16 @@ def streams_of_ranks(state: State, team: Team) -> Streams:
     return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
 
 
+def of_ranks(state: State, team: Team) -> Streams:
+    """All that is each rank's own: its random streams, and its share of the losses since the last evaluation."""
+    losses = torch.stack(state.losses).view(-1) if state.losses else torch.zeros(0)
+    own = {"stretch_loss": team.gather(state.stretch_loss), "losses": team.gather(losses)}
+    return streams_of_ranks(state, team) | own
+
+
 _STATEFUL = ("model", "optimizer", "bank")
 _PLAIN = (
-    *("step", "evaluated", "stretch_loss", "stretch_seconds", "losses"),
+    *("step", "evaluated", "stretch_seconds"),
     *("train_seconds", "eval_seconds", "average_offset"),
 )
 
@@ -74,28 +81,41 @@ def save(state: State, path: Path, streams: Streams) -> None:
     checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
 
 
+def _good(path: Path, team: Team, last_step: int, log: logging.Logger) -> checkpoint.State | None:
+    """The checkpoint, where there is one to go on from; the log says why not."""
+    try:
+        saved = checkpoint.load(path)
+    except checkpoint.BadCheckpoint as error:
+        log.warning("%s; training from the start", error)  # slower, and the same numbers
+        return None
+    if saved is None:
+        return None
+    if saved["evaluated"] > last_step:  # it comes after its rows: where they are lost, they have to be recorded again
+        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
+        return None
+    if len(saved["streams"]["torch"]) != team.size:  # of a replay, which may go on elsewhere
+        log.warning("the checkpoint is of another number of processes; training from the start")
+        return None
+    return saved
+
+
 def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> None:
     """Go on from a checkpoint, where there is a whole one; the random streams are this rank's.
 
     last_step: the last one that rank 0 has on record.
     """
-    try:
-        saved = checkpoint.load(path)
-    except checkpoint.BadCheckpoint as error:
-        log.warning("%s; training from the start", error)  # slower, and the same numbers
+    saved = _good(path, team, last_step, log) if team.rank == 0 else None
+    (is_there,) = team.decide([saved is not None])
+    if not is_there:
         return
-    if saved is None:
-        return
-    # A checkpoint comes after its rows: where they are lost, they have to be recorded again.
-    (is_ahead,) = team.decide([team.rank == 0 and saved["evaluated"] > last_step])
-    if is_ahead:
-        log.warning("records before the checkpoint of step %d are lost; training from the start", saved["evaluated"])
-        return
+    saved = saved or checkpoint.mapped(path)  # rank 0 has checked it: others map what they need
     # What keeps the tensors that it is given gets its own: these are a file's.
     own = tree_map_only(Tensor, Tensor.clone, {name: saved[name] for name in ("optimizer", *_PLAIN)})
     for name in _STATEFUL:
         getattr(state, name).load_state_dict((saved | own)[name])
     for name in _PLAIN:
         setattr(state, name, own[name])
-    random_streams.put({name: ranks[team.rank] for name, ranks in saved["streams"].items()})
+    mine = {name: ranks[team.rank].clone() for name, ranks in saved["streams"].items()}
+    state.stretch_loss, state.losses = mine.pop("stretch_loss"), list(mine.pop("losses"))
+    random_streams.put(mine)
     log.info("on from step %d", state.step)

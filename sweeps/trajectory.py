@@ -129,8 +129,8 @@ def train(
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
     traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
-    if trajectory.keep_every_steps is not None and leader:
-        keeper = Keeper(traces / trajectory.name, trajectory.keep_every_steps, fresh)
+    if (every := trajectory.keep_every_steps) is not None:
+        keeper = Keeper(traces / trajectory.name if leader else None, lambda step: step % every == 0, fresh)
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
     passes = Passes(trajectory, workload, state.model, team, device)
@@ -159,7 +159,7 @@ def train(
                 return
         ended = state.step == trajectory.length_steps
         (save,) = team.decide([leader is not None and (trained is None or leader.wants_checkpoint()) and not ended])
-        streams = training_state.streams_of_ranks(state, team) if save else {}
+        streams = training_state.of_ranks(state, team) if save else {}
         if leader:
             if keeper and (save or ended):
                 keeper.flush()  # a checkpoint comes after what it has kept

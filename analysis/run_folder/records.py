@@ -84,7 +84,7 @@ def load_records(run: str | Path) -> pd.DataFrame:
     table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     ends = np.cumsum([len(one) for one in tables])
     del read, tables
-    order, again_in = _order(table, ends)
+    order, file, again_in = _order(table, ends)
     if again_in is not None:
         raise broken(places[again_in], "the same record stands in it twice")
     columns = {}
@@ -92,7 +92,30 @@ def load_records(run: str | Path) -> pd.DataFrame:
         column = table[name].take(order)
         table = table.drop_columns(name)  # one column after the other: a run is not in memory twice
         columns[name] = column.cast(pa.large_string()) if name in NAMES else column
-    return _to_pandas(pa.table(columns))
+    frame = _to_pandas(pa.table(columns))
+    if file is None:
+        return frame
+    # A trajectory's live file, which is compacted meanwhile, and its Parquet file are one trial's.
+    trials = [path.parent.name if path.suffix == ".jsonl" else path.stem for path in places]
+    return _clocks_joined(frame, np.unique(trials, return_inverse=True)[1][file])
+
+
+def _clocks_joined(records: pd.DataFrame, trial: NDArray[np.int64]) -> pd.DataFrame:
+    """The clocks of cells that several trials recorded, each as one series by step.
+
+    Evaluations of all trials are added up; training and averaging, which a replay repeats, stand where the trial does
+    that is furthest. trial: of each row.
+    """
+    curve = records.groupby(["cell_id", "split"], sort=False).ngroup()
+    several = pd.Series(trial).groupby(curve).transform("nunique") > 1
+    rows, curve = records[several], curve[several]
+    own = rows["eval_seconds"]
+    spent = own.groupby([curve, trial[several]]).diff().fillna(own)
+    joined = {"eval_seconds": spent.groupby(curve).cumsum()}
+    joined |= {name: rows[name].groupby(curve).cummax() for name in ("train_seconds", "average_seconds")}
+    return records.assign(
+        **{name: series.reindex(records.index).fillna(records[name]) for name, series in joined.items()}
+    )
 
 
 def no_records() -> pd.DataFrame:
@@ -234,8 +257,10 @@ def _encoded(table: pa.Table) -> pa.Table:
     return table
 
 
-def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None]:
+def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, int | None]:
     """The rows by (cell_id, split, step), of equal ones the first; and the first file that has one twice.
+
+    Between them the file of each, where rows of one cell and split are in several.
 
     table: of `_encoded` columns, not empty. ends: where each file's rows end in it.
     """
@@ -245,15 +270,17 @@ def _order(table: pa.Table, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64],
         place = np.empty(len(words), dtype=np.int64)
         place[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
         key = key * len(words) + place[np.concatenate([chunk.indices for chunk in table[name].chunks])]
-    step = table["step"].to_numpy()
-    key = key * (int(step.max()) + 1) + step
+    step, most = table["step"].to_numpy(), int(table["step"].to_numpy().max()) + 1
+    key = key * most + step
     order = np.argsort(key, kind="stable")
-    first = np.append(True, np.diff(key[order]) > 0)
-    if first.all():
-        return order, None
+    key = key[order]
+    first = np.append(True, np.diff(key) > 0)
     file = np.searchsorted(ends, order, side="right")  # of equal rows, those of one file are neighbours
-    twice = file[1:][~first[1:] & (np.diff(file) == 0)]
-    return np.asarray(order[first]), int(twice.min()) if len(twice) else None
+    again = (np.diff(file) == 0) & ~first[1:]
+    twice = int(file[1:][again].min()) if again.any() else None
+    order, file, curve = order[first], file[first], key[first] // most
+    mixed = ((np.diff(file) != 0) & (np.diff(curve) == 0)).any()
+    return order, file if mixed else None, twice
 
 
 def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:

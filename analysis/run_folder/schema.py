@@ -16,10 +16,12 @@ RECORDS = pa.schema(
         ("loss", pa.float64()),
         ("metric", pa.float64()),
         ("examples", pa.int64()),  # examples evaluated
-        ("train_seconds", pa.float64()),  # cumulative wall seconds of training, data included
+        # Clocks are of the trial that wrote the row; `load_records` makes one series of a cell's that several wrote.
+        ("train_seconds", pa.float64()),  # cumulative wall seconds of training (a replay's: of its trace), with data
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
         ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
-        ("train_loss", pa.float64()),  # mean over the steps since the trajectory's last evaluation; NaN: unknown
+        # Mean over the steps since the evaluation before, on the grid that the trial had; NaN: unknown.
+        ("train_loss", pa.float64()),
         ("step_lr", pa.float64()),  # learning rate of step `step`; the cell's `lr` is the peak
         ("examples_per_second", pa.float64()),  # of training, data included, since the last evaluation
         ("diverged", pa.bool_()),  # training has left the finite numbers; the trajectory ends here

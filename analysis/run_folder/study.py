@@ -81,7 +81,9 @@ def _part(whole: Study, study: str, run: str | Path) -> Study:
     (own,) = [entry for entry in whole.plan["studies"] if entry["study"] == study] or [{"study": study}]
     cells = whole.cells[schema.has_study(whole.cells, study, run)]
     records, test = (_of_cells(of, cells) for of in (whole.records, whole.test))
-    trials = whole.trials[whole.trials["name"].isin(cells["trajectory"])].reset_index(drop=True)
+    mine = set(cells["cell_id"])
+    ridden = {one.get("name") for one in whole.plan.get("trajectories", []) if mine.intersection(one["cells"])}
+    trials = whole.trials[whole.trials["name"].isin({*cells["trajectory"], *ridden})].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
     shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
     return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared), test)
@@ -105,8 +107,8 @@ def describe(cells: pd.DataFrame) -> pd.DataFrame:
 def progress(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
     """Adds how far each cell has come.
 
-    trajectory: the name of the one that trains the cell; None while none is planned for it. (One training may run
-    twice, first for some cells and later for others, under two names.)
+    trajectory: the name of the one that trains the cell, the latest where a replay has evaluated it at more steps;
+    None while none is planned for it. (One training may run twice, for some cells and for others, under two names.)
     last_step: the last step recorded for that trajectory (an average may have no record there), 0 if none.
     state: ``finished`` (trained to min(length, step budget), or its trial says done), ``diverged``, ``unfinished``.
     """

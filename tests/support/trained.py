@@ -8,11 +8,12 @@ import pandas as pd
 
 from analysis.run_folder.records import KEY, read_live, rows_to_table
 from analysis.run_folder.schema import MEASURED
-from sweeps import trajectory
+from sweeps import run_folder, trajectory
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory
-from sweeps.spec import parse_spec
+from sweeps.run import Work, work
+from sweeps.spec import Spec, parse_spec
 
 ALL_SCHEMES = [
     {"scheme": "none"},
@@ -33,6 +34,17 @@ def tiny(averaging: Any, workload: str = "tinywork:Tiny", **changes: Any) -> lis
 def run(one: Trajectory, folder: Path, **options: Any) -> pd.DataFrame:
     trajectory.run(one, folder, **options)
     return rows(folder)
+
+
+def done(specs: Spec | list[Spec], run: Path) -> Work:
+    """What `wa run` does, without Ray."""
+    todo = work(specs if isinstance(specs, list) else [specs], run)
+    run_folder.write_plan(run, todo.studies, todo.trajectories)
+    for one in todo.trajectories:
+        trajectory.run(one, run_folder.trajectory_folder(run, one.name))
+        run_folder.compact(run, one.name)
+    run_folder.write_trials(run)
+    return todo
 
 
 def rows(folder: Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from trained import Stop, stop_at
+from trained import Stop, done, stop_at
 
 from analysis.run_folder.records import load
 from analysis.run_folder.run_files import BadRun
@@ -16,7 +16,7 @@ from analysis.run_folder.schema import MEASURED
 from sweeps import cli, run_folder, trace, trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
-from sweeps.run import Work, as_json, work
+from sweeps.run import as_json, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.training import Trainer
 
@@ -26,17 +26,6 @@ NONE = {"scheme": "none"}
 def study(name: str, averaging: Any, **changes: Any) -> Spec:
     spec = {"study": name, "workloads": "tinywork:Tiny", "seeds": [0, 1], "evaluate": {"every": 10}}
     return parse_spec({**spec, "averaging": averaging, **changes})
-
-
-def done(spec: Spec, run: Path) -> Work:
-    """What `wa run` does, without Ray."""
-    todo = work([spec], run)
-    run_folder.write_plan(run, todo.studies, todo.trajectories)
-    for one in todo.trajectories:
-        trajectory.run(one, run_folder.trajectory_folder(run, one.name))
-        run_folder.compact(run, one.name)
-    run_folder.write_trials(run)
-    return todo
 
 
 LATER = [{"scheme": "ema", "decay": [0.5, 0.9], "every": 4}, {"scheme": "lawa", "k": 3, "every": 2}]
@@ -118,10 +107,6 @@ def test_nothing_is_kept_unless_it_is_asked_for(outside: Path, tmp_path: Path) -
         ({"keep": {"every": 100}}, "keep.every: 100 steps; allowed: at most the step budget, 60 steps"),
         ({"keep": {"every": 0}}, "keep.every: got 0; allowed: an int ≥ 1 (steps) or a float in"),
         ({"keep": {"steps": 8}}, "keep.steps: unknown key"),
-        (
-            {"keep": {"every": 2}, "resources": {"gpu": 2}},
-            "keep.every: a trace is kept of trials of one process; allowed: resources of one device a trial",
-        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused(outside: Path, changes: dict[str, Any], message: str) -> None:

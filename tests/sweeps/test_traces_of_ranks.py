@@ -1,0 +1,92 @@
+"""Traces of trials of several processes, and of an optimizer that evaluates other weights than those it trains."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from trained import ALL_SCHEMES, assert_same, run, tiny
+
+from sweeps import replay
+from sweeps.plan import Trajectory, trajectories
+from sweeps.trace import Trace
+
+TWO = {"processes": 2, "num_devices": 2}
+DEALT = textwrap.dedent("""
+    from tinywork import Tiny
+
+    class Dealt(Tiny):
+        def batches(self, seed, first_step, part=None):
+            for x, y in super().batches(seed, first_step):
+                chosen = slice(None) if part is None else slice(part.index, None, part.count)
+                yield x[chosen], y[chosen]
+
+        def eval_batches(self, split, part=None):
+            batches = super().eval_batches(split) * 2
+            return batches if part is None else batches[part.index :: part.count]
+""")
+
+
+def kept(averaging: Any, **changes: Any) -> Trajectory:
+    told = {"keep": {"every": 1}, "evaluate": {"every": 20}, "step_budget": 40}
+    (one,) = trajectories(tiny(averaging, **told, **changes), fuse=True)
+    return one
+
+
+def replayed(one: Trajectory, folder: Path, name: str, **options: Any) -> pd.DataFrame:
+    assert replay.why_not(one, Trace.of(folder / "traces" / one.name)) is None
+    return run(replace(one, name=name, replays=one.name), folder / "trajectories" / name, **options)
+
+
+def test_two_processes_are_replayed_by_two_and_by_one(outside: Path, tmp_path: Path) -> None:
+    (outside / "dealtwork.py").write_text(DEALT)
+    one = kept(ALL_SCHEMES, workload="dealtwork:Dealt")
+    trained = run(one, tmp_path / "trajectories" / one.name, **TWO)
+    assert_same(replayed(one, tmp_path, "by-two", **TWO), trained)
+    alone = replayed(one, tmp_path, "by-one")
+    # Statistics that are recomputed are of the parts of a batch, and so of as many processes.
+    averages = {cell.cell_id for cell in one.cells if cell.scheme is None or cell.scheme.buffers != "recompute"}
+    here, there = (rows[rows["cell_id"].isin(averages)] for rows in (alone, trained))
+    for name in ("loss", "metric", "train_loss"):
+        np.testing.assert_allclose(here[name], there[name], rtol=1e-6)
+    assert here["step"].tolist() == there["step"].tolist()
+
+
+def test_schedule_free_is_replayed_at_the_weights_it_evaluates(outside: Path, tmp_path: Path) -> None:
+    one = kept(ALL_SCHEMES[:3], optimizer={"name": "schedule_free_adamw", "lr": 0.03})
+    trained = run(one, tmp_path / "trajectories" / one.name)
+    assert_same(replayed(one, tmp_path, "again"), trained)
+
+
+def test_a_checkpoint_between_evaluations_has_every_ranks_losses(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outside / "dealtwork.py").write_text(DEALT)
+    one = kept(ALL_SCHEMES[:1], workload="dealtwork:Dealt")
+    undisturbed = run(one, tmp_path / "a" / "trajectories" / one.name, **TWO)
+    folder = tmp_path / "b" / "trajectories" / one.name
+
+    class Killed(BaseException):
+        pass
+
+    def then_killed(save: Any) -> Any:
+        def saving(self: Any, state: Any, streams: Any) -> None:
+            save(self, state, streams)
+            if state.step == 32:
+                raise Killed
+
+        return saving
+
+    from sweeps.trajectory import _Leader
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Leader, "checkpoint", then_killed(_Leader.checkpoint))
+        patch.setattr(_Leader, "wants_checkpoint", lambda self, between=False: True)
+        with pytest.raises(Killed):
+            run(one, folder, **TWO)
+    assert_same(run(one, folder, **TWO), undisturbed)
