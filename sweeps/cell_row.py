@@ -25,7 +25,9 @@ def cell_to_row(
     """The cell as a row of `schema.CELLS`."""
     training, schedule = cell.training, cell.training.schedule
     total, length = training.step_budget, schedule.length_steps
-    plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule")}
+    unknown = dict.fromkeys(("warmup_steps", "lr_decay_steps", "lr_decay", "final_lr"))
+    untold: dict[str, Any] = {} if training.weights is None else {"schedule": "as trained", **unknown}
+    plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule", "weights")}
     return {
         "cell_id": cell.cell_id,
         "trajectory_id": cell.trajectory_id,
@@ -41,6 +43,7 @@ def cell_to_row(
         "lr_decay_steps": schedule.lr_decay_steps,
         "lr_decay": _significant(schedule.lr_decay_steps / length),
         "final_lr": schedule.final_lr,
+        **untold,
         **_averaging(cell.scheme, length, total),
         "evaluate_every_steps": cell.evaluate_every_steps,
         "evaluate_test": cell.evaluate_test,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from sweeps.axes import Grid, Placed, own_block, points
@@ -22,6 +22,7 @@ from workloads.protocol import UnknownWorkload, Workload, families, load, splits
 from workloads.user_errors import one_line
 
 DECAYING = ", ".join(shape for shape in get_args(Shape) if shape != "constant")
+IMPORTED: Mapping[str, Any] = {"name": "imported"}  # in place of a workload's own optimizer
 
 
 def cells(spec: Spec) -> list[Cell]:
@@ -45,7 +46,12 @@ def _cells(spec: Spec) -> Iterator[Cell]:
                 where = "preset" if name in families() else f"workloads[{i}]"
                 raise SpecError(where, str(error)) from None
             processes = spec.resources.num_processes
-            yield from _cells_of(_home(workload, name, preset), spec.grids[name], spec.seeds, processes)
+            weights = spec.weights or (None,) * len(spec.seeds)
+            home, grid = _home(workload, name, preset), spec.grids[name]
+            if spec.weights:
+                _refuse_training(grid)
+                home = replace(home, optimizer=IMPORTED, schedule={"shape": "constant"})
+            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), processes)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,20 @@ def _home(workload: Workload, name: str, preset: str) -> _Home:
     return home
 
 
-def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -> Iterator[Cell]:
+def _refuse_training(grid: Grid) -> None:
+    """Raises: SpecError where a study of imported weights says how they were, or are to be, trained."""
+    for key, most in (("optimizer", set()), ("schedule", {"length"}), ("keep", set())):
+        for written in getattr(grid, key):
+            for told in written.axes:
+                if told not in most:
+                    said = "the weights are imported, and how they were trained is not known; leave it out"
+                    raise SpecError(f"{written.path}.{told}", said)
+
+
+Seeds = Sequence[tuple[int, str | None]]  # seeds, each with the imported weights of its training
+
+
+def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int) -> Iterator[Cell]:
     workload, name, preset = home.workload, home.name, home.preset
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
@@ -97,8 +116,8 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
         for by_name, (optimizer, values, clip) in itertools.product(schedules, optimizers):
             schedule = by_name[optimizer]
             averages = schemes[schedule.length_steps]
-            for how, seed in itertools.product(trainings, seeds):
-                training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how)
+            for how, (seed, weights) in itertools.product(trainings, seeds):
+                training = Training(name, preset, seed, total, optimizer, values, clip, schedule, *how, weights)
                 if training in seen:
                     path = averagings[0].path
                     raise _twin(averages[0], path, path, name)
@@ -137,6 +156,8 @@ def to_steps(amount: int | float, whole: int, least: int = 1) -> int:
 
 def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float], ...], float | None]:
     told, own = placed.values, home.optimizer
+    if own == IMPORTED:
+        return "imported", (), None
     optimizer = told.get("name", own.get("name"))
     if optimizer is None:
         raise SpecError(f"{home.name}: its own optimizer", "name is required, or `optimizer: {name: …}` in the study")

@@ -262,7 +262,7 @@ _list_keys("schemes", "the averaging schemes: the keys of each")
 @click.option("--drop", is_flag=True, help="Free them.")
 def traces(run: Path, drop: bool) -> None:
     """List the traces of a run folder: weights that `keep:` kept, so that later questions train nothing."""
-    from sweeps import trace
+    from sweeps import imported, trace
 
     console = terminal.console()
     if drop:
@@ -270,7 +270,7 @@ def traces(run: Path, drop: bool) -> None:
         return
     rows = [
         (one.folder.name, f"{len(one.steps):,}", f"{max(one.steps, default=0):,}", f"{one.nbytes / 2**20:,.1f} MiB")
-        for one in trace.traces(run)
+        for one in imported.traces(run)
     ]
     console.print(terminal.table(("trajectory", "snapshots", "last step", "size"), rows))
 

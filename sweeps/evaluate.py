@@ -5,6 +5,7 @@ A split is read once an evaluation, however many cells there are: batches outsid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -209,7 +210,7 @@ def _versions(batches: list[Batch]) -> list[int]:
 
 
 def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:
-    state.train_seconds = row["train_seconds"]
+    state.train_seconds = math.nan if (told := row["train_seconds"]) is None else told  # unknown: imported
     state.eval_seconds[cell.cell_id] = row["eval_seconds"]
     state.average_offset[cell.cell_id] = 0.0
     state.average_offset[cell.cell_id] = row["average_seconds"] - _average_seconds(state, cell)

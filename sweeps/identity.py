@@ -32,6 +32,7 @@ class Training:
     compile: str | None = None  # torch.compile's backend
     accumulate: int = 1  # micro-batches a step
     batch_size: int | None = None  # examples a step; None: the workload's own
+    weights: str | None = None  # the imported trace that they come from; None: they are trained
 
     @cached_property
     def trajectory_id(self) -> str:

@@ -6,6 +6,7 @@ Same bank, same evaluator, same records bit for bit as those of a training with 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 from analysis.run_folder.run_files import broken
 from sweeps import random_streams
 from sweeps.identity import Cell
+from sweeps.imported import AnyTrace, ImportedTrace, open_trace
 from sweeps.plan import Trajectory
-from sweeps.trace import Trace
+from sweeps.trace import Snapshot
 from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 
 
-def why_not(trajectory: Trajectory, trace: Trace) -> str | None:
+def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     """Why a trace cannot stand for the training of these cells, in a few words; None where it can."""
     steps, length = set(trace.steps), trajectory.length_steps
-    if steps and not torch.isfinite(trace.losses(max(steps))[-1]):
+    if trace.diverged:
         length = max(steps)  # it diverged, and so would the training
     for cell in trajectory.cells:
         if any(step not in steps for step in snapshots(cell, length)):
@@ -41,9 +43,9 @@ def snapshots(cell: Cell, length: int) -> Sequence[int]:
     return range(cell.scheme.burn_in + cell.scheme.every, length + 1, cell.scheme.every)
 
 
-def opened(trajectory: Trajectory, traces: Path) -> Trace:
+def opened(trajectory: Trajectory, traces: Path) -> AnyTrace:
     """The trace that a trajectory replays. Raises: BadRun where it is gone, broken, or cannot serve."""
-    trace = Trace.of(traces / str(trajectory.replays))
+    trace = open_trace(traces / str(trajectory.replays))
     why = why_not(trajectory, trace)
     if why is not None:
         remedy = f"remove trajectories/{trajectory.name}, whose weights come from it, and `wa run` trains them"
@@ -54,7 +56,7 @@ def opened(trajectory: Trajectory, traces: Path) -> Trace:
 class Replayer:
     """What `training.Trainer` is to the loop, with the weights of a trace. fresh: `trace.buffers_of` a fresh model."""
 
-    def __init__(self, passes: Passes, state: State, trace: Trace, fresh: Mapping[str, Tensor]) -> None:
+    def __init__(self, passes: Passes, state: State, trace: AnyTrace, fresh: Mapping[str, Tensor]) -> None:
         self.passes, self.state, self.trace, self.fresh = passes, state, trace, fresh
 
     def train(self, until: int, pause: Callable[[int], bool] = lambda step: False) -> Stretch | None:
@@ -64,12 +66,14 @@ class Replayer:
         for step in [at for at in self.trace.steps if state.step < at <= until]:
             if step in (until, state.bank.due):
                 snapshot = self.trace.read(step)
+                self._check(snapshot, step)
                 _write(state.model, {**self.fresh, **snapshot.tensors}, self.passes.device)
                 for name, p in state.model.named_parameters():
                     if name in snapshot.z:
                         state.optimizer.state[p]["z"] = snapshot.z[name].to(self.passes.device)
-                team = self.passes.team
-                random_streams.put({name: of[team.rank % len(of)].clone() for name, of in snapshot.streams.items()})
+                if snapshot.streams:  # else they stay as the seed and the model's making left them
+                    team = self.passes.team
+                    random_streams.put({name: of[team.rank % len(of)].clone() for name, of in snapshot.streams.items()})
                 state.train_seconds = snapshot.train_seconds
                 state.bank.update(step)
             for last in self.trace.losses(step, self.passes.team.rank, self.passes.team.size):
@@ -78,7 +82,16 @@ class Replayer:
                 break
         state.step, state.stretch_loss = step, total
         state.stretch_seconds += state.train_seconds - began
-        return self.passes.stretch(state, last) if step == until else None
+        if step != until:
+            return None
+        stretch = self.passes.stretch(state, last)
+        return replace(stretch, diverged=False) if isinstance(self.trace, ImportedTrace) else stretch
+
+    def _check(self, snapshot: Snapshot, step: int) -> None:
+        """Raises: BadRun where a parameter would be left as it was, or what is no part of the model be set."""
+        if gone := [name for name, _ in self.state.model.named_parameters() if name not in snapshot.tensors]:
+            said = f"step {step} has no {gone[0]!r}, which the model has: it is of another model"
+            raise broken(self.trace.folder, said, "put the workload's code back as it was")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, origins, pace, plan, replay, run_folder, tracking
+from sweeps import durable, imported, origins, pace, plan, replay, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -79,12 +79,19 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
     todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
     if run is None:
+        if any(one.cells[0].training.weights is not None for one in todo):
+            raise SpecError(
+                "--out", "is required: the run folder that has the imported weights", studies[0].spec.source
+            )
         return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
             replay.opened(trial, run / TRACES)
     begun, no_trace = {one.name for one in started}, dict[str, str]()
-    todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
+    try:
+        todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
+    except SpecError as error:
+        raise error.at(studies[0].spec.source) from None
     for trial in todo:
         if trial.recorded is not None:
             _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
@@ -99,7 +106,12 @@ def _is_recorded(cell: Cell, recorded: Mapping[str, plan.Grid]) -> bool:
 def _from_trace(
     run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], no_trace: dict[str, str]
 ) -> plan.Trajectory:
-    """A trajectory with the trace of a finished one in place of its training, where there is one that can serve."""
+    """A trajectory with the trace of a finished one in place of its training, where there is one that can serve.
+
+    Raises: SpecError where its weights were imported and cannot serve.
+    """
+    if one.cells[0].training.weights is not None:
+        return _from_import(run, one)
     for source in done:
         folder = run / TRACES / source.name
         if source.trajectory_id == one.trajectory_id and folder.is_dir():
@@ -128,6 +140,25 @@ def _refuse_unserved(
     if one.recorded.every != grid.every and any(cell.cell_id not in here for cell in others):
         also = " of this training, as other studies have of it; name these too, with this value"
         run_folder.refuse_other_grid(run, one.recorded, grid, spec, also)
+
+
+def _from_import(run: Path, one: plan.Trajectory) -> plan.Trajectory:
+    training = one.cells[0].training
+    name = str(training.weights)
+    folder = run / TRACES / name
+    if not (folder / imported.INDEX).exists():
+        there = sorted(path.parent.name for path in (run / TRACES).glob(f"*/{imported.INDEX}"))
+        allowed = ", ".join(there) or f"what `wa import checkpoints DIR -o {run}` makes"
+        raise SpecError("weights", f"{run} has no imported {name!r}; allowed: {allowed}")
+    trace = imported.ImportedTrace.of(folder)
+    if trace.workload != (training.workload, training.preset):
+        raise SpecError(
+            "weights", f"{name} is of {' '.join(trace.workload)}, not of {training.workload} {training.preset}"
+        )
+    if (why := replay.why_not(one, trace)) is not None:
+        remedy = f"its steps are {imported.described(trace.steps)}; allowed: what needs no others"
+        raise SpecError("weights", f"{name} cannot serve: {why}; {remedy}")
+    return replace(one, replays=name)
 
 
 def run_studies(

@@ -28,6 +28,7 @@ from sweeps.studies import Resolved
 from sweeps.trace import TRACES
 from sweeps.yaml_file import dump_yaml
 
+IMPORTED_STUDY = "study.yaml"  # beside the imported traces that it asks
 PACKAGES = ("wa-sweeps", "torch", "ray", "wandb", "numpy", "pandas", "pyarrow")
 
 
@@ -67,7 +68,8 @@ def may_become_a_run(run: Path) -> bool:
     if not run.exists():
         return True
     return run.is_dir() and all(
-        entry.name in {durable.LOCK, "trajectories"} or (entry.name.startswith(".") and entry.suffix == ".new")
+        entry.name in {durable.LOCK, "trajectories", TRACES, IMPORTED_STUDY}
+        or (entry.name.startswith(".") and entry.suffix == ".new")
         for entry in run.iterdir()
     )
 

@@ -28,6 +28,7 @@ class Spec:
     workloads: tuple[str, ...]
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
+    weights: tuple[str, ...] | None  # imported, one a seed
     grids: Mapping[str, Grid]  # workload -> its axes
     data_dir: str | None  # of full presets; None: what WA_DATA_DIR says
     resources: ResourcesBlock

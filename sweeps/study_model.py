@@ -218,12 +218,23 @@ class StudyModel(GridBlock):
     workloads: Names = option(..., "of `wa workloads`, or your own as 'pkg.mod:Name'")
     preset: Names = option("mini", "mini or full")
     seeds: Axis[Seed] = option([0], "of the trainings")
+    weights: Axis[Name] | None = option(None, "imported checkpoints, one name a seed: nothing is trained")
     averaging: Axis[Averaging] = option(..., "one scheme, or a list of them")
     overrides: ByWorkload = option({}, "workload -> its own keys of the grid")
     data_dir: Text | None = option(None, "folder of the full presets' data; else $WA_DATA_DIR")
     resources: ResourcesBlock = option({}, "of one trial")
     tracking: TrackingBlock = option({}, "W&B")
     fuse: Flag = option(True, "false: one trial per cell, the reference")
+
+    @model_validator(mode="after")
+    def _weights_of_one_training_each(self) -> StudyModel:
+        if self.weights is None:
+            return self
+        if len(self.weights) != len(self.seeds):
+            raise bad_key("weights", f"{len(self.weights)} names for {len(self.seeds)} seeds; allowed: one a seed")
+        if len(self.workloads) > 1 or len(self.preset) > 1:
+            raise bad_key("weights", "of several workloads or presets; allowed: a study of one, whose weights they are")
+        return self
 
     @model_validator(mode="after")
     def _overrides_of_its_workloads(self) -> StudyModel:

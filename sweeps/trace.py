@@ -137,6 +137,11 @@ class Trace:
         return sorted(self.parts)
 
     @property
+    def diverged(self) -> bool:
+        """Whether the training left the finite numbers at its last step."""
+        return bool(self.parts) and not torch.isfinite(self.losses(max(self.parts))[-1])
+
+    @property
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in set(self.parts.values()))
 
@@ -198,21 +203,19 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return alike and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def traces(run: Path) -> list[Trace]:
-    """Those of a run folder. Raises: BadRun, where a part cannot be read too."""
-    _check_run(run)
-    return [Trace.of(folder) for folder in sorted((run / TRACES).glob("[!.]*/"))]
-
-
 def drop(run: Path) -> int:
-    """Free the traces of a run folder; the bytes they had. Raises: BadRun; SpecError while a run is at work there."""
-    _check_run(run)
+    """Free the traces of a run folder; the bytes they had. Raises: BadRun; SpecError while a run is at work there.
+
+    Checkpoints that were imported lie elsewhere and stay.
+    """
+    check_run(run)
     with durable.locked(run):
         freed = sum(path.stat().st_size for path in (run / TRACES).rglob("*") if path.is_file())
         shutil.rmtree(run / TRACES, ignore_errors=True)
     return freed
 
 
-def _check_run(run: Path) -> None:
-    if not (run / "plan.json").exists():
+def check_run(run: Path) -> None:
+    """Raises: BadRun where neither a run nor an imported trace is."""
+    if not (run / "plan.json").exists() and not (run / TRACES).is_dir():
         raise BadRun(f"{run}: not a run folder; there is no plan.json")

@@ -32,10 +32,7 @@ class Stretch:
     train_loss: float
     step_lr: float
     examples_per_second: float
-
-    @property
-    def diverged(self) -> bool:
-        return not math.isfinite(self.last_loss)
+    diverged: bool
 
 
 class Passes:
@@ -44,7 +41,7 @@ class Passes:
     def __init__(self, trajectory: Trajectory, workload: Workload, model: nn.Module, team: Team, device: str) -> None:
         self.training = trajectory.cells[0].training
         self.workload, self.team, self.device = workload, team, device
-        self.clock, self.peak = clock_of(device), dict(self.training.settings)["lr"]
+        self.clock, self.peak = clock_of(device), dict(self.training.settings).get("lr", math.nan)
         if self.training.compile is not None:
             model.compile(backend=self.training.compile)
 
@@ -87,7 +84,8 @@ class Passes:
         last_loss, train_loss = self.team.sum(losses).tolist()
         examples = self.workload.batch_size * steps
         each_second = examples / state.stretch_seconds if state.stretch_seconds else 0.0
-        found = Stretch(last_loss, train_loss, self.lr(state.step), each_second)
+        diverged = not math.isfinite(last_loss)
+        found = Stretch(last_loss, train_loss, self.lr(state.step), each_second, diverged)
         state.evaluated, state.stretch_seconds = state.step, 0.0
         state.stretch_loss = torch.zeros((), dtype=torch.float64)
         return found

@@ -49,9 +49,11 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
         model.train()
     if team.rank:
         random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
-    build = OPTIMIZERS[training.optimizer]
     schemes: list[Scheme] = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
-    return State(model, build(model.parameters(), **dict(training.settings)), Bank(model, schemes))
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # of imported weights: never steps
+    if training.weights is None:
+        optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
+    return State(model, optimizer, Bank(model, schemes))
 
 
 def streams_of_ranks(state: State, team: Team) -> Streams:

@@ -248,6 +248,8 @@ def looks(stored: Stored) -> str:
 
 # --- steps in names -------------------------------------------------------------------------------------------------
 
+STEP = re.compile(r"(?:step|iter|iteration|checkpoint|ckpt)s?[-_=]?([0-9]+)", re.IGNORECASE)
+
 
 def step_in(name: str, pattern: str | None = None) -> int | None:
     r"""The step that a checkpoint's name tells, None where it tells none.
@@ -263,7 +265,7 @@ def step_in(name: str, pattern: str | None = None) -> int | None:
             raise ValueError(
                 f"{pattern!r} is no pattern with the step in a group, as in 'step_([0-9]+)': {error}"
             ) from None
-    told = re.search(r"(?:step|iter|iteration|checkpoint|ckpt)s?[-_=]?([0-9]+)", name, re.IGNORECASE)
+    told = STEP.search(name)
     numbers = [told[1]] if told else re.findall(r"[0-9]+", name.partition(".")[0])
     return int(numbers[0]) if len(numbers) == 1 and (told or "epoch" not in name.lower()) else None
 

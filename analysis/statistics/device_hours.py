@@ -53,15 +53,16 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
 
     Rows (way, part): ``paid`` (wall time of all trials: part ``all``), ``one trial a trajectory`` and ``one trial
     a cell`` (parts ``training``, ``averaging``, ``evaluation``: sums over the last record of each cell; training
-    counts once a trajectory, or once a cell). Returns: way, part, device_hours.
+    counts once a trajectory, or once a cell; NaN: unknown, of weights that were imported). Returns: way, part, device_hours.
     """
     last = records.groupby("cell_id", as_index=False, sort=True)[["trajectory_id", *_SECONDS]].last()
     last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
     hours = last[_SECONDS].mul(last["num_devices"], axis=0) / 3600
-    once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum()
+    once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum(min_count=1)
+    each = hours["train_seconds"].sum(min_count=1)
     both = [("averaging", float(hours["average_seconds"].sum())), ("evaluation", float(hours["eval_seconds"].sum()))]
     rows = [("paid", "all", paid(trials))]
-    for way, training in (("one trial a trajectory", once), ("one trial a cell", hours["train_seconds"].sum())):
+    for way, training in (("one trial a trajectory", once), ("one trial a cell", each)):
         rows += [(way, part, number) for part, number in (("training", float(training)), *both)]
     return pd.DataFrame(rows, columns=["way", "part", "device_hours"])
 

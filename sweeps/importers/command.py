@@ -1,4 +1,4 @@
-"""`wa import`: other people's logs as run folders, a command a source."""
+"""`wa import`: other people's logs and checkpoints as run folders, a command a source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sweeps.border import Group
+from sweeps.border import Group, Told
 from sweeps.wording import counted
 
 _EXACT = ("--algoperf-exact", "--exact")
@@ -27,7 +27,7 @@ class ImportCommand(click.Command):
 
 @click.group("import", cls=Group)
 def import_() -> None:
-    """Turn another benchmark's logs into a run folder."""
+    """Turn another benchmark's logs, or a training's checkpoints, into a run folder."""
 
 
 @import_.command("algoperf", cls=ImportCommand)
@@ -84,3 +84,32 @@ def import_algoperf(
     console.print(terminal.table(columns, rows, title=f"scores by {rule}"))
     say(f"the clean rule and {own} differ in {len(found.differences)} numbers: tables/algoperf_differences.csv")
     say(f"report: {reports.write(out)}")
+
+
+@import_.command("checkpoints")
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty.")
+@click.option("--workload", required=True, metavar="NAME", help="Whose model and data: 'pkg.mod:Name', or a family.")
+@click.option("--preset", default="mini", show_default=True)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the first training; others count on."
+)
+@click.option("--step-pattern", metavar="REGEX", help="Where a name tells the step, as a group: 'epoch_([0-9]+)'.")
+def import_checkpoints(
+    folders: tuple[Path, ...], out: Path, workload: str, preset: str, seed: int, step_pattern: str | None
+) -> None:
+    """Import checkpoints of a training, to ask them about averages: nothing is trained.
+
+    DIR holds the checkpoints of one training, each a safetensors file, a torch file or a folder of shards, with its
+    step in its name; several are trainings of the same with other seeds. The files stay where they are. OUT/study.yaml
+    is a study of them for `wa run`.
+    """
+    from sweeps import terminal
+    from sweeps.importers import checkpoints
+
+    try:
+        done = checkpoints.import_checkpoints(folders, out, workload, preset, seed, step_pattern)
+    except ValueError as error:
+        raise Told(str(error)) from None
+    for line in checkpoints.said(done, out):
+        terminal.console().print(line, soft_wrap=True, markup=False)
