@@ -48,6 +48,12 @@ class Trajectory:
         return self.cells[0].training.schedule.length_steps
 
     @property
+    def evaluation_steps(self) -> list[int]:
+        """On the grid, and at the end."""
+        every = self.cells[0].evaluate_every_steps
+        return [*range(every, self.length_steps, every), self.length_steps]
+
+    @property
     def num_evaluations(self) -> int:
         return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps)
 
@@ -184,7 +190,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes
-        + memory_bytes(schemes, size.num_parameters, size.itemsize)
+        + memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.evaluation_steps)
         + PROCESS_BYTES,
     )
 

@@ -51,7 +51,8 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
         random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
     build = OPTIMIZERS[training.optimizer]
     schemes: list[Scheme] = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
-    return State(model, build(model.parameters(), **dict(training.settings)), Bank(model, schemes))
+    bank = Bank(model, schemes, read_at=trajectory.evaluation_steps)
+    return State(model, build(model.parameters(), **dict(training.settings)), bank)
 
 
 def streams_of_ranks(state: State, team: Team) -> Streams:
