@@ -69,6 +69,12 @@ class Trajectory:
         return self.cells[0].training.schedule.length_steps
 
     @property
+    def evaluation_steps(self) -> list[int]:
+        """On the grid, and at the end."""
+        every = self.cells[0].evaluate_every_steps
+        return [*range(every, self.length_steps, every), self.length_steps]
+
+    @property
     def num_evaluations(self) -> int:
         """Of the validation split, by each cell."""
         before = 0 if self.recorded is None else math.ceil(self.length_steps / self.recorded.every)
@@ -226,7 +232,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes
-        + memory_bytes(schemes, size.num_parameters, size.itemsize)
+        + memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.evaluation_steps)
         + PROCESS_BYTES,
     )
 

@@ -30,9 +30,8 @@ def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     for cell in trajectory.cells:
         if any(step not in steps for step in snapshots(cell, length)):
             return f"it has not every step at which {cell.scheme} takes a snapshot"
-    every = trajectory.cells[0].evaluate_every_steps
-    if any(step not in steps for step in [*range(every, length, every), length]):
-        return f"it has not every step of an evaluation each {every} steps"
+    if any(step not in steps for step in {length, *(at for at in trajectory.evaluation_steps if at < length)}):
+        return f"it has not every step of an evaluation each {trajectory.cells[0].evaluate_every_steps} steps"
     return None
 
 

@@ -53,7 +53,7 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # of imported weights: never steps
     if training.weights is None:
         optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
-    return State(model, optimizer, Bank(model, schemes))
+    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.evaluation_steps))
 
 
 def streams_of_ranks(state: State, team: Team) -> Streams:

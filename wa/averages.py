@@ -26,14 +26,25 @@ class Averages:
     different steps, else None. watch: what it saw that is not finite.
     """
 
-    def __init__(self, schemes: Sequence[Scheme], blocks: list[Block], plain: dict[str, str], step: int) -> None:
-        """plain: the blocks' tensors by the names that go into a state. step: snapshots up to it are unseen."""
+    def __init__(
+        self,
+        schemes: Sequence[Scheme],
+        blocks: list[Block],
+        plain: dict[str, str],
+        step: int,
+        read_at: frozenset[int] | None = None,
+    ) -> None:
+        """plain: the blocks' tensors by the names that go into a state. step: snapshots up to it are unseen.
+
+        read_at: the steps at which windows are read; None for any.
+        """
         self.blocks = blocks
         self.step = step
         self.seconds = dict.fromkeys(schemes, 0.0)
         self.unfinished: str | None = None
         self._keys = scheme_keys(schemes)
         self._plain = plain
+        self._read_at = read_at
         self.watch = FiniteWatch()
         self._readers = {block: Reader(block, self.watch) for block in blocks}
         self._follow(dict.fromkeys(schemes, step), {})
@@ -44,7 +55,7 @@ class Averages:
         for scheme in self._keys:
             self._tracks.setdefault(Track(*scheme.grid, joined[scheme]), []).append(scheme)
         self.lanes = {
-            (track, block): lanes.get((track, block)) or Lane(block, members)
+            (track, block): lanes.get((track, block)) or Lane(block, members, track.reads(members, self._read_at))
             for track, on_track in self._tracks.items()
             for block in self.blocks
             if (members := [scheme for scheme in on_track if covers(scheme, block)])
@@ -76,6 +87,18 @@ class Averages:
         self.next = min(self._due.values())
         self.step = step
         self.unfinished = None
+
+    def check_read(self, scheme: Scheme) -> None:
+        """Raises: ValueError when a window is read that was not told to be."""
+        if self._read_at is None or self.step in self._read_at:
+            return
+        track = self.track(scheme)
+        reads = track.reads([scheme], self._read_at) or {}
+        if any(track.taken(self.step) not in told for told in reads.values()):
+            raise ValueError(
+                f"{scheme!r} is read at step {self.step}, which is not in the bank's read_at, and its window was not "
+                "kept: add the step to Bank(model, schemes, read_at=…), or leave read_at out to read at any step"
+            )
 
     def new(self, scheme: Scheme) -> dict[str, Tensor]:
         """The average of a scheme as new tensors."""
@@ -123,15 +146,15 @@ class Averages:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool) -> IncompatibleSchemes:
         """The inverse of `state_dict`. Raises: ValueError, before anything is changed."""
         try:
-            found = fit(state, self._keys, self.blocks, self._plain, strict)
+            found = fit(state, self._keys, self.blocks, self._plain, self._read_at, strict)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"the state is damaged: {type(error).__name__}: {error}") from error
         lanes = {}
         for at, (saved, members) in found.lanes.items():  # the lane there is, where it is the same, to save memory
+            reads = at[0].reads(members, self._read_at)
+            on_meta = Lane(replace(at[1], device=torch.device("meta")), members, reads, saved)
             mine = self.lanes.get(at)
-            if mine is None or (mine.schemes, mine.capacity) != (members, saved["capacity"]):
-                mine = Lane(at[1], members, saved["capacity"])
-            lanes[at] = mine
+            lanes[at] = mine if mine and mine.suits(on_meta) else Lane(at[1], members, reads, saved)
         self.unfinished = "load_state_dict"
         for (track, block), lane in lanes.items():
             lane.load_state_dict(found.lanes[track, block][0], self._keys, track.taken(found.step))
@@ -149,13 +172,18 @@ class Averages:
         devices = kept.pop("devices")
         vars(self).update(kept)
         blocks = [replace(block, device=at.device) for block, at in zip(self.blocks, devices, strict=True)]
-        self._restart(list(self._keys), blocks, self._plain, self.state_dict())
+        self._restart(list(self._keys), blocks, self._plain, self._read_at, self.state_dict())
 
     @torch.inference_mode(False)
     def _restart(
-        self, schemes: list[Scheme], blocks: list[Block], plain: dict[str, str], state: dict[str, Any]
+        self,
+        schemes: list[Scheme],
+        blocks: list[Block],
+        plain: dict[str, str],
+        read_at: frozenset[int] | None,
+        state: dict[str, Any],
     ) -> None:
-        self.__init__(schemes, blocks, plain, state["step"])  # type: ignore[misc]
+        self.__init__(schemes, blocks, plain, state["step"], read_at)  # type: ignore[misc]
         self.load_state_dict(state, strict=True)
 
 
@@ -163,12 +191,15 @@ def _in_another_process(averages: Averages) -> tuple[Callable[..., Averages], tu
     """To another process by value: torch would share the memory, which goes on changing here."""
     file = io.BytesIO()
     torch.save(averages.state_dict(), file)
-    return _from_bytes, (list(averages.seconds), averages.blocks, averages._plain, file.getvalue())
+    made_of = list(averages.seconds), averages.blocks, averages._plain, averages._read_at
+    return _from_bytes, (*made_of, file.getvalue())
 
 
-def _from_bytes(schemes: list[Scheme], blocks: list[Block], plain: dict[str, str], state: bytes) -> Averages:
+def _from_bytes(
+    schemes: list[Scheme], blocks: list[Block], plain: dict[str, str], read_at: frozenset[int] | None, state: bytes
+) -> Averages:
     averages = object.__new__(Averages)
-    averages._restart(schemes, blocks, plain, torch.load(io.BytesIO(state), weights_only=True))
+    averages._restart(schemes, blocks, plain, read_at, torch.load(io.BytesIO(state), weights_only=True))
     return averages
 
 

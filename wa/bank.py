@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .averages import Averages
 from .buffers import Forwards, averaged_buffers, recompute_statistics, write_statistics
-from .checks import check_model, check_schemes, check_step
+from .checks import check_model, check_read_at, check_schemes, check_step
 from .flat import Block, live_parameters, make_blocks
 from .schemes import Scheme
 from .state import IncompatibleSchemes, plain_names
@@ -41,13 +41,19 @@ class Bank:
     `start`; of those before it no average knows, and each goes on as at its own beginning: an EMA from its first
     snapshot, a Tail from there on, a LAWA when k were seen. `coefficients` says what an average is made of.
 
+    read_at: the steps at which averages will be read, where they are known: a window then keeps a sum for each such
+    reading ahead that it has begun, not its k snapshots, with the same bits (`wa.window_sums`). At other steps a LAWA
+    or WSM cannot be read; an EMA or Tail can.
+
     Attributes: schemes, in the order given.
 
     Raises: ValueError on duplicate schemes, things that are no scheme, parameters that cannot be averaged.
     """
 
     @torch.inference_mode(False)  # what is made under it could not be updated outside
-    def __init__(self, model: nn.Module, schemes: Iterable[Scheme], start: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, schemes: Iterable[Scheme], start: int = 0, *, read_at: Iterable[int] | None = None
+    ) -> None:
         check_model(model)
         self.schemes = check_schemes(schemes)
         step = check_step(start, "Bank(…, start)")
@@ -57,7 +63,8 @@ class Bank:
         self._swapped = False
         blocks = self._find_blocks()
         plain = plain_names(model, [name for block in blocks for name in block.shapes])
-        self._averages = Averages(self.schemes, blocks, plain, step)
+        told = None if read_at is None else check_read_at(read_at)
+        self._averages = Averages(self.schemes, blocks, plain, step, told)
 
     @property
     def step(self) -> int:
@@ -174,7 +181,8 @@ class Bank:
         Tied weights come once, under their first name, as in `model.named_parameters()`. Under policy
         ``"average"`` all buffers follow: averaged ones, and copies of the live rest.
 
-        Raises: AbsentAverage (a KeyError) when there is no such average now.
+        Raises: AbsentAverage (a KeyError) when there is no such average now; ValueError for a window at a step that
+        is not in `read_at`.
         """
         self._refuse("tensors", swapped=False)
         self._find(scheme)
@@ -205,8 +213,9 @@ class Bank:
         the scheme says ``buffers="recompute"``; given for another policy, it acts on top of that. Or what
         `wa.buffers.statistics` read at an earlier swap at this step: it is put back, with no pass.
 
-        Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing; RuntimeError
-        when an average is swapped in already. Meanwhile update, state_dict, load_state_dict raise too.
+        Raises: AbsentAverage (a KeyError); ValueError when `recompute` is needed and missing, and for a window at a
+        step that is not in `read_at`; RuntimeError when an average is swapped in already. Meanwhile update,
+        state_dict, load_state_dict raise too.
         """
         self._refuse("swapped")
         self._find(scheme)
@@ -253,7 +262,7 @@ class Bank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rings, running sums and accumulators; `memory_bytes` says it beforehand.
+        """Bytes of all rings, sums and accumulators, allocated from the start; `memory_bytes` says it beforehand.
 
         More when schemes joined at different steps, or a state was taken over whose windows were longer.
         """
@@ -282,8 +291,8 @@ class Bank:
         state has is left out, and what only this bank has begins at the state's step, as after `Bank(…, start)`.
         Returns both lists, (missing_keys, unexpected_keys).
 
-        Raises: ValueError when model or schemes differ, or the state is damaged, before anything is changed;
-        RuntimeError while swapped.
+        Raises: ValueError when model or schemes differ, a window to be read is not in it (it was written with other
+        steps in `read_at`), or the state is damaged, before anything is changed; RuntimeError while swapped.
         """
         self._refuse("load_state_dict", unfinished=False)
         return self._averages.load_state_dict(state, strict)
@@ -302,6 +311,7 @@ class Bank:
         self._refuse_unknown(scheme)
         if not self._exists(scheme):
             raise AbsentAverage(f"{scheme!r} is absent at step {self.step}: it has not taken enough snapshots")
+        self._averages.check_read(scheme)
         self._averages.watch.tell(wait=True)
 
     def _refuse_unknown(self, scheme: Scheme) -> None:

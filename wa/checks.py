@@ -74,6 +74,13 @@ def check_step(step: Any, what: str) -> int:
     raise ValueError(f"{what} needs the step as an int, not {_short(step)}")
 
 
+def check_read_at(steps: object) -> frozenset[int]:
+    """The steps at which averages will be read. Raises: ValueError on what are no steps."""
+    if not isinstance(steps, Iterable) or isinstance(steps, str):
+        raise ValueError(f"Bank(…, read_at) needs the steps at which averages are read, not {_short(steps)}")
+    return frozenset(check_step(step, "Bank(…, read_at)") for step in steps)
+
+
 def check_tensor(kind: str, name: str, tensor: Tensor) -> None:
     """Raises: ValueError when there is no averaging `tensor`, the model's parameter or buffer `name`."""
     if (

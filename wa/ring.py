@@ -32,6 +32,11 @@ def ring_bytes(capacity: int, itemsize: int) -> int:
     return capacity * itemsize + sum(_blocks(capacity)) * SUM.itemsize
 
 
+def num_levels(size: int) -> int:
+    """Of how many levels the mean of `size` snapshots adds up blocks: ⌊log₈ size⌋."""
+    return len(_blocks(size))
+
+
 def pushed_dtype(capacity: int, dtype: torch.dtype) -> torch.dtype:
     """The widest dtype in which a ring of `capacity` snapshots of `dtype` takes one in."""
     return SUM if _blocks(capacity) else dtype
@@ -74,6 +79,10 @@ class Ring:
         rows = self._levels[level - 1][piece.index]
         return rows[(n - 1) // FAN**level % len(rows)]
 
+    def snapshot(self, piece: Piece, n: int) -> Tensor:
+        """A piece of the n-th snapshot, one of the latest `capacity`."""
+        return self._sum(0, piece, n)
+
     def mean(self, k: int, piece: Piece, n: int) -> Tensor:
         """A piece of the mean of the latest min(n, k) snapshots after n pushes, float64, a new tensor."""
         size = min(n, k)
@@ -108,13 +117,13 @@ class Ring:
         if self._levels:
             for i in range(max(1, n - self.capacity + 1), n + 1):
                 for piece in self._block.pieces:
-                    self._add(piece, self._sum(0, piece, i), i)
+                    self._add(piece, self.snapshot(piece, i), i)
 
 
 def terms(size: int, n: int) -> Iterator[tuple[int, int]]:
     """What adds up to the sum over the latest `size` snapshots after n, oldest first: (level, last snapshot in it)."""
     done = n - size  # snapshots before the window, and those in the terms so far
-    top = len(_blocks(size))
+    top = num_levels(size)
     level = 0
     while True:
         block = FAN**level

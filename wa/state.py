@@ -1,7 +1,7 @@
 """A bank's state as plain data: names that do not depend on wrappers, and what of a state fits a bank."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
@@ -38,7 +38,14 @@ class Fit:
     incompatible: IncompatibleSchemes
 
 
-def fit(state: Any, keys: Mapping[Scheme, str], blocks: Sequence[Block], plain: Mapping[str, str], strict: bool) -> Fit:
+def fit(
+    state: Any,
+    keys: Mapping[Scheme, str],
+    blocks: Sequence[Block],
+    plain: Mapping[str, str],
+    read_at: Collection[int] | None,
+    strict: bool,
+) -> Fit:
     """Compare a state with a bank of these schemes and blocks, down to the last tensor's shape.
 
     Raises: ValueError when it is no bank's state, damaged, of another model, or, if strict, of other schemes;
@@ -72,9 +79,10 @@ def fit(state: Any, keys: Mapping[Scheme, str], blocks: Sequence[Block], plain: 
         for block in there if track.taken(step) else ():
             if covers(scheme, block):
                 lanes.setdefault((track, block), (saved[track, there[block]], []))[1].append(scheme)
-    for (_, block), (lane, members) in lanes.items():
-        imagined = Lane(replace(block, device=torch.device("meta")), members, lane["capacity"])
-        _check_like(imagined.state_dict(keys), lane, "a lane")
+    for (track, block), (lane, members) in lanes.items():
+        reads = track.reads(members, read_at) if "windows" in lane["ring"] else None
+        imagined = Lane(replace(block, device=torch.device("meta")), members, reads, lane)
+        _check_like(imagined.expected(lane, keys, track.taken(step)), lane, "a lane")
     return Fit(step, joined, seconds, lanes, IncompatibleSchemes(missing, unexpected))
 
 

@@ -77,7 +77,8 @@ def test_cost_adds_what_each_average_brings() -> None:
     assert cost(one).eval_seconds == pytest.approx(5 * cost(bare).eval_seconds)
     assert cost(one).average_seconds > cost(bare).average_seconds == 0
     model = load("lm").model()
-    bank = Bank(model, [cell.scheme for cell in one.cells if cell.scheme is not None])
+    schemes = [cell.scheme for cell in one.cells if cell.scheme is not None]
+    bank = Bank(model, schemes, read_at=one.evaluation_steps)
     for step in range(1, 30):
         bank.update(step)
     assert cost(one).memory_bytes - cost(bare).memory_bytes == bank.nbytes

@@ -21,6 +21,7 @@ from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
 from sweeps.training import Trainer
 from sweeps.training_state import State
+from wa import Bank
 from workloads.protocol import load
 
 
@@ -98,6 +99,24 @@ def test_resumed_equals_undisturbed(outside: Path, tmp_path: Path, step: int, ch
     for name in MEASURED:
         assert (kept[name] == kept[f"{name}_before"]).all()
         assert name == "examples_per_second" or (after.groupby("cell_id")[name].diff().dropna() >= 0).all()
+
+
+def test_a_bank_that_knows_its_readings_has_the_records_of_one_that_does_not(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from the other's checkpoint too, and writes a smaller one."""
+    (one,) = trajectories(tiny([*ALL_SCHEMES, {"scheme": "lawa", "k": [12, 30]}]), fuse=True)
+    told = run(one, tmp_path / "told")
+    monkeypatch.setattr(training_state, "Bank", lambda model, schemes, read_at: Bank(model, schemes))
+    assert_same(run(one, tmp_path / "untold"), told)
+    with pytest.raises(Stop):
+        run(one, tmp_path / "resumed", checkpoint_seconds=0, report=stop_at(28))
+    monkeypatch.undo()
+    size = (tmp_path / "resumed" / "checkpoint").stat().st_size
+    with pytest.raises(Stop):
+        run(one, tmp_path / "resumed", checkpoint_seconds=0, report=stop_at(35))
+    assert (tmp_path / "resumed" / "checkpoint").stat().st_size < size
+    assert_same(run(one, tmp_path / "resumed"), told)
 
 
 def test_the_mean_loss_survives_a_kill_between_two_evaluations(
