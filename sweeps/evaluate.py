@@ -109,10 +109,11 @@ class Evaluator:
         for cell in self.trajectory.cells:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for cell, summary, seconds in self._evaluate(self._own(state.step, "validation"), "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            rows.append(_row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained))
+            row = _row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained)
+            (state.riders if cell in self.trajectory.riders else rows).append(row)
         tested = [cell for cell in self._own(state.step, "test") if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
             for cell, summary, seconds in self._evaluate(tested, "test"):
@@ -121,7 +122,8 @@ class Evaluator:
             self.recorder.append(rows)
 
     def _own(self, step: int, split: str) -> Sequence[Cell]:
-        return self.trajectory.cells if self.trajectory.records(step, split) else ()
+        riders = self.trajectory.riders if step <= max(self.trajectory.forks, default=0) else ()
+        return (*self.trajectory.cells, *riders) if self.trajectory.records(step, split) else ()
 
     def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.

@@ -63,7 +63,12 @@ class Cell:
     @cached_property
     def cell_id(self) -> str:
         """12 hex digits: training and averaging. The evaluation grid is no part of what a cell is."""
-        return _digest([self.trajectory_id, scheme_to_dict(self.scheme)])
+        return cell_id(self.trajectory_id, self.scheme)
+
+
+def cell_id(trajectory_id: str, scheme: Scheme | None) -> str:
+    """The id of the cell that averages this training by this scheme."""
+    return _digest([trajectory_id, scheme_to_dict(scheme)])
 
 
 def _digest(value: Any) -> str:

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 
 from analysis.run_folder.run_files import BadRun
 from cluster.errors import first_line
-from sweeps import attempts, failures, import_order
+from sweeps import attempts, failures, forks, import_order
 from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
 from sweeps.run_folder import compact, trajectory_folder
@@ -105,19 +105,38 @@ def _crashes_logged(log: Path) -> Iterator[None]:
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc]
-    """Hands out the plan in its order; plain data only, since Tune pickles it."""
+    """Hands out the plan in its order, a branch once its trunk has left it a state; plain data only: Tune pickles it.
+
+    A trunk that fails for good takes the branches along to which it has left none.
+    """
 
     def __init__(self, configs: list[dict[str, Any]]) -> None:
         super().__init__()
         self.waiting = configs
+        self.handed_out: dict[str, str] = {}  # trial -> folder of its trajectory
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        return self.waiting.pop(0) if self.waiting else Searcher.FINISHED
+        if not self.waiting:
+            return str(Searcher.FINISHED)
+        config: dict[str, Any] | None = next(filter(_may_start, self.waiting), None)  # without one, Tune asks again
+        if config is not None:
+            self.waiting.remove(config)
+            self.handed_out[trial_id] = config["folder"]
+        return config
+
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
+        trunk = self.handed_out.pop(trial_id, "")
+        self.waiting = [one for one in self.waiting if _may_start(one) or Path(one["fork"]).parent != Path(trunk)]
 
     # The run folder is the state.
-    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...
     def save(self, checkpoint_path: str) -> None: ...
     def restore(self, checkpoint_path: str) -> None: ...
+
+
+def _may_start(config: dict[str, Any]) -> bool:
+    """Whether a trial waits for nothing: a trunk that is done and left no state there has diverged before."""
+    fork = config["fork"]
+    return fork is None or Path(fork).exists() or Path(fork).with_name("done").exists()
 
 
 class _Stopped(Exception):
@@ -127,8 +146,16 @@ class _Stopped(Exception):
 class _Callback(tune.Callback):  # type: ignore[misc]
     """Tune's events -> the listener; a finished trajectory's records are compacted at once."""
 
-    def __init__(self, run: Path, listener: RunScreen, outcome: Outcome, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        run: Path,
+        listener: RunScreen,
+        outcome: Outcome,
+        stop: threading.Event,
+        trajectories: Sequence[Trajectory] = (),
+    ) -> None:
         self.run, self.listener, self.outcome, self.stop = run, listener, outcome, stop
+        self.unfinished = {one.name: one for one in trajectories}
         self.memory_kills = failures.memory_kills()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -147,6 +174,8 @@ class _Callback(tune.Callback):  # type: ignore[misc]
             except (OSError, BadRun):  # a full disk, say; `launch` tries it again at the end, and tells
                 return
             self.outcome.done.append(name)
+            if (ended := self.unfinished.pop(name, None)) is not None and ended.branch is not None:
+                forks.free(self.run, self.unfinished.values())
         elif (said := attempts.lasting_error(folder)) is not None:
             self.outcome.failed.append(name)
             self.listener.failed(name, f"{said} ({folder / 'log'})")
@@ -199,9 +228,11 @@ def launch(
     outcome, stop, storage = Outcome(), threading.Event(), run.resolve() / ".tune"
     # Else a Searcher's actors start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
+    names = {one.name for one in trajectories}
     configs = [
         {
             "name": one.name,
+            "fork": _waits_for(one, run, names),
             "folder": str(trajectory_folder(run, one.name).resolve()),
             "device": "cuda" if on.gpu else "cpu",
             "num_devices": on.gpu or on.cpu,
@@ -224,7 +255,7 @@ def launch(
         run_config=tune.RunConfig(
             name=f"attempt-{1 + len(list(storage.glob('attempt-*')))}",
             storage_path=str(storage),
-            callbacks=[_Callback(run, listener, outcome, stop)],
+            callbacks=[_Callback(run, listener, outcome, stop, trajectories)],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -241,11 +272,26 @@ def launch(
             compact(run, one.name)
             outcome.done.append(one.name)
         elif outcome.ended is None:
-            said = attempts.lasting_error(folder) or failures.reason("", folder / "log")
+            said = attempts.lasting_error(folder) or _trunk_failed(one, folder) or failures.reason("", folder / "log")
             outcome.failed.append(one.name)
             listener.failed(one.name, f"{said} ({folder / 'log'})")
+    forks.free(run, [one for one in trajectories if one.name not in outcome.done])
     shutil.rmtree(storage, ignore_errors=True)
     return outcome
+
+
+def _waits_for(one: Trajectory, run: Path, names: Set[str]) -> str | None:
+    """The state that a branch waits for: one that has begun, or whose trunk is not trained now, waits for none."""
+    begun = attempts.attempts_of(trajectory_folder(run, one.name))
+    if one.branch is None or one.branch.trunk not in names or begun:
+        return None
+    return str(forks.path(run.resolve() / "trajectories", one.branch))
+
+
+def _trunk_failed(one: Trajectory, folder: Path) -> str | None:
+    if one.branch is None or attempts.attempts_of(folder):
+        return None
+    return f"it starts from step {one.branch.step} of {one.branch.trunk}, which has failed before"
 
 
 def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts, listener: RunScreen) -> str | None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from sweeps import random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
+from sweeps.schedules import Schedule
 from sweeps.spec import Spec
 from wa import memory_bytes
 from workloads.protocol import UnknownWorkload, Workload, load
@@ -46,13 +48,34 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Where a trajectory starts: from the state of the trajectory `trunk` after `step` steps."""
+
+    trunk: str
+    step: int
+
+    def __post_init__(self) -> None:
+        if Path(self.trunk).name != self.trunk:
+            raise ValueError(f"{self.trunk!r} names no trajectory")
+
+
+@dataclass(frozen=True)
 class Trajectory:
-    """One trial: a training run and the cells that ride along."""
+    """One trial: a training run and the cells that ride along.
+
+    forks: the steps after which it leaves its state to branches; branch_lengths: where these end. riders: what they
+    ask for and its own cells do not, as cells of this training: it carries and evaluates them up to the last fork,
+    and the rows are the branches'.
+    """
 
     name: str  # its folder: the trajectory id, with a suffix when the id is trained more than once
     cells: tuple[Cell, ...]
     replays: str | None = None  # the trajectory whose trace stands in for its training
     recorded: Grid | None = None  # what earlier trials have of its cells: it records the rest alone
+    branch: Branch | None = None  # None: trained from the first step
+    forks: tuple[int, ...] = ()
+    branch_lengths: tuple[int, ...] = ()
+    riders: tuple[Cell, ...] = ()
 
     @property
     def trajectory_id(self) -> str:
@@ -65,8 +88,22 @@ class Trajectory:
         return min(kept) if kept and self.replays is None else None
 
     @property
+    def schedule(self) -> Schedule:
+        return self.cells[0].training.schedule
+
+    @property
     def length_steps(self) -> int:
-        return self.cells[0].training.schedule.length_steps
+        return self.schedule.length_steps
+
+    @property
+    def first_step(self) -> int:
+        """How many steps are behind it when it starts."""
+        return 0 if self.branch is None else self.branch.step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that it takes itself."""
+        return self.length_steps - self.first_step
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -75,10 +112,20 @@ class Trajectory:
         return [*range(every, self.length_steps, every), self.length_steps]
 
     @property
+    def read_at(self) -> list[int]:
+        """Where averages are read, by it or by its branches, which take over what it has of their windows."""
+        every = self.cells[0].evaluate_every_steps
+        ends = [self.length_steps, *self.branch_lengths]
+        return sorted({*range(every, max(ends), every), *ends})
+
+    @property
     def num_evaluations(self) -> int:
         """Of the validation split, by each cell."""
-        before = 0 if self.recorded is None else math.ceil(self.length_steps / self.recorded.every)
-        return math.ceil(self.length_steps / self.cells[0].evaluate_every_steps) - before
+        every = self.cells[0].evaluate_every_steps
+        before = self.first_step // every
+        if self.recorded is not None:
+            before = math.ceil(self.length_steps / self.recorded.every)
+        return math.ceil(self.length_steps / every) - before
 
     def records(self, step: int, split: str) -> bool:
         """Whether an evaluation of its cells is its own to record."""
@@ -154,13 +201,26 @@ def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
     more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
     more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
+    if trajectory.branch is not None:
+        more["branch"] = asdict(trajectory.branch)
+    if trajectory.forks:
+        more |= {"forks": list(trajectory.forks), "branch_lengths": list(trajectory.branch_lengths)}
+        more["riders"] = [cell_to_dict(cell) for cell in trajectory.riders]
     return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more}
 
 
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
     """The trajectory that `to_dict` wrote."""
-    recorded = None if (told := value.get("recorded")) is None else Grid(**told)
-    return Trajectory(value["name"], tuple(map(cell_from_dict, value["cells"])), value.get("replays"), recorded)
+    return Trajectory(
+        value["name"],
+        cells=tuple(map(cell_from_dict, value["cells"])),
+        replays=value.get("replays"),
+        recorded=Grid(**value["recorded"]) if "recorded" in value else None,
+        branch=Branch(**value["branch"]) if "branch" in value else None,
+        forks=tuple(value.get("forks", ())),
+        branch_lengths=tuple(value.get("branch_lengths", ())),
+        riders=tuple(map(cell_from_dict, value.get("riders", ()))),
+    )
 
 
 # --- cost ------------------------------------------------------------------------------------------------------
@@ -219,20 +279,21 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     training = trajectory.cells[0].training
     size = model_size(training.workload, training.preset)
     seconds = pace(training.workload, training.preset, measured)
-    schemes = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
-    snapshots = sum(trajectory.length_steps / scheme.every for scheme in schemes)
+    schemes = [cell.scheme for cell in (*trajectory.cells, *trajectory.riders) if cell.scheme is not None]
+    snapshots = sum(trajectory.num_steps / scheme.every for scheme in schemes)
+    rides = len(trajectory.riders) * (max(trajectory.forks, default=0) // trajectory.cells[0].evaluate_every_steps)
     weights = size.num_parameters * size.itemsize
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
     return Cost(
-        train_seconds=0.0 if trajectory.replays else trajectory.length_steps * seconds.step_seconds * batches,
+        train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
-        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * seconds.eval_seconds,
+        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + rides + tests) * seconds.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes
-        + memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.evaluation_steps)
+        + memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.read_at)
         + PROCESS_BYTES,
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sweeps import terminal
 from sweeps.plan import num_devices
-from sweeps.run import Work, assumptions, expected, to_do, wall, why_trained, work
+from sweeps.run import Work, assumptions, branches, expected, to_do, wall, why_trained, work
 from sweeps.spec import Spec
 from sweeps.wording import counted
 
@@ -44,7 +44,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
     about = wall(todo, slots, spec.resources.num_processes)
     console.print(f"wall: about {about} on {each}, Ray's start apart")
-    for line in [*why_trained(todo), *assumptions(todo)]:
+    for line in [*branches(todo), *why_trained(todo), *assumptions(todo)]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"

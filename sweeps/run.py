@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, imported, origins, pace, plan, replay, run_folder, tracking
+from sweeps import durable, forks, imported, origins, pace, plan, replay, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
+from sweeps.branches import branched
 from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
@@ -78,12 +79,13 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     asked = union(studies)
     to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
     todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
+    shares = studies[0].spec.fuse and studies[0].spec.branch
     if run is None:
         if any(one.cells[0].training.weights is not None for one in todo):
             raise SpecError(
                 "--out", "is required: the run folder that has the imported weights", studies[0].spec.source
             )
-        return Work(studies, todo, ())
+        return Work(studies, branched(todo) if shares else todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
             replay.opened(trial, run / TRACES)
@@ -95,6 +97,8 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     for trial in todo:
         if trial.recorded is not None:
             _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
+    if shares:
+        todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
     return Work(studies, todo, tuple(done), no_trace)
 
 
@@ -207,6 +211,7 @@ def run_studies(
             for one in run_folder.started(run):  # finished, but killed before compaction
                 if run_folder.is_done(run, one):
                     run_folder.compact(run, one.name)
+            forks.free(run, todo.trajectories)
             run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
             run_folder.write_trials(run)
             _announce(todo, run, console, calibrating)
@@ -308,6 +313,21 @@ def why_trained(todo: Work) -> list[str]:
     return [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
 
 
+def branches(todo: Work) -> list[str]:
+    """A line on each trunk: where its branches start, and the steps that these need not train."""
+    found: dict[str, list[plan.Trajectory]] = {}
+    for one in todo.trajectories:
+        if one.branch is not None:
+            found.setdefault(one.branch.trunk, []).append(one)
+    lines = []
+    for trunk, of in found.items():
+        steps = sorted(one.first_step for one in of)
+        at = ", ".join(f"{step:,}" for step in dict.fromkeys(steps))
+        saved = f"{counted(sum(steps), 'training step')} saved"
+        lines.append(f"{trunk} is the trunk of {counted(len(of), 'branch')}, from step {at}: {saved}")
+    return lines
+
+
 def _launch(
     engine: Engine, todo: Work, run: Path, console: Console, interrupts: Interrupts, checkpoint_seconds: float
 ) -> bool:
@@ -329,13 +349,15 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
-        names = ("cells", "trajectories", "steps", "device_hours", "unfused_device_hours", "memory")
+        names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours", "memory")
         row = rows.setdefault(workload, dict.fromkeys(names, 0))
         cost = plan.cost(one, todo.paces)  # on one device
-        alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
+        by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
+        alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
         row["cells"] += len(one.cells)
         row["trajectories"] += 1
-        row["steps"] += one.length_steps
+        row["steps"] += one.num_steps
+        row["steps_saved"] += one.first_step
         row["device_hours"] += cost.seconds * devices / 3600
         row["unfused_device_hours"] += alone * devices / 3600
         row["memory"] = max(row["memory"], cost.memory_bytes)
@@ -359,6 +381,8 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "cells": [cell.cell_id for cell in one.cells],
                 "steps": one.length_steps,
                 "does": "train" if one.replays is None else "replay",
+                "branch_of": None if one.branch is None else one.branch.trunk,
+                "first_step": one.first_step,
                 "replays": one.replays,
                 "why_not_replayed": todo.no_trace.get(one.name),
                 "expected_seconds": plan.cost(one, todo.paces).seconds,

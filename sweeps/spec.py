@@ -34,6 +34,7 @@ class Spec:
     resources: ResourcesBlock
     tracking: TrackingBlock
     fuse: bool
+    branch: bool
     source: str
     raw: Mapping[str, Any]  # as read, with --set applied and defaults filled in: what spec.yaml holds
 

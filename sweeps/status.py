@@ -102,7 +102,8 @@ class Trial:
 
     @property
     def share(self) -> float:
-        return 1.0 if self.state == "done" else min(1.0, self.step / self.plan.length_steps)
+        mine = max(0, self.step - self.plan.first_step) / self.plan.num_steps
+        return 1.0 if self.state == "done" else min(1.0, mine)
 
     @property
     def best(self) -> float | None:

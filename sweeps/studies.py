@@ -39,7 +39,7 @@ def load_specs(files: Iterable[Path], overrides: Sequence[str] = ()) -> list[Spe
         for key in ("resources", "tracking"):
             for (name, here), (_, there) in zip(getattr(one, key), getattr(other, key), strict=True):
                 _same(f"{key}.{name}", here, there, one.source, other.source)
-        for key in ("data_dir", "fuse"):
+        for key in ("data_dir", "fuse", "branch"):
             _same(key, getattr(one, key), getattr(other, key), one.source, other.source)
     return specs
 

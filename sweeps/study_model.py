@@ -225,6 +225,7 @@ class StudyModel(GridBlock):
     resources: ResourcesBlock = option({}, "of one trial")
     tracking: TrackingBlock = option({}, "W&B")
     fuse: Flag = option(True, "false: one trial per cell, the reference")
+    branch: Flag = option(True, "false: trainings that begin alike are each trained from their first step")
 
     @model_validator(mode="after")
     def _weights_of_one_training_each(self) -> StudyModel:

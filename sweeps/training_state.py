@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class State:
     """Everything that changes while a trajectory runs.
 
     evaluated: the step of the last evaluation; stretch_loss, stretch_seconds: Σ losses and seconds of the steps since.
-    losses: of the steps since the last snapshot of a trace that is kept.
+    losses: of the steps since the last snapshot of a trace that is kept. riders: the rows of a trunk's riders so far.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class State:
     stretch_loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     stretch_seconds: float = 0.0
     losses: list[Tensor] = field(default_factory=list)
+    riders: list[dict[str, Any]] = field(default_factory=list)
     train_seconds: float = 0.0
     eval_seconds: dict[str, float] = field(default_factory=dict)  # by cell
     average_offset: dict[str, float] = field(default_factory=dict)  # by cell: recorded minus the bank's clock
@@ -49,11 +52,12 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
         model.train()
     if team.rank:
         random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
-    schemes: list[Scheme] = [cell.scheme for cell in trajectory.cells if cell.scheme is not None]
+    carried = (*trajectory.cells, *trajectory.riders)
+    schemes: list[Scheme] = [cell.scheme for cell in carried if cell.scheme is not None]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # of imported weights: never steps
     if training.weights is None:
         optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
-    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.evaluation_steps))
+    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.read_at))
 
 
 def streams_of_ranks(state: State, team: Team) -> Streams:
@@ -69,21 +73,27 @@ def of_ranks(state: State, team: Team) -> Streams:
     return streams_of_ranks(state, team) | own
 
 
-_STATEFUL = ("model", "optimizer", "bank")
 _PLAIN = (
-    *("step", "evaluated", "stretch_seconds"),
+    *("step", "evaluated", "stretch_seconds", "riders"),
     *("train_seconds", "eval_seconds", "average_offset"),
 )
 
 
-def save(state: State, path: Path, streams: Streams) -> None:
-    """Write all of it to a checkpoint."""
+def save(state: State, path: Path, streams: Streams, **more: Any) -> None:
+    """Write all of it to a checkpoint, and what else is told."""
     parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
     parts["bank"] = state.bank.state_dict(copy=False)
-    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams})
+    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams, **more})
 
 
-def _good(path: Path, team: Team, last_step: int, log: logging.Logger) -> checkpoint.State | None:
+def read(path: Path, team: Team, log: logging.Logger, last_step: float = math.inf) -> checkpoint.State | None:
+    """The checkpoint of all ranks, where there is a whole one: rank 0 checks it, others map what they need."""
+    saved = _good(path, team, last_step, log) if team.rank == 0 else None
+    (is_there,) = team.decide([saved is not None])
+    return (saved or checkpoint.mapped(path)) if is_there else None
+
+
+def _good(path: Path, team: Team, last_step: float, log: logging.Logger) -> checkpoint.State | None:
     """The checkpoint, where there is one to go on from; the log says why not."""
     try:
         saved = checkpoint.load(path)
@@ -101,23 +111,28 @@ def _good(path: Path, team: Team, last_step: int, log: logging.Logger) -> checkp
     return saved
 
 
-def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> None:
-    """Go on from a checkpoint, where there is a whole one; the random streams are this rank's.
+def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> bool:
+    """Go on from a checkpoint; whether there is a whole one. The random streams are this rank's.
 
     last_step: the last one that rank 0 has on record.
     """
-    saved = _good(path, team, last_step, log) if team.rank == 0 else None
-    (is_there,) = team.decide([saved is not None])
-    if not is_there:
-        return
-    saved = saved or checkpoint.mapped(path)  # rank 0 has checked it: others map what they need
+    saved = read(path, team, log, last_step)
+    if saved is None:
+        return False
+    put(state, saved, team)
+    log.info("on from step %d", state.step)
+    return True
+
+
+def put(state: State, saved: checkpoint.State, team: Team, whole_bank: bool = True) -> None:
+    """Make the state what was saved. whole_bank: of these schemes exactly; else of more."""
     # What keeps the tensors that it is given gets its own: these are a file's.
-    own = tree_map_only(Tensor, Tensor.clone, {name: saved[name] for name in ("optimizer", *_PLAIN)})
-    for name in _STATEFUL:
-        getattr(state, name).load_state_dict((saved | own)[name])
+    own = tree_map_only(Tensor, Tensor.clone, {name: saved[name] for name in ("optimizer", *_PLAIN) if name in saved})
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(own["optimizer"])
+    state.bank.load_state_dict(saved["bank"], strict=whole_bank)
     for name in _PLAIN:
-        setattr(state, name, own[name])
+        setattr(state, name, own.get(name, getattr(state, name)))  # an earlier version's has no riders
     mine = {name: ranks[team.rank].clone() for name, ranks in saved["streams"].items()}
     state.stretch_loss, state.losses = mine.pop("stretch_loss"), list(mine.pop("losses"))
     random_streams.put(mine)
-    log.info("on from step %d", state.step)

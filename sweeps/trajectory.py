@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps import data_parallel, origins, process, retries, training_state
+from sweeps import data_parallel, forks, origins, process, retries, training_state
 from sweeps.attempts import Attempt, trajectory_log
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
@@ -132,7 +132,9 @@ def train(
     if (every := trajectory.keep_every_steps) is not None:
         keeper = Keeper(traces / trajectory.name if leader else None, lambda step: step % every == 0, fresh)
     last_step = recorder.last_step if recorder else 0
-    training_state.restore(state, folder / "checkpoint", team, last_step, log)
+    is_on = training_state.restore(state, folder / "checkpoint", team, last_step, log)
+    if trajectory.branch is not None and not is_on:
+        forks.start(trajectory, folder, state, team, recorder, log)
     passes = Passes(trajectory, workload, state.model, team, device)
     trainer: Trainer | Replayer
     if trajectory.replays is None:
@@ -142,7 +144,9 @@ def train(
     evaluator = Evaluator(trajectory, passes, state, recorder)
 
     def due(step: int) -> bool:
-        """Whether a checkpoint is, between evaluations; ranks ask each other now and then, since that takes time."""
+        """Whether branches part or a checkpoint is due; ranks ask each other now and then, since that takes time."""
+        if step in trajectory.forks:
+            return True
         if team.size > 1 and step % ASKING_STEPS:
             return False
         return team.decide([leader is not None and leader.wants_checkpoint(between=True)])[0]
@@ -157,12 +161,15 @@ def train(
                 if keeper:
                     keeper.flush()
                 return
-        ended = state.step == trajectory.length_steps
-        (save,) = team.decide([leader is not None and (trained is None or leader.wants_checkpoint()) and not ended])
-        streams = training_state.of_ranks(state, team) if save else {}
+        ended, parting = state.step == trajectory.length_steps, state.step in trajectory.forks
+        is_due = leader is not None and leader.wants_checkpoint(between=trained is None)
+        (save,) = team.decide([is_due and not ended])
+        streams = training_state.of_ranks(state, team) if save or parting else {}
         if leader:
             if keeper and (save or ended):
                 keeper.flush()  # a checkpoint comes after what it has kept
+            if parting:  # before a checkpoint from which this step is past
+                forks.leave(trajectory, folder, state, streams, leader.recorder)
             if save:
                 leader.checkpoint(state, streams)
             if trained is not None:

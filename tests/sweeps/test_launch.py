@@ -21,8 +21,32 @@ from sweeps.interrupts import Interrupts
 
 
 def test_the_searcher_is_the_plan_in_its_order_then_finished() -> None:
-    searcher = launch.PlanSearcher([{"name": name} for name in "abc"])
-    assert [searcher.suggest(str(i)) for i in range(4)] == [{"name": n} for n in "abc"] + [Searcher.FINISHED]
+    configs = [{"folder": name, "fork": None} for name in "abc"]
+    searcher = launch.PlanSearcher([*configs])
+    assert [searcher.suggest(str(i)) for i in range(4)] == [*configs, Searcher.FINISHED]
+
+
+def test_a_branch_waits_for_its_trunks_state_and_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "trunk"
+    folder.mkdir()
+    trunk, early, late, other = (
+        {"folder": str(tmp_path / name), "fork": fork and str(folder / fork)}
+        for name, fork in (("trunk", None), ("early", "fork-10"), ("late", "fork-20"), ("other", None))
+    )
+    searcher = launch.PlanSearcher([early, trunk, late, other])
+    assert [searcher.suggest(name) for name in "abc"] == [trunk, other, None]
+    (folder / "fork-10").touch()
+    assert [searcher.suggest(name) for name in "cd"] == [early, None]
+    searcher.on_trial_complete("b", result={})
+    assert searcher.suggest("e") is None  # still to come
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("f") == Searcher.FINISHED
+
+    searcher = launch.PlanSearcher([trunk, late])
+    assert [searcher.suggest(name) for name in "ab"] == [trunk, None]
+    (folder / "done").touch()  # it diverged before step 20, as the branch will
+    searcher.on_trial_complete("a", result={})
+    assert [searcher.suggest(name) for name in "cd"] == [late, Searcher.FINISHED]
 
 
 class Trial:

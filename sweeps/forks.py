@@ -1,0 +1,69 @@
+"""The state in which a trunk is when its branches part: written by the trunk, read by them, freed when all are done.
+
+`trajectories/<trunk>/fork-<step>` is a checkpoint with the rows that are on record up to there, by which a branch has
+all rows of its cells under their own names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from sweeps import durable, training_state
+from sweeps.data_parallel import Team
+from sweeps.identity import cell_id
+from sweeps.plan import Branch, Trajectory
+from sweeps.recorder import Recorder
+from sweeps.training_state import State, Streams
+
+
+def path(trajectories: Path, branch: Branch) -> Path:
+    """Where the state lies from which a branch starts. trajectories: that folder of the run."""
+    return trajectories / branch.trunk / f"fork-{branch.step}"
+
+
+def offered(run: Path, trunk: Trajectory, is_done: bool) -> Trajectory:
+    """A trajectory that has begun, with the forks that a branch can start from: left already, or still to be."""
+    folder = run / "trajectories"
+    there = (step for step in trunk.forks if not is_done or path(folder, Branch(trunk.name, step)).exists())
+    return replace(trunk, forks=tuple(there))
+
+
+def leave(trunk: Trajectory, folder: Path, state: State, streams: Streams, recorder: Recorder) -> None:
+    """Write the state that branches start from; what an earlier attempt left is the same."""
+    file = folder / f"fork-{state.step}"
+    if file.exists():
+        return
+    own = [row for row in recorder.written.values() if row["split"] == "validation"]
+    rows = [row for row in [*own, *state.riders] if row["step"] <= state.step]
+    training_state.save(state, file, streams, rows=rows, trajectory_id=trunk.trajectory_id)
+
+
+def start(
+    trajectory: Trajectory, folder: Path, state: State, team: Team, recorder: Recorder | None, log: logging.Logger
+) -> None:
+    """Go on from the trunk's state, with its rows on record; from the first step where there is no such state."""
+    assert trajectory.branch is not None
+    saved = training_state.read(path(folder.parent, trajectory.branch), team, log)
+    if saved is None:
+        log.info("%s has left no state at step %d; training from the start", *vars(trajectory.branch).values())
+        return
+    own = {cell_id(saved["trajectory_id"], cell.scheme): cell for cell in trajectory.cells}
+    if recorder is not None:
+        names = {name: {"cell_id": cell.cell_id, "trajectory_id": cell.trajectory_id} for name, cell in own.items()}
+        recorder.append([row | names[row["cell_id"]] for row in saved["rows"] if row["cell_id"] in own])
+    for clock in ("eval_seconds", "average_offset"):
+        saved[clock] = {own[name].cell_id: seconds for name, seconds in saved[clock].items() if name in own}
+    training_state.put(state, {**saved, "riders": []}, team, whole_bank=False)
+    log.info("on from step %d of %s", state.step, trajectory.branch.trunk)
+
+
+def free(run: Path, unfinished: Iterable[Trajectory]) -> None:
+    """Remove the states that no unfinished branch starts from."""
+    folder = run / "trajectories"
+    needed = {path(folder, one.branch) for one in unfinished if one.branch is not None}
+    for file in folder.glob("[!.]*/fork-[0-9]*"):
+        if file not in needed:
+            durable.remove(file)
