@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sweeps import random_streams
+from sweeps import bracket, random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.spec import Spec
 from wa import memory_bytes
@@ -53,6 +53,7 @@ class Trajectory:
     cells: tuple[Cell, ...]
     replays: str | None = None  # the trajectory whose trace stands in for its training
     recorded: Grid | None = None  # what earlier trials have of its cells: it records the rest alone
+    target: float | None = None  # where a bracket is to close around it
 
     @property
     def trajectory_id(self) -> str:
@@ -63,6 +64,12 @@ class Trajectory:
         """Steps between the weights that a trace keeps of it."""
         kept = [one.keep_every_steps for one in self.cells if one.keep_every_steps is not None]
         return min(kept) if kept and self.replays is None else None
+
+    @property
+    def bracketed(self) -> list[Cell]:
+        """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
+        has_live = any(one.scheme is None for one in self.cells)
+        return [one for one in self.cells if one.averages == "bracket" and has_live and self.recorded is None]
 
     @property
     def length_steps(self) -> int:
@@ -152,7 +159,8 @@ def trajectories(
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
-    more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
+    named = {key: getattr(trajectory, key) for key in ("replays", "target")}
+    more: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
     return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more}
 
@@ -160,7 +168,8 @@ def to_dict(trajectory: Trajectory) -> dict[str, Any]:
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
     """The trajectory that `to_dict` wrote."""
     recorded = None if (told := value.get("recorded")) is None else Grid(**told)
-    return Trajectory(value["name"], tuple(map(cell_from_dict, value["cells"])), value.get("replays"), recorded)
+    cells = tuple(map(cell_from_dict, value["cells"]))
+    return Trajectory(value["name"], cells, value.get("replays"), recorded, value.get("target"))
 
 
 # --- cost ------------------------------------------------------------------------------------------------------
@@ -225,10 +234,12 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
+    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)
+    evaluations = num_all * (len(trajectory.cells) - few) + few * bracket.num_evaluations(num_all)
     return Cost(
         train_seconds=0.0 if trajectory.replays else trajectory.length_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
-        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + tests) * seconds.eval_seconds,
+        eval_seconds=(evaluations + tests) * seconds.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes
