@@ -289,12 +289,23 @@ class TrainingBlock(OwnTrainingBlock):
     )
 
 
+AVERAGES = ("all", "bracket")  # the fuller one first
+
+
+def fullest(*ways: str) -> str:
+    """Of the values of `evaluate.averages` the one that makes most evaluations."""
+    return min(ways, key=AVERAGES.index)
+
+
 class EvaluateBlock(Block):
     """`evaluate:`"""
 
     example = "every: 0.01"
     every: Share = option(0.01, "steps between evaluations, or a share of the step budget; the end counts")
     test: Flag = option(False, "at the end on the test split too")
+    averages: Annotated[str, one_of(AVERAGES)] = option(
+        "all", "all: averages at every evaluation; bracket: where they cross the target and a few levels"
+    )
 
 
 class KeepBlock(Block):

@@ -47,6 +47,7 @@ def cell_to_row(
         **_averaging(cell.scheme, length, total),
         "evaluate_every_steps": cell.evaluate_every_steps,
         "evaluate_test": cell.evaluate_test,
+        "evaluate_averages": cell.averages,
         "metric": cell.metric_name,
         "higher_is_better": cell.higher_is_better,
         "target": target,

@@ -51,7 +51,7 @@ def _cells(spec: Spec) -> Iterator[Cell]:
             if spec.weights:
                 _refuse_training(grid)
                 home = replace(home, optimizer=IMPORTED, schedule={"shape": "constant"})
-            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), processes)
+            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), processes, spec.fuse)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _refuse_training(grid: Grid) -> None:
 Seeds = Sequence[tuple[int, str | None]]  # seeds, each with the imported weights of its training
 
 
-def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int) -> Iterator[Cell]:
+def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int, fuse: bool) -> Iterator[Cell]:
     workload, name, preset = home.workload, home.name, home.preset
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
@@ -123,8 +123,10 @@ def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int) -> Iterator
                     raise _twin(averages[0], path, path, name)
                 seen.add(training)
                 metric, higher = workload.metric, workload.higher_is_better
+                can_be = None in averages and fuse and processes == 1  # a bracket needs the live curve beside it
                 for scheme in averages:
-                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept)
+                    asked = evaluate.averages if scheme is not None and can_be else "all"
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept, asked)
 
 
 def _budget(

@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sweeps import random_streams
+from sweeps import bracket, random_streams
 from sweeps.data_parallel import Team
 from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
@@ -97,6 +98,7 @@ class Evaluator:
         self.trajectory, self.passes, self.state, self.recorder = trajectory, passes, state, recorder
         self.workload, self.team, self.device = passes.workload, passes.team, passes.device
         self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
+        self.sparse = {cell.cell_id for cell in trajectory.bracketed}
         self.loaders: dict[str, Iterable[Batch]] = {}  # split -> what can be gone through anew
 
     def next_step(self, step: int) -> int:
@@ -110,7 +112,9 @@ class Evaluator:
             if (row := self.on_file.get((cell.cell_id, state.step, "validation"))) is not None:
                 _take_clocks(state, cell, row)
         rows: list[dict[str, Any]] = []
-        for cell, summary, seconds in self._evaluate(self._own(state.step, "validation"), "validation"):
+        is_last = trained.diverged or state.step == self.trajectory.length_steps
+        due = [cell for cell in self._own(state.step, "validation") if is_last or self._is_due(cell)]
+        for cell, summary, seconds in self._evaluate(due, "validation"):
             state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
             row = _row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained)
             (state.riders if cell in self.trajectory.riders else rows).append(row)
@@ -124,6 +128,30 @@ class Evaluator:
     def _own(self, step: int, split: str) -> Sequence[Cell]:
         riders = self.trajectory.riders if step <= max(self.trajectory.forks, default=0) else ()
         return (*self.trajectory.cells, *riders) if self.trajectory.records(step, split) else ()
+
+    def _is_due(self, cell: Cell) -> bool:
+        return cell.cell_id not in self.sparse or bracket.is_coarse(cell, self.state.step)
+
+    def fill(self, cells: Sequence[Cell]) -> None:
+        """Record averages at a step gone by, whose weights `state` has again.
+
+        What the record says of the training is the live weights' there; its averaging is taken to cost as much a step
+        as between the cell's neighbouring records.
+        """
+        assert self.recorder is not None
+        state, on_file = self.state, self.recorder.written
+        (live,) = [cell.cell_id for cell in self.trajectory.cells if cell.scheme is None]
+        trained, rows = on_file[live, state.step, "validation"], []
+        told = Stretch(0.0, trained["train_loss"], trained["step_lr"], trained["examples_per_second"], diverged=False)
+        for cell, summary, seconds in self._evaluate(cells, "validation"):
+            paid = {step: row["average_seconds"] for (name, step, _), row in on_file.items() if name == cell.cell_id}
+            paid = dict(sorted(({0: 0.0} | paid).items()))
+            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
+            row = _row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], told)
+            row["train_seconds"] = trained["train_seconds"]
+            row["average_seconds"] = float(np.interp(state.step, list(paid), list(paid.values())))
+            rows.append(row)
+        self.recorder.append(rows)
 
     def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
         """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.

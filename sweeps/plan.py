@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sweeps import random_streams
+from sweeps import bracket, random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.schedules import Schedule
 from sweeps.spec import Spec
@@ -76,6 +76,7 @@ class Trajectory:
     forks: tuple[int, ...] = ()
     branch_lengths: tuple[int, ...] = ()
     riders: tuple[Cell, ...] = ()
+    target: float | None = None  # where a bracket is to close around it
 
     @property
     def trajectory_id(self) -> str:
@@ -90,6 +91,14 @@ class Trajectory:
     @property
     def schedule(self) -> Schedule:
         return self.cells[0].training.schedule
+
+    @property
+    def bracketed(self) -> list[Cell]:
+        """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
+        if self.branch is not None or self.forks:
+            return []  # whose trace is another's in part, or whose rows are others' too
+        has_live = any(one.scheme is None for one in self.cells)
+        return [one for one in self.cells if one.averages == "bracket" and has_live and self.recorded is None]
 
     @property
     def length_steps(self) -> int:
@@ -199,7 +208,8 @@ def trajectories(
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
-    more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
+    named = {key: getattr(trajectory, key) for key in ("replays", "target")}
+    more: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
     if trajectory.branch is not None:
         more["branch"] = asdict(trajectory.branch)
@@ -215,6 +225,7 @@ def from_dict(value: Mapping[str, Any]) -> Trajectory:
         value["name"],
         cells=tuple(map(cell_from_dict, value["cells"])),
         replays=value.get("replays"),
+        target=value.get("target"),
         recorded=Grid(**value["recorded"]) if "recorded" in value else None,
         branch=Branch(**value["branch"]) if "branch" in value else None,
         forks=tuple(value.get("forks", ())),
@@ -286,10 +297,12 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
+    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)
+    evaluations = num_all * (len(trajectory.cells) - few) + few * bracket.num_evaluations(num_all)
     return Cost(
         train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
-        eval_seconds=(trajectory.num_evaluations * len(trajectory.cells) + rides + tests) * seconds.eval_seconds,
+        eval_seconds=(evaluations + rides + tests) * seconds.eval_seconds,
         # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
         memory_bytes=5 * weights
         + 2 * size.num_buffer_bytes

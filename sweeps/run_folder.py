@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
@@ -19,13 +20,13 @@ from analysis.run_folder.run_files import broken, load_plan_if_any, read_bytes, 
 from analysis.run_folder.schema import FORMAT
 from sweeps import durable, origins, plan
 from sweeps.attempts import attempts_of
-from sweeps.blocks import SpecError
+from sweeps.blocks import SpecError, fullest
 from sweeps.cell_row import cell_to_row
 from sweeps.durable import write_atomic
 from sweeps.identity import Cell
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
-from sweeps.trace import TRACES
+from sweeps.trace import OWN, TRACES
 from sweeps.yaml_file import dump_yaml
 
 IMPORTED_STUDY = "study.yaml"  # beside the imported traces that it asks
@@ -119,7 +120,9 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
             continue
         row, asked = there[cell.cell_id], plan.Grid.of(cell)
         held = grids.get(cell.cell_id) or plan.Grid(row["evaluate_every_steps"], bool(row["evaluate_test"]))
-        if cell.cell_id in going_on or not asked.covers(held):
+        how = row["evaluate_averages"] or "all"
+        _refuse(run, "evaluate.averages", how, fullest(how, cell.averages), spec)
+        if cell.cell_id in going_on or how != "all" or not asked.covers(held):
             refuse_other_grid(run, held, asked, spec)
         if cell.cell_id in traced:  # weights are data, whatever devices they were made on
             continue
@@ -168,6 +171,8 @@ def write_plan(
     provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
     _keep_devices(rows, there, begun, trajectories)
+    how = {cell.cell_id: cell.averages for one in (*trajectories, *begun) for cell in one.cells}
+    rows = [{**row, "evaluate_averages": how.get(row["cell_id"], row["evaluate_averages"])} for row in rows]
     entries, targets = _entries(before, rows, studies, provenance), dict[str, Any]()
     for entry in entries:  # of each workload the first that is known
         targets |= {name: target for name, target in entry["targets"].items() if targets.get(name) is None}
@@ -329,6 +334,7 @@ def compact(run: Path, name: str) -> None:
         write_atomic(folder / DONE, Finished(len(live.rows), last, live.crc, sha256).as_bytes())
         durable.remove(live.path)
     durable.remove(folder / "checkpoint")
+    shutil.rmtree(folder / OWN, ignore_errors=True)
 
 
 def write_trials(run: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeps.blocks import SpecError
+from sweeps.blocks import SpecError, fullest
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.spec import Spec, load_spec
@@ -66,8 +66,12 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
 
 
 def union(studies: Iterable[Resolved]) -> list[Cell]:
-    """The cells of all studies, each once."""
-    return list({cell.cell_id: cell for one in studies for cell in one.cells}.values())
+    """The cells of all studies, each once, and as full of evaluations as one of them asks."""
+    found: dict[str, Cell] = {}
+    for cell in (cell for one in studies for cell in one.cells):
+        known = found.setdefault(cell.cell_id, cell)
+        found[cell.cell_id] = replace(known, averages=fullest(known.averages, cell.averages))
+    return list(found.values())
 
 
 def _same(key: str, value: object, other: object, source: str, other_source: str) -> None:

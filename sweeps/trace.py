@@ -29,6 +29,7 @@ PART_BYTES = 64 << 20  # a part is written when its snapshots reach so many, and
 NO_SUM = "0" * 64
 FORMAT = "wa-trace 1"
 TRACES = "traces"  # the folder of a run's traces
+OWN = "trace"  # in a trajectory's folder: the trace that it needs itself, until it is done
 LOSSES, STREAM, Z = "~losses", "~stream/", "~z/"
 REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train again"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps import data_parallel, forks, origins, process, retries, training_state
+from sweeps import data_parallel, forks, origins, process, random_streams, retries, rounds, training_state
 from sweeps.attempts import Attempt, trajectory_log
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
@@ -21,7 +21,7 @@ from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
 from sweeps.recorder import Recorder
 from sweeps.replay import Replayer, opened
-from sweeps.trace import TRACES, Keeper, buffers_of
+from sweeps.trace import OWN, TRACES, Keeper, Trace, buffers_of
 from sweeps.training import Passes, Trainer
 from sweeps.training_state import State, Streams
 from workloads.protocol import Workload, load, module_name, with_batch_size
@@ -129,12 +129,20 @@ def train(
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
     traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
-    if (every := trajectory.keep_every_steps) is not None:
-        keeper = Keeper(traces / trajectory.name if leader else None, lambda step: step % every == 0, fresh)
+    kept, for_rounds = trajectory.keep_every_steps, rounds.trace_steps(trajectory)
+    own_trace = folder / OWN if kept is None else traces / trajectory.name
+    if trajectory.replays is None and (kept is not None or trajectory.bracketed):
+        keeper = Keeper(
+            own_trace if leader else None, lambda step: step in for_rounds or bool(kept and step % kept == 0), fresh
+        )
     last_step = recorder.last_step if recorder else 0
     is_on = training_state.restore(state, folder / "checkpoint", team, last_step, log)
     if trajectory.branch is not None and not is_on:
         forks.start(trajectory, folder, state, team, recorder, log)
+    if keeper and trajectory.bracketed and not rounds.is_whole(trajectory, keeper.there, state.step):
+        log.warning("the trace before step %d is not whole; training from the start", state.step)
+        random_streams.seed_all(training.seed)
+        state = training_state.fresh(trajectory, workload, device, team)
     passes = Passes(trajectory, workload, state.model, team, device)
     trainer: Trainer | Replayer
     if trajectory.replays is None:
@@ -160,10 +168,10 @@ def train(
                 log.warning("diverged: the trajectory ends here")
                 if keeper:
                     keeper.flush()
-                return
+                break
         ended, parting = state.step == trajectory.length_steps, state.step in trajectory.forks
-        is_due = leader is not None and leader.wants_checkpoint(between=trained is None)
-        (save,) = team.decide([is_due and not ended])
+        is_due = leader is not None and (ended or leader.wants_checkpoint(between=trained is None))
+        (save,) = team.decide([is_due and not (ended and not trajectory.bracketed)])
         streams = training_state.of_ranks(state, team) if save or parting else {}
         if leader:
             if keeper and (save or ended):
@@ -174,3 +182,7 @@ def train(
                 leader.checkpoint(state, streams)
             if trained is not None:
                 leader.tell(state.step)
+    if leader and trajectory.bracketed:
+        rounds.close(
+            evaluator, trainer.trace if isinstance(trainer, Replayer) else Trace.of(own_trace), fresh, leader.tell
+        )

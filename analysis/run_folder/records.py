@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from analysis.run_folder import run_files
 from analysis.run_folder.live_records import Finished, LiveRows, again, finished, read_live
 from analysis.run_folder.run_files import BadRun, broken, load_plan, load_plan_if_any, read_bytes, read_parquet
-from analysis.run_folder.schema import BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
+from analysis.run_folder.schema import ADDED, BESIDE, CELLS, KEY, NAMES, RECORDS, TRIALS
 
 __all__ = ["BESIDE", "CELLS", "KEY", "NAMES", "RECORDS", "TRIALS", "BadRun", "check_records", "has_study", "load"]
 __all__ += ["load_cells", "load_plan", "load_records", "load_trials", "read_live", "read_table", "rows_of_cells"]
@@ -307,6 +307,8 @@ def _conformed(table: pa.Table, schema: pa.Schema, path: Path, encoded: Sequence
     if len(set(table.column_names)) != len(table.column_names):
         raise broken(path, "two of its columns have the same name")
     for field in schema:
+        if field.name in ADDED and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
         if field.name not in table.column_names:
             raise broken(path, f"column {field.name!r} is missing")
         found = table.schema.field(field.name).type

@@ -19,7 +19,9 @@ RECORDS = pa.schema(
         # Clocks are of the trial that wrote the row; `load_records` makes one series of a cell's that several wrote.
         ("train_seconds", pa.float64()),  # cumulative wall seconds of training (a replay's: of its trace), with data
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
-        ("eval_seconds", pa.float64()),  # cumulative wall seconds of this cell's evaluations on this split
+        # Cumulative wall seconds of this cell's evaluations on this split, in the order in which they were made: a
+        # bracket's rounds come after its last step.
+        ("eval_seconds", pa.float64()),
         # Mean over the steps since the evaluation before, on the grid that the trial had; NaN: unknown.
         ("train_loss", pa.float64()),
         ("step_lr", pa.float64()),  # learning rate of step `step`; the cell's `lr` is the peak
@@ -86,6 +88,7 @@ CELLS = pa.schema(
         ("options", pa.string()),  # JSON: the scheme's that have no column
         ("evaluate_every_steps", pa.int64()),
         ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
+        ("evaluate_averages", pa.string()),  # all | bracket: at every evaluation, or where the curve is asked for
         ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
         ("higher_is_better", pa.bool_()),
         ("target", pa.float64()),  # null until `wa calibrate`
@@ -94,6 +97,8 @@ CELLS = pa.schema(
         ("processes", pa.int64()),  # data-parallel processes of one trial
     ]
 )
+
+ADDED = ["evaluate_averages"]  # columns that folders of earlier versions do not have
 
 _PLACE = CELLS.get_field_index
 # What tells trainings apart but the seed, and averages.

@@ -1,0 +1,51 @@
+"""The rounds of a bracket: when training is done its trace is replayed, until no evaluation is wanted any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from sweeps import bracket
+from sweeps.evaluate import Evaluator
+from sweeps.imported import AnyTrace
+from sweeps.plan import Trajectory
+from sweeps.replay import Replayer, snapshots
+from sweeps.training_state import State
+from wa import Bank
+
+
+def trace_steps(trajectory: Trajectory) -> set[int]:
+    """The steps beside those of evaluations whose weights the rounds need."""
+    return {step for cell in trajectory.bracketed for step in snapshots(cell, trajectory.length_steps)}
+
+
+def is_whole(trajectory: Trajectory, there: set[int], step: int) -> bool:
+    """Whether a trace with these steps has all that the rounds need of the training up to `step`."""
+    every, length = trajectory.cells[0].evaluate_every_steps, trajectory.length_steps
+    needed = trace_steps(trajectory) | {*range(every, length, every), length}
+    return all(one in there for one in needed if one <= step)
+
+
+def close(evaluator: Evaluator, trace: AnyTrace, fresh: Mapping[str, Tensor], report: Callable[[int], None]) -> None:
+    """Record what the brackets want, in rounds of one replay each; the model is left with other weights.
+
+    A round depends on the records alone, so that one that was killed is gone on with. Args: trace: of this training.
+    fresh: `trace.buffers_of` a fresh model. report: told the last step after each round.
+    """
+    trajectory, recorder = evaluator.trajectory, evaluator.recorder
+    assert recorder is not None
+    last = recorder.last_step
+    seconds = evaluator.state.eval_seconds
+    for row in recorder.written.values():
+        if row["split"] == "validation":
+            seconds[row["cell_id"]] = max(row["eval_seconds"], seconds.get(row["cell_id"], 0.0))
+    while asked := bracket.wanted(trajectory.cells, recorder.written.values(), trajectory.target):
+        schemes = list(dict.fromkeys(cell.scheme for cells in asked.values() for cell in cells if cell.scheme))
+        model = evaluator.state.model
+        evaluator.state = State(model, evaluator.state.optimizer, Bank(model, schemes), eval_seconds=seconds)
+        replayer = Replayer(evaluator.passes, evaluator.state, trace, fresh)
+        for step in sorted(asked):
+            replayer.train(until=step)
+            evaluator.fill(asked[step])
+        report(last)

@@ -1,0 +1,128 @@
+"""A bracket records a part of what evaluating all records, bit for bit, and the same steps-to-target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from trained import ALL_SCHEMES, Stop, assert_same, run, stop_at, tiny
+
+from analysis.run_folder.records import KEY
+from analysis.statistics.steps_to_target import HELD, curves, first_crossing
+from sweeps import bracket
+from sweeps.plan import Trajectory, from_dict, to_dict, trajectories
+from sweeps.training import Trainer
+
+SOME = [ALL_SCHEMES[0], ALL_SCHEMES[2], {"scheme": "ema", "decay": [0.5, 0.9], "every": 2}]
+RECOMPUTED = {"scheme": "lawa", "k": 2, "every": 9, "buffers": "recompute"}
+
+
+def asked(how: str, averaging: Any = tuple(SOME), target: float | None = None, **changes: Any) -> Trajectory:
+    evaluate = {"every": 1, "averages": how}
+    (one,) = trajectories(tiny(list(averaging), evaluate=evaluate, **changes), fuse=True)
+    return from_dict(to_dict(replace(one, target=target)))
+
+
+def folder(tmp_path: Path, one: Trajectory) -> Path:
+    return tmp_path / "trajectories" / one.name
+
+
+def part_of(full: pd.DataFrame, one: Trajectory) -> pd.DataFrame:
+    """The rows of `full` that a bracket asks for, by the pure function."""
+    some, _ = bracket.part(one.cells, full.to_dict("records"), one.target)
+    return pd.DataFrame(some, columns=full.columns).sort_values(KEY).reset_index(drop=True)
+
+
+def target_of(full: pd.DataFrame) -> float:
+    return float(full["metric"].quantile(0.6))
+
+
+@pytest.fixture
+def full(outside: Path, tmp_path: Path) -> pd.DataFrame:
+    return run(asked("all"), tmp_path / "all")
+
+
+def test_its_records_are_some_of_those_of_all_and_cross_the_target_where_they_do(outside: Path, tmp_path: Path) -> None:
+    averaging = [*SOME, *ALL_SCHEMES[-2:], RECOMPUTED]
+    full = run(asked("all", averaging), tmp_path / "all")
+    target = target_of(full)
+    one = asked("bracket", averaging, target)
+    some = run(one, folder(tmp_path, one))
+    assert len(some) < 0.8 * len(full)
+    assert_same(some, part_of(full, one))
+    here, there = curves(some), curves(full)
+    assert here.keys() == there.keys()
+    for cell_id, (steps, metric) in there.items():
+        for in_a_row in (1, HELD):
+            expected = first_crossing(steps, metric, target, True, in_a_row)
+            assert np.array_equal(first_crossing(*here[cell_id], target, True, in_a_row), expected, equal_nan=True)
+    clocks = some.sort_values("step").groupby("cell_id")[["train_seconds", "average_seconds"]]
+    assert all((part.diff().dropna() >= 0).all(axis=None) for _, part in clocks)
+
+
+@pytest.mark.parametrize("steps", [(24,), (25, 60)])
+def test_killed_as_it_trains_and_as_it_asks_it_goes_on(
+    full: pd.DataFrame, tmp_path: Path, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = asked("bracket", target=target_of(full))
+    for step in steps:
+        with pytest.raises(Stop):
+            run(one, folder(tmp_path, one), checkpoint_seconds=0.0, report=stop_at(step))
+    if 60 in steps:  # the training has ended, and is not done again
+
+        def never(*_: Any) -> None:
+            raise AssertionError("trained again")
+
+        monkeypatch.setattr(Trainer, "_backward", never)
+        again = []
+
+        def twice(step: int) -> None:
+            again.append(step)
+            if len(again) == 1:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run(one, folder(tmp_path, one), report=twice)  # after the first round
+    some = run(one, folder(tmp_path, one))
+    assert_same(some, part_of(full, one))
+
+
+def test_a_trace_that_is_damaged_is_trained_again(full: pd.DataFrame, tmp_path: Path) -> None:
+    one = asked("bracket", target=target_of(full))
+    with pytest.raises(Stop):
+        run(one, folder(tmp_path, one), checkpoint_seconds=0.0, report=stop_at(30))
+    part = min((folder(tmp_path, one) / "trace").glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-10])
+    some = run(one, folder(tmp_path, one))
+    assert_same(some, part_of(full, one))
+    assert "is not whole; training from the start" in (folder(tmp_path, one) / "log").read_text()
+
+
+def test_a_diverged_training_is_asked_up_to_where_it_ended(outside: Path, tmp_path: Path) -> None:
+    full = run(asked("all", workload="tinywork:Diverging"), tmp_path / "all")
+    one = asked("bracket", workload="tinywork:Diverging", target=target_of(full[np.isfinite(full["metric"])]))
+    some = run(one, folder(tmp_path, one))
+    assert_same(some, part_of(full, one))
+    assert some.groupby("cell_id")["step"].max().nunique() == 1
+
+
+def test_a_replay_asks_its_own_trace(full: pd.DataFrame, tmp_path: Path) -> None:
+    source = asked("all", SOME[:1], keep={"every": 1})
+    run(source, folder(tmp_path, source))
+    one = replace(asked("bracket", target=target_of(full)), name="again", replays=source.name)
+    some = run(one, folder(tmp_path, one))
+    assert len(some) < len(full)
+    assert_same(some, part_of(full, one))
+
+
+def test_what_cannot_be_asked_is_evaluated_in_full() -> None:
+    alone = {cell.averages for cell in tiny(SOME[1:], evaluate={"averages": "bracket"})}
+    unfused = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, fuse=False)}
+    other = {"optimizer": {"name": "schedule_free_adamw", "lr": 0.1}}
+    schedule_free = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, **other)}
+    assert alone == unfused == schedule_free == {"all"}
+    assert [cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"})] == ["all"] + ["bracket"] * 3
