@@ -81,6 +81,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
     (keep,) = points(grid.keep)
+    dtype = keep.values.get("dtype")
     budgets = [_budget(whole, evaluate, at, keep, home) for _, whole in grid.step_budget]
     optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
     trainings = [_training(placed, home, processes) for placed in points(grid.training)]
@@ -102,7 +103,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: tuple[int, ...], processes: int) -
                 seen.add(training)
                 metric, higher = workload.metric, workload.higher_is_better
                 for scheme in averages:
-                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept)
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept, dtype)
 
 
 def _budget(
@@ -116,6 +117,8 @@ def _budget(
     if evaluate.test and "test" not in (there := splits(home.workload)):
         raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
     if keep.values.get("every") is None:
+        if "dtype" in keep.values:
+            raise keep.error("dtype", "nothing is kept without `every`; allowed: both")
         return total, every, None
     kept = to_steps(keep.values["every"], total)
     if kept > total:

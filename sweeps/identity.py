@@ -51,6 +51,7 @@ class Cell:
     higher_is_better: bool
     evaluate_test: bool = False  # on the test split too, at the end of training
     keep_every_steps: int | None = None  # of a trace that is kept of its training
+    keep_dtype: str | None = None  # to which its weights are rounded
 
     @property
     def trajectory_id(self) -> str:

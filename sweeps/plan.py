@@ -53,6 +53,7 @@ class Trajectory:
     cells: tuple[Cell, ...]
     replays: str | None = None  # the trajectory whose trace stands in for its training
     recorded: Grid | None = None  # what earlier trials have of its cells: it records the rest alone
+    rounded: str | None = None  # the dtype that the weights it replays were rounded to
 
     @property
     def trajectory_id(self) -> str:
@@ -63,6 +64,12 @@ class Trajectory:
         """Steps between the weights that a trace keeps of it."""
         kept = [one.keep_every_steps for one in self.cells if one.keep_every_steps is not None]
         return min(kept) if kept and self.replays is None else None
+
+    @property
+    def keep_dtype(self) -> str | None:
+        """What the trace's weights are rounded to: nothing, where one of its cells asks for exact ones."""
+        asked = {one.keep_dtype for one in self.cells if one.keep_every_steps is not None}
+        return asked.pop() if len(asked) == 1 else None
 
     @property
     def length_steps(self) -> int:
@@ -146,15 +153,16 @@ def trajectories(
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
-    more: dict[str, Any] = {} if trajectory.replays is None else {"replays": trajectory.replays}
-    more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
-    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more}
+    more = {key: told for key in ("replays", "rounded") if (told := getattr(trajectory, key)) is not None}
+    recorded = {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
+    return {"name": trajectory.name, "cells": [cell_to_dict(cell) for cell in trajectory.cells], **more, **recorded}
 
 
 def from_dict(value: Mapping[str, Any]) -> Trajectory:
     """The trajectory that `to_dict` wrote."""
-    recorded = None if (told := value.get("recorded")) is None else Grid(**told)
-    return Trajectory(value["name"], tuple(map(cell_from_dict, value["cells"])), value.get("replays"), recorded)
+    cells, recorded = tuple(map(cell_from_dict, value["cells"])), value.get("recorded")
+    before = None if recorded is None else Grid(**recorded)
+    return Trajectory(value["name"], cells, value.get("replays"), before, value.get("rounded"))
 
 
 # --- cost ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, origins, pace, plan, replay, run_folder, tracking
+from sweeps import durable, origins, pace, plan, replay, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.identity import Cell
@@ -79,6 +79,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
     todo = plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
     if run is None:
+        room.check(Path(), todo, studies[0].spec)
         return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
@@ -88,6 +89,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     for trial in todo:
         if trial.recorded is not None:
             _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
+    room.check(run, todo, studies[0].spec)
     return Work(studies, todo, tuple(done), no_trace)
 
 
@@ -103,10 +105,11 @@ def _from_trace(
     for source in done:
         folder = run / TRACES / source.name
         if source.trajectory_id == one.trajectory_id and folder.is_dir():
-            why = replay.why_not(one, Trace.of(folder))
+            trace = Trace.of(folder)
+            why = replay.why_not(one, trace)
             if why is None:
                 no_trace.pop(one.name, None)
-                return replace(one, replays=source.name)
+                return replace(one, replays=source.name, rounded=trace.rounded)
             no_trace[one.name] = why
     return one
 
@@ -259,7 +262,7 @@ def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> Non
             )
     done = f", {counted(todo.num_done, 'trajectory')} done already" if todo.num_done else ""
     console.print(f"{run}: {counted(len(todo.cells), 'cell')}, {to_do(todo)}{done}", soft_wrap=True)
-    for line in why_trained(todo):
+    for line in [*why_trained(todo), *rounded(todo)]:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -275,6 +278,13 @@ def to_do(todo: Work) -> str:
 def why_trained(todo: Work) -> list[str]:
     """A line on each trajectory that is trained though a trace of it is there."""
     return [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
+
+
+def rounded(todo: Work) -> list[str]:
+    """A line where weights are replayed that are not those of the training in every bit."""
+    of = {one.rounded: one.name for one in todo.trajectories if one.rounded is not None}
+    told = "a replay's weights were rounded to {}, so its records are not a training's bit for bit (such as {})"
+    return [told.format(dtype, name) for dtype, name in of.items()]
 
 
 def _launch(
@@ -298,7 +308,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
-        names = ("cells", "trajectories", "steps", "device_hours", "unfused_device_hours", "memory")
+        names = ("cells", "trajectories", "steps", "device_hours", "unfused_device_hours", "memory", "trace_bytes")
         row = rows.setdefault(workload, dict.fromkeys(names, 0))
         cost = plan.cost(one, todo.paces)  # on one device
         alone = (len(one.cells) - 1) * cost.train_seconds + cost.seconds
@@ -307,6 +317,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         row["steps"] += one.length_steps
         row["device_hours"] += cost.seconds * devices / 3600
         row["unfused_device_hours"] += alone * devices / 3600
+        row["trace_bytes"] += room.trace_bytes(one, spec.resources.num_processes)
         row["memory"] = max(row["memory"], cost.memory_bytes)
     return rows
 
@@ -329,6 +340,8 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "steps": one.length_steps,
                 "does": "train" if one.replays is None else "replay",
                 "replays": one.replays,
+                "rounded": one.rounded,
+                "trace_bytes": room.trace_bytes(one, specs[0].resources.num_processes),
                 "why_not_replayed": todo.no_trace.get(one.name),
                 "expected_seconds": plan.cost(one, todo.paces).seconds,
             }

@@ -130,7 +130,9 @@ def train(
     state = training_state.fresh(trajectory, workload, device, team)
     traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
     if (every := trajectory.keep_every_steps) is not None:
-        keeper = Keeper(traces / trajectory.name if leader else None, lambda step: step % every == 0, fresh)
+        keeper = Keeper(
+            traces / trajectory.name if leader else None, lambda step: step % every == 0, fresh, trajectory.keep_dtype
+        )
     last_step = recorder.last_step if recorder else 0
     training_state.restore(state, folder / "checkpoint", team, last_step, log)
     passes = Passes(trajectory, workload, state.model, team, device)
