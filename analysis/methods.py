@@ -42,6 +42,13 @@ def notices(core: Core) -> Iterator[str]:
     diverged = cells.loc[cells["state"] == "diverged", "trajectory_id"].nunique()
     if diverged:
         yield f"{counted(diverged, 'trajectory')} diverged: a target not met before counts as missed."
+    rounded = cells["trace_dtype"].notna()
+    if rounded.any():
+        yield (
+            f"{counted(int(rounded.sum()), 'cell')} of {len(cells)} come from a trace whose weights were rounded to "
+            f"{', '.join(sorted(cells.loc[rounded, 'trace_dtype'].unique()))}: their records are near those of a "
+            "training with them, not equal to these."
+        )
     untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted:
         yield f"No target for {', '.join(untargeted)}: wa calibrate computes one by rule."

@@ -313,6 +313,7 @@ class KeepBlock(Block):
 
     example = "every: 8"
     every: Share | None = option(None, "steps between the weights kept, or a share of the step budget; default: none")
+    dtype: Annotated[str, one_of(("bf16",))] | None = option(None, "bf16 rounds them; left out: as they are, exactly")
 
 
 Gpus = Annotated[

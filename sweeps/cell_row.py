@@ -54,6 +54,7 @@ def cell_to_row(
         "num_devices": num_devices,
         "device": device,
         "processes": processes,
+        "trace_dtype": None,
     }
 
 

@@ -103,6 +103,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int, fuse: bool)
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
     (keep,) = points(grid.keep)
+    dtype = keep.values.get("dtype")
     budgets = [_budget(whole, evaluate, at, keep, home) for _, whole in grid.step_budget]
     optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
     trainings = [_training(placed, home, processes) for placed in points(grid.training)]
@@ -126,7 +127,7 @@ def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int, fuse: bool)
                 can_be = None in averages and fuse and processes == 1  # a bracket needs the live curve beside it
                 for scheme in averages:
                     asked = evaluate.averages if scheme is not None and can_be else "all"
-                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept, asked)
+                    yield Cell(training, scheme, every, metric, higher, evaluate.test, kept, dtype, asked)
 
 
 def _budget(
@@ -140,6 +141,8 @@ def _budget(
     if evaluate.test and "test" not in (there := splits(home.workload)):
         raise at.error("test", f"{home.name} ({home.preset}) has no test split; it has {', '.join(there)}")
     if keep.values.get("every") is None:
+        if "dtype" in keep.values:
+            raise keep.error("dtype", "nothing is kept without `every`; allowed: both")
         return total, every, None
     kept = to_steps(keep.values["every"], total)
     if kept > total:

@@ -55,6 +55,7 @@ class Cell:
     higher_is_better: bool
     evaluate_test: bool = False  # on the test split too, at the end of training
     keep_every_steps: int | None = None  # of a trace that is kept of its training
+    keep_dtype: str | None = None  # to which its weights are rounded
     averages: str = "all"  # all | bracket: at which steps of the grid it is evaluated; no part of what a cell is
 
     @property

@@ -97,6 +97,11 @@ class ImportedTrace:
         return False
 
     @property
+    def rounded(self) -> None:
+        """Nothing: the files' own dtypes stay."""
+        return None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the checkpoints, which lie elsewhere."""
         return sum(one.size for some in self.files.values() for one in some)

@@ -101,6 +101,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+EVALUATES_OTHERS = ("schedule_free_adamw",)  # weights than those it trains
+
+
 class Parameter(NamedTuple):
     """A setting of an optimizer: how a study says it, its default (None: it must be given), what it is."""
 

@@ -77,6 +77,7 @@ class Trajectory:
     branch_lengths: tuple[int, ...] = ()
     riders: tuple[Cell, ...] = ()
     target: float | None = None  # where a bracket is to close around it
+    rounded: str | None = None  # the dtype that the weights it replays were rounded to
 
     @property
     def trajectory_id(self) -> str:
@@ -95,10 +96,16 @@ class Trajectory:
     @property
     def bracketed(self) -> list[Cell]:
         """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
-        if self.branch is not None or self.forks:
-            return []  # whose trace is another's in part, or whose rows are others' too
+        if self.branch is not None or self.forks or self.keep_dtype is not None:
+            return []  # its trace is another's in part, its rows are others' too, or the weights are rounded
         has_live = any(one.scheme is None for one in self.cells)
         return [one for one in self.cells if one.averages == "bracket" and has_live and self.recorded is None]
+
+    @property
+    def keep_dtype(self) -> str | None:
+        """What the trace's weights are rounded to: nothing, where one of its cells asks for exact ones."""
+        asked = {one.keep_dtype for one in self.cells if one.keep_every_steps is not None}
+        return asked.pop() if len(asked) == 1 else None
 
     @property
     def length_steps(self) -> int:
@@ -208,7 +215,7 @@ def trajectories(
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values; `from_dict` gives it back, equal."""
-    named = {key: getattr(trajectory, key) for key in ("replays", "target")}
+    named = {key: getattr(trajectory, key) for key in ("replays", "rounded", "target")}
     more: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     more |= {} if trajectory.recorded is None else {"recorded": asdict(trajectory.recorded)}
     if trajectory.branch is not None:
@@ -225,6 +232,7 @@ def from_dict(value: Mapping[str, Any]) -> Trajectory:
         value["name"],
         cells=tuple(map(cell_from_dict, value["cells"])),
         replays=value.get("replays"),
+        rounded=value.get("rounded"),
         target=value.get("target"),
         recorded=Grid(**value["recorded"]) if "recorded" in value else None,
         branch=Branch(**value["branch"]) if "branch" in value else None,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sweeps import terminal
 from sweeps.plan import num_devices
-from sweeps.run import Work, assumptions, branches, expected, to_do, wall, why_trained, work
+from sweeps.room import trace_bytes
+from sweeps.run import Work, assumptions, branches, expected, rounded, to_do, wall, why_trained, work
 from sweeps.spec import Spec
 from sweeps.wording import counted
 
@@ -44,7 +45,10 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
     about = wall(todo, slots, spec.resources.num_processes)
     console.print(f"wall: about {about} on {each}, Ray's start apart")
-    for line in [*branches(todo), *why_trained(todo), *assumptions(todo)]:
+    if traces := sum(row["trace_bytes"] for row in rows.values()):
+        largest = max(trace_bytes(one, spec.resources.num_processes) for one in todo.trajectories)
+        console.print(f"traces: {traces / 2**20:,.4g} MiB on disk, the largest {largest / 2**20:,.4g} MiB")
+    for line in [*branches(todo), *why_trained(todo), *rounded(todo), *assumptions(todo)]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"

@@ -27,6 +27,8 @@ def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     steps, length = set(trace.steps), trajectory.length_steps
     if trace.diverged:
         length = max(steps)  # it diverged, and so would the training
+    if trace.rounded is not None and trajectory.recorded is not None:
+        return f"its weights are rounded to {trace.rounded}, and the records that these cells have need not be"
     for cell in trajectory.cells:
         if any(step not in steps for step in snapshots(cell, length)):
             return f"it has not every step at which {cell.scheme} takes a snapshot"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, imported, origins, pace, plan, replay, run_folder, tracking
+from sweeps import durable, forks, imported, origins, pace, plan, replay, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -89,7 +89,9 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
             raise SpecError(
                 "--out", "is required: the run folder that has the imported weights", studies[0].spec.source
             )
-        return Work(studies, branched(todo) if shares else todo, ())
+        todo = branched(todo) if shares else todo
+        room.check(Path(), todo, studies[0].spec)
+        return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
             replay.opened(trial, run / TRACES)
@@ -103,6 +105,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
             _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
     if shares:
         todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
+    room.check(run, todo, studies[0].spec)
     return Work(studies, todo, tuple(done), no_trace)
 
 
@@ -123,10 +126,11 @@ def _from_trace(
     for source in done:
         folder = run / TRACES / source.name
         if source.trajectory_id == one.trajectory_id and folder.is_dir():
-            why = replay.why_not(one, Trace.of(folder))
+            trace = Trace.of(folder)
+            why = replay.why_not(one, trace)
             if why is None:
                 no_trace.pop(one.name, None)
-                return replace(one, replays=source.name)
+                return replace(one, replays=source.name, rounded=trace.rounded)
             no_trace[one.name] = why
     return one
 
@@ -299,7 +303,7 @@ def _announce(todo: Work, run: Path, console: Console, calibrating: bool) -> Non
             )
     done = f", {counted(todo.num_done, 'trajectory')} done already" if todo.num_done else ""
     console.print(f"{run}: {counted(len(todo.cells), 'cell')}, {to_do(todo)}{done}", soft_wrap=True)
-    for line in why_trained(todo):
+    for line in [*why_trained(todo), *rounded(todo)]:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -332,6 +336,13 @@ def branches(todo: Work) -> list[str]:
     return lines
 
 
+def rounded(todo: Work) -> list[str]:
+    """A line where weights are replayed that are not those of the training in every bit."""
+    of = {one.rounded: one.name for one in todo.trajectories if one.rounded is not None}
+    told = "a replay's weights were rounded to {}, so its records are not a training's bit for bit (such as {})"
+    return [told.format(dtype, name) for dtype, name in of.items()]
+
+
 def _launch(
     engine: Engine, todo: Work, run: Path, console: Console, interrupts: Interrupts, checkpoint_seconds: float
 ) -> bool:
@@ -353,8 +364,8 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
-        names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours", "memory")
-        row = rows.setdefault(workload, dict.fromkeys(names, 0))
+        names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours")
+        row = rows.setdefault(workload, dict.fromkeys((*names, "memory", "trace_bytes"), 0))
         cost = plan.cost(one, todo.paces)  # on one device
         by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
         alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
@@ -364,6 +375,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         row["steps_saved"] += one.first_step
         row["device_hours"] += cost.seconds * devices / 3600
         row["unfused_device_hours"] += alone * devices / 3600
+        row["trace_bytes"] += room.trace_bytes(one, spec.resources.num_processes)
         row["memory"] = max(row["memory"], cost.memory_bytes)
     return rows
 
@@ -388,6 +400,8 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "branch_of": None if one.branch is None else one.branch.trunk,
                 "first_step": one.first_step,
                 "replays": one.replays,
+                "rounded": one.rounded,
+                "trace_bytes": room.trace_bytes(one, specs[0].resources.num_processes),
                 "why_not_replayed": todo.no_trace.get(one.name),
                 "expected_seconds": plan.cost(one, todo.paces).seconds,
             }

@@ -170,7 +170,7 @@ def write_plan(
     before = old.get("studies", [])
     provenance = _provenance(before, studies)
     rows = _merged(there, studies, staying, provenance)
-    _keep_devices(rows, there, begun, trajectories)
+    _tell_of_replays(rows, there, begun, trajectories)
     how = {cell.cell_id: cell.averages for one in (*trajectories, *begun) for cell in one.cells}
     rows = [{**row, "evaluate_averages": how.get(row["cell_id"], row["evaluate_averages"])} for row in rows]
     entries, targets = _entries(before, rows, studies, provenance), dict[str, Any]()
@@ -199,6 +199,8 @@ def write_plan(
                 "trajectory_id": one.trajectory_id,
                 "cells": [cell.cell_id for cell in one.cells],
                 "expected_seconds": plan.cost(one).seconds,
+                "replays": one.replays,
+                "rounded": one.rounded,
             }
             for one in {one.name: one for one in [*begun, *trajectories]}.values()
         ],
@@ -209,16 +211,17 @@ def write_plan(
     write_atomic(run / "plan.json", json.dumps(document, indent=1).encode())
 
 
-def _keep_devices(
+def _tell_of_replays(
     rows: Sequence[Row], there: Mapping[str, Row], begun: Sequence[plan.Trajectory], todo: Sequence[plan.Trajectory]
 ) -> None:
-    """The seconds of training are those of the devices that it ran on, also of cells that are replayed on others."""
+    """Into cells' rows: what their weights were rounded to, and the devices that the seconds of training are of."""
     by_cell = {row["cell_id"]: row for row in rows}
     trained = {one.name: there[one.cells[0].cell_id] for one in begun if one.cells[0].cell_id in there}
     for one in [*begun, *todo]:
-        if (source := trained.get(one.replays or one.name)) is not None:
-            for row in (by_cell[cell.cell_id] for cell in one.cells if cell.cell_id in by_cell):
-                row |= {key: source[key] for key in ("num_devices", "device", "processes")}
+        source = trained.get(one.replays or one.name, {})
+        for row in (by_cell[cell.cell_id] for cell in one.cells if cell.cell_id in by_cell):
+            row |= {key: source[key] for key in ("num_devices", "device", "processes") if key in source}
+            row["trace_dtype"] = one.rounded or row["trace_dtype"]
 
 
 Row = dict[str, Any]

@@ -61,6 +61,7 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
                 None if (n := each.keep_every_steps) is None else counted(n, "step") for each in (known, cell)
             )
             _same("keep.every", held, asked, source, one.spec.source)
+            _same("keep.dtype", known.keep_dtype, cell.keep_dtype, source, one.spec.source)
             _same("evaluate.test", known.evaluate_test, cell.evaluate_test, source, one.spec.source)
     return found
 

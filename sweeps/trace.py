@@ -4,7 +4,7 @@ A part is a safetensors file of whole snapshots, `traces/<trajectory>/<first ste
 atomically. Of snapshot s it holds `s/<name>` for every parameter (tied ones once) and for every buffer that is not
 what a fresh model has, `s/~z/<name>`, what else the weights to evaluate are made of, `s/~losses`, (ranks, steps), each
 rank's share of the training losses since the last snapshot, and `s/~stream/<name>`, (ranks, …), the random streams. Its
-metadata has the sha256 of the file as it is with zeros in its place.
+metadata has the sha256 of the file as it is with zeros in its place and, of rounded tensors, their dtype.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ FORMAT = "wa-trace 1"
 TRACES = "traces"  # the folder of a run's traces
 OWN = "trace"  # in a trajectory's folder: the trace that it needs itself, until it is done
 LOSSES, STREAM, Z = "~losses", "~stream/", "~z/"
+ROUNDED = {"bf16": torch.bfloat16}
 REMEDY = "restore it, or free the trace with `wa traces RUN --drop` and train again"
 
 
@@ -52,14 +53,18 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
 class Keeper:
     """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
 
-    def __init__(self, folder: Path | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, folder: Path | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor], dtype: str | None = None
+    ) -> None:
         """folder: None for a rank above 0, which takes part and writes nothing.
 
         wants: whether to keep a step, beside those of evaluations. fresh: `buffers_of` the model before its first step.
+        dtype: of ROUNDED, for wider numbers; None: all exactly.
         """
         if folder is not None:
             durable.make_folder(folder)
-        self.folder, self.wants, self.fresh = folder, wants, fresh
+        self.folder, self.wants, self.fresh, self.dtype = folder, wants, fresh, dtype
+        self.before: dict[str, str] = {}  # the dtypes of what was rounded
         self.there = set() if folder is None else set(Trace.of(folder, mending=True).steps)
         self.waiting: dict[str, Tensor] = {}
         self.steps: dict[int, float] = {}
@@ -85,6 +90,7 @@ class Keeper:
         if hasattr(optimizer, "eval"):  # it evaluates other weights than it trains, and makes them of both
             found = {name: optimizer.state.get(p, {}).get("z") for name, p in parameters.items()}
             tensors |= {f"{Z}{name}": z.to("cpu", copy=True) for name, z in found.items() if z is not None}
+        tensors = {name: self._rounded(name, tensor) for name, tensor in tensors.items()}
         tensors |= {LOSSES: losses.cpu()} | {f"{STREAM}{name}": value for name, value in streams.items()}
         self.waiting |= {f"{step}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
         self.there.add(step)
@@ -93,11 +99,23 @@ class Keeper:
         if self.size >= PART_BYTES:
             self.flush()
 
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        if (
+            self.dtype is None
+            or not tensor.is_floating_point()
+            or tensor.element_size() <= ROUNDED[self.dtype].itemsize
+        ):
+            return tensor
+        self.before[name] = str(tensor.dtype).removeprefix("torch.")
+        return tensor.to(ROUNDED[self.dtype])
+
     def flush(self) -> None:
         """Put what was kept on disk."""
         if self.folder is None or not self.waiting:
             return
-        data = save(self.waiting, {"format": FORMAT, "steps": json.dumps(self.steps), "sha256": NO_SUM})
+        told = {"format": FORMAT, "steps": json.dumps(self.steps), "sha256": NO_SUM}
+        told |= {} if self.dtype is None else {"dtype": self.dtype, "before": json.dumps(self.before)}
+        data = save(self.waiting, told)
         data = data.replace(NO_SUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
         durable.write_atomic(self.folder / f"{min(self.steps):09d}-{max(self.steps):09d}.safetensors", data)
         self.waiting, self.steps, self.size = {}, {}, 0
@@ -105,11 +123,15 @@ class Keeper:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace on disk. parts: step -> the file that has it; seconds: step -> `train_seconds` of the training there."""
+    """A trace on disk. parts: step -> the file that has it; seconds: step -> `train_seconds` of the training there.
+
+    rounded: what its weights are rounded to, if they are.
+    """
 
     folder: Path
     parts: Mapping[int, Path]
     seconds: Mapping[int, float]
+    rounded: str | None = None
     _open: dict[Path, tuple[Any, dict[str, list[str]]]] = field(default_factory=dict)  # a part, its keys by step
 
     @classmethod
@@ -120,6 +142,7 @@ class Trace:
         """
         parts: dict[int, Path] = {}
         seconds: dict[int, float] = {}
+        rounded = None
         for path in sorted(folder.glob("[0-9]*.safetensors")):
             try:
                 told = _checked(path) if mending else _metadata(path)
@@ -131,7 +154,8 @@ class Trace:
             steps = json.loads(told["steps"])
             parts |= dict.fromkeys(map(int, steps), path)
             seconds |= {int(step): float(at) for step, at in steps.items()}
-        return cls(folder, parts, seconds)
+            rounded = told.get("dtype", rounded)
+        return cls(folder, parts, seconds, rounded)
 
     @property
     def steps(self) -> list[int]:
@@ -150,6 +174,8 @@ class Trace:
         """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
         file, keys = self._part(step)
         found = {key.partition("/")[2]: file.get_tensor(key) for key in keys[str(step)]}
+        for name, dtype in json.loads(file.metadata().get("before", "{}")).items():
+            found |= {name: found[name].to(getattr(torch, dtype))} if name in found else {}
         z, streams = (
             {key.removeprefix(one): found.pop(key) for key in list(found) if key.startswith(one)} for one in (Z, STREAM)
         )

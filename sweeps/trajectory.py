@@ -133,7 +133,10 @@ def train(
     own_trace = folder / OWN if kept is None else traces / trajectory.name
     if trajectory.replays is None and (kept is not None or trajectory.bracketed):
         keeper = Keeper(
-            own_trace if leader else None, lambda step: step in for_rounds or bool(kept and step % kept == 0), fresh
+            own_trace if leader else None,
+            lambda step: step in for_rounds or bool(kept and step % kept == 0),
+            fresh,
+            trajectory.keep_dtype,
         )
     last_step = recorder.last_step if recorder else 0
     is_on = training_state.restore(state, folder / "checkpoint", team, last_step, log)

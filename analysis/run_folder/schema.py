@@ -95,6 +95,7 @@ CELLS = pa.schema(
         ("num_devices", pa.float64()),  # devices one trial holds: GPUs when it has any, else CPUs
         ("device", pa.string()),  # "gpu" | "cpu": device-hours are GPU-hours only on "gpu"
         ("processes", pa.int64()),  # data-parallel processes of one trial
+        ("trace_dtype", pa.string()),  # bf16: replayed from weights that were rounded to it; null: exact
     ]
 )
 

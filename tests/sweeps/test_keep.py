@@ -107,6 +107,8 @@ def test_nothing_is_kept_unless_it_is_asked_for(outside: Path, tmp_path: Path) -
         ({"keep": {"every": 100}}, "keep.every: 100 steps; allowed: at most the step budget, 60 steps"),
         ({"keep": {"every": 0}}, "keep.every: got 0; allowed: an int ≥ 1 (steps) or a float in"),
         ({"keep": {"steps": 8}}, "keep.steps: unknown key"),
+        ({"keep": {"every": 2, "dtype": "fp16"}}, "keep.dtype: got 'fp16' (did you mean 'bf16'?); allowed: bf16"),
+        ({"keep": {"dtype": "bf16"}}, "keep.dtype: nothing is kept without `every`; allowed: both"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(outside: Path, changes: dict[str, Any], message: str) -> None:

@@ -1,0 +1,58 @@
+"""What traces take on disk: before anything is written, and refused where there is not that much room."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sweeps import random_streams
+from sweeps.blocks import SpecError
+from sweeps.optimizers import EVALUATES_OTHERS
+from sweeps.plan import Trajectory, model_size
+from sweeps.spec import Spec
+from sweeps.trace import ROUNDED, TRACES
+from sweeps.wording import counted
+
+GIB = 2**30
+
+
+def trace_bytes(one: Trajectory, processes: int = 1) -> int:
+    """Bytes of the trace that a trajectory keeps, 0 without one: snapshots × bytes of each; at most, since buffers
+    that do not change are not stored."""
+    return num_snapshots(one) * snapshot_bytes(one, processes)
+
+
+def num_snapshots(one: Trajectory) -> int:
+    """One at each interval of the trace and at each evaluation."""
+    if (kept := one.keep_every_steps) is None:
+        return 0
+    length, every = one.length_steps, one.cells[0].evaluate_every_steps
+    return len({*range(kept, length + 1, kept), *range(every, length, every), length})
+
+
+def snapshot_bytes(one: Trajectory, processes: int) -> int:
+    """Weights (Schedule-Free's twice), buffers, random streams of each process."""
+    training = one.cells[0].training
+    size = model_size(training.workload, training.preset)
+    each = size.itemsize if one.keep_dtype is None else ROUNDED[one.keep_dtype].itemsize
+    copies = 2 if training.optimizer in EVALUATES_OTHERS else 1
+    streams = sum(tensor.nbytes for tensor in random_streams.read(cuda=False).values())
+    return size.num_parameters * each * copies + size.num_buffer_bytes + streams * processes
+
+
+def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
+    """Raises: SpecError where the traces that are to be written do not fit the disk of the run folder."""
+    kept = [one for one in trajectories if one.keep_every_steps is not None]
+    if not kept:
+        return
+    processes = spec.resources.num_processes
+    there = [path for one in kept for path in (run / TRACES / one.name).glob("*.safetensors")]
+    needed = sum(trace_bytes(one, processes) for one in kept) - sum(path.stat().st_size for path in there)
+    home = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    if needed > (free := shutil.disk_usage(home).free):
+        most = max(kept, key=lambda one: trace_bytes(one, processes))
+        each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes) / 2**20:,.4g} MiB"
+        said = f"the traces of {counted(len(kept), 'trajectory')} (up to {each} each) need {needed / GIB:,.4g} GiB"
+        remedy = "a larger interval, dtype: bf16, another --out, or `wa traces RUN --drop` on what is no longer asked"
+        raise SpecError("keep.every", f"{said}, {home} has {free / GIB:,.4g} GiB free; allowed: {remedy}", spec.source)
