@@ -87,13 +87,14 @@ class Team:
 
     @torch.no_grad()
     def average_statistics(self, model: nn.Module) -> None:
-        """Running statistics ← their mean over ranks, each of which saw other examples."""
-        if self.size == 1:
-            return
-        for module in statistics_modules(model).values():
-            for name in STATISTICS:
-                buffer = cast(Tensor, module._buffers[name])
-                buffer.copy_(self.sum(buffer) / self.size)
+        """Running statistics ← their mean over ranks, each of which saw other examples; in one reduction a dtype."""
+        modules = statistics_modules(model).values() if self.size > 1 else ()
+        buffers = [cast(Tensor, module._buffers[name]) for module in modules for name in STATISTICS]
+        for dtype in {buffer.dtype: None for buffer in buffers}:
+            alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+            means = self.sum(torch.cat([buffer.reshape(-1) for buffer in alike])) / self.size
+            for buffer, mean in zip(alike, torch.split(means, [buffer.numel() for buffer in alike]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
 
 
 @contextmanager

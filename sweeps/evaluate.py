@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from sweeps import bracket, random_streams
 from sweeps.data_parallel import Team
+from sweeps.feed import tensors, to_device
 from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
-from sweeps.training import Passes, Stretch, to_device
+from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 from wa.buffers import statistics
 from wa.swap import modes_kept
@@ -194,7 +194,7 @@ class Evaluator:
             start, share, size = self.passes.clock(), [], 0
             for batch in batches:
                 share.append(to_device(self.device, batch))
-                size += sum(leaf.nbytes for leaf in _tensors(share[-1]))
+                size += sum(leaf.nbytes for leaf in tensors(share[-1]))
                 if size >= HELD_BYTES:
                     break
             else:
@@ -230,13 +230,9 @@ class Evaluator:
         return iter(batches)
 
 
-def _tensors(batches: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)]
-
-
 def _versions(batches: list[Batch]) -> list[int]:
     """How often each tensor was written to, as torch counts it; inference tensors are not counted."""
-    return [tensor._version for tensor in _tensors(batches) if not tensor.is_inference()]
+    return [tensor._version for tensor in tensors(batches) if not tensor.is_inference()]
 
 
 def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:

@@ -291,7 +291,6 @@ def _shampoo_direction(
 def _inverse_root(matrix: Tensor, order: int, matrix_eps: float) -> Tensor:
     """(A + ε λ_max I)^(−1/order) of a symmetric positive semidefinite A; the identity for A = 0."""
     values, vectors = torch.linalg.eigh(matrix)
-    if not values[-1] > 0:
-        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     powers = (values.clamp_min(0) + matrix_eps * values[-1]).pow(-1 / order)
-    return cast(Tensor, (vectors * powers) @ vectors.T)
+    root, identity = (vectors * powers) @ vectors.T, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.where(values[-1] > 0, root, identity)  # on the device: asking would wait for it

@@ -53,12 +53,16 @@ def begin(seed: int, device: str, num_devices: float) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Leave the process as it was found."""
-    before = _values()
+    """Leave the process as it was found, and no process that was begun in it, such as a loader's."""
+    before, children = _values(), {*multiprocessing.active_children()}
     with random_streams.kept():
         try:
             yield
         finally:
+            for child in {*multiprocessing.active_children()} - children:  # an error keeps its loader alive
+                with suppress(RuntimeError):  # torch's, that a worker was killed
+                    child.kill()
+                    child.join()
             _put(_changed(_values(), before))
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sweeps import random_streams
 from sweeps.data_parallel import Team
+from sweeps.feed import Parts, fed, to_device
 from sweeps.plan import Trajectory
 from sweeps.step_buffers import StepBuffers
 from sweeps.trace import Keeper
 from sweeps.training_state import State, streams_of_ranks
-from workloads.protocol import Batch, Part, Workload
+from workloads.protocol import Part, Workload, micro_batches
 
 RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
 
@@ -42,6 +44,7 @@ class Passes:
         self.training = trajectory.cells[0].training
         self.workload, self.team, self.device = workload, team, device
         self.clock, self.peak = clock_of(device), dict(self.training.settings).get("lr", math.nan)
+        self.length_steps = trajectory.length_steps
         if self.training.compile is not None:
             model.compile(backend=self.training.compile)
 
@@ -63,15 +66,14 @@ class Passes:
                         self.workload.loss(model, to_device(self.device, part))
                     yield
 
-    def parts(self, first_step: int) -> Iterator[tuple[Batch, ...]]:
+    def parts(self, first_step: int) -> Iterator[Parts]:
         """This rank's micro-batches, step after step."""
         each = self.training.accumulate
         count = each * self.team.size
         if count == 1:
             return ((batch,) for batch in self.workload.batches(self.training.seed, first_step))
         mine = range(self.team.rank * each, (self.team.rank + 1) * each)
-        parts = [self.workload.batches(self.training.seed, first_step, Part(index, count)) for index in mine]
-        return zip(*parts, strict=True)
+        return micro_batches(self.workload, self.training.seed, first_step, [Part(index, count) for index in mine])
 
     def lr(self, step: int) -> float:
         """The learning rate of the step after which `step` are done."""
@@ -100,9 +102,10 @@ class Trainer:
         self.device, self.clock, self.precision = passes.device, passes.clock, passes.precision
         self.parameters = list(state.model.parameters())
         self.model = self.team.replicate(state.model)
-        self.batches = passes.parts(state.step + 1)
+        left = passes.length_steps - state.step
+        self.batches = fed(self.device, islice(passes.parts(state.step + 1), left))
 
-    def _next(self, step: int) -> tuple[Batch, ...]:
+    def _next(self, step: int) -> tuple[Parts, Parts]:
         try:
             return next(self.batches)
         except StopIteration:
@@ -118,11 +121,11 @@ class Trainer:
         loss, step = torch.zeros(()), state.step
         total = state.stretch_loss.to(self.device)
         for step in range(state.step + 1, until + 1):
-            parts = [to_device(self.device, part) for part in self._next(step)]
+            parts, there = self._next(step)
             for group in state.optimizer.param_groups:
                 group["lr"] = self.passes.lr(step)
             state.optimizer.zero_grad(set_to_none=True)
-            loss = self._backward(parts).detach()
+            loss = self._backward(parts, there).detach()
             total = total + loss  # on the device: reading it each step would wait for it
             if self.training.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip, foreach=True)
@@ -150,17 +153,20 @@ class Trainer:
             keeper.keep(step, self.state.model, self.state.optimizer, losses, streams, seconds)
             self.state.losses = []
 
-    def _backward(self, parts: list[Batch]) -> Tensor:
-        """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss."""
+    def _backward(self, parts: Parts, there: Parts) -> Tensor:
+        """Gradients of Σ weight·loss / Σ weight over the parts of all ranks; this rank's share of that loss.
+
+        parts: on the host, where their weights are read; there: on the device.
+        """
         if len(parts) == self.team.size == 1:
             with self.precision():
-                loss = self.workload.loss(self.model, parts[0])
+                loss = self.workload.loss(self.model, there[0])
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
         shares = self._shares(parts)
         total = torch.zeros((), device=self.device)
         buffers = StepBuffers(self.state.model)
-        for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        for i, (part, share) in enumerate(zip(there, shares, strict=True)):
             alone = isinstance(self.model, DistributedDataParallel) and i < len(parts) - 1
             buffers.begin()
             with self.model.no_sync() if alone else nullcontext():  # type: ignore[operator]
@@ -173,10 +179,11 @@ class Trainer:
         buffers.finish(self.team)
         return total
 
-    def _shares(self, parts: list[Batch]) -> list[Tensor]:
+    def _shares(self, parts: Parts) -> list[Tensor]:
+        """On the host: a scalar there multiplies what is on a device without being sent."""
         weigh = getattr(self.workload, "loss_weight", lambda part: 1.0)
         weights = torch.stack([torch.as_tensor(weigh(part), dtype=torch.float64).cpu() for part in parts])
-        return [share.to(self.device) for share in (weights / self.team.sum(weights.sum())).float()]
+        return list((weights / self.team.sum(weights.sum())).float())
 
 
 def clock_of(device: str) -> Callable[[], float]:
@@ -189,16 +196,3 @@ def clock_of(device: str) -> Callable[[], float]:
         return time.perf_counter()
 
     return synchronized
-
-
-def to_device(device: str, batch: Batch) -> Batch:
-    if device == "cpu":
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {name: to_device(device, part) for name, part in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        moved = [to_device(device, part) for part in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch

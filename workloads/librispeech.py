@@ -238,7 +238,7 @@ class LibriSpeech(SpeechRecognition, FileTask):
     """Read English books, 960 hours, as sentencepieces and an end; each recording padded to `max_samples`.
 
     $WA_DATA_DIR/librispeech holds spm_model.vocab and LibriSpeech/<subset>/<speaker>/<chapter>/*.flac, *.trans.txt.
-    Longer recordings and texts of more than `max_characters` are left out. num_workers: for each part of a batch.
+    Longer recordings and texts of more than `max_characters` are left out.
     """
 
     augment: SpecAugment = FULL_AUGMENT
@@ -246,7 +246,7 @@ class LibriSpeech(SpeechRecognition, FileTask):
     max_characters: int = 256
     max_tokens: int = 256
     eval_batch_size: int = 64
-    num_workers: int = 2
+    num_workers: int = 4
     bins: int = len(MEL_MEAN)
     num_outputs: int = 1024
     # batch norm sees 32 recordings, as on each of AlgoPerf's 8 devices

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -76,6 +76,7 @@ class Workload(Protocol):
       training: the default training block, of precision, compile and accumulate: ``{"precision": "bf16"}``.
       batch_norm_parts: over how many parts of a batch its batch norm is computed, processes and micro-batches
         together: other numbers are refused, unless a study says `accumulate` itself.
+      micro_batches(seed, first_step, parts): an iterator of tuples, these parts of each batch; one loader for all.
       loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1),
         so that the loss of a batch is Σ weight·loss / Σ weight over its parts.
       check_data(): raises `workloads.data.BadData` where its data is missing or malformed; asked before a study
@@ -182,6 +183,20 @@ def presets(family: str) -> Mapping[str, Workload]:
 def takes_part(workload: Workload) -> bool:
     """Whether its batches can be had in parts."""
     return all("part" in inspect.signature(f).parameters for f in (workload.batches, workload.eval_batches))
+
+
+def micro_batches(workload: Workload, seed: int, first_step: int, parts: Sequence[Part]) -> Iterator[tuple[Batch, ...]]:
+    """These parts of each batch, from step `first_step` on, by one loader where the workload makes them together."""
+    together = _who_defines(workload, "micro_batches")
+    # a class that makes other batches than the one it is derived from makes other micro-batches
+    if together is not None and issubclass(together, _who_defines(workload, "batches") or object):
+        made: Iterator[tuple[Batch, ...]] = workload.micro_batches(seed, first_step, parts)  # type: ignore[attr-defined]
+        return made
+    return zip(*(workload.batches(seed, first_step, part) for part in parts), strict=True)
+
+
+def _who_defines(workload: Workload, name: str) -> type | None:
+    return next((one for one in type(workload).__mro__ if name in vars(one)), None)
 
 
 def splits(workload: Workload) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -67,6 +67,14 @@ class Task:
     def batches(self, seed: int, first_step: int, part: Part = WHOLE) -> Iterator[Batch]:
         make = partial(self.train_batch, self.source("train"), seed, part)
         return iter(load_batches(make, first_step, num_workers=self.num_workers))
+
+    def micro_batches(self, seed: int, first_step: int, parts: Sequence[Part]) -> Iterator[tuple[Batch, ...]]:
+        """These parts of each batch, made together, so that a rank has one loader however many they are."""
+        make = partial(self._train_parts, self.source("train"), seed, tuple(parts))
+        return iter(load_batches(make, first_step, num_workers=self.num_workers))
+
+    def _train_parts(self, source: Any, seed: int, parts: tuple[Part, ...], step: int) -> tuple[Batch, ...]:
+        return tuple(self.train_batch(source, seed, part, step) for part in parts)
 
     def eval_batches(self, split: str, part: Part = WHOLE) -> Iterable[Batch]:
         if split not in self.splits:
@@ -176,6 +184,7 @@ def load_batches(
         generator=torch.Generator(),  # else it draws from the training's stream
         worker_init_fn=partial(_see_data, os.environ.get(VARIABLE)),
         persistent_workers=stop is not None,  # a split is gone through again and again
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # by a thread, for copies that wait for nobody
     )
     return _in_one_line(loader) if stop is None else _Anew(partial(_in_one_line, loader))
 

@@ -59,14 +59,8 @@ def bleu(sums: Mapping[str, float]) -> float:
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """Without the columns that are padding in every row."""
+    """Without the columns that are padding in every row; done on the host, since it reads them."""
     return tokens[:, : int((tokens != PAD).sum(1).max())]
-
-
-def model_inputs(batch: Batch) -> list[Tensor]:
-    """Sources and targets, with the segments of packed rows, else without needless padding."""
-    sources, targets, *rest = batch
-    return [sources, targets, *rest] if len(rest) == 2 else [trimmed(sources), trimmed(targets)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +87,7 @@ class Translation(Task, Sizes):
         return TranslationModel(self)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = model_inputs(batch)
-        logits, targets = model(*inputs).flatten(0, 1), inputs[1].flatten()
+        logits, targets = model(*batch).flatten(0, 1), batch[1].flatten()
         return F.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=self.label_smoothing)
 
     def loss_weight(self, batch: Batch) -> Tensor:
@@ -115,13 +108,12 @@ class Translation(Task, Sizes):
         return [self.detokenize(row[: row.index(EOS)] if EOS in row else row) for row in rows]
 
     def eval_step(self, model: nn.Module, batch: Batch) -> Sums:
-        inputs = model_inputs(batch)
-        targets = inputs[1]
-        logits = model(*inputs).flatten(0, 1).float()
+        sources, targets, translated = batch
+        logits = model(sources, targets).flatten(0, 1).float()
         losses = F.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
         statistics = [0] * len(BLEU_SUMS)
-        if len(batch) == 3 and bool(batch[2].any()):
-            sources, references = (side[batch[2]] for side in inputs)
+        if bool(translated.any()):
+            sources, references = sources[translated], targets[translated]
             translations = self.translate(model, trimmed(sources))
             statistics = bleu_statistics(self.sentences(translations), self.sentences(references))
         return {
@@ -158,7 +150,8 @@ def validation_batches(length: int, num_pairs: int, num_translated: int, batch_s
     first = catalogue("validation")[:num_pairs]
     others = sorted(first[num_translated:], key=lambda pair: len(pair[0]) + len(pair[1]))
     sides = [padded(side, length) for side in zip(*first[:num_translated], *others, strict=True)]
-    return tuple(in_batches([*sides, np.arange(len(sides[0])) < num_translated], batch_size))
+    batches = in_batches([*sides, np.arange(len(sides[0])) < num_translated], batch_size)
+    return tuple((trimmed(sources), trimmed(targets), translated) for sources, targets, translated in batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +173,7 @@ class Catalogues(Translation):
     def train_batch(self, source: Any, seed: int, part: Part, step: int) -> Batch:
         chosen = np.random.default_rng([seed, step]).integers(len(source[0]), size=self.batch_size)
         chosen = np.array_split(chosen, part.count)[part.index]
-        return tuple(torch.from_numpy(side[chosen]) for side in source)
+        return tuple(trimmed(torch.from_numpy(side[chosen])) for side in source)
 
 
 # --- full: WMT17's news ------------------------------------------------------------------------------------------
