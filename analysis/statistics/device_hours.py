@@ -53,7 +53,8 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
 
     Rows (way, part): ``paid`` (wall time of all trials: part ``all``), ``one trial a trajectory`` and ``one trial
     a cell`` (parts ``training``, ``averaging``, ``evaluation``: sums over the last record of each cell; training
-    counts once a trajectory, or once a cell; NaN: unknown, of weights that were imported). Returns: way, part, device_hours.
+    counts once a trajectory, or once a cell; NaN: unknown, of weights that were imported).
+    Returns: way, part, device_hours.
     """
     last = records.groupby("cell_id", as_index=False, sort=True)[["trajectory_id", *_SECONDS]].last()
     last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
