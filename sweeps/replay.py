@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from analysis.run_folder.run_files import broken
 from sweeps import random_streams
+from sweeps.blocks import SpecError
 from sweeps.identity import Cell
-from sweeps.imported import AnyTrace, ImportedTrace, open_trace
+from sweeps.imported import INDEX, AnyTrace, ImportedTrace, described, open_trace
 from sweeps.plan import Trajectory
-from sweeps.trace import Snapshot
+from sweeps.trace import TRACES, Snapshot
 from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 
@@ -52,6 +53,24 @@ def opened(trajectory: Trajectory, traces: Path) -> AnyTrace:
         remedy = f"remove trajectories/{trajectory.name}, whose weights come from it, and `wa run` trains them"
         raise broken(trace.folder, f"the trace cannot be replayed: {why}", remedy)
     return trace
+
+
+def imported(run: Path, trajectory: Trajectory) -> str:
+    """The imported trace that has a trajectory's weights. Raises: SpecError where it is not there or cannot serve."""
+    training = trajectory.cells[0].training
+    name = str(training.weights)
+    folder = run / TRACES / name
+    if not (folder / INDEX).exists():
+        there = sorted(path.parent.name for path in (run / TRACES).glob(f"*/{INDEX}"))
+        allowed = ", ".join(there) or f"what `wa import checkpoints DIR -o {run}` makes"
+        raise SpecError("weights", f"{run} has no imported {name!r}; allowed: {allowed}")
+    trace, asked = ImportedTrace.of(folder), (training.workload, training.preset)
+    if trace.workload != asked:
+        raise SpecError("weights", f"{name} is of {' '.join(trace.workload)}, not of {' '.join(asked)}")
+    if (why := why_not(trajectory, trace)) is not None:
+        steps = f"its steps are {described(trace.steps)}"
+        raise SpecError("weights", f"{name} cannot serve: {why}; {steps}; allowed: what needs no others")
+    return name
 
 
 class Replayer:

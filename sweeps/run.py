@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, imported, origins, pace, plan, replay, room, run_folder, tracking
+from sweeps import durable, forks, origins, pace, plan, replay, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -122,7 +122,7 @@ def _from_trace(
     Raises: SpecError where its weights were imported and cannot serve.
     """
     if one.cells[0].training.weights is not None:
-        return _from_import(run, one)
+        return replace(one, replays=replay.imported(run, one))
     for source in done:
         folder = run / TRACES / source.name
         if source.trajectory_id == one.trajectory_id and folder.is_dir():
@@ -152,25 +152,6 @@ def _refuse_unserved(
     if one.recorded.every != grid.every and any(cell.cell_id not in here for cell in others):
         also = " of this training, as other studies have of it; name these too, with this value"
         run_folder.refuse_other_grid(run, one.recorded, grid, spec, also)
-
-
-def _from_import(run: Path, one: plan.Trajectory) -> plan.Trajectory:
-    training = one.cells[0].training
-    name = str(training.weights)
-    folder = run / TRACES / name
-    if not (folder / imported.INDEX).exists():
-        there = sorted(path.parent.name for path in (run / TRACES).glob(f"*/{imported.INDEX}"))
-        allowed = ", ".join(there) or f"what `wa import checkpoints DIR -o {run}` makes"
-        raise SpecError("weights", f"{run} has no imported {name!r}; allowed: {allowed}")
-    trace = imported.ImportedTrace.of(folder)
-    if trace.workload != (training.workload, training.preset):
-        raise SpecError(
-            "weights", f"{name} is of {' '.join(trace.workload)}, not of {training.workload} {training.preset}"
-        )
-    if (why := replay.why_not(one, trace)) is not None:
-        remedy = f"its steps are {imported.described(trace.steps)}; allowed: what needs no others"
-        raise SpecError("weights", f"{name} cannot serve: {why}; {remedy}")
-    return replace(one, replays=name)
 
 
 def run_studies(
