@@ -99,7 +99,7 @@ CELLS = pa.schema(
     ]
 )
 
-ADDED = ["evaluate_averages"]  # columns that folders of earlier versions do not have
+ADDED = ["evaluate_averages", "trace_dtype"]  # columns that folders of earlier versions do not have
 
 _PLACE = CELLS.get_field_index
 # What tells trainings apart but the seed, and averages.
