@@ -194,6 +194,7 @@ def write_plan(
                 "trajectory_id": one.trajectory_id,
                 "cells": [cell.cell_id for cell in one.cells],
                 "expected_seconds": plan.cost(one).seconds,
+                **({} if one.branch is None else {"branch_of": one.branch.trunk}),
             }
             for one in {one.name: one for one in [*begun, *trajectories]}.values()
         ],
