@@ -13,7 +13,7 @@ from sweeps.identity import Training
 from sweeps.plan import Branch, Trajectory, cost
 from sweeps.schedules import Schedule, shared_steps
 
-LEAST_SHARE = 0.05  # of a trajectory's steps: to save less is not worth the wait for another trial
+LEAST_SHARE = 0.1  # of a trajectory's steps: to save less, a warm-up say, is not worth the wait for another trial
 ANY_SCHEDULE = Schedule("constant", 0, 0, 0, 1.0)
 
 

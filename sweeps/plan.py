@@ -55,7 +55,7 @@ class Branch:
     step: int
 
     def __post_init__(self) -> None:
-        if Path(self.trunk).name != self.trunk:
+        if not self.trunk or Path(self.trunk).name != self.trunk:  # it becomes part of a path
             raise ValueError(f"{self.trunk!r} names no trajectory")
 
 

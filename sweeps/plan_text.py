@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sweeps import terminal
 from sweeps.plan import num_devices
 from sweeps.room import trace_bytes
-from sweeps.run import Work, assumptions, branches, expected, rounded, to_do, wall, why_trained, work
+from sweeps.run import Work, assumptions, expected, rounded, to_do, wall, why_trained, work
 from sweeps.spec import Spec
 from sweeps.wording import counted
 
@@ -48,7 +48,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     if traces := sum(row["trace_bytes"] for row in rows.values()):
         largest = max(trace_bytes(one, spec.resources.num_processes) for one in todo.trajectories)
         console.print(f"traces: {traces / 2**20:,.4g} MiB on disk, the largest {largest / 2**20:,.4g} MiB")
-    for line in [*branches(todo), *why_trained(todo), *rounded(todo), *assumptions(todo)]:
+    for line in [*_branches(todo), *why_trained(todo), *rounded(todo), *assumptions(todo)]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
@@ -82,3 +82,23 @@ def _studies(specs: Sequence[Spec], todo: Work, out: Path | None, hours: str) ->
     rows = [row(spec.study, work([spec], out)) for spec in specs]
     headers = ("study", "cells", "trajectories to train", hours)
     return terminal.table(headers, [*rows, row("all, what they share once", todo)], title="each study alone")
+
+
+def _branches(todo: Work) -> list[str]:
+    """A line on the trunks of a workload whose branches start at the same steps, and what these need not train."""
+    starts: dict[str, list[int]] = {}
+    for one in todo.trajectories:
+        if one.branch is not None:
+            starts.setdefault(one.branch.trunk, []).append(one.branch.step)
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for one in todo.trajectories:
+        if one.name in starts:
+            steps = tuple(sorted(starts[one.name]))
+            alike.setdefault((one.cells[0].training.workload, steps), []).append(one.name)
+    lines = []
+    for (workload, steps), trunks in alike.items():
+        each = "" if len(trunks) == 1 else " each"
+        of = f"{counted(len(steps), 'branch')}{each} of {', '.join(trunks)}"
+        at = ", ".join(f"{step:,}" for step in dict.fromkeys(steps))
+        lines.append(f"{workload}: {of}, from step {at}: {len(trunks) * sum(steps):,} training steps saved")
+    return lines

@@ -302,21 +302,6 @@ def why_trained(todo: Work) -> list[str]:
     return [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
 
 
-def branches(todo: Work) -> list[str]:
-    """A line on each trunk: where its branches start, and the steps that these need not train."""
-    found: dict[str, list[plan.Trajectory]] = {}
-    for one in todo.trajectories:
-        if one.branch is not None:
-            found.setdefault(one.branch.trunk, []).append(one)
-    lines = []
-    for trunk, of in found.items():
-        steps = sorted(one.first_step for one in of)
-        at = ", ".join(f"{step:,}" for step in dict.fromkeys(steps))
-        saved = f"{counted(sum(steps), 'training step')} saved"
-        lines.append(f"{trunk} is the trunk of {counted(len(of), 'branch')}, from step {at}: {saved}")
-    return lines
-
-
 def rounded(todo: Work) -> list[str]:
     """A line where weights are replayed that are not those of the training in every bit."""
     of = {one.rounded: one.name for one in todo.trajectories if one.rounded is not None}

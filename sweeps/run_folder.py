@@ -201,6 +201,7 @@ def write_plan(
                 "expected_seconds": plan.cost(one).seconds,
                 "replays": one.replays,
                 "rounded": one.rounded,
+                **({} if one.branch is None else {"branch_of": one.branch.trunk}),
             }
             for one in {one.name: one for one in [*begun, *trajectories]}.values()
         ],

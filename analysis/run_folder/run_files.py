@@ -138,6 +138,7 @@ class _Trajectory(_Block):
     name: _Name
     cells: list[str]
     expected_seconds: float | None  # of imported logs: unknown
+    branch_of: _Name | None = None  # the trajectory that trained its first steps
 
 
 class _Records(_Block):

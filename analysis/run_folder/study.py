@@ -82,11 +82,16 @@ def _part(whole: Study, study: str, run: str | Path) -> Study:
     cells = whole.cells[schema.has_study(whole.cells, study, run)]
     records, test = (_of_cells(of, cells) for of in (whole.records, whole.test))
     mine = set(cells["cell_id"])
-    ridden = {one.get("name") for one in whole.plan.get("trajectories", []) if mine.intersection(one["cells"])}
-    trials = whole.trials[whole.trials["name"].isin({*cells["trajectory"], *ridden})].reset_index(drop=True)
+    planned = whole.plan.get("trajectories", [])
+    ridden = [one for one in planned if mine.intersection(one["cells"])]
+    trained = {*cells["trajectory"], *(one.get("name") for one in ridden)}
+    # A trunk of one study and its branches of another share what the trunk has trained.
+    trunks = {one["branch_of"] for one in ridden if one.get("branch_of")} - trained
+    lent = {one.get("branch_of") for one in planned if one not in ridden} & trained
+    trials = whole.trials[whole.trials["name"].isin(trained | trunks)].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
     shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
-    return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared), test)
+    return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared | trunks | lent), test)
 
 
 def describe(cells: pd.DataFrame) -> pd.DataFrame:

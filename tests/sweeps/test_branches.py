@@ -82,7 +82,7 @@ def test_a_trunk_carries_what_branches_alone_ask_for(outside: Path) -> None:
         {"training": {"precision": "bf16"}},
         {"evaluate": {"every": 5}},
         {"schedule": {**COOLDOWNS, "warmup": 7, "length": 0.5}},
-        {"schedule": {"shape": "cosine", "warmup": 2}},  # what it shares is less than a twentieth
+        {"schedule": {"shape": "cosine", "warmup": 2}},  # what it shares is less than a tenth
     ],
     ids=str,
 )
