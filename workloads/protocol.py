@@ -141,6 +141,23 @@ class Workload(Protocol):
         """
 
 
+class EvaluationOnly:
+    """A base for a workload whose weights are imported: what it cannot do, training, it refuses.
+
+    It adds metric, higher_is_better, model, eval_batches, eval_step and summarize.
+    """
+
+    step_budget = batch_size = 1  # a study of imported weights says its own budget
+    optimizer: Mapping[str, Any] = MappingProxyType({})
+    schedule: Mapping[str, Any] = MappingProxyType({})
+
+    def batches(self, seed: int, first_step: int) -> Iterator[Batch]:
+        raise NotImplementedError(f"{type(self).__name__} only evaluates; to train or recompute, give it batches, loss")
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} only evaluates; to train or recompute, give it batches, loss")
+
+
 FAMILIES = (  # the files of this folder that offer PRESETS
     *("criteo1tb", "fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech"),
     *("lm", "ogbg", "wmt"),

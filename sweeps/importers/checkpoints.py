@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from sweeps import durable, random_streams
+from sweeps.blocks import SpecError
 from sweeps.imported import File, ImportedTrace, described, name_of
 from sweeps.run_folder import IMPORTED_STUDY
+from sweeps.targets import Target, read_target, targets_file, write_target
 from sweeps.trace import TRACES
 from sweeps.yaml_file import dump_yaml
 from wa.checkpoint_files import STEP, TORCH, BadFile, Checkpoint, Stored, in_order_of_steps, looks, matched, step_in
@@ -38,16 +41,25 @@ class Imported:
 
 
 def import_checkpoints(
-    folders: Sequence[Path], run: Path, workload: str, preset: str = "mini", seed: int = 0, pattern: str | None = None
+    folders: Sequence[Path],
+    run: Path,
+    workload: str,
+    preset: str = "mini",
+    *,
+    seed: int = 0,
+    pattern: str | None = None,
+    target: float | None = None,
 ) -> Imported:
     """Write a run folder, new or empty, with a trace for each training's folder of checkpoints, and a study of them.
 
     The files stay where they lie: a trace is an index of them with their sizes and sha256, checked when they are read.
-    Trainings are of seeds seed, seed + 1, … Raises: BadFile; ValueError; UnknownWorkload; OSError.
+    Trainings are of seeds seed, seed + 1, … target: the metric to reach, which goes into targets.yaml beside the
+    workload's file. Raises: BadFile; SpecError where another target is there; UnknownWorkload; OSError.
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise BadFile(run, "not empty; allowed: an empty or new folder")
     made: Any = load(workload, preset)
+    new_target = None if target is None else _target(made, workload, preset, target)
     with random_streams.kept():
         model: nn.Module = made.model()
     traces, left_out = [], []
@@ -69,7 +81,21 @@ def import_checkpoints(
             durable.make_folder(new / TRACES / called)
             one.write(new / TRACES / called)
         durable.write_atomic(new / IMPORTED_STUDY, text.encode())
+    if new_target is not None:
+        write_target(workload, new_target)
     return Imported(names, steps, left_out, run / IMPORTED_STUDY)
+
+
+def _target(made: Any, workload: str, preset: str, value: float) -> Target:
+    """A target as somebody says it. Raises: SpecError where there is another."""
+    if not math.isfinite(value):
+        raise SpecError("--target", f"got {value}; allowed: a number", "wa import checkpoints")
+    held, file = read_target(workload, preset), str(targets_file(workload))
+    if held is not None and held.value != value:
+        raise SpecError(workload, f"its target is {held.value:g} ({held.rule}); allowed: this, or leave it out", file)
+    said = {"value": value, "metric": made.metric, "higher_is_better": made.higher_is_better, "preset": preset}
+    nothing = {"seeds": [], "values": [], "versions": {}, "date": ""}
+    return held or Target.model_validate(said | nothing | {"rule": "as given to `wa import checkpoints`"})
 
 
 def _trace(

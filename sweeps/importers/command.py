@@ -94,9 +94,16 @@ def import_algoperf(
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the first training; others count on."
 )
+@click.option("--target", type=float, help="The metric's value to reach, where the workload has none yet.")
 @click.option("--step-pattern", metavar="REGEX", help="Where a name tells the step, as a group: 'epoch_([0-9]+)'.")
 def import_checkpoints(
-    folders: tuple[Path, ...], out: Path, workload: str, preset: str, seed: int, step_pattern: str | None
+    folders: tuple[Path, ...],
+    out: Path,
+    workload: str,
+    preset: str,
+    seed: int,
+    target: float | None,
+    step_pattern: str | None,
 ) -> None:
     """Import checkpoints of a training, to ask them about averages: nothing is trained.
 
@@ -108,7 +115,9 @@ def import_checkpoints(
     from sweeps.importers import checkpoints
 
     try:
-        done = checkpoints.import_checkpoints(folders, out, workload, preset, seed, step_pattern)
+        done = checkpoints.import_checkpoints(
+            folders, out, workload, preset, seed=seed, pattern=step_pattern, target=target
+        )
     except ValueError as error:
         raise Told(str(error)) from None
     for line in checkpoints.said(done, out):

@@ -116,6 +116,28 @@ def test_an_import_that_is_killed_and_resumed_has_the_same_records(folder: Path,
     assert_same(run(one, tmp_path / "run" / "trajectories" / "again"), whole)
 
 
+ONLY = """
+from tinywork import Tiny
+from workloads.protocol import EvaluationOnly
+
+class Mine(EvaluationOnly):
+    metric, higher_is_better = Tiny.metric, Tiny.higher_is_better
+    model, eval_batches, eval_step, summarize = Tiny.model, Tiny.eval_batches, Tiny.eval_step, Tiny.summarize
+"""
+
+
+def test_a_workload_that_only_evaluates_is_enough(folder: Path, tmp_path: Path) -> None:
+    (folder.parent / "only.py").write_text(ONLY)
+    import_checkpoints([folder], tmp_path / "run", "only:Mine")
+    (one,) = planned(tmp_path / "run", "averaging={scheme: lawa, k: 3, every: 20}")
+    (other,) = planned(tmp_path / "run", "averaging={scheme: lawa, k: 3, every: 20, buffers: recompute}")
+    found = run(one, tmp_path / "run" / "trajectories" / one.name)
+    expected = losses_of(dict.fromkeys((20, 40, 60), 1 / 3), folder, 60)[0]
+    assert found["loss"].tolist() == pytest.approx([expected], rel=1e-6)
+    with pytest.raises(NotImplementedError, match="Mine only evaluates; to train or recompute, give it batches, loss"):
+        run(other, tmp_path / "run" / "trajectories" / "recomputed")
+
+
 def test_a_shorter_training_and_another_grid_are_asked_of_the_same_files(folder: Path, tmp_path: Path) -> None:
     import_checkpoints([folder], tmp_path / "run", TINY)
     sets = ("schedule.length=[30, 60]", "evaluate.every=10", "averaging=[{scheme: lawa, k: 2, every: 10}]")
@@ -232,12 +254,12 @@ def test_hours_that_nobody_knows_are_none() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_over_checkpoints_ends_in_a_report(folder: Path, uncharted: None) -> None:
-    (folder.parent / "targets.yaml").write_text(
-        f"'{TINY}':\n  mini: {{value: 0.5, metric: accuracy, higher_is_better: true, preset: mini, rule: mine, "
-        "seeds: [], values: [], versions: {}, date: ''}\n"
-    )
-    done = CliRunner().invoke(main, ["import", "checkpoints", "mine", "-o", "RUN", "--workload", TINY])
+    arguments = ["import", "checkpoints", "mine", "-o", "RUN", "--workload", TINY, "--target", "0.5"]
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
+    other = CliRunner().invoke(main, [*arguments[:4], "OTHER", *arguments[5:-1], "0.6"])
+    assert (other.exit_code, Path("OTHER").exists()) == (2, False)
+    assert "its target is 0.5 (as given to `wa import checkpoints`)" in " ".join(other.output.split())
     assert "left out, since no step is in their names: optimizer.pt, rng_1.pth" in done.output
     listed = CliRunner().invoke(main, ["traces", "RUN"]).output
     assert "imported-" in listed
