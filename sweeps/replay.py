@@ -87,7 +87,7 @@ class Replayer:
             if step in (until, state.bank.due):
                 snapshot = self.trace.read(step)
                 self._check(snapshot, step)
-                _write(state.model, {**self.fresh, **snapshot.tensors}, self.passes.device)
+                write(state.model, {**self.fresh, **snapshot.tensors}, self.passes.device)
                 for name, p in state.model.named_parameters():
                     if name in snapshot.z:
                         state.optimizer.state[p]["z"] = snapshot.z[name].to(self.passes.device)
@@ -115,7 +115,7 @@ class Replayer:
 
 
 @torch.no_grad()
-def _write(model: nn.Module, tensors: Mapping[str, Tensor], device: str) -> None:
+def write(model: nn.Module, tensors: Mapping[str, Tensor], device: str) -> None:
     """Put parameters and buffers into the model, by name; a buffer of another shape is bound anew."""
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in tensors.items():

@@ -10,7 +10,7 @@ from sweeps import bracket
 from sweeps.evaluate import Evaluator
 from sweeps.imported import AnyTrace
 from sweeps.plan import Trajectory
-from sweeps.replay import Replayer, snapshots
+from sweeps.replay import Replayer, snapshots, write
 from sweeps.training_state import State
 from wa import Bank
 
@@ -43,6 +43,7 @@ def close(evaluator: Evaluator, trace: AnyTrace, fresh: Mapping[str, Tensor], re
     while asked := bracket.wanted(trajectory.cells, recorder.written.values(), trajectory.target):
         schemes = list(dict.fromkeys(cell.scheme for cells in asked.values() for cell in cells if cell.scheme))
         model = evaluator.state.model
+        write(model, fresh, evaluator.device)  # a bank averages the buffers that are finite when it is made
         evaluator.state = State(model, evaluator.state.optimizer, Bank(model, schemes), eval_seconds=seconds)
         replayer = Replayer(evaluator.passes, evaluator.state, trace, fresh)
         for step in sorted(asked):

@@ -22,7 +22,7 @@ RECOMPUTED = {"scheme": "lawa", "k": 2, "every": 9, "buffers": "recompute"}
 
 
 def asked(how: str, averaging: Any = tuple(SOME), target: float | None = None, **changes: Any) -> Trajectory:
-    evaluate = {"every": 1, "averages": how}
+    evaluate = {"every": 2, "averages": how}
     (one,) = trajectories(tiny(list(averaging), evaluate=evaluate, **changes), fuse=True)
     return from_dict(to_dict(replace(one, target=target)))
 
@@ -47,12 +47,12 @@ def full(outside: Path, tmp_path: Path) -> pd.DataFrame:
 
 
 def test_its_records_are_some_of_those_of_all_and_cross_the_target_where_they_do(outside: Path, tmp_path: Path) -> None:
-    averaging = [*SOME, *ALL_SCHEMES[-2:], RECOMPUTED]
+    averaging = [*SOME, ALL_SCHEMES[-1], RECOMPUTED]
     full = run(asked("all", averaging), tmp_path / "all")
     target = target_of(full)
     one = asked("bracket", averaging, target)
     some = run(one, folder(tmp_path, one))
-    assert len(some) < 0.8 * len(full)
+    assert len(some) < 0.9 * len(full)
     assert_same(some, part_of(full, one))
     here, there = curves(some), curves(full)
     assert here.keys() == there.keys()
@@ -64,7 +64,7 @@ def test_its_records_are_some_of_those_of_all_and_cross_the_target_where_they_do
     assert all((part.diff().dropna() >= 0).all(axis=None) for _, part in clocks)
 
 
-@pytest.mark.parametrize("steps", [(24,), (25, 60)])
+@pytest.mark.parametrize("steps", [(24,), (26, 60)])
 def test_killed_as_it_trains_and_as_it_asks_it_goes_on(
     full: pd.DataFrame, tmp_path: Path, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_replay_asks_its_own_trace(full: pd.DataFrame, tmp_path: Path) -> None
 def test_what_cannot_be_asked_is_evaluated_in_full() -> None:
     alone = {cell.averages for cell in tiny(SOME[1:], evaluate={"averages": "bracket"})}
     unfused = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, fuse=False)}
-    other = {"optimizer": {"name": "schedule_free_adamw", "lr": 0.1}}
-    schedule_free = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, **other)}
-    assert alone == unfused == schedule_free == {"all"}
+    several = {"workload": "lm", "resources": {"cpu": 2, "processes": 2}}
+    parallel = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, **several)}
+    assert alone == unfused == parallel == {"all"}
     assert [cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"})] == ["all"] + ["bracket"] * 3
