@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sweeps.grace import SAID
 from sweeps.plan import Trajectory
 
 LONGEST = 300  # characters of a reason
@@ -35,6 +36,8 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
     lines = tail(log)
     if "OutOfMemory" in said or "low on memory" in said:
         return f"out of memory: Ray ended its process to save the machine; {LESS}"
+    if lines and lines[-1].endswith(SAID):
+        return SAID
     if "actor died" not in said.lower() and "ActorUnavailable" not in said:
         return _exception(said.splitlines()) or _exception(lines) or "it ended and did not say why"
     crash = _crash(lines)

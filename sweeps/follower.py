@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -14,6 +15,7 @@ from sweeps import import_order
 
 def main() -> None:
     """Read the task, one line of JSON, from standard input; end when that closes, since rank 0 is gone then."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a batch system sends to all: rank 0 ends us
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     import_order.search_too(task["sys_path"])

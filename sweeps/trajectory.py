@@ -7,13 +7,14 @@ bit (the `_seconds` columns apart, which are measured).
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps import data_parallel, forks, origins, process, random_streams, retries, rounds, training_state
+from sweeps import data_parallel, forks, grace, origins, process, random_streams, retries, rounds, training_state
 from sweeps.attempts import Attempt, trajectory_log
 from sweeps.data_parallel import Team
 from sweeps.durable import make_folder
@@ -50,17 +51,22 @@ def run(
     every evaluation, and none between.
     planned_code: `origins.digest` of the workload that was planned; another one here is an error.
     report: told the step after each evaluation.
+    SIGTERM ends it once the step is done and a checkpoint is written.
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
     make_folder(folder)
     if (folder / "done").exists():
         return
-    with Recorder(folder / "records.jsonl") as recorder, trajectory_log(folder / "log") as log:
+    with (
+        grace.noticed() as asked,
+        Recorder(folder / "records.jsonl") as recorder,
+        trajectory_log(folder / "log") as log,
+    ):
         if (folder / "done").exists():  # by whoever held the lock until now
             return
         attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
-        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report, planned_code)
+        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report, planned_code, asked)
         task = {"trajectory": to_dict(trajectory), "folder": str(folder.resolve()), "num_devices": num_devices}
         try:
             with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
@@ -86,12 +92,15 @@ class _Leader:
     checkpoint_seconds: float
     report: Callable[[int], None]
     planned_code: str | None
+    asked: threading.Event  # to end
     reporting: bool = False  # what is raised while it is so is whoever listens, not the workload
     saved: float = field(default_factory=lambda: time.monotonic())
     saving_seconds: float = 0.0
 
     def wants_checkpoint(self, between: bool = False) -> bool:
         """Whether one is due, at an evaluation or between two."""
+        if self.asked.is_set():
+            return True
         if between and not self.checkpoint_seconds:
             return False
         # A long ring makes a checkpoint dear: it may take a twentieth of the time, no more.
@@ -104,6 +113,8 @@ class _Leader:
         self.attempt.write("running")
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
+        if self.asked.is_set():
+            raise grace.Terminated(grace.SAID)
 
     def tell(self, step: int) -> None:
         self.reporting = True

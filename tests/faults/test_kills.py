@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from sweep_processes import STUDY, UNDRAWN, WA, num_records, wait, workers
 from analysis.run_folder.records import KEY, load, load_records, load_trials
 from analysis.run_folder.schema import MEASURED
 from sweeps import cli, durable
+from sweeps.grace import SAID
 
 pytestmark = pytest.mark.slow
 
@@ -82,10 +84,13 @@ def test_kill_9_of_a_worker(study: Path, undisturbed: pd.DataFrame) -> None:
     wait(lambda: num_records(run) >= 12 or process.poll() is not None)
     killed = workers(run)
     assert killed
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
+    for pid, number in zip(killed, [signal.SIGTERM, *[signal.SIGKILL] * len(killed)], strict=False):
+        os.kill(pid, number)
     assert process.wait(400) == 0, (study / "log").read_text()  # Ray starts it again by itself
     assert_like_undisturbed(run, undisturbed)
+    assert SAID in (study / "log").read_text()  # of SIGTERM, before which a checkpoint is written
+    went_on = [log for log in run.glob("trajectories/*/log") if SAID in log.read_text()]
+    assert [re.search(r"on from step (\d+)", log.read_text()) is not None for log in went_on] == [True]
     trials = load_trials(run)
     assert (trials["status"] == "interrupted").sum() >= 1
     assert (trials["status"] == "done").sum() == 3
