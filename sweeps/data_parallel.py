@@ -41,6 +41,11 @@ class Team:
     rank: int = 0
     size: int = 1
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Of torch's, that these processes are; None of one."""
+        return dist.group.WORLD if self.size > 1 else None
+
     def sum(self, value: Tensor) -> Tensor:
         """Σ over ranks, the same on all."""
         if self.size > 1:

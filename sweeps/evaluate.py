@@ -188,9 +188,12 @@ class Evaluator:
         return found
 
     def _shares(self, split: str) -> Iterator[tuple[list[Batch], float]]:
-        """This rank's batches, as many at a time as HELD_BYTES hold, and the seconds they took; none is one share."""
-        batches, is_first, is_last = self._batches(split), True, False
-        while not is_last:
+        """This rank's batches, as many at a time as HELD_BYTES hold, and the seconds they took; none is one share.
+
+        All ranks have as many shares, of none at last: they swap an average in together, each of them having a part.
+        """
+        batches, is_first, is_last, more = self._batches(split), True, False, True
+        while more:
             start, share, size = self.passes.clock(), [], 0
             for batch in batches:
                 share.append(to_device(self.device, batch))
@@ -199,9 +202,10 @@ class Evaluator:
                     break
             else:
                 is_last = True
-            if share or is_first:
+            if share or is_first or self.team.size > 1:
                 yield share, self.passes.clock() - start
             is_first = False
+            more = bool(self.team.sum(torch.tensor(not is_last, dtype=torch.int64)))
 
     @contextmanager
     def _weights(self, turn: _Turn) -> Iterator[None]:

@@ -16,7 +16,7 @@ from sweeps.data_parallel import Team
 from sweeps.identity import cell_id
 from sweeps.plan import Branch, Trajectory
 from sweeps.recorder import Recorder
-from sweeps.training_state import State, Streams
+from sweeps.training_state import OfRanks, State
 
 
 def path(trajectories: Path, branch: Branch) -> Path:
@@ -31,14 +31,14 @@ def offered(run: Path, trunk: Trajectory, is_done: bool) -> Trajectory:
     return replace(trunk, forks=tuple(there))
 
 
-def leave(trunk: Trajectory, folder: Path, state: State, streams: Streams, recorder: Recorder) -> None:
+def leave(trunk: Trajectory, folder: Path, state: State, gathered: OfRanks, recorder: Recorder) -> None:
     """Write the state that branches start from; what an earlier attempt left is the same."""
     file = folder / f"fork-{state.step}"
     if file.exists():
         return
     own = [row for row in recorder.written.values() if row["split"] == "validation"]
     rows = [row for row in [*own, *state.riders] if row["step"] <= state.step]
-    training_state.save(state, file, streams, rows=rows, trajectory_id=trunk.trajectory_id)
+    training_state.save(state, file, gathered, rows=rows, trajectory_id=trunk.trajectory_id)
 
 
 def start(

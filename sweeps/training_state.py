@@ -19,7 +19,7 @@ from sweeps.plan import Trajectory
 from wa import Bank, Scheme
 from workloads.protocol import Workload
 
-Streams = dict[str, list[Tensor]]  # random stream -> where it is, by rank; beside them other tensors of each rank
+OfRanks = dict[str, Any]  # of a checkpoint, what not every rank has: "streams" (name -> a tensor by rank) and "bank"
 
 
 @dataclass
@@ -57,20 +57,16 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # of imported weights: never steps
     if training.weights is None:
         optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
-    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.read_at))
+    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.read_at, group=team.group))
 
 
-def streams_of_ranks(state: State, team: Team) -> Streams:
-    """Where the random streams of every rank are."""
-    on_gpu = next(state.model.parameters()).is_cuda
-    return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
-
-
-def of_ranks(state: State, team: Team) -> Streams:
-    """All that is each rank's own: its random streams, and its share of the losses since the last evaluation."""
+def of_ranks(state: State, team: Team) -> OfRanks:
+    """All that is each rank's own: random streams, losses since the last evaluation, a share of the averages."""
     losses = torch.stack(state.losses).view(-1) if state.losses else torch.zeros(0)
-    own = {"stretch_loss": team.gather(state.stretch_loss), "losses": team.gather(losses)}
-    return streams_of_ranks(state, team) | own
+    streams = random_streams.read(next(state.model.parameters()).is_cuda)
+    own = {**streams, "stretch_loss": state.stretch_loss, "losses": losses}
+    gathered = {name: team.gather(value) for name, value in own.items()}
+    return {"streams": gathered, "bank": state.bank.state_dict(copy=False)}
 
 
 _PLAIN = (
@@ -79,11 +75,10 @@ _PLAIN = (
 )
 
 
-def save(state: State, path: Path, streams: Streams, **more: Any) -> None:
-    """Write all of it to a checkpoint, and what else is told."""
-    parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
-    parts["bank"] = state.bank.state_dict(copy=False)
-    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, "streams": streams, **more})
+def save(state: State, path: Path, gathered: OfRanks, **more: Any) -> None:
+    """Write all of it to a checkpoint, and what else is told. gathered: by `of_ranks`."""
+    parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), **gathered}
+    checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, **more})
 
 
 def read(path: Path, team: Team, log: logging.Logger, last_step: float = math.inf) -> checkpoint.State | None:

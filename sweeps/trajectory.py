@@ -24,7 +24,7 @@ from sweeps.recorder import Recorder
 from sweeps.replay import Replayer, opened
 from sweeps.trace import OWN, TRACES, Keeper, Trace, buffers_of
 from sweeps.training import Passes, Trainer
-from sweeps.training_state import State, Streams
+from sweeps.training_state import OfRanks, State
 from workloads.protocol import Workload, load, module_name, with_batch_size
 from workloads.user_errors import one_line
 
@@ -107,9 +107,9 @@ class _Leader:
         pause = max(self.checkpoint_seconds, 19 * self.saving_seconds) if self.checkpoint_seconds else 0.0
         return time.monotonic() >= self.saved + pause
 
-    def checkpoint(self, state: State, streams: Streams) -> None:
+    def checkpoint(self, state: State, gathered: OfRanks) -> None:
         began = time.monotonic()
-        training_state.save(state, self.folder / "checkpoint", streams)
+        training_state.save(state, self.folder / "checkpoint", gathered)
         self.attempt.write("running")
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
@@ -186,14 +186,14 @@ def train(
         ended, parting = state.step == trajectory.length_steps, state.step in trajectory.forks
         is_due = leader is not None and (ended or leader.wants_checkpoint(between=trained is None))
         (save,) = team.decide([is_due and not (ended and not trajectory.bracketed)])
-        streams = training_state.of_ranks(state, team) if save or parting else {}
+        gathered = training_state.of_ranks(state, team) if save or parting else {}
         if leader:
             if keeper and (save or ended):
                 keeper.flush()  # a checkpoint comes after what it has kept
             if parting:  # before a checkpoint from which this step is past
-                forks.leave(trajectory, folder, state, streams, leader.recorder)
+                forks.leave(trajectory, folder, state, gathered, leader.recorder)
             if save:
-                leader.checkpoint(state, streams)
+                leader.checkpoint(state, gathered)
             if trained is not None:
                 leader.tell(state.step)
     if leader and trajectory.bracketed:

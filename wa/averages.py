@@ -15,7 +15,7 @@ from torch import Tensor
 from .flat import Block, FiniteWatch, Reader
 from .lane import Lane, Track
 from .schemes import Scheme
-from .state import FORMAT, IncompatibleSchemes, covers, describe, fit, scheme_keys
+from .state import FORMAT, IncompatibleSchemes, covers, describe, fit, imagined, scheme_keys
 
 
 class Averages:
@@ -112,13 +112,15 @@ class Averages:
         return tensors
 
     def write(self, scheme: Scheme, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the average of a scheme into tensors of these names."""
+        """Copy the average of a scheme into tensors of these names; each piece comes from the process that keeps it."""
         track = self.track(scheme)
-        for block in self.blocks:
-            if covers(scheme, block):
-                for piece in block.pieces:
-                    mean = self.lanes[track, block].mean(scheme, piece, track.taken(self.step))
-                    block.write(piece, mean, tensors)
+        for block in (block for block in self.blocks if covers(scheme, block)):
+            for piece, owner in zip(block.pieces, block.owners, strict=True):
+                if owner == block.share.rank:
+                    mean = self.lanes[track, block].mean(scheme, piece, track.taken(self.step)).to(block.dtype)
+                else:
+                    mean = torch.empty(piece.numel, dtype=block.dtype, device=block.device)
+                block.write(piece, block.share.fill(mean, owner), tensors)
 
     @property
     def nbytes(self) -> int:
@@ -152,7 +154,7 @@ class Averages:
         lanes = {}
         for at, (saved, members) in found.lanes.items():  # the lane there is, where it is the same, to save memory
             reads = at[0].reads(members, self._read_at)
-            on_meta = Lane(replace(at[1], device=torch.device("meta")), members, reads, saved)
+            on_meta = Lane(imagined(at[1]), members, reads, saved)
             mine = self.lanes.get(at)
             lanes[at] = mine if mine and mine.suits(on_meta) else Lane(at[1], members, reads, saved)
         self.unfinished = "load_state_dict"

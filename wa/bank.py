@@ -1,10 +1,12 @@
 """The bank: many averages of one training run, riding along. The only thing here with state."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,12 @@ from .buffers import Forwards, averaged_buffers, recompute_statistics, write_sta
 from .checks import check_model, check_read_at, check_schemes, check_step
 from .flat import Block, live_parameters, make_blocks
 from .schemes import Scheme
+from .share import Share
 from .state import IncompatibleSchemes, plain_names
 from .swap import Saved, clear_weight_caches, refuse_folded_weights, renew_computed_weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class AbsentAverage(KeyError):
@@ -45,6 +51,10 @@ class Bank:
     reading ahead that it has begun, not its k snapshots, with the same bits (`wa.window_sums`). At other steps a LAWA
     or WSM cannot be read; an EMA or Tail can.
 
+    group: of processes that train the same model (`torch.distributed.group.WORLD`): each keeps the averages of its
+    share of the weights, with the bits of one that keeps all. Whatever gives an average or a state is then called by
+    all of them, in the same order: swapped, tensors, module_state, state_dict.
+
     Attributes: schemes, in the order given.
 
     Raises: ValueError on duplicate schemes, things that are no scheme, parameters that cannot be averaged.
@@ -52,7 +62,13 @@ class Bank:
 
     @torch.inference_mode(False)  # what is made under it could not be updated outside
     def __init__(
-        self, model: nn.Module, schemes: Iterable[Scheme], start: int = 0, *, read_at: Iterable[int] | None = None
+        self,
+        model: nn.Module,
+        schemes: Iterable[Scheme],
+        start: int = 0,
+        *,
+        read_at: Iterable[int] | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         check_model(model)
         self.schemes = check_schemes(schemes)
@@ -61,6 +77,7 @@ class Bank:
             raise ValueError(f"Bank(…, start) needs steps completed, 0 or more, not {start!r}")
         self._model = model
         self._swapped = False
+        self._share = Share(group)
         blocks = self._find_blocks()
         plain = plain_names(model, [name for block in blocks for name in block.shapes])
         told = None if read_at is None else check_read_at(read_at)
@@ -84,9 +101,9 @@ class Bank:
             raise ValueError(
                 "the model has no floating-point parameters to average (frozen TorchScript keeps none either)"
             )
-        blocks = make_blocks("parameters", parameters)
+        blocks = make_blocks("parameters", parameters, self._share)
         if any(scheme.buffers == "average" for scheme in self.schemes):
-            blocks += make_blocks("buffers", averaged_buffers(self._model))
+            blocks += make_blocks("buffers", averaged_buffers(self._model), self._share)
         return blocks
 
     def update(self, step: int) -> None:
@@ -262,7 +279,7 @@ class Bank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rings, sums and accumulators, allocated from the start; `memory_bytes` says it beforehand.
+        """Bytes of all rings, sums and accumulators that this process keeps; `memory_bytes` says those of all before.
 
         More when schemes joined at different steps, or a state was taken over whose windows were longer.
         """
@@ -274,13 +291,15 @@ class Bank:
         copy: False gives the bank's own tensors where it can, to write them to a file without a copy in memory; they
         change at the next update, and whoever writes into them changes the averages.
 
-        Names are those of the model without torch's wrappers (torch.compile, DistributedDataParallel).
+        Names are those of the model without torch's wrappers (torch.compile, DistributedDataParallel). Of a bank that
+        is shared by a process group, rank 0 gets everything, what others keep in copies on the CPU, and the others {}.
 
         Raises: RuntimeError while an average is swapped in: model and bank would not match.
         """
         self._refuse("state_dict")
         self._averages.watch.tell(wait=True)
-        return self._averages.state_dict(copy)
+        state = self._averages.state_dict(copy)
+        return state if self._share.rank == 0 else {}
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -299,6 +318,8 @@ class Bank:
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse("a copy of the bank")
+        if self._share.size > 1:
+            raise RuntimeError("a bank that processes share cannot be copied: take its state_dict(), on all of them")
         return vars(self)
 
     def __copy__(self) -> Self:

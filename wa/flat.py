@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from time import perf_counter
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .checks import check_tensor
 from .layout import Layout, has_overlap
+from .share import ALONE, Share
 
 # Elements of a piece. On a CPU, 256 KiB of float32 and 512 KiB of float64: they fit a core's cache together. An
 # accelerator wants few and large operations.
@@ -43,17 +45,28 @@ class Block:
     """All averaged tensors of one kind (``"parameters"`` or ``"buffers"``), dtype and device, end to end.
 
     Each tensor's elements are in the order they have in its memory.
+
+    Attributes: pieces: all of them. owners: the rank that keeps each, by index. mine: those that this process keeps.
     """
 
     kind: str
     dtype: torch.dtype
     device: torch.device
     layouts: dict[str, Layout]
+    share: Share = ALONE
     pieces: tuple[Piece, ...] = field(init=False)
+    owners: tuple[int, ...] = field(init=False)
+    mine: tuple[Piece, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        size = PIECE_ON_CPU if self.device.type == "cpu" else PIECE_ELSEWHERE
-        object.__setattr__(self, "pieces", tuple(_cut(self.layouts, size)))
+        total = sum(layout.shape.numel() for layout in self.layouts.values())
+        size = PIECE_ON_CPU if self.device.type == "cpu" else min(PIECE_ELSEWHERE, -(-total // self.share.size))
+        pieces = tuple(_cut(self.layouts, size))
+        ends = accumulate(piece.numel for piece in pieces)
+        owners = tuple(self.share.owner(end - p.numel, p.numel, total) for p, end in zip(pieces, ends, strict=True))
+        object.__setattr__(self, "pieces", pieces)
+        object.__setattr__(self, "owners", owners)
+        object.__setattr__(self, "mine", tuple(p for p in pieces if owners[p.index] == self.share.rank))
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -61,8 +74,11 @@ class Block:
         return {name: layout.shape for name, layout in self.layouts.items()}
 
     def zeros(self, dtype: torch.dtype, *rows: int) -> list[Tensor]:
-        """Storage for this block, a tensor (*rows, piece.numel) a piece: each begins well aligned."""
-        return [torch.zeros(*rows, piece.numel, dtype=dtype, device=self.device) for piece in self.pieces]
+        """Storage for this block, a well aligned tensor (*rows, piece.numel) a piece; other ranks' are empty."""
+        sizes = [0] * len(self.pieces)
+        for piece in self.mine:
+            sizes[piece.index] = piece.numel
+        return [torch.zeros(*rows, size, dtype=dtype, device=self.device) for size in sizes]
 
     def parts(self, piece: Piece, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """What a piece covers of the tensors of these names: views, dimensions in the order of memory."""
@@ -84,8 +100,13 @@ class Block:
     def exported(self, stored: Sequence[Tensor], copy: bool = True) -> list[Tensor]:
         """Storage as `zeros` makes it, (*rows, all elements), each tensor in its logical order, cut anyhow.
 
-        copy: False gives the storage itself where it has that order.
+        copy: False gives the storage itself where it has that order. Shared out, it is all on rank 0, the pieces of
+        others on the CPU, and [] elsewhere; all ranks call this.
         """
+        if self.share.size > 1:
+            stored = self._gathered(stored)
+            if self.share.rank:
+                return []
         if not copy and all(layout.is_logical for layout in self.layouts.values()):
             return list(stored)
         whole = stored[0].new_empty(*stored[0].shape[:-1], sum(piece.numel for piece in self.pieces))
@@ -93,11 +114,21 @@ class Block:
             self._copy(row, mine, out_of_storage=True)
         return [whole]
 
+    def _gathered(self, stored: Sequence[Tensor]) -> list[Tensor]:
+        """On rank 0 the storage of all, on the CPU."""
+        found = []
+        for piece, owner, part in zip(self.pieces, self.owners, stored, strict=True):
+            mine = owner == self.share.rank
+            whole = self.share.fill(part if mine else part.new_empty(*part.shape[:-1], piece.numel), owner)
+            found.append(whole.cpu() if self.share.rank == 0 else part)
+        return found
+
     def import_(self, stored: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
         """The inverse of `exported`, into storage; elements may come in several tensors, end to end."""
-        alike = [part.shape for part in saved] == [part.shape for part in stored]
+        alike = [part.shape[-1] for part in saved] == [piece.numel for piece in self.pieces]
         if alike and all(layout.is_logical for layout in self.layouts.values()):
-            torch._foreach_copy_(list(stored), list(saved))
+            for piece in self.mine:
+                stored[piece.index].copy_(saved[piece.index])
             return
         whole = saved[0] if len(saved) == 1 else torch.cat(list(saved), dim=-1)
         for row, *mine in _rows(whole, *stored):
@@ -107,7 +138,7 @@ class Block:
         shapes = self.shapes
         split = torch.split(logical, [shape.numel() for shape in shapes.values()])
         named = {name: part.view(shapes[name]) for name, part in zip(shapes, split, strict=True)}
-        for piece in self.pieces:
+        for piece in self.pieces if out_of_storage else self.mine:
             outside, inside = self.parts(piece, named), self.views(piece, stored[piece.index])
             for one, other in zip(outside, inside, strict=True):
                 one.copy_(other) if out_of_storage else other.copy_(one)
@@ -207,15 +238,15 @@ class Reader:
     def __init__(self, block: Block, watch: FiniteWatch) -> None:
         self._block = block
         self._watch = watch
-        packed = [piece for piece in block.pieces if len(piece.names) > 1]
+        packed = [piece for piece in block.mine if len(piece.names) > 1]
         size = max((piece.numel for piece in packed), default=0)
         scratch = torch.empty(size, dtype=block.dtype, device=block.device)
         self._flat = {piece.index: scratch[: piece.numel] for piece in packed}
         self._views = {index: block.views(block.pieces[index], flat) for index, flat in self._flat.items()}
 
     def read(self, tensors: Mapping[str, Tensor], step: int) -> Iterator[tuple[Piece, Reading]]:
-        """Each piece with its live elements at `step`, flat; valid until the next one is asked for."""
-        for piece in self._block.pieces:
+        """Each piece of this process with its live elements at `step`, flat; valid until the next one is asked for."""
+        for piece in self._block.mine:
             start = perf_counter()
             live = self._block.parts(piece, tensors)
             if len(live) > 1:
@@ -246,7 +277,7 @@ def live_parameters(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def make_blocks(kind: str, tensors: Mapping[str, Tensor]) -> list[Block]:
+def make_blocks(kind: str, tensors: Mapping[str, Tensor], share: Share = ALONE) -> list[Block]:
     """Group tensors by dtype and device, in order of first appearance.
 
     Raises: ValueError when elements of a tensor share memory: an average could not be written into it.
@@ -259,7 +290,7 @@ def make_blocks(kind: str, tensors: Mapping[str, Tensor]) -> list[Block]:
                 "give the model a clone() of it"
             )
         groups.setdefault((tensor.dtype, tensor.device), {})[name] = Layout.of(tensor)
-    return [Block(kind, dtype, device, layouts) for (dtype, device), layouts in groups.items()]
+    return [Block(kind, dtype, device, layouts, share) for (dtype, device), layouts in groups.items()]
 
 
 def _cut(layouts: Mapping[str, Layout], most: int) -> Iterator[Piece]:

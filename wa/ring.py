@@ -116,7 +116,7 @@ class Ring:
         self._block.import_(self._slots, state["slots"])
         if self._levels:
             for i in range(max(1, n - self.capacity + 1), n + 1):
-                for piece in self._block.pieces:
+                for piece in self._block.mine:
                     self._add(piece, self.snapshot(piece, i), i)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .flat import Block
 from .lane import Lane, Track
 from .schemes import Scheme
+from .share import ALONE
 
 FORMAT = 2
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # names only torch gives
@@ -81,9 +82,13 @@ def fit(
                 lanes.setdefault((track, block), (saved[track, there[block]], []))[1].append(scheme)
     for (track, block), (lane, members) in lanes.items():
         reads = track.reads(members, read_at) if "windows" in lane["ring"] else None
-        imagined = Lane(replace(block, device=torch.device("meta")), members, reads, lane)
-        _check_like(imagined.expected(lane, keys, track.taken(step)), lane, "a lane")
+        _check_like(Lane(imagined(block), members, reads, lane).expected(lane, keys, track.taken(step)), lane, "a lane")
     return Fit(step, joined, seconds, lanes, IncompatibleSchemes(missing, unexpected))
+
+
+def imagined(block: Block) -> Block:
+    """The whole of a block, without memory."""
+    return replace(block, device=torch.device("meta"), share=ALONE)
 
 
 def covers(scheme: Scheme, block: Block) -> bool:

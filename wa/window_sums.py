@@ -175,7 +175,7 @@ class WindowSums:
         """Go on from a ring after n pushes, which has every snapshot of the windows that are open then."""
         self.begin_at(0)
         for i in range(max(1, n - ring.capacity + 1), n + 1):
-            for piece in self._block.pieces:
+            for piece in self._block.mine:
                 self.push(piece, Reading(ring.snapshot(piece, i), 0.0), i)
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from trained import assert_same, run, stop_at
 
+from sweeps import evaluate
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.data_parallel import Team
@@ -87,6 +88,14 @@ PARTED = textwrap.dedent('''
     class Normed(Parted):
         batch_norm = True
 
+    class Shared(Parted):
+        """Its batches are held one at a time, so that one process has more turns than the other."""
+
+        def model(self):
+            from sweeps import evaluate
+            evaluate.HELD_BYTES = 1
+            return super().model()
+
     class Slow(Parted):
         def loss(self, model, batch):
             import time
@@ -152,8 +161,9 @@ def test_two_processes_train_as_one(parted: Path, tmp_path: Path) -> None:
     assert not results(together).equals(results(alone))  # it did take another order of summation
 
 
-def test_processes_and_micro_batches_together(parted: Path, tmp_path: Path) -> None:
-    one = one_trajectory(training={"accumulate": 2})
+def test_processes_and_micro_batches_together(parted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "HELD_BYTES", evaluate.HELD_BYTES)  # put back, which the workload sets
+    one = one_trajectory("partedwork:Shared", training={"accumulate": 2})
     assert_close(run(one, tmp_path / "two", processes=2, num_devices=2), run(one, tmp_path / "one"))
 
 
