@@ -93,7 +93,7 @@ def average(
     scheme = scheme_of(len(paths), ema, weights)
     if out.suffix != ".safetensors":
         raise BadFile(out, "allowed: the name of a new .safetensors file")
-    _refuse_existing(out)
+    _refuse_place(out)
     checkpoints = [Checkpoint.open(Path(path)) for path in paths]
     # Wide elements first: so every tensor of the file is aligned to its elements.
     tensors = sorted(matched(checkpoints), key=lambda item: -item[1][-1].dtype.itemsize)
@@ -152,9 +152,11 @@ def _mean(parts: Sequence[Tensor], scheme: Scheme) -> Tensor:
 # --- the output -----------------------------------------------------------------------------------------------------
 
 
-def _refuse_existing(out: Path) -> None:
+def _refuse_place(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise BadFile(out, "it exists; choose another path, or move it away")
+    if not out.parent.is_dir():
+        raise BadFile(out, "its folder does not exist; make it, or choose another path")
 
 
 def _write_header(file: BinaryIO, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> int:
@@ -180,10 +182,8 @@ def _new(out: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(new, out)  # which fails where something has come to be at `out`
-        except FileExistsError:
-            _refuse_existing(out)
+        _refuse_place(out)
+        os.replace(new, out)
     finally:
         new.unlink(missing_ok=True)
     folder = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)

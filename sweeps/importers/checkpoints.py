@@ -114,9 +114,10 @@ def _trace(
     opened = [Checkpoint.open(path) for path in paths.values()]
     matched(opened)
     tensors = fitted(model, opened[-1], workload[0])
-    files = {step: [File.of(file.resolve()) for file in one.files] for step, one in zip(paths, opened, strict=True)}
-    resolved = {step: str(path.resolve()) for step, path in paths.items()}
-    return ImportedTrace(folder, workload, resolved, files, tensors), [path for path in told if path not in chosen]
+    # A link stays one: where it leads, the name may lack its ending.
+    files = {step: [File.of(file.absolute()) for file in one.files] for step, one in zip(paths, opened, strict=True)}
+    places = {step: str(path.absolute()) for step, path in paths.items()}
+    return ImportedTrace(folder, workload, places, files, tensors), [path for path in told if path not in chosen]
 
 
 def fitted(model: nn.Module, checkpoint: Checkpoint, workload: str) -> dict[str, tuple[str, str]]:

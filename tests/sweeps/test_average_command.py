@@ -53,7 +53,7 @@ def test_what_is_averaged(files: list[str], options: list[str], made: float) -> 
         (["--step-pattern", "x([0-9]+)"], "step_10.safetensors: its name tells no step"),
         (["-o", "out.pt"], "out.pt: allowed: the name of a new .safetensors file"),
         (["-o", "step_2.safetensors"], "step_2.safetensors: it exists; choose another path"),
-        (["-o", "no/out.safetensors"], "no such file or directory; check the path"),
+        (["-o", "no/out.safetensors"], "no/out.safetensors: its folder does not exist"),
     ],
 )
 def test_what_is_refused_is_one_line_and_no_file(files: list[str], arguments: list[str], said: str) -> None:

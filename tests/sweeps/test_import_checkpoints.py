@@ -21,7 +21,7 @@ from torch import Tensor
 from trained import Stop, assert_same, run, stop_at
 
 from analysis import report as reports
-from analysis.run_folder.records import load
+from analysis.run_folder.records import KEY, load
 from analysis.run_folder.run_files import BadRun
 from analysis.statistics import device_hours
 from sweeps.blocks import SpecError
@@ -42,6 +42,8 @@ def folder(outside: Path) -> Path:
     """A training's checkpoints each five steps, of every kind in turn, beside what is none."""
     saves = [as_safetensors, as_torch, as_shards]
     train(load_workload(TINY), outside / "mine", lambda model, path: saves[int(path.name[5:]) % 3](model, path), STEPS)
+    (outside / "mine" / "step_30.safetensors").rename(outside / "blob")  # as a hub's cache has them
+    (outside / "mine" / "step_30.safetensors").symlink_to(outside / "blob")
     torch.save({"state": {}}, outside / "mine" / "optimizer.pt")
     torch.save({"state": {}}, outside / "mine" / "rng_1.pth")
     return outside / "mine"
@@ -114,6 +116,17 @@ def test_an_import_that_is_killed_and_resumed_has_the_same_records(folder: Path,
         with pytest.raises(Stop):
             run(one, tmp_path / "run" / "trajectories" / "again", checkpoint_seconds=0, report=stop_at(stop))
     assert_same(run(one, tmp_path / "run" / "trajectories" / "again"), whole)
+
+
+def test_a_bracket_on_checkpoints_has_some_of_the_records_of_all(folder: Path, tmp_path: Path) -> None:
+    import_checkpoints([folder], tmp_path / "run", TINY, target=0.6)
+    (one,) = planned(tmp_path / "run", "evaluate.averages=all")
+    (other,) = planned(tmp_path / "run", "evaluate.averages=bracket")
+    whole = run(one, tmp_path / "run" / "trajectories" / one.name)
+    some = run(other, tmp_path / "run" / "trajectories" / "bracket")
+    assert len(some) < len(whole)
+    both = whole.merge(some[KEY], on=KEY)
+    assert_same(both, some)
 
 
 ONLY = """

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from own_checkpoints import Save, as_safetensors, as_shards, as_torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -45,32 +46,6 @@ def _moved(model: nn.Module, step: int) -> None:
             tensor.add_(torch.randn(tensor.shape).to(tensor.dtype) if tensor.is_floating_point() else 1)
 
 
-def _as_safetensors(model: nn.Module, path: Path) -> Path:
-    save_model(model, str(path.with_suffix(".safetensors")))
-    return path.with_suffix(".safetensors")
-
-
-def _as_torch(model: nn.Module, path: Path) -> Path:
-    state = {f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"state": {0: torch.ones(2)}}}, path.with_suffix(".pt"))
-    return path.with_suffix(".pt")
-
-
-def _as_shards(model: nn.Module, path: Path) -> Path:
-    path.mkdir()
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "head.weight"}
-    names = sorted(state)
-    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for file, some in shards.items():
-        save_file({name: state[name] for name in some}, path / file, {"format": "pt"})
-    told = {name: file for file, some in shards.items() for name in some}
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": told}))
-    return path
-
-
-Save = Callable[[nn.Module, Path], Path]
-
-
 def _saved(folder: Path, save: Sequence[Save], number: int, scheme: Scheme | None = None) -> tuple[list[Path], Any]:
     """Checkpoints of a model that moves, and what a bank has made of the same; the model is as in the last."""
     model = Net()
@@ -83,7 +58,7 @@ def _saved(folder: Path, save: Sequence[Save], number: int, scheme: Scheme | Non
     return paths, bank
 
 
-@pytest.mark.parametrize("save", [_as_safetensors, _as_torch, _as_shards])
+@pytest.mark.parametrize("save", [as_safetensors, as_torch, as_shards])
 @pytest.mark.parametrize(("number", "ema"), [(3, None), (70, None), (5, 0.5), (5, 0.97)])
 def test_an_average_of_files_has_the_bits_of_the_banks(
     tmp_path: Path, save: Save, number: int, ema: float | None
@@ -99,7 +74,7 @@ def test_an_average_of_files_has_the_bits_of_the_banks(
 
 
 def test_kinds_may_be_mixed_and_torch_says_the_same(tmp_path: Path) -> None:
-    paths, _ = _saved(tmp_path, [_as_safetensors, _as_torch, _as_shards], 4)
+    paths, _ = _saved(tmp_path, [as_safetensors, as_torch, as_shards], 4)
     average(paths, tmp_path / "out.safetensors")
     model, theirs = Net(), None
     for step in range(1, 5):
@@ -128,7 +103,7 @@ def test_weights_are_shares_of_their_sum(tmp_path: Path) -> None:
 def test_the_output_loads_as_the_model_and_carries_its_checksum(tmp_path: Path) -> None:
     from safetensors.torch import load_model
 
-    paths, _ = _saved(tmp_path, [_as_safetensors], 2)
+    paths, _ = _saved(tmp_path, [as_safetensors], 2)
     out = tmp_path / "out.safetensors"
     average(paths, out)
     model = Net()
@@ -210,6 +185,13 @@ def test_a_torch_file_that_would_run_code_or_has_no_weights_is_named(tmp_path: P
             Checkpoint.open(tmp_path / f"{name}.pt")
         assert f"{name}.pt: " in str(told.value)
         assert said in str(told.value)
+
+
+def test_without_safetensors_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match="to read it, `pip install safetensors`"):
+        Checkpoint.open(tmp_path / "a.safetensors")
 
 
 def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
