@@ -24,7 +24,7 @@ CROSSING = (
 
 
 def notices(core: Core) -> Iterator[str]:
-    """What is unfinished, failed, diverged, without target, or rests on few seeds."""
+    """What is unfinished, failed, diverged, rounded, imported, without target, or rests on few seeds."""
     study, cells = core.study, core.cells
     waiting = cells[cells["state"] == "unfinished"]
     if "imported" in study.plan:
@@ -49,6 +49,12 @@ def notices(core: Core) -> Iterator[str]:
             f"{', '.join(sorted(cells.loc[rounded, 'trace_dtype'].unique()))}: their records are near those of a "
             "training with them, not equal to these."
         )
+    imported = cells["weights"].dropna()
+    if len(imported):
+        yield (
+            f"The weights are imported checkpoints ({', '.join(sorted(set(imported)))}): how and how long they were "
+            "trained is not known, so device-hours to a target are left out."
+        )
     untargeted = sorted(set(cells["workload"]) - set(cells.loc[cells["target"].notna(), "workload"]))
     if untargeted:
         yield f"No target for {', '.join(untargeted)}: wa calibrate computes one by rule."
@@ -59,7 +65,7 @@ def notices(core: Core) -> Iterator[str]:
     elif 1 < seeds < FEW:
         factor = small_sample_factor(seeds, seeds - 1)
         few.append(f"{seeds} seeds: intervals are widened for so few ({factor:.2g} times for one workload).")
-    if set(cells["preset"]) == {"mini"}:
+    if set(cells["preset"]) == {"mini"} and not len(imported):
         few.append("Mini workloads: small models on small real data; sizes of effects need not carry over.")
     if few:
         yield " ".join(few)

@@ -27,7 +27,7 @@ def cell_to_row(
     total, length = training.step_budget, schedule.length_steps
     unknown = dict.fromkeys(("warmup_steps", "lr_decay_steps", "lr_decay", "final_lr"))
     untold: dict[str, Any] = {} if training.weights is None else {"schedule": "as trained", **unknown}
-    plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule", "weights")}
+    plain = {key: value for key, value in asdict(training).items() if key not in ("settings", "schedule")}
     return {
         "cell_id": cell.cell_id,
         "trajectory_id": cell.trajectory_id,

@@ -96,10 +96,11 @@ CELLS = pa.schema(
         ("device", pa.string()),  # "gpu" | "cpu": device-hours are GPU-hours only on "gpu"
         ("processes", pa.int64()),  # data-parallel processes of one trial
         ("trace_dtype", pa.string()),  # bf16: replayed from weights that were rounded to it; null: exact
+        ("weights", pa.string()),  # the imported checkpoints that they are; null: trained here
     ]
 )
 
-ADDED = ["evaluate_averages", "trace_dtype"]  # columns that folders of earlier versions do not have
+ADDED = ["evaluate_averages", "trace_dtype", "weights"]  # columns that folders of earlier versions do not have
 
 _PLACE = CELLS.get_field_index
 # What tells trainings apart but the seed, and averages.

@@ -40,8 +40,6 @@ def sentences(
     text = f"The sweep of {counted(len(study.cells), 'cell')} paid {hours['paid']:.3g} {unit}"
     if fused > 0 and unfused > 1.05 * fused:
         text += f"; by the records one trial a cell would have cost {unfused / fused:.2g} times one a trajectory"
-    if sweep_device_hours.loc[sweep_device_hours["part"] == "training", "device_hours"].isna().any():
-        text += "; what the training of the imported weights took is not known"
     found.append(f"{text}.")
     if study.shared:
         shared = paid(study.trials[study.trials["name"].isin(study.shared)])

@@ -21,7 +21,7 @@ from torch import Tensor
 from trained import Stop, assert_same, run, stop_at
 
 from analysis import report as reports
-from analysis.run_folder.records import KEY, load
+from analysis.run_folder.records import KEY, load, load_cells
 from analysis.run_folder.run_files import BadRun
 from analysis.statistics import device_hours
 from sweeps.blocks import SpecError
@@ -289,4 +289,5 @@ def test_a_sweep_over_checkpoints_ends_in_a_report(folder: Path, uncharted: None
     steps = pd.read_csv("RUN/tables/steps_to_target.csv")
     assert steps["point"].notna().all()
     report = Path("RUN/report.html").read_text()
-    assert "what the training of the imported weights took is not known" in report
+    assert "how and how long they were trained is not known" in report
+    assert load_cells("RUN")["weights"].str.startswith("imported-").all()
