@@ -1,4 +1,4 @@
-"""What a step is given: on a CPU its batches as they come, elsewhere there already while the step before is computed."""
+"""What a step is given: on a CPU its batches as they come, elsewhere they are there while the step before runs."""
 
 from __future__ import annotations
 
