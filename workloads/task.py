@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -182,18 +184,27 @@ def load_batches(
         num_workers=num_workers,
         multiprocessing_context="forkserver",  # safe beside the threads of a trial
         generator=torch.Generator(),  # else it draws from the training's stream
-        worker_init_fn=partial(_see_data, os.environ.get(VARIABLE)),
+        worker_init_fn=partial(_begin, os.environ.get(VARIABLE)),
         persistent_workers=stop is not None,  # a split is gone through again and again
         pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # by a thread, for copies that wait for nobody
     )
     return _in_one_line(loader) if stop is None else _Anew(partial(_in_one_line, loader))
 
 
-def _see_data(folder: str | None, worker: int) -> None:
+def _begin(folder: str | None, worker: int) -> None:
     # A fork server keeps the environment it was started in, which may be that of an earlier trial.
     os.environ.pop(VARIABLE, None)
     if folder is not None:
         os.environ[VARIABLE] = folder
+    threading.Thread(target=_end_with_trial, daemon=True).start()
+
+
+def _end_with_trial() -> None:
+    # Where a trial is killed its workers see nothing of it: their parent is the fork server, which waits for them.
+    trial = multiprocessing.parent_process()
+    if trial is not None:
+        trial.join()
+        os._exit(1)
 
 
 class _Anew:
