@@ -60,13 +60,17 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
     return State(model, optimizer, Bank(model, schemes, read_at=trajectory.read_at, group=team.group))
 
 
+def streams_of_ranks(state: State, team: Team) -> dict[str, list[Tensor]]:
+    """Where the random streams of every rank are."""
+    on_gpu = next(state.model.parameters()).is_cuda
+    return {name: team.gather(value) for name, value in random_streams.read(on_gpu).items()}
+
+
 def of_ranks(state: State, team: Team) -> OfRanks:
     """All that is each rank's own: random streams, losses since the last evaluation, a share of the averages."""
     losses = torch.stack(state.losses).view(-1) if state.losses else torch.zeros(0)
-    streams = random_streams.read(next(state.model.parameters()).is_cuda)
-    own = {**streams, "stretch_loss": state.stretch_loss, "losses": losses}
-    gathered = {name: team.gather(value) for name, value in own.items()}
-    return {"streams": gathered, "bank": state.bank.state_dict(copy=False)}
+    own = {"stretch_loss": team.gather(state.stretch_loss), "losses": team.gather(losses)}
+    return {"streams": streams_of_ranks(state, team) | own, "bank": state.bank.state_dict(copy=False)}
 
 
 _PLAIN = (

@@ -78,6 +78,8 @@ class Averages:
         self.unfinished = f"update({step})"
         for block in self.blocks:
             lanes = [(self.lanes[track, block], track.taken(step)) for track in due if (track, block) in self.lanes]
+            for lane, n in lanes:
+                lane.advance(n)
             for piece, reading in self._readers[block].read(tensors, step) if lanes else ():
                 for lane, n in lanes:
                     for scheme, seconds in lane.push(piece, reading, n):

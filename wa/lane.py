@@ -90,8 +90,13 @@ class Lane:
             return WindowSums(self._block, reads)
         return Ring(self._block, max(longest, saved["capacity"]))
 
+    def advance(self, n: int) -> None:
+        """Be ready for the n-th snapshot, n = 1, 2, …; on each process that shares the block, whatever it keeps."""
+        if isinstance(self._windows, WindowSums):
+            self._windows.advance(n)
+
     def push(self, piece: Piece, reading: Reading, n: int) -> Iterator[tuple[Scheme, float]]:
-        """Take in a piece of the n-th snapshot, n = 1, 2, …; yields (scheme, seconds it would have cost it alone)."""
+        """Take in a piece of the n-th snapshot; yields (scheme, seconds it would have cost it alone)."""
         for recursive, parts in self._accumulators.items():
             mean = parts[piece.index]
             live = reading.to(mean.dtype)

@@ -64,12 +64,9 @@ class WindowSums:
         for window in self._last_reads:
             self._beginning.setdefault(window.start, []).append(window)
         self._open: dict[Window, _Open] = {}
-        self._n = 0
 
     def push(self, piece: Piece, reading: Reading, n: int) -> None:
-        """Take in a piece of the n-th snapshot, n = 1, 2, …"""
-        if n != self._n:
-            self._advance(n)
+        """Take in a piece of the n-th snapshot, for which `advance` was called."""
         if not self._open:  # blocks that begin now are in no window
             return
         complete = [reading.live, *self._fill(piece, reading, n)]
@@ -99,9 +96,8 @@ class WindowSums:
             yield total
             term = total
 
-    def _advance(self, n: int) -> None:
+    def advance(self, n: int) -> None:
         """Give up the windows that were read for the last time, and begin those whose first snapshot is the n-th."""
-        self._n = n
         for window in [window for window in self._open if self._last_reads[window] < n]:
             self._free.append(self._open.pop(window).sums)
         for window in self._beginning.get(n - 1, ()):
@@ -150,7 +146,6 @@ class WindowSums:
         for window, last in self._last_reads.items():
             if window.start < n <= last:
                 self._begin(window)
-        self._n = n
 
     def check(self, state: Mapping[str, Any], keys: Mapping[Any, str], n: int) -> None:
         """Raises: ValueError when a state after n pushes lacks a window that has begun and will be read here."""
@@ -175,6 +170,7 @@ class WindowSums:
         """Go on from a ring after n pushes, which has every snapshot of the windows that are open then."""
         self.begin_at(0)
         for i in range(max(1, n - ring.capacity + 1), n + 1):
+            self.advance(i)
             for piece in self._block.mine:
                 self.push(piece, Reading(ring.snapshot(piece, i), 0.0), i)
 

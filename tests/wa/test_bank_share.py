@@ -14,7 +14,14 @@ from torch import nn
 from wa import EMA, LAWA, WSM, Bank, Tail, memory_bytes
 
 READ_AT = [10, 25, 40, 60]
-SCHEMES = [LAWA(9), LAWA(30, until_full="partial"), WSM(7), EMA(0.9), EMA(0.99, buffers="average"), Tail(3, 2)]
+SCHEMES = [
+    LAWA(9, buffers="average"),
+    LAWA(30, until_full="partial"),
+    WSM(7),
+    EMA(0.9),
+    EMA(0.99, buffers="average"),
+    Tail(3, 2),
+]
 
 
 class Parts(nn.Module):
