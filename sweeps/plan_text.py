@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps import terminal
+from sweeps.axes import points
+from sweeps.blocks import EvaluateBlock
 from sweeps.plan import num_devices
 from sweeps.run import Work, assumptions, expected, to_do, wall, why_trained, work
 from sweeps.spec import Spec
@@ -44,7 +46,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
     about = wall(todo, slots, spec.resources.num_processes)
     console.print(f"wall: about {about} on {each}, Ray's start apart")
-    for line in [*why_trained(todo), *assumptions(todo)]:
+    for line in [*why_trained(todo), *_evaluated_in_full(todo), *assumptions(todo)]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
@@ -54,6 +56,19 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
         console.print(f"{workload}: {value or 'no target yet (`wa calibrate` sets it)'}")
     for line in left_out:
         console.print(line, soft_wrap=True)
+
+
+def _evaluated_in_full(todo: Work) -> list[str]:
+    """A line on each workload whose study asks for brackets that there cannot be."""
+    lines = []
+    for one in todo.studies:
+        for name, grid in one.spec.grids.items():
+            asked = any(EvaluateBlock(**at.values).averages == "bracket" for at in points(grid.evaluate))
+            mine = [cell for cell in one.cells if cell.training.workload == name]
+            if asked and mine and all(cell.averages == "all" for cell in mine):
+                needs = "the baseline (`scheme: none`) in the same trial, of one process"
+                lines.append(f"{name}: averages are evaluated at every evaluation; a bracket needs {needs}")
+    return lines
 
 
 def _cost(workload: str, row: dict[str, float]) -> tuple[str, ...]:
