@@ -21,6 +21,12 @@ CROSSING = (
     "last iterate of the same training, or of the best schedule. Pre-specified: the setting nearest to what the study "
     "names as primary, on the longest schedule."
 )
+BRACKET = (
+    "Averages were evaluated at every eighth step of the grid and, on all of it, where they cross the target and four "
+    "levels of the non-averaged run (what it has reached at 30, 50, 75 and 90 % of training): there the interval of a "
+    "crossing is that of the grid. At other levels of the saving curve it is as wide as its neighbours are apart, and "
+    "a best metric is the best of fewer."
+)
 
 
 def notices(core: Core) -> Iterator[str]:
@@ -89,6 +95,7 @@ def methods(core: Core, sections: Sequence[ModuleType], frames: Mapping[str, pd.
     told = [("Targets", " ".join(_targets(study)))]
     if "imported" not in study.plan:
         told += [("Steps-to-target", CROSSING), ("Intervals", INTERVALS)]
+        told += [("Evaluations", BRACKET)] if (core.cells["evaluate_averages"] == "bracket").any() else []
     told += [(section.TITLE, _rule(section.RULE, frames)) for section in sections]
     return [*(one for one in told if one[1]), ("Where it ran", " ".join(_provenance(study)))]
 

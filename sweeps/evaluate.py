@@ -142,7 +142,9 @@ class Evaluator:
         state, on_file = self.state, self.recorder.written
         (live,) = [cell.cell_id for cell in self.trajectory.cells if cell.scheme is None]
         trained, rows = on_file[live, state.step, "validation"], []
-        told = Stretch(0.0, trained["train_loss"], trained["step_lr"], trained["examples_per_second"], diverged=False)
+        told = Stretch(
+            0.0, trained["train_loss"], trained["step_lr"], trained["examples_per_second"], trained["diverged"]
+        )
         for cell, summary, seconds in self._evaluate(cells, "validation"):
             paid = {step: row["average_seconds"] for (name, step, _), row in on_file.items() if name == cell.cell_id}
             paid = dict(sorted(({0: 0.0} | paid).items()))

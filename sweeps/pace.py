@@ -33,7 +33,7 @@ def measured(run: Path, device: str) -> Paces:
     rows = load_run(run)
     rows = rows[(rows["split"] == "validation") & (rows["device"] == device) & (rows["step"] > 0)]
     by_cell = rows.groupby(["workload", "preset", "cell_id"], observed=True)
-    last = by_cell[["step", "train_seconds", "eval_seconds", "batch_size", "own_batch_size", "processes"]].last()
+    last = by_cell[["step", "train_seconds", "eval_seconds", "batch_size", "own_batch_size", "processes"]].max()
     batches = (last["batch_size"] / last["own_batch_size"]).astype(float).fillna(1.0)
     found = pd.DataFrame(
         {

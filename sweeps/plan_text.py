@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps import terminal
+from sweeps.axes import points
+from sweeps.blocks import EvaluateBlock
 from sweeps.plan import num_devices
 from sweeps.room import trace_bytes
 from sweeps.run import Work, assumptions, expected, rounded, to_do, wall, why_trained, work
@@ -48,7 +50,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     if traces := sum(row["trace_bytes"] for row in rows.values()):
         largest = max(trace_bytes(one, spec.resources.num_processes) for one in todo.trajectories)
         console.print(f"traces: {traces / 2**20:,.4g} MiB on disk, the largest {largest / 2**20:,.4g} MiB")
-    for line in [*_branches(todo), *why_trained(todo), *rounded(todo), *assumptions(todo)]:
+    for line in [*_branches(todo), *why_trained(todo), *rounded(todo), *_evaluated_in_full(todo), *assumptions(todo)]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
@@ -58,6 +60,19 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
         console.print(f"{workload}: {value or 'no target yet (`wa calibrate` sets it)'}")
     for line in left_out:
         console.print(line, soft_wrap=True)
+
+
+def _evaluated_in_full(todo: Work) -> list[str]:
+    """A line on each workload whose study asks for brackets that there cannot be."""
+    lines = []
+    for one in todo.studies:
+        for name, grid in one.spec.grids.items():
+            asked = any(EvaluateBlock(**at.values).averages == "bracket" for at in points(grid.evaluate))
+            mine = [cell for cell in one.cells if cell.training.workload == name]
+            if asked and mine and all(cell.averages == "all" for cell in mine):
+                needs = "the baseline (`scheme: none`) in the same trial, of one process"
+                lines.append(f"{name}: averages are evaluated at every evaluation; a bracket needs {needs}")
+    return lines
 
 
 def _cost(workload: str, row: dict[str, float]) -> tuple[str, ...]:

@@ -55,7 +55,9 @@ def sweep_hours(cells: pd.DataFrame, records: pd.DataFrame, trials: pd.DataFrame
     a cell`` (parts ``training``, ``averaging``, ``evaluation``: sums over the last record of each cell; training
     counts once a trajectory, or once a cell; NaN: unknown, of imported weights). Returns: way, part, device_hours.
     """
-    last = records.groupby("cell_id", as_index=False, sort=True)[["trajectory_id", *_SECONDS]].last()
+    by_cell = records.groupby("cell_id", as_index=False, sort=True)
+    last = by_cell[["trajectory_id", *_SECONDS]].last()
+    last["eval_seconds"] = by_cell["eval_seconds"].max()["eval_seconds"]  # a bracket's last are of steps in between
     last = last.merge(cells[["cell_id", "num_devices"]], on="cell_id")
     hours = last[_SECONDS].mul(last["num_devices"], axis=0) / 3600
     once = hours["train_seconds"].groupby(last["trajectory_id"]).max().sum(min_count=1)

@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from trained import ALL_SCHEMES, Stop, assert_same, run, stop_at, tiny
 
-from analysis.run_folder.records import KEY
+from analysis.run_folder.records import KEY, load_cells
 from analysis.statistics.steps_to_target import HELD, curves, first_crossing
 from sweeps import bracket
+from sweeps.blocks import SpecError
 from sweeps.plan import Trajectory, from_dict, to_dict, trajectories
+from sweeps.run import work
+from sweeps.run_folder import write_plan
+from sweeps.spec import parse_spec
+from sweeps.studies import resolve, union
 from sweeps.training import Trainer
 
 SOME = [ALL_SCHEMES[0], ALL_SCHEMES[2], {"scheme": "ema", "decay": [0.5, 0.9], "every": 2}]
@@ -119,10 +125,52 @@ def test_a_replay_asks_its_own_trace(full: pd.DataFrame, tmp_path: Path) -> None
     assert_same(some, part_of(full, one))
 
 
-def test_what_cannot_be_asked_is_evaluated_in_full() -> None:
+def test_what_cannot_be_asked_is_evaluated_in_full(outside: Path) -> None:
     alone = {cell.averages for cell in tiny(SOME[1:], evaluate={"averages": "bracket"})}
     unfused = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, fuse=False)}
     several = {"workload": "lm", "resources": {"cpu": 2, "processes": 2}}
     parallel = {cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"}, **several)}
     assert alone == unfused == parallel == {"all"}
     assert [cell.averages for cell in tiny(SOME, evaluate={"averages": "bracket"})] == ["all"] + ["bracket"] * 3
+
+
+def spec(how: str, study: str = "one", every: int = 10, **changes: Any) -> Any:
+    evaluate = {"every": every, "averages": how}
+    raw = {"study": study, "workloads": "tinywork:Tiny", "averaging": SOME, "evaluate": evaluate, **changes}
+    return parse_spec(raw)
+
+
+def test_of_two_studies_the_fuller_one_is_recorded(outside: Path) -> None:
+    for first, second in (("all", "bracket"), ("bracket", "all")):
+        cells = union(resolve([spec(first), spec(second, "two")]))
+        assert [cell.averages for cell in cells] == ["all"] * 4
+    assert tiny(SOME, evaluate={"averages": "bracket"})[1].cell_id == tiny(SOME)[1].cell_id
+
+
+def test_a_folder_that_has_some_is_not_asked_for_all_and_not_the_other_way_round(outside: Path, tmp_path: Path) -> None:
+    for held, asked in (("bracket", "all"), ("all", "bracket")):
+        run_folder = tmp_path / held
+        todo = work([spec(held)], None)
+        write_plan(run_folder, todo.studies, todo.trajectories)
+        for one in todo.trajectories:
+            run(one, run_folder / "trajectories" / one.name)
+        assert work([spec(held)], run_folder).trajectories == []
+        if held == "all":
+            again = work([spec(asked)], run_folder)
+            assert again.trajectories == []
+            write_plan(run_folder, again.studies, again.trajectories)
+            assert set(load_cells(run_folder)["evaluate_averages"]) == {"all"}
+            continue
+        with pytest.raises(SpecError, match=r"evaluate.averages: .* holds these cells with bracket, the spec says all"):
+            work([spec(asked)], run_folder)
+        with pytest.raises(SpecError, match=r"evaluate.every: .* 10 steps, the spec says 5 steps"):
+            work([spec(held, every=5)], run_folder)
+
+
+def test_a_folder_of_before_there_were_brackets_is_read(outside: Path, tmp_path: Path) -> None:
+    todo = work([spec("all")], None)
+    write_plan(tmp_path / "run", todo.studies, todo.trajectories)
+    path = tmp_path / "run" / "cells.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("evaluate_averages"), path)
+    assert load_cells(path.parent)["evaluate_averages"].isna().all()
+    assert len(work([spec("all")], path.parent).trajectories) == 1
