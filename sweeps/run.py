@@ -385,13 +385,13 @@ def wall(todo: Work, slots: int, processes: int = 1) -> str:
 def assumptions(todo: Work) -> list[str]:
     """A line for every workload whose seconds are not its own: assumed, or measured in the folder."""
     lines = []
-    for name, preset in dict.fromkeys(
-        (one.cells[0].training.workload, one.cells[0].training.preset) for one in todo.trajectories
-    ):
+    trainings = (one.cells[0].training for one in todo.trajectories)
+    for name, preset, trained in dict.fromkeys((one.workload, one.preset, one.weights is None) for one in trainings):
         found = plan.pace(name, preset, todo.paces)
         seconds = f"{found.step_seconds:.2g} s a step and {found.eval_seconds:.2g} s an evaluation"
         if found.source == "assumed":
-            lines.append(f"{name}: {seconds} are assumed; `wa check-workload {name}` measures them")
+            measure = f"; `wa check-workload {name}` measures them" if trained else ""
+            lines.append(f"{name}: {seconds} are assumed{measure}")
         elif found.source != "stated":
             lines.append(f"{name}: {seconds}, {found.source}")
     return lines
