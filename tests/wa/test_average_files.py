@@ -187,6 +187,17 @@ def test_a_torch_file_that_would_run_code_or_has_no_weights_is_named(tmp_path: P
         assert said in str(told.value)
 
 
+def test_a_torch_file_from_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.arange(12.0).view(3, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"model": {"w": weight, "part": weight[1:, ::2], "_extra_state": {}}}, tmp_path / "a.pt")
+    found = Checkpoint.open(tmp_path / "a.pt").tensors
+    assert found["w"].read().tolist() == weight.flatten().tolist()
+    assert found["part"].read().tolist() == [4.0, 6.0, 8.0, 10.0]  # a view with gaps
+    assert found["part"].read(1, 3).tolist() == [6.0, 8.0]
+
+
 def test_without_safetensors_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
