@@ -67,7 +67,7 @@ def test_workloads_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch)
     assert len(keys.workloads(width)[1]) == 2 * len(families())
 
 
-UNKNOWN = [("nosuch", "decay_length"), ("horizn", "horizon"), ("sweeps/quikstart.yaml", "quickstart")]
+UNKNOWN = [("nosuch", "anytime"), ("horizn", "horizon"), ("sweeps/quikstart.yaml", "quickstart")]
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
