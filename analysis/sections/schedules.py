@@ -69,8 +69,12 @@ def against_shorter(core: Core) -> pd.DataFrame:
     num_pairs · difference, with _low and _high, in units of the metric · effect: ``ahead``, ``level``, ``behind``, None
     without an interval. Shorter schedules that differ from the full one in their length alone take part.
     """
-    alike = core.cells.groupby([axis for axis in TRAINING if axis not in LENGTH], dropna=False).ngroup()
-    cells = core.cells.assign(alike=alike)
+    cells = core.cells
+    # What decays from its warm-up on is alike, whatever share of it a warm-up of so many steps is.
+    throughout = cells["warmup_steps"] + cells["lr_decay_steps"] >= cells["length_steps"]
+    axes = cells.assign(lr_decay=cells["lr_decay"].mask(throughout.fillna(False).astype(bool)))
+    alike = axes.groupby([axis for axis in TRAINING if axis not in LENGTH], dropna=False).ngroup()
+    cells = cells.assign(alike=alike)
     full = cells["training"] == cells["workload"].map(core.reference)
     longest = cells["alike"].map(cells[full].groupby("alike")["length_steps"].first())
     shorter = cells[(cells["scheme"] == "none") & (cells["length_steps"] < longest)]

@@ -15,7 +15,7 @@ MARGINAL = (
     "wall seconds of training and of this one average up to the target, × devices ÷ 3600, without evaluation; of a run "
     "that misses, of all it trained."
 )
-TOTAL = "wall seconds of every attempt, start-up and evaluation included."
+TOTAL = "wall seconds of every attempt, start-up and evaluation included; steps that several trainings share once."
 
 
 def hours_to_target(cells: pd.DataFrame, records: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:

@@ -213,6 +213,15 @@ def test_the_full_run_averaged_where_each_shorter_schedule_ends(make_run, averag
     )
 
 
+def test_a_warm_up_of_so_many_steps_leaves_schedules_of_two_lengths_alike(make_run, average):
+    read = study.read(make_run(lengths=[0.51, 1.0], averages=[average("ema", 0.01, 0.52)]))
+    decays = read.cells["length_steps"] - 20
+    cells = read.cells.assign(warmup_steps=20, lr_decay_steps=decays, lr_decay=decays / read.cells["length_steps"])
+    assert len(Report(replace(read, cells=cells)).frames["shorter_schedules"]) == 2
+    held = cells.assign(lr_decay_steps=decays - 1)  # then its share is another schedule's
+    assert Report(replace(read, cells=held)).frames["shorter_schedules"].empty
+
+
 def test_one_training_has_nothing_to_compare(make_run, average):
     made = Report(study.read(make_run(lengths=[1.0], seeds=[0, 1], averages=[average("ema", 0.01, 0.9)])))
     for name in ("across_trainings", "optimizers", "basin", "against_decayed", "shorter_schedules", "envelope"):
