@@ -238,7 +238,7 @@ class Block(BaseModel):
 
 
 Shape = Annotated[str, one_of(get_args(schedules.Shape))]
-Precision = Annotated[str, one_of(("fp32", "bf16"))]
+Precision = Annotated[str, one_of(("fp32", "tf32", "bf16"))]
 Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
 
 
@@ -275,9 +275,12 @@ class OwnTrainingBlock(Block):
 
     example = "precision: bf16"
     elsewhere = {"batch_size": "its attribute `batch_size` says it"}
-    precision: Axis[Precision] = option("fp32", "of the forward pass: fp32 or bf16")
+    precision: Axis[Precision] = option(
+        "fp32", "fp32, tf32 or, of the forward pass, bf16; a full preset on a GPU: tf32"
+    )
     compile: Axis[Compile] = option(False, "true, false or a backend of torch.compile")
     accumulate: Axis[Accumulate] = option(1, "micro-batches a step")
+    deterministic: Axis[Flag] = option(True, "false: faster kernels, whose results on a GPU are not the same each time")
 
 
 class TrainingBlock(OwnTrainingBlock):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from sweeps.axes import Grid, Placed, own_block, points
-from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
+from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ResourcesBlock, ScheduleBlock, SpecError
 from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
 from sweeps.schedules import POWER, Schedule, Shape
@@ -45,13 +45,12 @@ def _cells(spec: Spec) -> Iterator[Cell]:
             except UnknownWorkload as error:
                 where = "preset" if name in families() else f"workloads[{i}]"
                 raise SpecError(where, str(error)) from None
-            processes = spec.resources.num_processes
             weights = spec.weights or (None,) * len(spec.seeds)
             home, grid = _home(workload, name, preset), spec.grids[name]
             if spec.weights:
                 _refuse_training(grid)
                 home = replace(home, optimizer=IMPORTED, schedule={"shape": "constant"})
-            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), processes, spec.fuse)
+            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), spec.resources, spec.fuse)
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,16 @@ def _refuse_training(grid: Grid) -> None:
 Seeds = Sequence[tuple[int, str | None]]  # seeds, each with the imported weights of its training
 
 
-def _cells_of(home: _Home, grid: Grid, seeds: Seeds, processes: int, fuse: bool) -> Iterator[Cell]:
+def _cells_of(home: _Home, grid: Grid, seeds: Seeds, resources: ResourcesBlock, fuse: bool) -> Iterator[Cell]:
     workload, name, preset = home.workload, home.name, home.preset
+    processes = resources.num_processes
     (at,) = points(grid.evaluate)
     evaluate = EvaluateBlock(**at.values)
     (keep,) = points(grid.keep)
     dtype = keep.values.get("dtype")
     budgets = [_budget(whole, evaluate, at, keep, home) for _, whole in grid.step_budget]
     optimizers = [_optimizer(placed, home) for placed in points(grid.optimizer)]
-    trainings = [_training(placed, home, processes) for placed in points(grid.training)]
+    trainings = [_training(placed, home, resources) for placed in points(grid.training)]
     averagings = points(grid.averaging)
     named = list(dict.fromkeys(optimizer for optimizer, _, _ in optimizers))
     seen: set[Training] = set()
@@ -188,9 +188,11 @@ def _optimizer(placed: Placed, home: _Home) -> tuple[str, tuple[tuple[str, float
     return optimizer, tuple(sorted(values.items())), None if clip is None else float(clip)
 
 
-def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | None, int, int | None]:
-    workload, name = home.workload, home.name
-    told: dict[str, Any] = {"precision": "fp32", "compile": False} | {**home.training, **placed.values}
+def _training(placed: Placed, home: _Home, resources: ResourcesBlock) -> tuple[str, str | None, int, int | None, bool]:
+    workload, name, processes = home.workload, home.name, resources.num_processes
+    precision = "tf32" if resources.gpu and home.preset == "full" and name in families() else "fp32"
+    told: dict[str, Any] = {"precision": precision, "compile": False, "deterministic": True}
+    told |= {**home.training, **placed.values}
     batch_size = _batch_size(placed, workload, name)
     # As many parts of a batch as the workload says, processes among them.
     accumulate = placed.values.get("accumulate", max(1, home.training.get("accumulate", 1) // processes))
@@ -210,7 +212,7 @@ def _training(placed: Placed, home: _Home, processes: int) -> tuple[str, str | N
         both = f"{counted(accumulate, 'micro-batch')} × {counted(processes, 'process')}"
         raise placed.error("accumulate", f"{both} do not divide a batch of {whole}; allowed: what divides it evenly")
     backend = {True: "inductor", False: None}.get(told["compile"], told["compile"])
-    return told["precision"], backend, accumulate, batch_size
+    return told["precision"], backend, accumulate, batch_size, bool(told["deterministic"])
 
 
 def _batch_size(placed: Placed, workload: Workload, name: str) -> int | None:

@@ -28,10 +28,11 @@ class Training:
     settings: tuple[tuple[str, float], ...]  # the optimizer's, sorted by name
     grad_clip: float | None
     schedule: Schedule
-    precision: str = "fp32"  # of the forward pass: fp32 | bf16, by autocast
+    precision: str = "fp32"  # fp32 | tf32: of all products | bf16: of the forward pass, by autocast
     compile: str | None = None  # torch.compile's backend
     accumulate: int = 1  # micro-batches a step
     batch_size: int | None = None  # examples a step; None: the workload's own
+    deterministic: bool = True  # the same bits each time
     weights: str | None = None  # the imported trace that they come from; None: they are trained
 
     @cached_property

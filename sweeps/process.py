@@ -33,17 +33,19 @@ T = TypeVar("T")
 _set_by_import: dict[str, tuple[ModuleType | None, Values]] = {}  # by name: a module, what importing it set
 
 
-def begin(seed: int, device: str, num_devices: float) -> None:
+def begin(seed: int, device: str, num_devices: float, precision: str = "fp32", deterministic: bool = True) -> None:
     """Make the first and the tenth trajectory of a process alike, in what numbers depend on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.set_num_threads(max(1, int(num_devices)) if device == "cpu" else 1)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # It costs time, and nothing here reads empty memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # of convolutions, where torch allows it by itself
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     random_streams.seed_all(seed)

@@ -50,7 +50,7 @@ class Passes:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
-        if self.training.precision == "fp32":
+        if self.training.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
 

@@ -134,7 +134,7 @@ def train(
     workload = process.imported(module_name(training.workload), made)
     if leader:
         origins.check_here(trajectory, leader.planned_code)
-    process.begin(training.seed, device, num_devices / team.size)
+    process.begin(training.seed, device, num_devices / team.size, training.precision, training.deterministic)
     # The records say it themselves: a run whose weights are not finite has diverged.
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)

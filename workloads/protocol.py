@@ -73,12 +73,13 @@ class Workload(Protocol):
     A workload may also have:
       splits: what `eval_batches` can be asked for, with a test split ``("validation", "test")``; the default is
         ``("validation",)``.
-      training: the default training block, of precision, compile and accumulate: ``{"precision": "bf16"}``.
+      training: the default training block, of precision, compile, accumulate and deterministic:
+        ``{"precision": "bf16"}``.
       batch_norm_parts: over how many parts of a batch its batch norm is computed, processes and micro-batches
         together: other numbers are refused, unless a study says `accumulate` itself.
       micro_batches(seed, first_step, parts): an iterator of tuples, these parts of each batch; one loader for all.
-      loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1),
-        so that the loss of a batch is Σ weight·loss / Σ weight over its parts.
+      loss_weight(batch): how much its loss counts among the parts of a batch (tokens, labels; the default is 1), so
+        that the loss of a batch is Σ weight·loss / Σ weight over its parts. The batch is on the host.
       check_data(): raises `workloads.data.BadData` where its data is missing or malformed; asked before a study
         launches anything.
     """

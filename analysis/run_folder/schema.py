@@ -62,9 +62,10 @@ CELLS = pa.schema(
         ("block_size", pa.float64()),
         ("matrix_eps", pa.float64()),
         ("optimizer_options", pa.string()),  # JSON: those that have no column
-        ("precision", pa.string()),  # fp32 | bf16: of the forward pass, by autocast
+        ("precision", pa.string()),  # fp32 | tf32: of all products | bf16: of the forward pass, by autocast
         ("compile", pa.string()),  # torch.compile's backend
         ("accumulate", pa.int64()),  # micro-batches a step
+        ("deterministic", pa.bool_()),  # the same bits each time
         ("batch_size", pa.int64()),  # examples a step; null: the workload's own
         ("own_batch_size", pa.int64()),  # of the workload
         ("schedule", pa.string()),  # shape: cosine | linear | 1-sqrt | power (power 3) | inverse_sqrt | constant
@@ -100,7 +101,8 @@ CELLS = pa.schema(
     ]
 )
 
-ADDED = ["evaluate_averages", "trace_dtype", "weights"]  # columns that folders of earlier versions do not have
+# Columns that folders of earlier versions do not have.
+ADDED = ["deterministic", "evaluate_averages", "trace_dtype", "weights"]
 
 _PLACE = CELLS.get_field_index
 # What tells trainings apart but the seed, and averages.
