@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from trained import ALL_SCHEMES, assert_same, run, tiny
+from trained import assert_same, run, tiny
 
 from sweeps import replay
 from sweeps.plan import Trajectory, trajectories
 from sweeps.trace import Trace
+from sweeps.trajectory import _Leader
 
 TWO = {"processes": 2, "num_devices": 2}
 DEALT = textwrap.dedent("""
@@ -32,9 +33,17 @@ DEALT = textwrap.dedent("""
 """)
 
 
+EVERY_THIRD = [
+    {"scheme": "none"},
+    {"scheme": "lawa", "k": [2, 5], "every": 3},
+    {"scheme": "ema", "decay": 0.8, "every": 3, "buffers": ["average", "recompute"]},
+    {"scheme": "tail", "start": 21, "every": 3},
+]
+
+
 def kept(averaging: Any, **changes: Any) -> Trajectory:
-    told = {"keep": {"every": 1}, "evaluate": {"every": 20}, "step_budget": 40}
-    (one,) = trajectories(tiny(averaging, **told, **changes), fuse=True)
+    told = {"keep": {"every": 3}, "evaluate": {"every": 20}, "step_budget": 40}
+    (one,) = trajectories(tiny(averaging, **{**told, **changes}), fuse=True)
     return one
 
 
@@ -43,11 +52,30 @@ def replayed(one: Trajectory, folder: Path, name: str, **options: Any) -> pd.Dat
     return run(replace(one, name=name, replays=one.name), folder / "trajectories" / name, **options)
 
 
-def test_two_processes_are_replayed_by_two_and_by_one(outside: Path, tmp_path: Path) -> None:
+class Killed(BaseException):
+    """Ends a trial after a checkpoint between two evaluations and two snapshots."""
+
+
+def test_two_processes_are_replayed_by_two_and_by_one(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (outside / "dealtwork.py").write_text(DEALT)
-    one = kept(ALL_SCHEMES, workload="dealtwork:Dealt")
-    trained = run(one, tmp_path / "trajectories" / one.name, **TWO)
-    assert_same(replayed(one, tmp_path, "by-two", **TWO), trained)
+    one = kept(EVERY_THIRD, workload="dealtwork:Dealt")
+    folder, save = tmp_path / "trajectories" / one.name, _Leader.checkpoint
+
+    def saving(self: _Leader, state: Any, streams: Any) -> None:
+        save(self, state, streams)
+        if state.step == 32:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Leader, "checkpoint", saving)
+        patch.setattr(_Leader, "wants_checkpoint", lambda self, between=False: True)
+        with pytest.raises(Killed):
+            run(one, folder, **TWO)
+    trained = run(one, folder, **TWO)
+    assert "on from step 32" in (folder / "log").read_text()
+    assert_same(replayed(one, tmp_path, "by-two", **TWO), trained)  # each rank's own losses, streams and buffers
     alone = replayed(one, tmp_path, "by-one")
     # Statistics that are recomputed are of the parts of a batch, and so of as many processes.
     averages = {cell.cell_id for cell in one.cells if cell.scheme is None or cell.scheme.buffers != "recompute"}
@@ -58,35 +86,6 @@ def test_two_processes_are_replayed_by_two_and_by_one(outside: Path, tmp_path: P
 
 
 def test_schedule_free_is_replayed_at_the_weights_it_evaluates(outside: Path, tmp_path: Path) -> None:
-    one = kept(ALL_SCHEMES[:3], optimizer={"name": "schedule_free_adamw", "lr": 0.03})
+    one = kept(EVERY_THIRD[:2], optimizer={"name": "schedule_free_adamw", "lr": 0.03})
     trained = run(one, tmp_path / "trajectories" / one.name)
     assert_same(replayed(one, tmp_path, "again"), trained)
-
-
-def test_a_checkpoint_between_evaluations_has_every_ranks_losses(
-    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (outside / "dealtwork.py").write_text(DEALT)
-    one = kept(ALL_SCHEMES[:1], workload="dealtwork:Dealt")
-    undisturbed = run(one, tmp_path / "a" / "trajectories" / one.name, **TWO)
-    folder = tmp_path / "b" / "trajectories" / one.name
-
-    class Killed(BaseException):
-        pass
-
-    def then_killed(save: Any) -> Any:
-        def saving(self: Any, state: Any, streams: Any) -> None:
-            save(self, state, streams)
-            if state.step == 32:
-                raise Killed
-
-        return saving
-
-    from sweeps.trajectory import _Leader
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Leader, "checkpoint", then_killed(_Leader.checkpoint))
-        patch.setattr(_Leader, "wants_checkpoint", lambda self, between=False: True)
-        with pytest.raises(Killed):
-            run(one, folder, **TWO)
-    assert_same(run(one, folder, **TWO), undisturbed)
