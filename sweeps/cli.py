@@ -268,11 +268,11 @@ def traces(run: Path, drop: bool) -> None:
     if drop:
         console.print(f"{run}: {trace.drop(run) / 2**20:,.1f} MiB freed", soft_wrap=True)
         return
-    rows = [
-        (one.folder.name, f"{len(one.steps):,}", f"{max(one.steps, default=0):,}", f"{one.nbytes / 2**20:,.1f} MiB")
-        for one in imported.traces(run)
-    ]
-    console.print(terminal.table(("trajectory", "snapshots", "last step", "size"), rows))
+    rows = []
+    for one in imported.traces(run):
+        steps = f"{len(one.steps):,}", f"{max(one.steps, default=0):,}"
+        rows.append((one.folder.name, *steps, one.rounded or "exact", f"{one.nbytes / 2**20:,.1f} MiB"))
+    console.print(terminal.table(("trajectory", "snapshots", "last step", "weights", "size"), rows))
 
 
 @main.command("check-workload")

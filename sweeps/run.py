@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, origins, pace, plan, replay, room, run_folder, tracking
+from sweeps import durable, forks, origins, pace, plan, replay, replays, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -25,7 +25,7 @@ from sweeps.spec import Spec
 from sweeps.status import Status
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
-from sweeps.trace import TRACES, Trace
+from sweeps.trace import TRACES
 from sweeps.wording import counted, duration
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import UnknownWorkload, load, with_batch_size
@@ -43,6 +43,7 @@ class Work:
     trajectories: list[plan.Trajectory]  # to train, longest first
     done: tuple[str, ...]  # trajectories in the folder that are finished
     no_trace: dict[str, str] = field(default_factory=dict)  # trajectory -> why the trace there is cannot serve
+    no_keep: tuple[str, ...] = ()  # of those done, what has no trace, though one is asked for now
     paces: plan.Paces = field(default_factory=dict)  # as measured in the folder
 
     @property
@@ -97,61 +98,21 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
             replay.opened(trial, run / TRACES)
     begun, no_trace = {one.name for one in started}, dict[str, str]()
     try:
-        todo = [one if one.name in begun else _from_trace(run, one, done.values(), no_trace) for one in todo]
+        todo = [one if one.name in begun else replays.from_trace(run, one, done.values(), no_trace) for one in todo]
     except SpecError as error:
         raise error.at(studies[0].spec.source) from None
     for trial in todo:
         if trial.recorded is not None:
-            _refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
+            replays.refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
     if shares:
         todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
     room.check(run, todo, studies[0].spec)
-    return Work(studies, todo, tuple(done), no_trace)
+    return Work(studies, todo, tuple(done), no_trace, replays.without(run, done.values(), asked))
 
 
 def _is_recorded(cell: Cell, recorded: Mapping[str, plan.Grid]) -> bool:
     held = recorded.get(cell.cell_id)
     return held is not None and held.covers(plan.Grid.of(cell))
-
-
-def _from_trace(
-    run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], no_trace: dict[str, str]
-) -> plan.Trajectory:
-    """A trajectory with the trace of a finished one in place of its training, where there is one that can serve.
-
-    Raises: SpecError where its weights were imported and cannot serve.
-    """
-    if one.cells[0].training.weights is not None:
-        return replace(one, replays=replay.imported(run, one))
-    for source in done:
-        folder = run / TRACES / source.name
-        if source.trajectory_id == one.trajectory_id and folder.is_dir():
-            trace = Trace.of(folder)
-            why = replay.why_not(one, trace)
-            if why is None:
-                no_trace.pop(one.name, None)
-                return replace(one, replays=source.name, rounded=trace.rounded)
-            no_trace[one.name] = why
-    return one
-
-
-def _refuse_unserved(
-    run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], asked: Iterable[Cell], why: str | None, spec: Spec
-) -> None:
-    """Cells that are done are evaluated at more steps by a replay alone, and all of a training alike.
-
-    Raises: SpecError where no trace serves, or where others of the training would stay as they are, apart from these.
-    """
-    assert one.recorded is not None
-    grid = plan.Grid.of(one.cells[0])
-    if one.replays is None:
-        because = "no trace of their training was kept" if why is None else f"their trace does not serve, {why}"
-        run_folder.refuse_other_grid(run, one.recorded, grid, spec, f", and {because}")
-    here = {cell.cell_id for cell in asked}
-    others = [cell for source in done if source.trajectory_id == one.trajectory_id for cell in source.cells]
-    if one.recorded.every != grid.every and any(cell.cell_id not in here for cell in others):
-        also = " of this training, as other studies have of it; name these too, with this value"
-        run_folder.refuse_other_grid(run, one.recorded, grid, spec, also)
 
 
 def run_studies(
@@ -298,8 +259,12 @@ def to_do(todo: Work) -> str:
 
 
 def why_trained(todo: Work) -> list[str]:
-    """A line on each trajectory that is trained though a trace of it is there."""
-    return [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
+    """A line on each trajectory that is trained though a trace of it is there, and one on what has none."""
+    lines = [f"{name} is trained again: its trace does not serve, {why}" for name, why in todo.no_trace.items()]
+    if todo.no_keep:
+        such = f"{counted(len(todo.no_keep), 'trajectory')} done already, such as {todo.no_keep[0]}"
+        lines.append(f"keep: no trace of {such}; what is trained from here on has one")
+    return lines
 
 
 def rounded(todo: Work) -> list[str]:

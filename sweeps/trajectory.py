@@ -121,6 +121,11 @@ class _Leader:
         self.report(step)
         self.reporting = False
 
+    def tell_round(self, step: int) -> None:
+        self.tell(step)
+        if self.asked.is_set():  # the checkpoint before the rounds is of the end
+            raise grace.Terminated(grace.SAID)
+
 
 def train(
     trajectory: Trajectory, folder: Path, team: Team, device: str, num_devices: float, leader: _Leader | None = None
@@ -197,6 +202,5 @@ def train(
             if trained is not None:
                 leader.tell(state.step)
     if leader and trajectory.bracketed:
-        rounds.close(
-            evaluator, trainer.trace if isinstance(trainer, Replayer) else Trace.of(own_trace), fresh, leader.tell
-        )
+        trace = trainer.trace if isinstance(trainer, Replayer) else Trace.of(own_trace)
+        rounds.close(evaluator, trace, fresh, leader.tell_round)

@@ -16,7 +16,7 @@ from analysis.run_folder.schema import MEASURED
 from sweeps import cli, run_folder, trace, trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
-from sweeps.run import as_json, work
+from sweeps.run import as_json, why_trained, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.training import Trainer
 
@@ -69,7 +69,7 @@ def test_traces_are_listed_and_freed(outside: Path, tmp_path: Path, capsys: pyte
     cli.main(["traces", str(run)], standalone_mode=False)
     listed = capsys.readouterr().out
     assert one.name in listed
-    assert {"14", "60"} <= set(listed.split())  # snapshots, and the last step
+    assert {"14", "60", "exact"} <= set(listed.split())  # snapshots, and the last step
     cli.main(["traces", str(run), "--drop"], standalone_mode=False)
     assert "MiB freed" in capsys.readouterr().out
     assert not (run / "traces").exists()
@@ -96,9 +96,15 @@ def test_a_replay_that_was_begun_is_refused_when_its_trace_is_gone(outside: Path
     assert one.replays is None
 
 
-def test_nothing_is_kept_unless_it_is_asked_for(outside: Path, tmp_path: Path) -> None:
-    done(study("first", [NONE]), tmp_path / "run")
-    assert not (tmp_path / "run" / "traces").exists()
+def test_nothing_is_kept_unless_it_is_asked_for_in_time(outside: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done(study("first", [NONE]), run)
+    assert not (run / "traces").exists()
+    (line,) = why_trained(work([study("first", [NONE], keep={"every": 2})], run))
+    assert line.startswith("keep: no trace of 2 trajectories done already, such as ")
+    todo = done(study("first", [NONE, *LATER], keep={"every": 2}), run)
+    assert (len(todo.trajectories), len(why_trained(todo))) == (2, 1)  # the same training again, and kept now
+    assert why_trained(work([study("first", [NONE, *LATER], keep={"every": 2})], run)) == []
 
 
 @pytest.mark.parametrize(
