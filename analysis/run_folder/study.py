@@ -90,7 +90,9 @@ def _part(whole: Study, study: str, run: str | Path) -> Study:
     lent = {one.get("branch_of") for one in planned if one not in ridden} & trained
     trials = whole.trials[whole.trials["name"].isin(trained | trunks)].reset_index(drop=True)
     elsewhere = whole.cells["studies"].map(lambda every: any(name != study for name in every)).astype(bool)
-    shared = set(cells["trajectory"].dropna()) & set(whole.cells.loc[elsewhere, "trajectory"].dropna())
+    there = set(whole.cells.loc[elsewhere, "cell_id"])
+    others = {one.get("name") for one in planned if there.intersection(one["cells"])}
+    shared = {one for one in trained & {*others, *whole.cells.loc[elsewhere, "trajectory"]} if isinstance(one, str)}
     return Study(whole.plan | own, describe(cells), records, trials, frozenset(shared | trunks | lent), test)
 
 

@@ -162,7 +162,11 @@ def test_cells_of_one_training_keep_one_grid(run: Path) -> None:
     other = asked(10, averaging=AVERAGING[:1], study="other")
     with pytest.raises(SpecError, match="as other studies have of it; name these too, with this value"):
         work([other], run)
-    assert len(work([asked(10), other], run).trajectories) == 1
+    (one,) = done([asked(10), other], run).trajectories
+    assert one.replays is not None
+    for name in ("grid", "other"):  # both pay for the training and for the replay
+        read = study_reader.read(run, name)
+        assert set(read.trials["name"]) == read.shared == {one.name, one.replays}
 
 
 def test_what_has_a_trace_is_replayed_on_other_devices(run: Path) -> None:
