@@ -79,11 +79,14 @@ def _joined(one: Trajectory, trunks: Iterable[Trajectory]) -> Trajectory | None:
 
 def _parted(group: Sequence[Trajectory]) -> list[Trajectory]:
     """Trunks, each with all that may branch from it: first the one that saves most."""
+    saved = {(one.name, trunk.name): _saved(one, trunk) for trunk in group for one in group}
     left, found = list(group), list[Trajectory]()
     while left:
-        trunk = max(left, key=lambda one: sum(_saved(other, one) for other in left))
-        steps = {one.name: _saved(one, trunk) for one in left}
+        trunk = max(left, key=lambda one: sum(saved[other.name, one.name] for other in left))
+        steps = {one.name: saved[one.name, trunk.name] for one in left}
         branches = [replace(one, branch=Branch(trunk.name, steps[one.name])) for one in left if steps[one.name]]
+        if not branches:
+            return [*found, *left]
         left = [one for one in left if one is not trunk and not steps[one.name]]
         found += [_with_forks(trunk, branches), *branches]
     return found

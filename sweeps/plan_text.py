@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps import terminal
+from sweeps import forks, terminal
 from sweeps.axes import points
 from sweeps.blocks import EvaluateBlock
 from sweeps.plan import num_devices
@@ -115,5 +115,7 @@ def _branches(todo: Work) -> list[str]:
         each = "" if len(trunks) == 1 else " each"
         of = f"{counted(len(steps), 'branch')}{each} of {', '.join(trunks)}"
         at = ", ".join(f"{step:,}" for step in dict.fromkeys(steps))
-        lines.append(f"{workload}: {of}, from step {at}: {len(trunks) * sum(steps):,} training steps saved")
+        disk = max(forks.most_bytes(one) for one in todo.trajectories if one.name in trunks) / 2**20
+        saved = f"{len(trunks) * sum(steps):,} training steps saved"
+        lines.append(f"{workload}: {of}, from step {at}: {saved}, states of up to {disk:,.3g} MiB a trunk on disk")
     return lines

@@ -171,6 +171,21 @@ CONSTANT = {"schedule": "constant", "final_lr": 1.0, "lr_decay_steps": 0}
 DECAYED = {"schedule": "cosine", "final_lr": 0.0, "lr_decay_steps": 950}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "decay", "final", "end"),
+    [
+        ("constant", 0, 1.0, 1.0),
+        ("1-sqrt", 200, 0.1, 0.1),
+        ("power 3", 200, 0.0, 0.0),
+        ("inverse_sqrt", 0, 1.0, 0.2),  # √(40 / 1000)
+        ("inverse_sqrt", 100, 0.0, 0.0),
+    ],
+)
+def test_the_lr_at_the_end_of_a_schedule(schedule, decay, final, end):
+    row = {"schedule": schedule, "lr_decay_steps": decay, "final_lr": final, "warmup_steps": 40, "length_steps": 1000}
+    assert study.end_lr(row) == end
+
+
 @pytest.mark.parametrize(("noise", "said"), [(1e-8, "in 2 of 2 pairs"), (0.05, "in 0 of 2 pairs")])
 def test_not_being_told_from_the_decayed_run_is_no_proof_that_it_replaces_the_decay(joined, ema, noise, said):
     equal = {"averages": [ema(1.0), ema(1.0, 0.04)]}  # one of several equals is the best, not all

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from trained import rows
 
 from analysis import load
 from analysis.run_folder import study
 from sweeps import durable, forks, run_folder, trajectory
 from sweeps.plan import Trajectory
+from sweeps.plan_text import show
 from sweeps.run import Work, as_json, expected, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.status import Status
@@ -47,7 +50,10 @@ def test_each_row_is_there_once_and_the_trunk_is_paid_for_once(outside: Path) ->
         trunk, *branches = planned(run, specs).trajectories
         assert [one.branch is None for one in (trunk, *branches)] == [True, False, False]
         train(run, trunk)
-        assert {path.name for path in run.glob("trajectories/*/fork-*")} == {"fork-25", "fork-49"}
+        left = list(run.glob("trajectories/*/fork-*"))
+        assert {path.name for path in left} == {"fork-25", "fork-49"}
+        # Each is a file of torch's, whose own names and paddings outweigh the few weights here.
+        assert sum(path.stat().st_size for path in left) > forks.most_bytes(trunk) > 0
 
         # Another `wa run`: what was only planned starts from the trunk that is done, and rows come while it trains.
         again = planned(run, specs)
@@ -88,6 +94,9 @@ def test_the_plan_counts_the_steps_that_are_trained(outside: Path) -> None:
     listed = {(one["first_step"], one["branch_of"]) for one in as_json([todo.studies[0].spec], todo)["trajectories"]}
     trunk = todo.trajectories[0].name
     assert listed == {(0, None), (25, trunk), (49, trunk)}
+    console = Console(record=True, width=200, file=io.StringIO())
+    show([todo.studies[0].spec], todo, None, [], console)
+    assert f"2 branches of {trunk}, from step 25, 49: 74 training steps saved" in console.export_text()
     unfused = work([spec("s", both, fuse=False)], None)
     assert all(one.branch is None for one in unfused.trajectories)
 
