@@ -94,6 +94,17 @@ class Trajectory:
         return self.cells[0].training.schedule
 
     @property
+    def asks_less(self) -> bool:
+        """Whether some average is not evaluated in full at every evaluation."""
+        return any(one.averages != "all" for one in self.cells)
+
+    @property
+    def paired(self) -> list[Cell]:
+        """Its averages of which a part of the examples may say enough, held against the live weights beside them."""
+        is_alone = self.branch is None and not self.forks and any(one.scheme is None for one in self.cells)
+        return [one for one in self.cells if one.averages == "paired" and is_alone]
+
+    @property
     def bracketed(self) -> list[Cell]:
         """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
         if self.branch is not None or self.forks or self.keep_dtype is not None:
