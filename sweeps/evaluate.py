@@ -211,11 +211,10 @@ class Evaluator:
                     with self._weights(turn):
                         if turn.cell.scheme is None and in_part and is_whole:
                             live = self._live(turn, share)
+                        elif live is not None and turn.cell in in_part:
+                            self._by_parts(turn, share, live)
                         else:
-                            if live is not None and turn.cell in in_part:
-                                turn.estimate = self._of_a_part(share, live)
-                            if turn.estimate is None:
-                                turn.sums.add(self.workload, state.model, share, passes.precision)
+                            turn.sums.add(self.workload, state.model, share, passes.precision)
                     if _versions(share) != versions:  # the next cell would see what this one left
                         raise ValueError("eval_step changes a batch in place; let it work on a copy")
                     turn.streams = random_streams.here()
@@ -231,37 +230,41 @@ class Evaluator:
 
     def _live(self, turn: _Turn, batches: Sequence[Batch]) -> _Live | None:
         """Evaluate the live weights in full, by batches; None where they are not what a part can be held against."""
-        each = self._each(batches, turn.sums)
-        whole = turn.sums.summary(self.workload)
-        are_means = paired.are_means(each, whole)
+        before = random_streams.read(self.device != "cpu")
+        each = [self._alone(batch) for batch in batches]
+        after = random_streams.read(self.device != "cpu")
+        for one in each:
+            turn.sums.join(one)
+        whole, summaries = turn.sums.summary(self.workload), [one.summary(self.workload) for one in each]
+        # What draws from the random streams says something else of a batch when others come before it.
+        draws = any(not torch.equal(before[name], after[name]) for name in before)
+        are_means = paired.are_means(summaries, whole) and not draws
         if math.isfinite(whole.loss) and math.isfinite(whole.metric):
             self.are_means = are_means
-        return _Live(each, whole) if are_means else None
+        return _Live(summaries, whole) if are_means else None
 
-    def _each(self, batches: Sequence[Batch], into: Sums) -> list[Summary]:
-        """What each batch says alone, of the model as it is now; added up into `into`, in their order."""
-        found = []
-        for batch in batches:
-            one = Sums()
-            one.add(self.workload, self.state.model, [batch], self.passes.precision)
-            into.join(one)
-            found.append(one.summary(self.workload))
-        return found
+    def _alone(self, batch: Batch) -> Sums:
+        """One batch, of the model as it is now."""
+        one = Sums()
+        one.add(self.workload, self.state.model, [batch], self.passes.precision)
+        return one
 
-    def _of_a_part(self, batches: Sequence[Batch], live: _Live) -> Estimate | None:
-        """The model as it is now by a part of the batches; None where that is not enough."""
-        begun = random_streams.here()
-        order = paired.order(len(batches), self.passes.training.seed)
-        there, average, change = [live.batches[i] for i in order], list[Summary](), self._change(live.whole)
-        for size in paired.sizes(len(batches)):
-            average += self._each([batches[i] for i in order[len(average) : size]], Sums())
-            if (found := paired.estimate(there, live.whole, average, change, self.trajectory.target)) is not None:
-                return found
-        begun()
-        return None
+    def _by_parts(self, turn: _Turn, batches: Sequence[Batch], live: _Live) -> None:
+        """The model as it is now by a part of the batches, and in full where that is not enough."""
+        order, change = paired.order(len(batches), self.passes.training.seed), self._change(live.whole)
+        there, done, average = [live.batches[i] for i in order], dict[int, Sums](), list[Summary]()
+        for size in paired.sizes(len(batches)) if change else ():
+            new = order[len(average) : size]
+            done |= {i: self._alone(batches[i]) for i in new}
+            average += [done[i].summary(self.workload) for i in new]
+            turn.estimate = paired.estimate(there, live.whole, average, change, self.trajectory.target)
+            if turn.estimate is not None:
+                return
+        for i, batch in enumerate(batches):  # in their order, for the bits
+            turn.sums.join(done.get(i) or self._alone(batch))
 
     def _change(self, live: Summary) -> float:
-        """What the live metric changes by from one evaluation to the next, over the last LOOK; 0 where these are not."""
+        """What the live metric changes by from one evaluation to the next, over the last LOOK; 0 without."""
         assert self.recorder is not None
         (cell,) = [cell for cell in self.trajectory.cells if cell.scheme is None]
         before = self.state.step - paired.LOOK * cell.evaluate_every_steps

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from workloads.protocol import Summary
 
-FEWEST = 4  # batches behind an estimate
-MOST = 0.5  # of the batches: beyond it, all are no dearer
+FEWEST = 8  # batches behind an estimate: of fewer, its error is not known well enough
 GROWTH = 1.5
 PRECISION = 0.25  # largest standard error, as a share of what a curve changes by from one evaluation to the next
 LOOK = 8  # evaluations over which that is taken
@@ -39,9 +38,9 @@ def order(num_batches: int, seed: int) -> list[int]:
 
 
 def sizes(num_batches: int) -> list[int]:
-    """How many batches are behind one try after the other; none where all are not many more."""
+    """How many batches are behind one try after the other; none where there are no more than FEWEST."""
     found, size = [], FEWEST
-    while size <= MOST * num_batches:
+    while size < num_batches:
         found.append(size)
         size = int(np.ceil(GROWTH * size))
     return found
@@ -52,10 +51,9 @@ def are_means(batches: Sequence[Summary], whole: Summary) -> bool:
     weights = _column(batches, "examples")
     if weights.sum() != whole.examples or not len(batches):
         return False
-    values = _values(batches)
-    return all(
-        np.isclose(weights @ values[name] / weights.sum(), value, rtol=EXACT, atol=0.0)
-        for name, value in _named(whole).items()
+    values, named = _values(batches), _named(whole)
+    return values.keys() == named.keys() and all(
+        np.isclose(weights @ values[name] / weights.sum(), value, rtol=EXACT, atol=0.0) for name, value in named.items()
     )
 
 

@@ -27,7 +27,7 @@ MANY = textwrap.dedent('''
 
         def eval_batches(self, split):
             rng = np.random.default_rng(7)
-            return [draw(rng, 20 + number % 3) for number in range(150)]
+            return [draw(rng, 20 + number % 3) for number in range(60)]
 
         def summarize(self, sums):
             loss, accuracy, examples = super().summarize(sums)
@@ -37,6 +37,10 @@ MANY = textwrap.dedent('''
         def summarize(self, sums):
             loss, _, examples, beside = super().summarize(sums)
             return loss, float(np.exp(loss)), examples, beside
+
+    class Drawing(Many):
+        def eval_step(self, model, batch):
+            return {name: value + torch.rand(()) for name, value in super().eval_step(model, batch).items()}
 ''')
 AVERAGES = [{"scheme": "none"}, {"scheme": "ema", "decay": [0.8, 0.9]}, {"scheme": "lawa", "k": 10}]
 
@@ -47,7 +51,7 @@ def _many(outside: Path) -> None:
 
 
 def asked(how: str, target: float | None = None, averaging: Any = tuple(AVERAGES), kind: str = "Many") -> Trajectory:
-    told = {"workload": f"manywork:{kind}", "evaluate": {"every": 5, "averages": how}}
+    told = {"workload": f"manywork:{kind}", "evaluate": {"every": 2, "averages": how}}
     (one,) = trajectories(tiny(list(averaging), **told), fuse=True)
     return from_dict(to_dict(replace(one, target=target)))
 
@@ -58,12 +62,12 @@ def test_records_are_those_of_all_or_estimates_of_them(tmp_path: Path, monkeypat
     one = asked("paired", target)
     some = run(one, tmp_path / "paired")
     guessed = some["standard_error"].notna()
-    assert 0.1 < guessed.mean() < 0.75
+    assert 0.2 < guessed.mean() < 0.75
     assert_same(some[~guessed], full[~guessed])
     off = (some["metric"] - full["metric"])[guessed].abs() / some["standard_error"][guessed]
     assert 0.2 < off.median() < 1.2  # .67 of a normal distribution
     assert off.max() < 5
-    assert (some["examples"][guessed] <= full["examples"][guessed] / 2).all()
+    assert (some["examples"][guessed] < full["examples"][guessed]).all()
     assert not guessed[some["step"] == 60].any()
     for cell_id, (steps, metric) in curves(full).items():
         here = first_crossing(*curves(some)[cell_id], target, False)
@@ -72,7 +76,7 @@ def test_records_are_those_of_all_or_estimates_of_them(tmp_path: Path, monkeypat
     alone = run(asked("paired", target, [AVERAGES[0], {"scheme": "ema", "decay": 0.9}]), tmp_path / "alone")
     assert_same(alone, some[some["cell_id"].isin(alone["cell_id"])].reset_index(drop=True))
     with pytest.raises(Stop):
-        run(one, tmp_path / "killed", checkpoint_seconds=0.0, report=stop_at(25))
+        run(one, tmp_path / "killed", checkpoint_seconds=0.0, report=stop_at(26))
     assert_same(run(one, tmp_path / "killed"), some)
     monkeypatch.setattr(evaluate, "HELD_BYTES", 1)  # a split of several shares is gone through once, and in full
     assert_same(run(one, tmp_path / "shares"), full)
@@ -81,6 +85,11 @@ def test_records_are_those_of_all_or_estimates_of_them(tmp_path: Path, monkeypat
 def test_what_is_no_mean_over_examples_is_evaluated_in_full(tmp_path: Path) -> None:
     full = run(asked("all", kind="Perplexity"), tmp_path / "all")
     assert_same(run(asked("paired", kind="Perplexity"), tmp_path / "paired"), full)
+
+
+def test_what_draws_at_random_is_evaluated_in_full(outside: Path, tmp_path: Path) -> None:
+    full = run(asked("all", kind="Drawing"), tmp_path / "all")
+    assert_same(run(asked("paired", kind="Drawing"), tmp_path / "paired"), full)
 
 
 def test_the_last_lines_of_a_torn_file_are_written_again_as_they_were(tmp_path: Path) -> None:
@@ -113,7 +122,7 @@ def test_the_error_that_is_stated_is_the_error() -> None:
     for seed in range(300):
         live, average, _ = split(np.random.default_rng(seed))
         assert paired.are_means(live, whole_of(live))
-        found = paired.estimate(live, whole_of(live), average[:24], None)
+        found = paired.estimate(live, whole_of(live), average[:24], 0.01, None)
         if found is not None:
             off.append((found.summary.metric - whole_of(average).metric) / found.standard_error)
             assert found.summary.examples == sum(one.examples for one in average[:24])
@@ -122,21 +131,22 @@ def test_the_error_that_is_stated_is_the_error() -> None:
     assert 0.85 < np.std(off) < 1.2
 
 
-def test_near_the_target_and_where_the_difference_is_not_known_all_are_asked_for() -> None:
+def test_near_the_target_and_on_a_flat_curve_all_are_asked_for() -> None:
     live, average, _ = split(np.random.default_rng(0))
     whole, truth = whole_of(live), whole_of(average).metric
-    assert paired.estimate(live, whole, average[:24], truth + 0.03) is not None
-    assert paired.estimate(live, whole, average[:24], truth + 0.005) is None
-    assert paired.estimate(live, whole, live[:24], None) is None  # no difference at all
-    assert paired.estimate(live, whole, average[:4], None) is None
+    assert paired.estimate(live, whole, average[:24], 0.005, truth + 0.03) is not None
+    assert paired.estimate(live, whole, average[:24], 0.005, truth - 0.03) is not None
+    assert paired.estimate(live, whole, average[:24], 0.005, truth + 0.01) is None
+    assert paired.estimate(live, whole, average[:24], 0.0005, None) is None  # a curve as flat as that
+    assert paired.estimate(live, whole, average[:24], 0.0, None) is None
 
 
 def test_batches_are_taken_in_an_order_of_the_seed_alone() -> None:
     assert paired.order(50, 3) == paired.order(50, 3) != paired.order(50, 4)
     assert sorted(paired.order(50, 3)) == list(range(50))
     assert paired.sizes(50)[0] == paired.FEWEST
-    assert paired.sizes(50)[-1] <= 25
-    assert paired.sizes(7) == []
+    assert paired.sizes(50)[-1] < 50
+    assert paired.sizes(8) == []
 
 
 def test_a_value_that_is_not_the_mean_of_the_batches_is_noticed() -> None:
