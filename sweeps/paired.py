@@ -17,7 +17,7 @@ from workloads.protocol import Summary
 
 FEWEST = 8  # batches behind an estimate: of fewer, its error is not known well enough
 GROWTH = 1.5
-PRECISION = 0.25  # largest standard error, as a share of what a curve changes by from one evaluation to the next
+PRECISION = 0.5  # largest standard error, as a share of what a curve changes by from one evaluation to the next
 LOOK = 8  # evaluations over which that is taken
 NEAR = 2.0  # such changes from the target: there an average is evaluated in full
 SURE = 4.0  # standard errors between an estimate and what it is taken to be apart from

@@ -316,7 +316,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
-    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)
+    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)  # paired: at most as many as all
     evaluations = num_all * (len(trajectory.cells) - few) + few * bracket.num_evaluations(num_all)
     return Cost(
         train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,
