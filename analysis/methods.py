@@ -27,6 +27,11 @@ BRACKET = (
     "crossing is that of the grid. At other levels of the saving curve it is as wide as its neighbours are apart, and "
     "a best metric is the best of fewer."
 )
+PAIRED = (
+    "Of averages, {share:.0%} of the evaluations are estimates, not exact values: what the live weights have on all "
+    "examples plus the mean difference from them on a part, with the standard error in the records. About a crossing "
+    "of the target, at the end, and wherever a part does not settle it, averages are evaluated in full."
+)
 
 
 def notices(core: Core) -> Iterator[str]:
@@ -95,9 +100,17 @@ def methods(core: Core, sections: Sequence[ModuleType], frames: Mapping[str, pd.
     told = [("Targets", " ".join(_targets(study)))]
     if "imported" not in study.plan:
         told += [("Steps-to-target", CROSSING), ("Intervals", INTERVALS)]
+        told += [("Estimates", PAIRED.format(share=share))] if (share := _estimated(core)) else []
         told += [("Evaluations", BRACKET)] if (core.cells["evaluate_averages"] == "bracket").any() else []
     told += [(section.TITLE, _rule(section.RULE, frames)) for section in sections]
     return [*(one for one in told if one[1]), ("Where it ran", " ".join(_provenance(study)))]
+
+
+def _estimated(core: Core) -> float:
+    """The share of the averages' evaluations that rest on a part of the examples."""
+    averages = core.cells.loc[core.cells["scheme"] != "none", "cell_id"]
+    guessed = core.records.loc[core.records["cell_id"].isin(averages), "standard_error"].notna()
+    return float(guessed.sum() / max(1, len(guessed)))
 
 
 def _rule(rule: str | Mapping[str, str], frames: Mapping[str, pd.DataFrame]) -> str:

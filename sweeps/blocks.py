@@ -292,7 +292,7 @@ class TrainingBlock(OwnTrainingBlock):
     )
 
 
-AVERAGES = ("all", "bracket")  # the fuller one first
+AVERAGES = ("all", "paired", "bracket")  # the fuller one first
 
 
 def fullest(*ways: str) -> str:
@@ -307,7 +307,9 @@ class EvaluateBlock(Block):
     every: Share = option(0.01, "steps between evaluations, or a share of the step budget; the end counts")
     test: Flag = option(False, "at the end on the test split too")
     averages: Annotated[str, one_of(AVERAGES)] = option(
-        "all", "all: averages at every evaluation; bracket: where they cross the target and a few levels"
+        "all",
+        "all: averages in full at every evaluation; paired: by a part of the examples where that is enough; "
+        "bracket: where they cross the target and a few levels",
     )
 
 

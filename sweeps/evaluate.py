@@ -9,17 +9,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sweeps import bracket, random_streams
+from sweeps import bracket, paired, random_streams
 from sweeps.data_parallel import Team
 from sweeps.feed import tensors, to_device
 from sweeps.identity import Cell
 from sweeps.optimizers import evaluation_weights
+from sweeps.paired import Estimate
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
 from sweeps.training import Passes, Stretch
@@ -61,6 +62,13 @@ class Sums:
                     else:
                         self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.double()
 
+    def join(self, later: Sums) -> None:
+        """Add what others of these come to, on later batches: the same bits as adding those batches here."""
+        for name, value in later.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        for name, parts in later.pieces.items():
+            self.pieces.setdefault(name, []).extend(parts)
+
     def summary(self, workload: Workload, team: Team = ALONE) -> Summary:
         """Over the batches of all ranks. Raises: RuntimeError where this rank had none."""
         if not self.sums and team.size > 1:
@@ -81,14 +89,31 @@ def evaluate(workload: Workload, model: nn.Module, batches: Iterable[Batch]) -> 
 class _Turn:
     """A cell on its way through a split. streams: puts the random streams where they are in its evaluation.
 
-    statistics: recomputed for it in its first turn.
+    statistics: recomputed for it in its first turn. estimate: of a part of the batches, where that is enough.
     """
 
     cell: Cell
     streams: Callable[[], None]
     sums: Sums = field(default_factory=Sums)
     statistics: dict[str, Tensor] | None = None
+    estimate: Estimate | None = None
     seconds: float = 0.0
+
+
+class _Live(NamedTuple):
+    """The live weights' evaluation: of each batch alone, and of all."""
+
+    batches: list[Summary]
+    whole: Summary
+
+
+class _Found(NamedTuple):
+    """A cell's evaluation, the seconds it took, and the metric's standard error where it rests on a part of them."""
+
+    cell: Cell
+    summary: Summary
+    seconds: float
+    standard_error: float | None
 
 
 class Evaluator:
@@ -99,6 +124,7 @@ class Evaluator:
         self.workload, self.team, self.device = passes.workload, passes.team, passes.device
         self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
         self.sparse = {cell.cell_id for cell in trajectory.bracketed}
+        self.are_means = True  # the values of a split, of those of its batches, as far as is known
         self.loaders: dict[str, Iterable[Batch]] = {}  # split -> what can be gone through anew
 
     def next_step(self, step: int) -> int:
@@ -114,14 +140,12 @@ class Evaluator:
         rows: list[dict[str, Any]] = []
         is_last = trained.diverged or state.step == self.trajectory.length_steps
         due = [cell for cell in self._own(state.step, "validation") if is_last or self._is_due(cell)]
-        for cell, summary, seconds in self._evaluate(due, "validation"):
-            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            row = _row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], trained)
-            (state.riders if cell in self.trajectory.riders else rows).append(row)
+        for found in self._evaluate(due, "validation", [] if is_last else self.trajectory.paired):
+            row = _row(state, found, "validation", self._spent(found), trained)
+            (state.riders if found.cell in self.trajectory.riders else rows).append(row)
         tested = [cell for cell in self._own(state.step, "test") if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
-            for cell, summary, seconds in self._evaluate(tested, "test"):
-                rows.append(_row(state, cell, "test", summary, seconds, trained))
+            rows += [_row(state, found, "test", found.seconds, trained) for found in self._evaluate(tested, "test")]
         if self.recorder:
             self.recorder.append(rows)
 
@@ -145,18 +169,24 @@ class Evaluator:
         told = Stretch(
             0.0, trained["train_loss"], trained["step_lr"], trained["examples_per_second"], trained["diverged"]
         )
-        for cell, summary, seconds in self._evaluate(cells, "validation"):
-            paid = {step: row["average_seconds"] for (name, step, _), row in on_file.items() if name == cell.cell_id}
+        for found in self._evaluate(cells, "validation"):
+            name = found.cell.cell_id
+            paid = {step: row["average_seconds"] for (cell, step, _), row in on_file.items() if cell == name}
             paid = dict(sorted(({0: 0.0} | paid).items()))
-            state.eval_seconds[cell.cell_id] = state.eval_seconds.get(cell.cell_id, 0.0) + seconds
-            row = _row(state, cell, "validation", summary, state.eval_seconds[cell.cell_id], told)
+            row = _row(state, found, "validation", self._spent(found), told)
             row["train_seconds"] = trained["train_seconds"]
             row["average_seconds"] = float(np.interp(state.step, list(paid), list(paid.values())))
             rows.append(row)
         self.recorder.append(rows)
 
-    def _evaluate(self, cells: Sequence[Cell], split: str) -> list[tuple[Cell, Summary, float]]:
-        """(cell, summary, seconds) of the cells whose weights exist now and whose record of this step is not on file.
+    def _spent(self, found: _Found) -> float:
+        """Seconds of the cell's evaluations so far, this one among them."""
+        spent = self.state.eval_seconds
+        spent[found.cell.cell_id] = spent.get(found.cell.cell_id, 0.0) + found.seconds
+        return spent[found.cell.cell_id]
+
+    def _evaluate(self, cells: Sequence[Cell], split: str, in_part: Sequence[Cell] = ()) -> list[_Found]:
+        """Of the cells whose weights exist now and whose record of this step is not on file.
 
         Seconds: swapping weights in, forward passes, and an equal share of making the batches. Each cell draws from
         the random streams as the training left them, whatever its company and however the batches are shared out.
@@ -167,15 +197,24 @@ class Evaluator:
         due = [cell for cell, is_so in zip(cells, is_missing, strict=True) if is_so and cell.scheme in existing]
         if not due:
             return []
+        in_part = [cell for cell in in_part if cell in due and self.are_means]
+        if in_part:  # the live weights go first, also where their record is on file
+            due = [*(cell for cell in cells if cell.scheme is None), *(cell for cell in due if cell.scheme is not None)]
         with random_streams.kept():
             turns = [_Turn(cell, random_streams.here()) for cell in due]
-            for share, seconds in self._shares(split):
+            for share, seconds, is_whole in self._shares(split):
                 made, versions = random_streams.here(), _versions(share)
+                live: _Live | None = None
                 for turn in turns:
                     start = passes.clock()
                     turn.streams()
                     with self._weights(turn):
-                        turn.sums.add(self.workload, state.model, share, passes.precision)
+                        if turn.cell.scheme is None and in_part and is_whole:
+                            live = self._live(turn, share)
+                        elif live is not None and turn.cell in in_part:
+                            self._by_parts(turn, share, live)
+                        else:
+                            turn.sums.add(self.workload, state.model, share, passes.precision)
                     if _versions(share) != versions:  # the next cell would see what this one left
                         raise ValueError("eval_step changes a batch in place; let it work on a copy")
                     turn.streams = random_streams.here()
@@ -185,14 +224,58 @@ class Evaluator:
             for turn in turns:
                 start = passes.clock()
                 turn.streams()
-                summary = turn.sums.summary(self.workload, self.team)
-                found.append((turn.cell, summary, turn.seconds + passes.clock() - start))
+                summary, error = turn.estimate or (turn.sums.summary(self.workload, self.team), None)
+                found.append(_Found(turn.cell, summary, turn.seconds + passes.clock() - start, error))
         return found
 
-    def _shares(self, split: str) -> Iterator[tuple[list[Batch], float]]:
-        """This rank's batches, as many at a time as HELD_BYTES hold, and the seconds they took; none is one share.
+    def _live(self, turn: _Turn, batches: Sequence[Batch]) -> _Live | None:
+        """Evaluate the live weights in full, by batches; None where they are not what a part can be held against."""
+        before = random_streams.read(self.device != "cpu")
+        each = [self._alone(batch) for batch in batches]
+        after = random_streams.read(self.device != "cpu")
+        for one in each:
+            turn.sums.join(one)
+        whole, summaries = turn.sums.summary(self.workload), [one.summary(self.workload) for one in each]
+        # What draws from the random streams says something else of a batch when others come before it.
+        draws = any(not torch.equal(before[name], after[name]) for name in before)
+        are_means = paired.are_means(summaries, whole) and not draws
+        if math.isfinite(whole.loss) and math.isfinite(whole.metric):
+            self.are_means = are_means
+        return _Live(summaries, whole) if are_means else None
 
-        All ranks have as many shares, of none at last: they swap an average in together, each of them having a part.
+    def _alone(self, batch: Batch) -> Sums:
+        """One batch, of the model as it is now."""
+        one = Sums()
+        one.add(self.workload, self.state.model, [batch], self.passes.precision)
+        return one
+
+    def _by_parts(self, turn: _Turn, batches: Sequence[Batch], live: _Live) -> None:
+        """The model as it is now by a part of the batches, and in full where that is not enough."""
+        order, change = paired.order(len(batches), self.passes.training.seed), self._change(live.whole)
+        there, done, average = [live.batches[i] for i in order], dict[int, Sums](), list[Summary]()
+        for size in paired.sizes(len(batches)) if change else ():
+            new = order[len(average) : size]
+            done |= {i: self._alone(batches[i]) for i in new}
+            average += [done[i].summary(self.workload) for i in new]
+            turn.estimate = paired.estimate(there, live.whole, average, change, self.trajectory.target)
+            if turn.estimate is not None:
+                return
+        for i, batch in enumerate(batches):  # in their order, for the bits
+            turn.sums.join(done.get(i) or self._alone(batch))
+
+    def _change(self, live: Summary) -> float:
+        """What the live metric changes by from one evaluation to the next, over the last LOOK; 0 without."""
+        assert self.recorder is not None
+        (cell,) = [cell for cell in self.trajectory.cells if cell.scheme is None]
+        before = self.state.step - paired.LOOK * cell.evaluate_every_steps
+        row = self.recorder.written.get((cell.cell_id, before, "validation"))
+        return 0.0 if row is None or row["metric"] is None else abs(live.metric - row["metric"]) / paired.LOOK
+
+    def _shares(self, split: str) -> Iterator[tuple[list[Batch], float, bool]]:
+        """This rank's batches, as many at a time as HELD_BYTES hold, the seconds they took, and whether they are all.
+
+        None is one share. All ranks have as many shares, of none at last: they swap an average in together, each of
+        them having a part.
         """
         batches, is_first, is_last, more = self._batches(split), True, False, True
         while more:
@@ -205,7 +288,7 @@ class Evaluator:
             else:
                 is_last = True
             if share or is_first or self.team.size > 1:
-                yield share, self.passes.clock() - start
+                yield share, self.passes.clock() - start, is_first and is_last
             is_first = False
             more = bool(self.team.sum(torch.tensor(not is_last, dtype=torch.int64)))
 
@@ -248,9 +331,8 @@ def _take_clocks(state: State, cell: Cell, row: dict[str, Any]) -> None:
     state.average_offset[cell.cell_id] = row["average_seconds"] - _average_seconds(state, cell)
 
 
-def _row(
-    state: State, cell: Cell, split: str, summary: Summary, eval_seconds: float, trained: Stretch
-) -> dict[str, Any]:
+def _row(state: State, found: _Found, split: str, eval_seconds: float, trained: Stretch) -> dict[str, Any]:
+    cell, summary = found.cell, found.summary
     return {
         "cell_id": cell.cell_id,
         "trajectory_id": cell.trajectory_id,
@@ -259,6 +341,7 @@ def _row(
         "loss": float(summary.loss),
         "metric": float(summary.metric),
         "examples": int(summary.examples),
+        "standard_error": found.standard_error,
         "train_seconds": state.train_seconds,
         "average_seconds": _average_seconds(state, cell),
         "eval_seconds": eval_seconds,

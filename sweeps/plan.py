@@ -94,6 +94,17 @@ class Trajectory:
         return self.cells[0].training.schedule
 
     @property
+    def asks_less(self) -> bool:
+        """Whether some average is not evaluated in full at every evaluation."""
+        return any(one.averages != "all" for one in self.cells)
+
+    @property
+    def paired(self) -> list[Cell]:
+        """Its averages of which a part of the examples may say enough, held against the live weights beside them."""
+        is_alone = self.branch is None and not self.forks and any(one.scheme is None for one in self.cells)
+        return [one for one in self.cells if one.averages == "paired" and is_alone]
+
+    @property
     def bracketed(self) -> list[Cell]:
         """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
         if self.branch is not None or self.forks or self.keep_dtype is not None:
@@ -305,7 +316,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
-    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)
+    num_all, few = trajectory.num_evaluations, len(trajectory.bracketed)  # paired: at most as many as all
     evaluations = num_all * (len(trajectory.cells) - few) + few * bracket.num_evaluations(num_all)
     return Cost(
         train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,

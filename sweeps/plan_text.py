@@ -67,11 +67,11 @@ def _evaluated_in_full(todo: Work) -> list[str]:
     lines = []
     for one in todo.studies:
         for name, grid in one.spec.grids.items():
-            asked = any(EvaluateBlock(**at.values).averages == "bracket" for at in points(grid.evaluate))
+            asked = any(EvaluateBlock(**at.values).averages != "all" for at in points(grid.evaluate))
             mine = [cell for cell in one.cells if cell.training.workload == name]
             if asked and mine and all(cell.averages == "all" for cell in mine):
                 needs = "the baseline (`scheme: none`) in the same trial, of one process"
-                lines.append(f"{name}: averages are evaluated at every evaluation; a bracket needs {needs}")
+                lines.append(f"{name}: averages are evaluated at every evaluation; paired and bracket need {needs}")
     return lines
 
 

@@ -81,7 +81,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
     targets = {workload: target.value for one in studies for workload, target in one.targets.items() if target}
     todo = [
-        replace(one, target=targets.get(one.cells[0].training.workload)) if one.bracketed else one
+        replace(one, target=targets.get(one.cells[0].training.workload)) if one.asks_less else one
         for one in plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
     ]
     shares = studies[0].spec.fuse and studies[0].spec.branch

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.run_folder.run_files import broken, read_bytes, read_json
-from analysis.run_folder.schema import RECORDS
+from analysis.run_folder.schema import ADDED, RECORDS
 
 Row = dict[str, Any]
 _MOST = 1 << 53  # of an integer that a float64 holds too
@@ -108,7 +108,7 @@ def _wrong(row: Any) -> str | None:
     """What of a line breaks the schema."""
     if not isinstance(row, dict):
         return "not a JSON object"
-    if missing := [name for name in RECORDS.names if name not in row]:
+    if missing := [name for name in RECORDS.names if name not in row and name not in ADDED]:
         return f"no {missing[0]!r}"
     if more := [name for name in row if name not in RECORDS.names]:
         return f"{more[0]!r} is no column of a record"
@@ -116,8 +116,8 @@ def _wrong(row: Any) -> str | None:
     if not isinstance(beside, dict) or not all(_fits(value, pa.float64()) for value in beside.values()):
         return "'metrics' is not a number by name"
     for one in RECORDS:
-        if one.name != "metrics" and not _fits(row[one.name], one.type):
-            return f"{one.name!r} is {row[one.name]!r}, not {one.type}"
+        if one.name != "metrics" and not _fits(row.get(one.name), one.type):
+            return f"{one.name!r} is {row.get(one.name)!r}, not {one.type}"
     return "'step' is negative" if row["step"] < 0 else None
 
 

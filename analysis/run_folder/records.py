@@ -293,7 +293,7 @@ def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
 def _value(row: dict[str, Any], field: pa.Field) -> Any:
     if pa.types.is_map(field.type):
         return [(name, np.nan if number is None else number) for name, number in row[field.name].items()]
-    value = row[field.name]
+    value = row.get(field.name) if field.name in ADDED else row[field.name]
     return np.nan if value is None and pa.types.is_floating(field.type) else value
 
 

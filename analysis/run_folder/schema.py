@@ -16,6 +16,7 @@ RECORDS = pa.schema(
         ("loss", pa.float64()),
         ("metric", pa.float64()),
         ("examples", pa.int64()),  # examples evaluated
+        ("standard_error", pa.float64()),  # of the metric, where it rests on a part of the examples; NaN: on all
         # Clocks are of the trial that wrote the row; `load_records` makes one series of a cell's that several wrote.
         ("train_seconds", pa.float64()),  # cumulative wall seconds of training (a replay's: of its trace), with data
         ("average_seconds", pa.float64()),  # cumulative wall seconds of this cell's averaging
@@ -89,7 +90,7 @@ CELLS = pa.schema(
         ("options", pa.string()),  # JSON: the scheme's that have no column
         ("evaluate_every_steps", pa.int64()),
         ("evaluate_test", pa.bool_()),  # on the test split too, at the end of training
-        ("evaluate_averages", pa.string()),  # all | bracket: at every evaluation, or where the curve is asked for
+        ("evaluate_averages", pa.string()),  # all | paired | bracket: see docs/statistics.md
         ("metric", pa.string()),  # the target metric's name; `load_cells` calls it metric_name
         ("higher_is_better", pa.bool_()),
         ("target", pa.float64()),  # null until `wa calibrate`
@@ -102,7 +103,8 @@ CELLS = pa.schema(
 )
 
 # Columns that folders of earlier versions do not have.
-ADDED = ["deterministic", "evaluate_averages", "trace_dtype", "weights"]
+# Columns that folders of earlier versions do not have.
+ADDED = ["deterministic", "evaluate_averages", "trace_dtype", "weights", "standard_error"]
 
 _PLACE = CELLS.get_field_index
 # What tells trainings apart but the seed, and averages.

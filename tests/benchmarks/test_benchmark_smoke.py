@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import launching, trajectory
+from benchmarks import asking, launching, trajectory
 
 pytestmark = pytest.mark.slow
 
@@ -17,3 +17,12 @@ def test_slots_are_full_and_planning_is_quick() -> None:
     found = launching.main(short=True)
     assert found["seconds to plan 10,000 cells"] < 2
     assert found["occupancy of 2 slots over 6 equal trials of 3 s"] > 0.85
+
+
+def test_what_is_asked_less_often_says_the_same() -> None:
+    found = asking.main(short=True)
+    for mode in ("bracket", "paired"):
+        assert found[f"{mode}: the same steps-to-target"] >= 0.95
+        assert found[f"{mode}: the same, sustained"] >= 0.95
+        assert found[f"{mode}: share of the examples"] <= 1
+    assert found["bracket: share of the examples"] < 0.8
