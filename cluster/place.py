@@ -79,6 +79,28 @@ def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/c
     return _enough("memory", free, MIN_MEMORY, "available", "free some; Ray and one trial need that much")
 
 
+def total_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this machine, or the container's limit, has in all; None where nobody says."""
+    lines = dict(line.split(":", 1) for line in _read(meminfo).splitlines() if ":" in line)
+    if "MemTotal" not in lines:
+        return None
+    total, limit = int(lines["MemTotal"].split()[0]) << 10, _read(cgroup / "memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def gpu_bytes() -> list[int]:
+    """Bytes of memory of each GPU that nvidia-smi sees."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()] if done.returncode == 0 else []
+
+
 def disk() -> Check:
     try:
         folder = base()

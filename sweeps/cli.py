@@ -386,8 +386,9 @@ def submit(
 def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     """Check this machine (and a run folder's file system) for what a sweep needs."""
     from cluster.doctor import examine, render
+    from sweeps import memory
 
-    checks = examine(run, address, start_ray=start_ray)
+    checks = [*examine(run, address, start_ray=start_ray), *(memory.checks(run) if address is None else [])]
     click.echo(render(checks))
     if any(check.ok is False for check in checks):
         sys.exit(border.EXIT_INCOMPLETE)

@@ -19,6 +19,7 @@ from sweeps import bracket, paired, random_streams
 from sweeps.data_parallel import Team
 from sweeps.feed import tensors, to_device
 from sweeps.identity import Cell
+from sweeps.memory import HELD_BYTES
 from sweeps.optimizers import evaluation_weights
 from sweeps.paired import Estimate
 from sweeps.plan import Trajectory
@@ -30,7 +31,6 @@ from wa.swap import modes_kept
 from workloads.protocol import Batch, Part, Summary, Workload
 
 ALONE = Team()
-HELD_BYTES = 256 * 2**20  # of batches that stay while the cells take turns: a mini's split is one such share
 
 
 class Sums:

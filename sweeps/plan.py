@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from sweeps import bracket, random_streams
+from sweeps import bracket, memory, random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.schedules import Schedule
 from sweeps.spec import Spec
-from wa import memory_bytes
 from workloads.protocol import UnknownWorkload, Workload, load
 from workloads.user_errors import one_line
 
-PROCESS_BYTES = 450 << 20  # a worker with torch loaded and one small model, measured on CPU
 AVERAGE_SECONDS_PER_PARAMETER = 1.5e-9  # one EMA update on one core: read, scale and add, at the memory's speed
 OWN_STEP_SECONDS, OWN_EVAL_SECONDS = 0.01, 0.1  # assumed of a user's workload that does not say
 
@@ -182,7 +180,7 @@ class Cost:
     train_seconds: float
     average_seconds: float
     eval_seconds: float
-    memory_bytes: int  # of one trial
+    memory_bytes: int  # of a process of one trial
 
     @property
     def seconds(self) -> float:
@@ -301,10 +299,10 @@ def pace(workload: str, preset: str, measured: Paces = MappingProxyType({})) -> 
     return measured.get((workload, preset)) or model_size(workload, preset).pace
 
 
-def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost:
+def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({}), processes: int = 1) -> Cost:
     """Expected cost: seconds a step and an evaluation by `pace`, averages at memory speed.
 
-    A step is taken to cost as much an example at any batch size.
+    A step is taken to cost as much an example at any batch size. processes: that share a trial's memory.
     """
     training = trajectory.cells[0].training
     size = model_size(training.workload, training.preset)
@@ -312,7 +310,6 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     schemes = [cell.scheme for cell in (*trajectory.cells, *trajectory.riders) if cell.scheme is not None]
     snapshots = sum(trajectory.num_steps / scheme.every for scheme in schemes)
     rides = len(trajectory.riders) * (max(trajectory.forks, default=0) // trajectory.cells[0].evaluate_every_steps)
-    weights = size.num_parameters * size.itemsize
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
     tests = sum(cell.evaluate_test for cell in trajectory.cells if end)  # taken to cost what a validation does
@@ -322,11 +319,7 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
         train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
         eval_seconds=(evaluations + rides + tests) * seconds.eval_seconds,
-        # weights, gradient, two optimizer moments, one evaluation's swapped-out weights; the bank; the process
-        memory_bytes=5 * weights
-        + 2 * size.num_buffer_bytes
-        + memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.read_at)
-        + PROCESS_BYTES,
+        memory_bytes=sum(memory.parts(trajectory, size, processes).values()),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, origins, pace, plan, replay, replays, room, run_folder, tracking
+from sweeps import durable, forks, memory, origins, pace, plan, replay, replays, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -64,6 +64,7 @@ class Work:
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
     todo = _against(run, resolve(specs))
+    memory.refuse(specs[0], todo.trajectories)
     return todo if run is None else replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
 
 
@@ -150,6 +151,7 @@ def run_studies(
         if not is_new:
             held.enter_context(durable.locked(run))
         todo = compared()
+        memory.refuse(specs[0], todo.trajectories, address)
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
         with ExitStack() as hushed, _engine(specs[0], todo, address) as engine:
             interrupts.count_from_here()
@@ -297,7 +299,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         workload = one.cells[0].training.workload
         names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours")
         row = rows.setdefault(workload, dict.fromkeys((*names, "memory", "trace_bytes"), 0))
-        cost = plan.cost(one, todo.paces)  # on one device
+        cost = plan.cost(one, todo.paces, spec.resources.num_processes)  # on one device
         by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
         alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
         row["cells"] += len(one.cells)

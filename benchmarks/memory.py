@@ -1,0 +1,67 @@
+"""Peak memory of a trial as `wa plan` says it, against the most that its process has held.
+
+    python -m benchmarks.memory [--short]
+
+Each trial runs in a process of its own, which has imported what one of Ray's workers has. `working` is what is left of
+the measured peak when process, weights, optimizer and averages are taken off: data, activations, libraries' scratch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+AVERAGING = [
+    {"scheme": "none"},
+    *({"scheme": name, "horizon": [0.05, 0.2, 0.4], "every": 0.01} for name in ("lawa", "ema")),
+]
+ONE_TRIAL = """
+import json, resource, sys, tempfile
+from pathlib import Path
+from sweeps import launch, memory, plan, trajectory
+from sweeps.cells import cells
+from sweeps.spec import parse_spec
+(one,) = plan.trajectories(cells(parse_spec(json.loads(sys.argv[1]))), fuse=True)
+with tempfile.TemporaryDirectory() as folder:
+    trajectory.run(one, Path(folder) / "trajectories" / "one", checkpoint_seconds=0)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+training = one.cells[0].training
+parts = memory.parts(one, plan.model_size(training.workload, training.preset))
+print(json.dumps({"measured": peak, **parts}))
+"""
+
+
+def trial(workload: str, steps: int = 100, **changes: Any) -> dict[str, int]:
+    """The bytes that one trial held at most, and the plan's parts of it."""
+    spec = {
+        "study": "m",
+        "workloads": workload,
+        "step_budget": steps,
+        "averaging": AVERAGING,
+        "evaluate": {"every": 0.1},
+    }
+    command = [sys.executable, "-c", ONE_TRIAL, json.dumps(spec | changes)]
+    found: dict[str, int] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
+
+
+def main(short: bool = False) -> dict[str, float]:
+    """Measure and print; short: one mini."""
+    from workloads.protocol import FAMILIES
+
+    found: dict[str, float] = {}
+    for workload in ["lm"] if short else FAMILIES:
+        parts = trial(workload)
+        measured, planned = parts.pop("measured"), sum(parts.values())
+        found[f"{workload}: peak memory planned / measured"] = planned / measured
+        told = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+        working = measured - planned + parts["working"]
+        is_told = f"{measured / 2**20:,.0f} MiB (planned: {told}; working is {working / 2**20:,.0f})"
+        print(f"{planned / measured:8.3f}  {workload}: {is_told}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main("--short" in sys.argv)
