@@ -57,7 +57,8 @@ def _alike(one: Trajectory) -> tuple[Training, int]:
 
 def _saved(one: Trajectory, trunk: Trajectory) -> int:
     """Steps that need not be trained where `one` is a branch of `trunk`; 0 where it had better not be one."""
-    if one is trunk or one.keep_every_steps is not None:  # a trace has all steps of its training
+    kept, there = ((each.keep_every_steps, each.keep_dtype) for each in (one, trunk))
+    if one is trunk or (kept[0] is not None and kept != there):  # a trace has all steps of its training
         return 0
     steps = parting(one, trunk)
     return steps if steps >= LEAST_SHARE * one.length_steps else 0

@@ -7,6 +7,7 @@ all rows of its cells under their own names.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,20 @@ def start(
         saved[clock] = {own[name].cell_id: seconds for name, seconds in saved[clock].items() if name in own}
     training_state.put(state, {**saved, "riders": []}, team, whole_bank=False)
     log.info("on from step %d of %s", state.step, trajectory.branch.trunk)
+
+
+def take_trace(trajectory: Trajectory, traces: Path) -> None:
+    """Have what the trunk's trace has up to where they part: the same files, so that a branch's trace is whole too."""
+    assert trajectory.branch is not None
+    durable.make_folder(traces / trajectory.name)
+    for part in (traces / trajectory.branch.trunk).glob("[0-9]*.safetensors"):
+        mine = traces / trajectory.name / part.name
+        if int(part.stem.partition("-")[2]) > trajectory.branch.step or mine.exists():
+            continue
+        try:
+            os.link(part, mine)
+        except OSError:  # a file system without links
+            durable.write_atomic(mine, part.read_bytes())
 
 
 def free(run: Path, unfinished: Iterable[Trajectory]) -> None:

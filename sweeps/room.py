@@ -28,7 +28,8 @@ def num_snapshots(one: Trajectory) -> int:
     if (kept := one.keep_every_steps) is None:
         return 0
     length, every = one.length_steps, one.cells[0].evaluate_every_steps
-    return len({*range(kept, length + 1, kept), *range(every, length, every), length})
+    steps = {*range(kept, length + 1, kept), *range(every, length, every), length}
+    return sum(step > one.first_step for step in steps)  # a branch has those before from its trunk
 
 
 def snapshot_bytes(one: Trajectory, processes: int) -> int:

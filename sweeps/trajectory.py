@@ -147,6 +147,8 @@ def train(
     traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
     kept, for_rounds = trajectory.keep_every_steps, rounds.trace_steps(trajectory)
     own_trace = folder / OWN if kept is None else traces / trajectory.name
+    if leader and trajectory.branch is not None and kept is not None:
+        forks.take_trace(trajectory, traces)
     if trajectory.replays is None and (kept is not None or trajectory.bracketed):
         keeper = Keeper(
             own_trace if leader else None,
@@ -193,7 +195,7 @@ def train(
         (save,) = team.decide([is_due and not (ended and not trajectory.bracketed)])
         gathered = training_state.of_ranks(state, team) if save or parting else {}
         if leader:
-            if keeper and (save or ended):
+            if keeper and (save or ended or parting):
                 keeper.flush()  # a checkpoint comes after what it has kept
             if parting:  # before a checkpoint from which this step is past
                 forks.leave(trajectory, folder, state, gathered, leader.recorder)

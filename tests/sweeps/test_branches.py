@@ -20,7 +20,9 @@ from sweeps import forks, plan
 from sweeps.branches import branched
 from sweeps.identity import Cell
 from sweeps.plan import Branch, Trajectory, cost, trajectories
+from sweeps.room import num_snapshots
 from sweeps.schedules import Schedule, shared_steps
+from sweeps.trace import Trace
 
 TRUNK = {"shape": "constant", "warmup": 6}
 COOLDOWNS = {"shape": "1-sqrt", "warmup": 6, "length": [0.5, 1.0], "lr_decay": 0.2}
@@ -91,11 +93,14 @@ def test_what_differs_from_the_trunk_is_trained_by_itself(outside: Path, other: 
     assert [(one.branch, one.forks) for one in found] == [(None, ())] * 2
 
 
-def test_what_keeps_a_trace_of_all_its_steps_is_no_branch_and_may_be_a_trunk(outside: Path) -> None:
-    kept, cooldown = tiny(EMA, schedule=TRUNK, keep={"every": 5}), tiny(EMA, schedule=COOLDOWNS)
-    assert {one.first_step for one in planned(kept + cooldown)} == {0, 25, 49}
-    both = planned(kept + tiny(EMA, schedule=COOLDOWNS, keep={"every": 5}))
-    assert {one.first_step for one in both} == {0}
+def test_what_keeps_a_trace_branches_from_what_keeps_the_same(outside: Path) -> None:
+    def firsts(trunk: Any, cooldowns: Any) -> set[int]:
+        cells = tiny(EMA, schedule=TRUNK, keep=trunk) + tiny(EMA, schedule=COOLDOWNS, keep=cooldowns)
+        return {one.first_step for one in planned(cells) if one.schedule.shape != "constant"}
+
+    assert firsts({"every": 5}, {"every": 5}) == firsts({"every": 5}, {}) == {25, 49}
+    # A trace has all steps of its training, so without the trunk's a branch would have none of the first.
+    assert firsts({}, {"every": 5}) == firsts({"every": 10}, {"every": 5}) == {0, 25}
 
 
 def test_another_step_budget_is_no_other_training(outside: Path) -> None:
@@ -269,6 +274,25 @@ def test_a_trunk_killed_around_the_parting_step_leaves_the_same_state(folders: F
         assert fork.exists() == (when == "after")
         run(trunk, tmp_path / when / trunk.name)
         check(folders, [one for one in branches if one.first_step == 49], tmp_path / when, resumed=True)
+
+
+def test_the_trace_of_a_branch_has_the_steps_of_its_trunk_and_is_replayed(outside: Path, tmp_path: Path) -> None:
+    keep = {"every": 3}
+    trunk, branch = planned(tiny(EMA, schedule=[TRUNK, {**COOLDOWNS, "length": 1.0}], keep=keep))
+    assert branch.branch == Branch(trunk.name, 49)
+    trajectories_of = tmp_path / "trajectories"
+    with pytest.raises(Stop):  # between two evaluations in the trunk, after what it has kept of them
+        run(trunk, trajectories_of / trunk.name, checkpoint_seconds=0, report=stop_at(42))
+    for one in (trunk, branch):
+        run(one, trajectories_of / one.name)
+    steps = Trace.of(tmp_path / "traces" / branch.name).steps
+    assert steps == sorted({*range(3, 61, 3), *range(7, 61, 7), 60})
+    assert num_snapshots(branch) == sum(step > 49 for step in steps)
+    (asked,) = trajectories(
+        tiny([{"scheme": "none"}, {"scheme": "lawa", "k": 4, "every": 3}], schedule={**COOLDOWNS, "length": 1.0}), True
+    )
+    replayed = run(replace(asked, name="asked", replays=branch.name), trajectories_of / "asked")
+    assert_same(replayed, run(asked, tmp_path / "trained"))
 
 
 def test_a_branch_of_a_trunk_that_diverged_before_is_its_own_divergence(outside: Path, tmp_path: Path) -> None:
