@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workloads import data
 from workloads.data.reading import in_batches, index, tiles
-from workloads.layers import cached_tensors
+from workloads.layers import cached_tensors, constant
 from workloads.protocol import Batch, Part, Summary, Sums
 from workloads.task import FileTask, Task, epoch_batch
 
@@ -131,7 +131,7 @@ ENDINGS = (".jpeg", ".jpg")
 
 def normalized(pictures: Tensor) -> Tensor:
     """(…, 3) of 0 … 255 -> float32, (x − mean)/std of each colour."""
-    mean, std = (torch.tensor(values, device=pictures.device) for values in (MEAN, STD))
+    mean, std = (constant(values, pictures.device) for values in (MEAN, STD))
     return (pictures - mean) / std
 
 

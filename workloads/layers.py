@@ -29,6 +29,18 @@ def cached_tensors(make: Callable[..., T]) -> functools._lru_cache_wrapper[T]:
     return outside_inference
 
 
+@cached_tensors
+def _sent(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
+
+
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 vector on a device; sent there once, since sending waits for it."""
+    # torch.compile warns of a cache and looks through it anyway
+    made: Tensor = (_sent.__wrapped__ if torch.compiler.is_compiling() else _sent)(values, device)
+    return made
+
+
 # --- layers with the initial weights that families share -------------------------------------------------------
 
 

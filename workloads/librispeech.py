@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -76,8 +76,7 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
     best = logits.argmax(-1)
     previous = F.pad(best, (1, 0), value=BLANK)[:, :-1]
     spoken = (best != BLANK) & (best != previous) & valid_frames(lengths, best.shape[1])
-    best, spoken = best.cpu(), spoken.cpu()
-    return [row[keep].tolist() for row, keep in zip(best, spoken, strict=True)]
+    return [[output for output in row if output != BLANK] for row in best.where(spoken, BLANK).tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +124,12 @@ class SpeechRecognition(Task):
         references = self.texts([numbers[:length] for numbers, length in spoken])
         hypotheses = self.texts(greedy(logits, lengths))
         sums = {"loss": losses.double().sum(), "tokens": heard.target_lengths.sum()}
-        count = partial(torch.tensor, device=logits.device)
         for unit, compare in (("words", jiwer.process_words), ("characters", jiwer.process_characters)):
             found = compare(references, hypotheses)
             errors = found.substitutions + found.deletions + found.insertions
-            sums[unit] = count(found.hits + found.substitutions + found.deletions)
-            sums[f"{unit}_wrong"] = count(errors)
-        return {**sums, "examples": count(len(references))}
+            sums[unit] = torch.tensor(found.hits + found.substitutions + found.deletions)
+            sums[f"{unit}_wrong"] = torch.tensor(errors)
+        return {**sums, "examples": torch.tensor(len(references))}
 
     def summarize(self, sums: Mapping[str, Any]) -> Summary:
         loss = float(sums["loss"] / sums["tokens"])

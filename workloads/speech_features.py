@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.layers import cached_tensors
+from workloads.layers import cached_tensors, constant
 
 SAMPLE_RATE = 16000
 FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms every 10 ms
@@ -69,7 +69,7 @@ def log_mel(audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         window = torch.hann_window(FRAME, device=audio.device)
         power = torch.fft.rfft(emphasized * window, FFT).abs().square()
         energies = (power @ mel_weights(audio.device)).clamp(min=MEL_FLOOR).log()
-        mean, std = (torch.tensor(values, device=audio.device) for values in (MEL_MEAN, MEL_STD))
+        mean, std = (constant(values, audio.device) for values in (MEL_MEAN, MEL_STD))
         lengths = ((lengths + HOP - 1) // HOP).clamp(max=energies.shape[1])
         return (energies - mean) / std, lengths
 

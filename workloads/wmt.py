@@ -119,8 +119,8 @@ class Translation(Task, Sizes):
         return {
             "loss": losses.double().sum(),
             "tokens": (targets != PAD).sum(),
-            "examples": torch.tensor(len(targets), device=targets.device),
-            **dict(zip(BLEU_SUMS, torch.tensor(statistics, device=targets.device), strict=True)),
+            "examples": torch.tensor(len(targets)),
+            **dict(zip(BLEU_SUMS, torch.tensor(statistics), strict=True)),
         }
 
     def summarize(self, sums: Mapping[str, float]) -> Summary:

@@ -7,8 +7,9 @@ from memory that the device would have to wait for, is counted.
 from __future__ import annotations
 
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import trajectories
 from sweeps.spec import parse_spec
 from sweeps.training import Passes, Trainer
+from workloads.imagenet import normalized
 from workloads.protocol import FAMILIES, load
+from workloads.speech_features import log_mel
 
 HERE = Path(__file__).parents[2]
 CTC = ["librispeech_conformer", "librispeech_deepspeech"]
@@ -61,6 +64,21 @@ class Waits(TorchDispatchMode):
         if waits and (sent or (name == "copy_" and len({*where}) > 1)):
             self._waited("send", None)
         return func(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        self._tensor = torch.tensor  # which no dispatch mode is told of
+        torch.tensor = self._made  # type: ignore[assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.tensor = self._tensor  # type: ignore[assignment]
+        super().__exit__(*error)
+
+    def _made(self, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.device(kwargs.get("device") or "cpu").type == "meta":
+            self._waited("send", None)
+        return self._tensor(*args, **kwargs)
 
     def _waited(self, what: str, told: Any) -> Any:
         own = [HERE / room for room in ("sweeps", "wa", "workloads", "tests")]
@@ -115,11 +133,23 @@ def test_a_step_of_an_optimizer(optimizer: str, monkeypatch: pytest.MonkeyPatch)
     assert waits(monkeypatch, "criteo1tb", name=optimizer, lr=0.001, **often) == []
 
 
+def test_what_full_presets_make_of_pictures_and_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of their models' steps that the minis have not."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which this device does not have
+    pictures, sound = torch.empty(1, 4, 4, 3, device="meta"), torch.empty(2, 2000, dtype=torch.int16, device="meta")
+    lengths = torch.empty(2, dtype=torch.int64, device="meta")
+    for _ in range(2):
+        with Waits() as counted:
+            normalized(pictures), log_mel(sound, lengths)
+    assert counted.found == []
+
+
 def test_what_waits_is_counted() -> None:
     there, here = torch.ones(3, device="meta"), torch.ones(3)
     asking = (
         *(lambda: there[0].item(), lambda: bool(there[0] > 0), lambda: there.sum().cpu(), lambda: there.nonzero()),
         *(lambda: there[there > 0], lambda: here.to("meta"), lambda: there.copy_(here)),
+        lambda: torch.tensor([1.0], device="meta"),
     )
     for ask in asking:
         with Waits() as counted:
