@@ -2,8 +2,8 @@
 
 import sys
 
-from benchmarks import analysis, bank, launching, trajectory
+from benchmarks import analysis, bank, launching, memory, trajectory
 
-for benchmark in (bank, trajectory, launching, analysis):
+for benchmark in (bank, memory, trajectory, launching, analysis):
     print(f"# {benchmark.__name__}", flush=True)
     benchmark.main("--short" in sys.argv)
