@@ -65,12 +65,12 @@ def rivals(model: nn.ParameterList, decay: float) -> dict[str, Callable[[], obje
         "swa_utils": lambda: theirs.update_parameters(model),
     }
     with suppress(ImportError):
-        from timm.utils.model_ema import ModelEmaV3
+        from timm.utils.model_ema import ModelEmaV3  # type: ignore[import-not-found]
 
         timms = ModelEmaV3(model, decay=decay)
         found["timm's ModelEmaV3"] = lambda: timms.update(model)
     with suppress(ImportError):
-        from ema_pytorch import EMA as Lucid
+        from ema_pytorch import EMA as Lucid  # type: ignore[import-not-found]
 
         lucid = Lucid(model, beta=decay, update_after_step=0, update_every=1, inv_gamma=1e9, min_value=decay)
         lucid.update()

@@ -32,7 +32,7 @@ def parts(trajectory: Trajectory, size: Size, processes: int = 1) -> dict[str, i
     """Bytes of one process of a trial: its own, training, the weights put aside in an evaluation, averages, working.
 
     training: weights, gradients and two moments of the optimizer; a replay has the weights alone. working: of a mini
-    as measured, else the evaluation's batches at hand, and activations where they are known.
+    as measured, else half of what may be held of an evaluation's batches, and activations where they are known.
     """
     training = trajectory.cells[0].training
     weights = size.num_parameters * size.itemsize
@@ -44,7 +44,7 @@ def parts(trajectory: Trajectory, size: Size, processes: int = 1) -> dict[str, i
     else:
         micro_batch = math.ceil((training.batch_size or size.batch_size) / (training.accumulate * processes))
         kept = EXAMPLES.get(training.workload, 0) * micro_batch
-        working += HELD_BYTES + (kept if training.precision != "bf16" else kept // 2)
+        working += HELD_BYTES // 2 + (kept if training.precision != "bf16" else kept // 2)
     return {
         "process": PROCESS_BYTES,
         "training": weights * (1 if trajectory.replays else 4) + size.num_buffer_bytes,

@@ -82,8 +82,10 @@ class Averages:
                 lane.advance(n)
             for piece, reading in self._readers[block].read(tensors, step) if lanes else ():
                 for lane, n in lanes:
-                    for scheme, seconds in lane.push(piece, reading, n):
-                        self.seconds[scheme] += seconds
+                    lane.push(piece, reading, n)
+            for lane, _ in lanes:
+                for scheme, seconds in lane.spent():
+                    self.seconds[scheme] += seconds
         for track in due:
             self._due[track] = step + track.every
         self.next = min(self._due.values())

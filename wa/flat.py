@@ -248,12 +248,17 @@ class Reader:
         """Each piece of this process with its live elements at `step`, flat; valid until the next one is asked for."""
         for piece in self._block.mine:
             start = perf_counter()
-            live = self._block.parts(piece, tensors)
-            if len(live) > 1:
+            if (packed := self._flat.get(piece.index)) is not None:
+                live = self._block.parts(piece, tensors)
                 torch._foreach_copy_(self._views[piece.index], live)
-                flat = self._flat[piece.index]
+                flat = packed
             else:
-                flat = live[0].reshape(-1)
+                (name,) = piece.names
+                tensor = self._block.layouts[name].in_memory_order(tensors[name])
+                if piece.rows is not None:
+                    tensor = tensor.narrow(0, piece.rows[0], piece.rows[1] - piece.rows[0])
+                flat = tensor.reshape(-1)
+                live = [tensor]
             self._watch.look(flat, piece.names, live, step)
             yield piece, Reading(flat, perf_counter() - start)
 

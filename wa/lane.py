@@ -92,27 +92,36 @@ class Lane:
 
     def advance(self, n: int) -> None:
         """Be ready for the n-th snapshot, n = 1, 2, …; on each process that shares the block, whatever it keeps."""
+        self._gains = [(parts, scheme.gain(n)) for scheme, parts in self._accumulators.items()]
+        self._spent = [0.0] * len(self._gains)
+        self._pushing: dict[torch.dtype, float] = dict.fromkeys((dtype for _, dtype in self._pushed), 0.0)
         if isinstance(self._windows, WindowSums):
             self._windows.advance(n)
 
-    def push(self, piece: Piece, reading: Reading, n: int) -> Iterator[tuple[Scheme, float]]:
-        """Take in a piece of the n-th snapshot; yields (scheme, seconds it would have cost it alone)."""
-        for recursive, parts in self._accumulators.items():
+    def push(self, piece: Piece, reading: Reading, n: int) -> None:
+        """Take in a piece of the n-th snapshot."""
+        for i, (parts, gain) in enumerate(self._gains):
             mean = parts[piece.index]
             live = reading.to(mean.dtype)
             start = perf_counter()
             if n == 1:
                 mean.copy_(live)
             else:
-                mean.lerp_(live, recursive.gain(n))
-            yield recursive, perf_counter() - start + reading.seconds[mean.dtype]
+                mean.lerp_(live, gain)
+            self._spent[i] += perf_counter() - start + reading.seconds[mean.dtype]
         if self._windows is not None:
             reading.to(self._windows.pushed)
             start = perf_counter()
             self._windows.push(piece, reading, n)
             seconds = perf_counter() - start
-            for scheme, dtype in self._pushed:
-                yield scheme, seconds + reading.seconds[dtype]
+            for dtype in self._pushing:
+                self._pushing[dtype] += seconds + reading.seconds[dtype]
+
+    def spent(self) -> Iterator[tuple[Scheme, float]]:
+        """(scheme, seconds that the latest snapshot would have cost it alone)."""
+        yield from zip(self._accumulators, self._spent, strict=True)
+        for scheme, dtype in self._pushed:
+            yield scheme, self._pushing[dtype]
 
     def mean(self, scheme: Scheme, piece: Piece, n: int) -> Tensor:
         """A piece of the average after n snapshots, in the accumulator's dtype; only to copy from."""

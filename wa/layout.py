@@ -6,6 +6,7 @@ another memory format.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -45,7 +46,11 @@ class Layout:
 
     def in_memory_order(self, tensor: Tensor) -> Tensor:
         """A view of a tensor of this shape with dimensions `sizes`; contiguous when its memory is as here."""
-        return tensor if self.order == tuple(range(len(self.order))) else tensor.permute(self.order)
+        return tensor if self._is_in_order else tensor.permute(self.order)
+
+    @cached_property
+    def _is_in_order(self) -> bool:
+        return self.order == tuple(range(len(self.order)))
 
     def empty(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A new tensor with these strides."""
