@@ -75,7 +75,7 @@ def test_a_checkpoint_is_written_when_it_is_due_and_goes_on_between_two_evaluati
     monkeypatch.undo()
     trained = []
     backward = Trainer._backward
-    monkeypatch.setattr(Trainer, "_backward", lambda self, parts: trained.append(1) or backward(self, parts))
+    monkeypatch.setattr(Trainer, "_backward", lambda self, *parts: trained.append(1) or backward(self, *parts))
     assert_same(run(one, folder), undisturbed)
     assert len(trained) == one.length_steps - step
 
@@ -107,7 +107,7 @@ def test_a_bank_that_knows_its_readings_has_the_records_of_one_that_does_not(
     """It goes on from the other's checkpoint too, and writes a smaller one."""
     (one,) = trajectories(tiny([*ALL_SCHEMES, {"scheme": "lawa", "k": [12, 30]}]), fuse=True)
     told = run(one, tmp_path / "told")
-    monkeypatch.setattr(training_state, "Bank", lambda model, schemes, read_at: Bank(model, schemes))
+    monkeypatch.setattr(training_state, "Bank", lambda model, schemes, read_at, group: Bank(model, schemes))
     assert_same(run(one, tmp_path / "untold"), told)
     with pytest.raises(Stop):
         run(one, tmp_path / "resumed", checkpoint_seconds=0, report=stop_at(28))
@@ -128,11 +128,11 @@ def test_the_mean_loss_survives_a_kill_between_two_evaluations(
 
     backward, calls = Trainer._backward, []
 
-    def dies_in_step_32(self: Trainer, parts: list[Any]) -> torch.Tensor:
+    def dies_in_step_32(self: Trainer, *parts: Any) -> torch.Tensor:
         calls.append(self)
         if len(calls) == 32:
             raise Stop
-        return backward(self, parts)
+        return backward(self, *parts)
 
     monkeypatch.setattr(Trainer, "_backward", dies_in_step_32)
     with pytest.raises(Stop):
