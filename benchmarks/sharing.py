@@ -23,9 +23,10 @@ from sweeps import trajectory
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
+from sweeps.targets import read_target
 from workloads.protocol import load
 
-MODES = ("all",)
+MODES = ("all", "bracket", "paired")
 NONE = {"scheme": "none"}
 HORIZONS = [0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 NEW = [0.12, 0.16, 0.2, 0.24, 0.28, 0.32, 0.36, 0.4]  # of averages asked later
@@ -63,15 +64,18 @@ class Asked:
 
     def __init__(self, workload: str, short: bool) -> None:
         made = load(workload, "mini")
-        self.workload, self.steps = workload, 200 if short else made.step_budget
-        self.every = 50 if short else self.steps // 100
+        self.workload, self.steps = workload, 100 if short else made.step_budget
+        self.every = 25 if short else self.steps // 100
+        self.horizons = HORIZONS[3::2] if short else HORIZONS
+        self.short = short
         self.unit = 2 if short else 8  # steps between snapshots, at least
 
     def trial(self, averaging: Any, mode: str = "all", **keys: Any) -> Trajectory:
         raw = {"study": "b", "workloads": self.workload, "step_budget": self.steps, "averaging": averaging, **keys}
         asked = {} if mode == "all" else {"averages": mode}
         (one,) = trajectories(cells(parse_spec({**raw, "evaluate": {"every": self.every, **asked}})), fuse=True)
-        return one
+        known = read_target(self.workload, "mini")
+        return one if known is None else replace(one, target=known.value)
 
 
 def took(one: Trajectory, run: Path) -> Took:
@@ -97,9 +101,9 @@ def alone(asked: Asked, averaging: Any, mode: str = "all") -> Took:
 
 def against_one_trial_a_cell(asked: Asked, every: Sequence[int]) -> Iterator[tuple[str, float]]:
     """Averages and the last iterate in one trial / in one each; and of what its seconds are."""
-    grid = averages(HORIZONS, every)
+    grid = averages(asked.horizons, every)
     sample: list[Any] = [NONE, *({**block, "horizon": 0.1, "every": every[0]} for block in grid)]
-    count = 1 + 2 * len(HORIZONS) * len(every)
+    count = 1 + 2 * len(asked.horizons) * len(every)
     singles, fused = [], dict[str, Took]()
     for i, one in enumerate(sample):  # between the fused ones: a machine that slows down slows all
         singles.append(alone(asked, one).wall)
@@ -116,16 +120,19 @@ def against_one_trial_a_cell(asked: Asked, every: Sequence[int]) -> Iterator[tup
 
 def against_own_evaluations(asked: Asked) -> Iterator[tuple[str, float]]:
     """17 averages and the last iterate / a training with its own evaluations."""
-    grid = [NONE, *averages(HORIZONS, [asked.unit]), {"scheme": "tail", "start": 0.5, "every": asked.unit}]
+    grid = [NONE, *averages(asked.horizons, [asked.unit]), {"scheme": "tail", "start": 0.5, "every": asked.unit}]
     one = alone(asked, NONE).wall
     for mode in MODES:
-        yield f"17 averages, {mode} / a training with its own evaluations", alone(asked, grid, mode).wall / one
+        yield (
+            f"{len(grid) - 1} averages, {mode} / a training with its own evaluations",
+            alone(asked, grid, mode).wall / one,
+        )
 
 
 def replayed(asked: Asked) -> Iterator[tuple[str, float]]:
     """33 new averages: replay of a trace / training with them, whose records are the same."""
     tail = {"scheme": "tail", "start": 0.5, "every": asked.unit}
-    new = [*averages(NEW, [2 * asked.unit, 4 * asked.unit]), tail]
+    new = [*averages(NEW[::4] if asked.short else NEW, [2 * asked.unit, 4 * asked.unit]), tail]
     with run_folder() as run:
         kept = asked.trial([NONE], keep={"every": asked.unit})
         keeping = took(kept, run).wall
@@ -133,7 +140,7 @@ def replayed(asked: Asked) -> Iterator[tuple[str, float]]:
         one = asked.trial(new)
         again = took(replace(one, name=f"{one.name}-replay", replays=kept.name), run).wall
     plain, trained = alone(asked, NONE).wall, alone(asked, new).wall
-    yield "33 new averages, all: replay / training", again / trained
+    yield f"{len(one.cells)} new averages, all: replay / training", again / trained
     yield "a training that keeps its trace / one that does not", keeping / plain
     yield "MiB of the trace", size / 2**20
 

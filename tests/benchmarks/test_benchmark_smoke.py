@@ -26,3 +26,9 @@ def test_what_is_asked_less_often_says_the_same() -> None:
         assert found[f"{mode}: the same, sustained"] >= 0.95
         assert found[f"{mode}: share of the examples"] <= 1
     assert found["bracket: share of the examples"] < 0.8
+
+
+def test_what_shares_a_training_is_cheaper_and_a_replay_too() -> None:
+    found = sharing.main(short=True)
+    assert all(value < 0.8 for name, value in found.items() if name.endswith("fused / one trial a cell"))
+    assert found["lm: 5 new averages, all: replay / training"] < 1
