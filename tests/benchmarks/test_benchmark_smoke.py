@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import asking, launching, trajectory
+from benchmarks import asking, launching, sharing, trajectory
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,8 @@ def test_what_is_asked_less_often_says_the_same() -> None:
     assert found["bracket: share of the examples"] < 0.8
 
 
-def test_what_shares_a_training_is_cheaper_and_a_replay_too() -> None:
+def test_what_shares_a_training_is_cheaper() -> None:
     found = sharing.main(short=True)
-    assert all(value < 0.8 for name, value in found.items() if name.endswith("fused / one trial a cell"))
-    assert found["lm: 5 new averages, all: replay / training"] < 1
+    for mode in sharing.MODES:
+        assert found[f"criteo1tb: 7 cells, {mode}: fused / one trial a cell"] < 0.8
+    assert found["criteo1tb: 9 new averages, all: replay / training"] < 1.5  # its evaluations cost most
