@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import asking, launching, trajectory
+from benchmarks import asking, launching, sharing, trajectory
 
 pytestmark = pytest.mark.slow
 
