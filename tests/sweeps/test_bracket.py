@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from analysis.run_folder.records import KEY, load_cells
 from analysis.statistics.steps_to_target import HELD, curves, first_crossing
 from sweeps import bracket
 from sweeps.blocks import SpecError
+from sweeps.evaluate import Evaluator
+from sweeps.grace import Terminated
 from sweeps.plan import Trajectory, from_dict, to_dict, trajectories
 from sweeps.run import work
 from sweeps.run_folder import write_plan
@@ -39,8 +43,9 @@ def folder(tmp_path: Path, one: Trajectory) -> Path:
 
 def part_of(full: pd.DataFrame, one: Trajectory) -> pd.DataFrame:
     """The rows of `full` that a bracket asks for, by the pure function."""
-    some, _ = bracket.part(one.cells, full.to_dict("records"), one.target)
-    return pd.DataFrame(some, columns=full.columns).sort_values(KEY).reset_index(drop=True)
+    some = bracket.part(one.cells, full.to_dict("records"), one.target)
+    assert not some.missing
+    return pd.DataFrame(some.records, columns=full.columns).sort_values(KEY).reset_index(drop=True)
 
 
 def target_of(full: pd.DataFrame) -> float:
@@ -95,6 +100,24 @@ def test_killed_as_it_trains_and_as_it_asks_it_goes_on(
             run(one, folder(tmp_path, one), report=twice)  # after the first round
     some = run(one, folder(tmp_path, one))
     assert_same(some, part_of(full, one))
+
+
+def test_asked_to_end_between_its_rounds_it_ends_and_goes_on(
+    full: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, fill, before = asked("bracket", target=target_of(full)), Evaluator.fill, signal.getsignal(signal.SIGTERM)
+
+    def filled(self: Evaluator, cells: Any) -> None:
+        fill(self, cells)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "fill", filled)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what comes once the trial has ended
+        with pytest.raises(Terminated):
+            run(one, folder(tmp_path, one))
+        signal.signal(signal.SIGTERM, before)
+    assert_same(run(one, folder(tmp_path, one)), part_of(full, one))
 
 
 def test_a_trace_that_is_damaged_is_trained_again(full: pd.DataFrame, tmp_path: Path) -> None:
