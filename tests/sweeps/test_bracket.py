@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from trained import ALL_SCHEMES, Stop, assert_same, run, stop_at, tiny
 
 from analysis.run_folder.records import KEY, load_cells
 from analysis.statistics.steps_to_target import HELD, curves, first_crossing
-from sweeps import bracket
+from sweeps import bracket, room
 from sweeps.blocks import SpecError
 from sweeps.evaluate import Evaluator
 from sweeps.grace import Terminated
@@ -25,6 +26,7 @@ from sweeps.run import work
 from sweeps.run_folder import write_plan
 from sweeps.spec import parse_spec
 from sweeps.studies import resolve, union
+from sweeps.trace import Trace
 from sweeps.training import Trainer
 
 SOME = [ALL_SCHEMES[0], ALL_SCHEMES[2], {"scheme": "ema", "decay": [0.5, 0.9], "every": 2}]
@@ -197,3 +199,17 @@ def test_a_folder_of_before_there_were_brackets_is_read(outside: Path, tmp_path:
     pq.write_table(pq.read_table(path).drop_columns("evaluate_averages"), path)
     assert load_cells(path.parent)["evaluate_averages"].isna().all()
     assert len(work([spec("all")], path.parent).trajectories) == 1
+
+
+def test_the_room_for_its_own_trace_is_told_and_checked(
+    full: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = asked("bracket")
+    run(one, folder(tmp_path, one))
+    there = Trace.of(folder(tmp_path, one) / "trace")
+    assert room.num_snapshots(one) == len(there.steps) == 30
+    assert there.nbytes == pytest.approx(room.trace_bytes(one), rel=0.1)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=room.trace_bytes(one) - 1))
+    with pytest.raises(SpecError, match=r"evaluate.averages: the traces of 1 trajectory .* allowed: all"):
+        room.check(tmp_path, [one, one], spec("bracket"))
+    room.check(tmp_path, [asked("all")], spec("all"))
