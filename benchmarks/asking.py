@@ -56,7 +56,7 @@ def trained(
         ranked = sorted((row["metric"] for row in full), reverse=one.cells[0].higher_is_better)
         target = known.value if known is not None and budget == 1 else ranked[len(ranked) // 3]
         asked = one_trajectory(workload, seed, "bracket", budget, every)
-        some, _ = bracket.part(asked.cells, full, target)
+        some = bracket.part(asked.cells, full, target).records
         yield "bracket", replace(one, target=target), full, [dict(row) for row in some], _examples(one, some, full)
         asked = one_trajectory(workload, seed, "paired", budget, every)
         again = replace(asked, name=f"{one.name}-paired", replays=one.name, target=target)
@@ -73,7 +73,7 @@ def of_run(run: Path) -> Iterator[tuple[str, Trajectory, Rows, Rows, float]]:
         if any(cell.scheme is None for cell in one.cells) and len(mine):
             few = [replace(cell, averages="bracket" if cell.scheme else "all") for cell in one.cells]
             target, full = float(mine["target"].iloc[0]), mine.to_dict("records")
-            some, _ = bracket.part(few, full, target)
+            some = bracket.part(few, full, target).records
             yield "bracket", replace(one, target=target), full, [dict(row) for row in some], _examples(one, some, full)
 
 

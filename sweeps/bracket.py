@@ -68,17 +68,32 @@ def wanted(cells: Sequence[Cell], rows: Iterable[Row], target: float | None) -> 
     return found
 
 
-def part(cells: Sequence[Cell], rows: Iterable[Row], target: float | None) -> tuple[list[Row], int]:
-    """The records that a bracket makes of those that `all` made, and in how many rounds."""
-    all_rows = {(row["cell_id"], row["step"]): row for row in rows if row["split"] == "validation"}
-    of, last = {cell.cell_id: cell for cell in cells}, max(step for _, step in all_rows)
-    known = {key: row for key, row in all_rows.items() if key[1] == last or is_coarse(of[key[0]], key[1])}
-    rounds = 0
+class Part(NamedTuple):
+    """records: those that a bracket has made. missing: step -> the averages whose records its round still lacks."""
+
+    records: list[Row]
+    missing: dict[int, list[Cell]]
+
+
+def part(cells: Sequence[Cell], rows: Iterable[Row], target: float | None) -> Part:
+    """How far a bracket has come with these records; of those that `all` made it takes its own, and misses none.
+
+    Round after round from the coarse ones on, each of which depends on the rounds before it and not on how much of it
+    is there: so one that was killed in the middle ends with the same records.
+    """
+    there = {(row["cell_id"], row["step"]): row for row in rows if row["split"] == "validation"}
+    of, last = {cell.cell_id: cell for cell in cells}, max(step for _, step in there)
+    known = {key: row for key, row in there.items() if key[1] == last or is_coarse(of[key[0]], key[1])}
     while asked := wanted(cells, known.values(), target):
-        more = [(cell.cell_id, step) for step, mine in asked.items() for cell in mine]
-        known |= {key: all_rows[key] for key in more}
-        rounds += 1
-    return list(known.values()), rounds
+        more = [(step, cell) for step, mine in asked.items() for cell in mine]
+        missing: dict[int, list[Cell]] = {}
+        for step, cell in more:
+            if (cell.cell_id, step) not in there:
+                missing.setdefault(step, []).append(cell)
+        if missing:
+            return Part(list(known.values()), missing)
+        known |= {(cell.cell_id, step): there[cell.cell_id, step] for step, cell in more}
+    return Part(list(known.values()), {})
 
 
 def _curves(rows: Iterable[Row], sign: float) -> dict[str, Curve]:

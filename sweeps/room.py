@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps import random_streams
+from sweeps import random_streams, rounds
 from sweeps.blocks import SpecError
 from sweeps.optimizers import EVALUATES_OTHERS
 from sweeps.plan import Trajectory, model_size
@@ -18,17 +18,20 @@ GIB = 2**30
 
 
 def trace_bytes(one: Trajectory, processes: int = 1) -> int:
-    """Bytes of the trace that a trajectory keeps, 0 without one: snapshots × bytes of each; at most, since buffers
-    that do not change are not stored."""
+    """Bytes of the trace that a trajectory keeps, or has until it is done; 0 without one.
+
+    Snapshots × bytes of each; at most, since buffers that do not change are not stored.
+    """
     return num_snapshots(one) * snapshot_bytes(one, processes)
 
 
 def num_snapshots(one: Trajectory) -> int:
-    """One at each interval of the trace and at each evaluation."""
-    if (kept := one.keep_every_steps) is None:
+    """One at each interval of the trace, at each evaluation, and at each step that the rounds of a bracket need."""
+    kept, needed = one.keep_every_steps, rounds.trace_steps(one)
+    if one.replays is not None or (kept is None and not one.bracketed):
         return 0
     length, every = one.length_steps, one.cells[0].evaluate_every_steps
-    steps = {*range(kept, length + 1, kept), *range(every, length, every), length}
+    steps = {*needed, *range(every, length, every), length} | (set() if kept is None else {*range(kept, length, kept)})
     return sum(step > one.first_step for step in steps)  # a branch has those before from its trunk
 
 
@@ -44,10 +47,13 @@ def snapshot_bytes(one: Trajectory, processes: int) -> int:
 
 def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
     """Raises: SpecError where the traces that are to be written do not fit the disk of the run folder."""
+    processes = spec.resources.num_processes
     kept = [one for one in trajectories if one.keep_every_steps is not None]
+    brackets = [one for one in trajectories if one.keep_every_steps is None and num_snapshots(one)]
+    # A bracket's goes once its trial is done: of those at least the largest has to fit.
+    kept += sorted(brackets, key=lambda one: trace_bytes(one, processes))[-1:]
     if not kept:
         return
-    processes = spec.resources.num_processes
     there = [path for one in kept for path in (run / TRACES / one.name).glob("*.safetensors")]
     needed = sum(trace_bytes(one, processes) for one in kept) - sum(path.stat().st_size for path in there)
     home = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
@@ -55,5 +61,10 @@ def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
         most = max(kept, key=lambda one: trace_bytes(one, processes))
         each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes) / 2**20:,.4g} MiB"
         said = f"the traces of {counted(len(kept), 'trajectory')} (up to {each} each) need {needed / GIB:,.4g} GiB"
-        remedy = "a larger interval, dtype: bf16, another --out, or `wa traces RUN --drop` on what is no longer asked"
-        raise SpecError("keep.every", f"{said}, {home} has {free / GIB:,.4g} GiB free; allowed: {remedy}", spec.source)
+        key = "evaluate.averages" if most in brackets else "keep.every"
+        remedy = (
+            "all"
+            if most in brackets
+            else "a larger interval, dtype: bf16, another --out, or `wa traces RUN --drop` on what is no longer asked"
+        )
+        raise SpecError(key, f"{said}, {home} has {free / GIB:,.4g} GiB free; allowed: {remedy}", spec.source)

@@ -27,11 +27,17 @@ def is_whole(trajectory: Trajectory, there: set[int], step: int) -> bool:
     return all(one in there for one in needed if one <= step)
 
 
-def close(evaluator: Evaluator, trace: AnyTrace, fresh: Mapping[str, Tensor], report: Callable[[int], None]) -> None:
+def close(
+    evaluator: Evaluator,
+    trace: AnyTrace,
+    fresh: Mapping[str, Tensor],
+    pause: Callable[[], None],
+    report: Callable[[int], None],
+) -> None:
     """Record what the brackets want, in rounds of one replay each; the model is left with other weights.
 
     A round depends on the records alone, so that one that was killed is gone on with. Args: trace: of this training.
-    fresh: `trace.buffers_of` a fresh model. report: told the last step after each round.
+    fresh: `trace.buffers_of` a fresh model. pause: called after each step. report: told the last step after a round.
     """
     trajectory, recorder = evaluator.trajectory, evaluator.recorder
     assert recorder is not None
@@ -40,13 +46,15 @@ def close(evaluator: Evaluator, trace: AnyTrace, fresh: Mapping[str, Tensor], re
     for row in recorder.written.values():
         if row["split"] == "validation":
             seconds[row["cell_id"]] = max(row["eval_seconds"], seconds.get(row["cell_id"], 0.0))
-    while asked := bracket.wanted(trajectory.cells, recorder.written.values(), trajectory.target):
+    while asked := bracket.part(trajectory.cells, recorder.written.values(), trajectory.target).missing:
         schemes = list(dict.fromkeys(cell.scheme for cells in asked.values() for cell in cells if cell.scheme))
         model = evaluator.state.model
         write(model, fresh, evaluator.device)  # a bank averages the buffers that are finite when it is made
-        evaluator.state = State(model, evaluator.state.optimizer, Bank(model, schemes), eval_seconds=seconds)
+        bank = Bank(model, schemes, read_at=sorted(asked))
+        evaluator.state = State(model, evaluator.state.optimizer, bank, eval_seconds=seconds)
         replayer = Replayer(evaluator.passes, evaluator.state, trace, fresh)
         for step in sorted(asked):
             replayer.train(until=step)
             evaluator.fill(asked[step])
+            pause()
         report(last)

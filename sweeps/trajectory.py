@@ -113,6 +113,10 @@ class _Leader:
         self.attempt.write("running")
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
+        self.heed()
+
+    def heed(self) -> None:
+        """Raises: grace.Terminated where the trial was asked to end, once all it needs to go on is on disk."""
         if self.asked.is_set():
             raise grace.Terminated(grace.SAID)
 
@@ -120,11 +124,6 @@ class _Leader:
         self.reporting = True
         self.report(step)
         self.reporting = False
-
-    def tell_round(self, step: int) -> None:
-        self.tell(step)
-        if self.asked.is_set():  # the checkpoint before the rounds is of the end
-            raise grace.Terminated(grace.SAID)
 
 
 def train(
@@ -205,4 +204,4 @@ def train(
                 leader.tell(state.step)
     if leader and trajectory.bracketed:
         trace = trainer.trace if isinstance(trainer, Replayer) else Trace.of(own_trace)
-        rounds.close(evaluator, trace, fresh, leader.tell_round)
+        rounds.close(evaluator, trace, fresh, leader.heed, leader.tell)

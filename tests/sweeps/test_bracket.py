@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,16 @@ from trained import ALL_SCHEMES, Stop, assert_same, run, stop_at, tiny
 
 from analysis.run_folder.records import KEY, load_cells
 from analysis.statistics.steps_to_target import HELD, curves, first_crossing
-from sweeps import bracket
+from sweeps import bracket, room
 from sweeps.blocks import SpecError
+from sweeps.evaluate import Evaluator
+from sweeps.grace import Terminated
 from sweeps.plan import Trajectory, from_dict, to_dict, trajectories
 from sweeps.run import work
 from sweeps.run_folder import write_plan
 from sweeps.spec import parse_spec
 from sweeps.studies import resolve, union
+from sweeps.trace import Trace
 from sweeps.training import Trainer
 
 SOME = [ALL_SCHEMES[0], ALL_SCHEMES[2], {"scheme": "ema", "decay": [0.5, 0.9], "every": 2}]
@@ -39,8 +45,9 @@ def folder(tmp_path: Path, one: Trajectory) -> Path:
 
 def part_of(full: pd.DataFrame, one: Trajectory) -> pd.DataFrame:
     """The rows of `full` that a bracket asks for, by the pure function."""
-    some, _ = bracket.part(one.cells, full.to_dict("records"), one.target)
-    return pd.DataFrame(some, columns=full.columns).sort_values(KEY).reset_index(drop=True)
+    some = bracket.part(one.cells, full.to_dict("records"), one.target)
+    assert not some.missing
+    return pd.DataFrame(some.records, columns=full.columns).sort_values(KEY).reset_index(drop=True)
 
 
 def target_of(full: pd.DataFrame) -> float:
@@ -95,6 +102,24 @@ def test_killed_as_it_trains_and_as_it_asks_it_goes_on(
             run(one, folder(tmp_path, one), report=twice)  # after the first round
     some = run(one, folder(tmp_path, one))
     assert_same(some, part_of(full, one))
+
+
+def test_asked_to_end_between_its_rounds_it_ends_and_goes_on(
+    full: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, fill, before = asked("bracket", target=target_of(full)), Evaluator.fill, signal.getsignal(signal.SIGTERM)
+
+    def filled(self: Evaluator, cells: Any) -> None:
+        fill(self, cells)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "fill", filled)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what comes once the trial has ended
+        with pytest.raises(Terminated):
+            run(one, folder(tmp_path, one))
+        signal.signal(signal.SIGTERM, before)
+    assert_same(run(one, folder(tmp_path, one)), part_of(full, one))
 
 
 def test_a_trace_that_is_damaged_is_trained_again(full: pd.DataFrame, tmp_path: Path) -> None:
@@ -174,3 +199,17 @@ def test_a_folder_of_before_there_were_brackets_is_read(outside: Path, tmp_path:
     pq.write_table(pq.read_table(path).drop_columns("evaluate_averages"), path)
     assert load_cells(path.parent)["evaluate_averages"].isna().all()
     assert len(work([spec("all")], path.parent).trajectories) == 1
+
+
+def test_the_room_for_its_own_trace_is_told_and_checked(
+    full: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = asked("bracket")
+    run(one, folder(tmp_path, one))
+    there = Trace.of(folder(tmp_path, one) / "trace")
+    assert room.num_snapshots(one) == len(there.steps) == 30
+    assert there.nbytes == pytest.approx(room.trace_bytes(one), rel=0.1)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=room.trace_bytes(one) - 1))
+    with pytest.raises(SpecError, match=r"evaluate.averages: the traces of 1 trajectory .* allowed: all"):
+        room.check(tmp_path, [one, one], spec("bracket"))
+    room.check(tmp_path, [asked("all")], spec("all"))
