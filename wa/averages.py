@@ -85,7 +85,7 @@ class Averages:
                     lane.push(piece, reading, n)
             for lane, _ in lanes:
                 for scheme, seconds in lane.spent():
-                    self.seconds[scheme] += seconds
+                    self.seconds[scheme] += seconds + self._readers[block].looking
         for track in due:
             self._due[track] = step + track.every
         self.next = min(self._due.values())

@@ -233,7 +233,12 @@ class Reading:
 
 
 class Reader:
-    """Reads the live tensors of one block, piece by piece; owns the scratch for packing small ones."""
+    """Reads the live tensors of one block, piece by piece; owns the scratch for packing small ones.
+
+    Attributes: looking: seconds in which the latest snapshot was looked at for what is not finite.
+    """
+
+    looking = 0.0
 
     def __init__(self, block: Block, watch: FiniteWatch) -> None:
         self._block = block
@@ -246,6 +251,7 @@ class Reader:
 
     def read(self, tensors: Mapping[str, Tensor], step: int) -> Iterator[tuple[Piece, Reading]]:
         """Each piece of this process with its live elements at `step`, flat; valid until the next one is asked for."""
+        self.looking = 0.0
         for piece in self._block.mine:
             start = perf_counter()
             if (packed := self._flat.get(piece.index)) is not None:
@@ -259,8 +265,10 @@ class Reader:
                     tensor = tensor.narrow(0, piece.rows[0], piece.rows[1] - piece.rows[0])
                 flat = tensor.reshape(-1)
                 live = [tensor]
-            self._watch.look(flat, piece.names, live, step)
             yield piece, Reading(flat, perf_counter() - start)
+            start = perf_counter()
+            self._watch.look(flat, piece.names, live, step)  # now that it is in the cache
+            self.looking += perf_counter() - start
 
 
 def live_parameters(model: nn.Module) -> dict[str, Tensor]:

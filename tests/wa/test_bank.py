@@ -272,10 +272,10 @@ def test_seconds_charge_each_scheme_as_if_alone(monkeypatch):
         for scheme in schemes:
             alone = trained([scheme], 160, nn.Linear(400, 200, dtype=dtype))[1].seconds[scheme]
             assert bank.seconds[scheme] == alone
-        assert bank.seconds[LAWA(4, 8)] == 20 * (1 + 3 * 2)  # find, read, push
-        assert bank.seconds[LAWA(40, 8)] == 20 * (1 + 3 * 3)  # and cast, for its sums
+        assert bank.seconds[LAWA(4, 8)] == 20 * (1 + 3 * 3)  # find, read, push, look
+        assert bank.seconds[LAWA(40, 8)] == 20 * (1 + 3 * 4)  # and cast, for its sums
         cast = 0 if dtype == torch.float32 else 1
-        assert bank.seconds[EMA(0.9, 8)] == 20 * (1 + 3 * (2 + cast))
+        assert bank.seconds[EMA(0.9, 8)] == 20 * (1 + 3 * (3 + cast))
         assert bank.seconds[EMA(0.9, 1000)] == 0
     resumed = Bank(nn.Linear(400, 200, dtype=dtype), schemes)
     resumed.load_state_dict(bank.state_dict())
