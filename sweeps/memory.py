@@ -72,9 +72,8 @@ def refuse(spec: Spec, trajectories: Sequence[Trajectory], address: str | None =
             told = " + ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
             raise SpecError(
                 "resources",
-                f"a trial of {training.workload} takes {sum(needed.values()) / GIB:.1f} GiB a process ({told}), and "
-                f"{whose}: ask for fewer or shorter windows, a larger evaluate.every, more processes that share the "
-                "averages (resources.gpu or .processes), training.precision bf16 or a smaller batch_size",
+                f"a trial of {training.workload} takes {sum(needed.values()) / GIB:.1f} GiB a process ({told}), "
+                f"{whose}; allowed: a larger cpu, more processes, a smaller batch_size, bf16 or fewer windows",
                 spec.source,
             )
 
@@ -94,7 +93,7 @@ def _room(spec: Spec, num_trials: int) -> tuple[float, str] | None:
         return None
     at_once = max(1, min(num_trials, int((os.cpu_count() or 1) / spec.resources.cpu)))
     processes = at_once * spec.resources.num_processes
-    shared = f", for {processes} processes at once" if processes > 1 else ""
+    shared = f" for {processes} at once" if processes > 1 else ""
     return total / processes, f"this machine has {total / GIB:.1f} GiB{shared}"
 
 
