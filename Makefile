@@ -28,8 +28,8 @@ LOGS ?= runs/algoperf
 results: install  ## docs/results.md and its figures, from the two above and AlgoPerf's logs (wa import … -o $(LOGS))
 	$(BIN)/python -m analysis.paper runs/study runs/open_questions $(LOGS) docs
 
-test: install  ## the tests, two files at a time; then those that measure time, alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/benchmarks
+test: install  ## the tests, three files at a time; then those that measure time, alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/benchmarks
 	$(BIN)/python -m pytest tests/benchmarks
 
 LEFTOVERS := '\.(orig|rej|bak|tmp|swp)$$|~$$'

@@ -23,7 +23,7 @@ AVERAGING = [
     *({"scheme": name, "horizon": [0.05, 0.2, 0.4], "every": 0.01} for name in ("lawa", "ema")),
 ]
 ONE_TRIAL = """
-import json, resource, sys, tempfile
+import json, sys, tempfile
 from pathlib import Path
 from sweeps import launch, memory, plan, trajectory
 from sweeps.cells import cells
@@ -31,7 +31,8 @@ from sweeps.spec import parse_spec
 (one,) = plan.trajectories(cells(parse_spec(json.loads(sys.argv[1]))), fuse=True)
 with tempfile.TemporaryDirectory() as folder:
     trajectory.run(one, Path(folder) / "trajectories" / "one", checkpoint_seconds=0)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage's ru_maxrss, which begins at what the process had that started this one.
+peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 training = one.cells[0].training
 parts = memory.parts(one, plan.model_size(training.workload, training.preset))
 print(json.dumps({"measured": peak, **parts}))
