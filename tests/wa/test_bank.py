@@ -351,6 +351,6 @@ def test_import_costs_little_beyond_torch():
     code = f"import torch, time; start = {clock}; import wa; print({clock} - start)"
     runs = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)
+        for _ in range(4)
     ]
     assert min(runs) < 0.05
