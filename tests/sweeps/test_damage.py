@@ -111,7 +111,9 @@ def test_a_flipped_bit_of_a_parquet_file_is_found_or_changes_nothing(tmp_path: P
     durable.write_table(path, table)
     columns = [field.name for field in RECORDS if field.name != "standard_error"]  # NaN is not equal to itself
     table = table.select(columns)
-    assert pq.read_table(io.BytesIO(path.read_bytes())).select(columns).equals(table)  # other readers look past the checksum
+    assert (
+        pq.read_table(io.BytesIO(path.read_bytes())).select(columns).equals(table)
+    )  # other readers look past the checksum
     data, rng = path.read_bytes(), np.random.default_rng(0)
     mark = data.index(MARK)
     places = [*rng.integers(len(data), size=300), *range(mark - 3, mark + 80), *range(len(data) - 8, len(data))]
