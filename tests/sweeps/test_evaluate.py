@@ -50,11 +50,11 @@ AVERAGES = [
 
 @pytest.fixture(autouse=True)
 def _counted(outside: Path) -> None:
-    (outside / "countedwork.py").write_text(READ)
+    (outside / "readwork.py").write_text(READ)
 
 
 def grid(fuse: bool = True, averaging: Any = AVERAGES, workload: str = "Counted") -> list[Trajectory]:
-    spec = {"study": "t", "workloads": f"countedwork:{workload}", "averaging": averaging, "evaluate": {"every": 10}}
+    spec = {"study": "t", "workloads": f"readwork:{workload}", "averaging": averaging, "evaluate": {"every": 10}}
     return trajectories(cells(parse_spec({**spec, "step_budget": 40})), fuse=fuse)
 
 
@@ -69,13 +69,13 @@ def test_in_company_a_cell_has_the_records_it_has_alone(tmp_path: Path, held: in
 def test_a_batch_is_read_once_an_evaluation(tmp_path: Path) -> None:
     (one,) = grid()
     (few,) = grid(averaging=[{"scheme": "none"}])
-    import countedwork
+    import readwork
 
     counts = []
     for trajectory in (few, one):
-        countedwork.reads.clear()
+        readwork.reads.clear()
         run(trajectory, tmp_path / str(len(counts)))
-        counts.append(len(countedwork.reads))
+        counts.append(len(readwork.reads))
     assert counts[0] == counts[1] > 0
 
 
