@@ -33,9 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
     trajectory.run(one, Path(folder) / "trajectories" / "one", checkpoint_seconds=0)
 # Not getrusage's ru_maxrss, which begins at what the process had that started this one.
 peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-training = one.cells[0].training
-parts = memory.parts(one, plan.model_size(training.workload, training.preset))
-print(json.dumps({"measured": peak, **parts}))
+print(json.dumps({"measured": peak, **memory.parts(one)}))
 """
 
 

@@ -162,20 +162,23 @@ class Evaluator:
         What the record says of the training is the live weights' there; its averaging is taken to cost as much a step
         as between the cell's neighbouring records.
         """
+        live = self.trajectory.live
         assert self.recorder is not None
+        assert live is not None
         state, on_file = self.state, self.recorder.written
-        (live,) = [cell.cell_id for cell in self.trajectory.cells if cell.scheme is None]
-        trained, rows = on_file[live, state.step, "validation"], []
+        trained, rows = on_file[live.cell_id, state.step, "validation"], []
+        paid: dict[str, dict[int, float]] = {cell.cell_id: {0: 0.0} for cell in cells}  # by step
+        for (name, step, _), row in on_file.items():
+            if name in paid:
+                paid[name][step] = row["average_seconds"]
         told = Stretch(
             0.0, trained["train_loss"], trained["step_lr"], trained["examples_per_second"], trained["diverged"]
         )
         for found in self._evaluate(cells, "validation"):
-            name = found.cell.cell_id
-            paid = {step: row["average_seconds"] for (cell, step, _), row in on_file.items() if cell == name}
-            paid = dict(sorted(({0: 0.0} | paid).items()))
+            steps, seconds = zip(*sorted(paid[found.cell.cell_id].items()), strict=True)
             row = _row(state, found, "validation", self._spent(found), told)
             row["train_seconds"] = trained["train_seconds"]
-            row["average_seconds"] = float(np.interp(state.step, list(paid), list(paid.values())))
+            row["average_seconds"] = float(np.interp(state.step, steps, seconds))
             rows.append(row)
         self.recorder.append(rows)
 
@@ -265,8 +268,9 @@ class Evaluator:
 
     def _change(self, live: Summary) -> float:
         """What the live metric changes by from one evaluation to the next, over the last LOOK; 0 without."""
+        cell = self.trajectory.live
         assert self.recorder is not None
-        (cell,) = [cell for cell in self.trajectory.cells if cell.scheme is None]
+        assert cell is not None
         before = self.state.step - paired.LOOK * cell.evaluate_every_steps
         row = self.recorder.written.get((cell.cell_id, before, "validation"))
         return 0.0 if row is None or row["metric"] is None else abs(live.metric - row["metric"]) / paired.LOOK

@@ -15,10 +15,10 @@ from pathlib import Path
 from sweeps import durable, training_state
 from sweeps.data_parallel import Team
 from sweeps.identity import cell_id
+from sweeps.memory import bank_bytes
 from sweeps.plan import Branch, Trajectory, model_size
 from sweeps.recorder import Recorder
 from sweeps.training_state import OfRanks, State
-from wa import memory_bytes
 
 
 def path(trajectories: Path, branch: Branch) -> Path:
@@ -30,9 +30,7 @@ def most_bytes(trunk: Trajectory) -> int:
     """What its forks take on disk if none is freed before the last: weights, two moments, buffers and averages each."""
     training = trunk.cells[0].training
     size = model_size(training.workload, training.preset)
-    schemes = [cell.scheme for cell in (*trunk.cells, *trunk.riders) if cell.scheme is not None]
-    averages = memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trunk.read_at)
-    return len(trunk.forks) * (3 * size.num_parameters * size.itemsize + size.num_buffer_bytes + averages)
+    return len(trunk.forks) * (3 * size.num_parameters * size.itemsize + size.num_buffer_bytes + bank_bytes(trunk))
 
 
 def offered(run: Path, trunk: Trajectory, is_done: bool) -> Trajectory:

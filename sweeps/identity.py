@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -57,7 +57,7 @@ class Cell:
     evaluate_test: bool = False  # on the test split too, at the end of training
     keep_every_steps: int | None = None  # of a trace that is kept of its training
     keep_dtype: str | None = None  # to which its weights are rounded
-    averages: str = "all"  # all | bracket: at which steps of the grid it is evaluated; no part of what a cell is
+    averages: str = "all"  # all | paired | bracket: how much of the grid is evaluated; no part of what a cell is
 
     @property
     def trajectory_id(self) -> str:
@@ -67,6 +67,11 @@ class Cell:
     def cell_id(self) -> str:
         """12 hex digits: training and averaging. The evaluation grid is no part of what a cell is."""
         return cell_id(self.trajectory_id, self.scheme)
+
+    def snapshots(self, length: int) -> Sequence[int]:
+        """The steps of a training of this length at which its average takes a snapshot."""
+        scheme = self.scheme
+        return () if scheme is None else range(scheme.burn_in + scheme.every, length + 1, scheme.every)
 
 
 def cell_id(trajectory_id: str, scheme: Scheme | None) -> str:

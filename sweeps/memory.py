@@ -6,17 +6,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cluster import place
 from sweeps.blocks import SpecError
+from sweeps.plan import Trajectory, model_size
+from sweeps.spec import Spec
 from wa import memory_bytes
-
-if TYPE_CHECKING:
-    from sweeps.plan import Size, Trajectory
-    from sweeps.spec import Spec
 
 MIB, GIB = 1 << 20, 1 << 30
 PROCESS_BYTES = 440 * MIB  # a worker with torch and Ray loaded, measured on a CPU
@@ -28,16 +25,22 @@ MINIS: Mapping[str, int] = {"criteo1tb": 250 * MIB, "wmt": 130 * MIB}
 EXAMPLES: Mapping[str, int] = {"imagenet_resnet": 82 * MIB, "lm": 1526 * MIB}
 
 
-def parts(trajectory: Trajectory, size: Size, processes: int = 1) -> dict[str, int]:
+def bank_bytes(trajectory: Trajectory) -> int:
+    """Bytes of all averages of a trial."""
+    training = trajectory.cells[0].training
+    size = model_size(training.workload, training.preset)
+    return memory_bytes(trajectory.schemes, size.num_parameters, size.itemsize, read_at=trajectory.read_at)
+
+
+def parts(trajectory: Trajectory, processes: int = 1) -> dict[str, int]:
     """Bytes of one process of a trial: its own, training, the weights put aside in an evaluation, averages, working.
 
     training: weights, gradients and two moments of the optimizer; a replay has the weights alone. working: of a mini
     as measured, else half of what may be held of an evaluation's batches, and activations where they are known.
     """
     training = trajectory.cells[0].training
+    size = model_size(training.workload, training.preset)
     weights = size.num_parameters * size.itemsize
-    schemes = [cell.scheme for cell in (*trajectory.cells, *trajectory.riders) if cell.scheme is not None]
-    averages = memory_bytes(schemes, size.num_parameters, size.itemsize, read_at=trajectory.read_at)
     working = WORKING_BYTES
     if training.preset == "mini":
         working = MINIS.get(training.workload, working)
@@ -49,7 +52,7 @@ def parts(trajectory: Trajectory, size: Size, processes: int = 1) -> dict[str, i
         "process": PROCESS_BYTES,
         "training": weights * (1 if trajectory.replays else 4) + size.num_buffer_bytes,
         "swap": weights + size.num_buffer_bytes,
-        "averages": averages // processes,
+        "averages": bank_bytes(trajectory) // processes,
         "working": working,
     }
 
@@ -59,20 +62,18 @@ def refuse(spec: Spec, trajectories: Sequence[Trajectory], address: str | None =
 
     What a machine elsewhere has (`address`, or GPUs that none are seen of here) is not known.
     """
-    from sweeps.plan import model_size
-
     found = _room(spec, len(trajectories)) if address is None else None
     if found is None:
         return
     room, whose = found
     for one in trajectories:
-        training = one.cells[0].training
-        needed = parts(one, model_size(training.workload, training.preset), spec.resources.num_processes)
+        needed = parts(one, spec.resources.num_processes)
         if sum(needed.values()) > room:
             told = " + ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
             raise SpecError(
                 "resources",
-                f"a trial of {training.workload} takes {sum(needed.values()) / GIB:.1f} GiB a process ({told}), "
+                f"a trial of {one.cells[0].training.workload} takes {sum(needed.values()) / GIB:.1f} GiB a process "
+                f"({told}), "
                 f"{whose}; allowed: a larger cpu, more processes, a smaller batch_size, bf16 or fewer windows",
                 spec.source,
             )
@@ -99,7 +100,6 @@ def _room(spec: Spec, num_trials: int) -> tuple[float, str] | None:
 
 def checks(run: Path | None) -> list[place.Check]:
     """For `wa doctor`: whether the trials that a run folder still has to train fit this machine."""
-    from sweeps.plan import model_size
     from sweeps.run import work
     from sweeps.spec import load_spec
 
@@ -108,9 +108,9 @@ def checks(run: Path | None) -> list[place.Check]:
     name = "trial's memory"
     try:
         specs = [load_spec(path) for path in sorted((run / "specs").glob("*.yaml")) or [run / "spec.yaml"]]
-        trials = [(one, one.cells[0].training) for one in work(specs, run).trajectories]
+        trials = work(specs, run).trajectories
     except click.ClickException as error:
         return [place.Check(name, False, error.format_message(), "as said")]
     processes = specs[0].resources.num_processes
-    sizes = [sum(parts(one, model_size(of.workload, of.preset), processes).values()) for one, of in trials]
+    sizes = [sum(parts(one, processes).values()) for one in trials]
     return [place.Check(name, True, f"{max(sizes) / MIB:,.0f} MiB a process at most, planned")] if sizes else []

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from sweeps import bracket, memory, random_streams
+from sweeps import bracket, random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.schedules import Schedule
 from sweeps.spec import Spec
+from wa import Scheme
 from workloads.protocol import UnknownWorkload, Workload, load
 from workloads.user_errors import one_line
 
@@ -92,6 +93,16 @@ class Trajectory:
         return self.cells[0].training.schedule
 
     @property
+    def live(self) -> Cell | None:
+        """Its cell of the live weights."""
+        return next((one for one in self.cells if one.scheme is None), None)
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The averages that it carries, its riders' among them."""
+        return [one.scheme for one in (*self.cells, *self.riders) if one.scheme is not None]
+
+    @property
     def asks_less(self) -> bool:
         """Whether some average is not evaluated in full at every evaluation."""
         return any(one.averages != "all" for one in self.cells)
@@ -99,7 +110,7 @@ class Trajectory:
     @property
     def paired(self) -> list[Cell]:
         """Its averages of which a part of the examples may say enough, held against the live weights beside them."""
-        is_alone = self.branch is None and not self.forks and any(one.scheme is None for one in self.cells)
+        is_alone = self.branch is None and not self.forks and self.live is not None
         return [one for one in self.cells if one.averages == "paired" and is_alone]
 
     @property
@@ -107,8 +118,9 @@ class Trajectory:
         """Its averages that are evaluated at some steps only: those that a live curve beside them tells."""
         if self.branch is not None or self.forks or self.keep_dtype is not None:
             return []  # its trace is another's in part, its rows are others' too, or the weights are rounded
-        has_live = any(one.scheme is None for one in self.cells)
-        return [one for one in self.cells if one.averages == "bracket" and has_live and self.recorded is None]
+        if self.live is None or self.recorded is not None:
+            return []
+        return [one for one in self.cells if one.averages == "bracket"]
 
     @property
     def keep_dtype(self) -> str | None:
@@ -135,6 +147,15 @@ class Trajectory:
         """On the grid, and at the end."""
         every = self.cells[0].evaluate_every_steps
         return [*range(every, self.length_steps, every), self.length_steps]
+
+    @property
+    def trace_steps(self) -> set[int]:
+        """Where a trace is kept of its weights: for later questions, or for the rounds of a bracket alone."""
+        kept, length = self.keep_every_steps, self.length_steps
+        if self.replays is not None or (kept is None and not self.bracketed):
+            return set()
+        for_rounds = (step for cell in self.bracketed for step in cell.snapshots(length))
+        return {*self.evaluation_steps, *for_rounds, *(range(kept, length + 1, kept) if kept else ())}
 
     @property
     def read_at(self) -> list[int]:
@@ -180,7 +201,6 @@ class Cost:
     train_seconds: float
     average_seconds: float
     eval_seconds: float
-    memory_bytes: int  # of a process of one trial
 
     @property
     def seconds(self) -> float:
@@ -299,16 +319,15 @@ def pace(workload: str, preset: str, measured: Paces = MappingProxyType({})) -> 
     return measured.get((workload, preset)) or model_size(workload, preset).pace
 
 
-def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({}), processes: int = 1) -> Cost:
+def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost:
     """Expected cost: seconds a step and an evaluation by `pace`, averages at memory speed.
 
-    A step is taken to cost as much an example at any batch size. processes: that share a trial's memory.
+    A step is taken to cost as much an example at any batch size.
     """
     training = trajectory.cells[0].training
     size = model_size(training.workload, training.preset)
     seconds = pace(training.workload, training.preset, measured)
-    schemes = [cell.scheme for cell in (*trajectory.cells, *trajectory.riders) if cell.scheme is not None]
-    snapshots = sum(trajectory.num_steps / scheme.every for scheme in schemes)
+    snapshots = sum(trajectory.num_steps / scheme.every for scheme in trajectory.schemes)
     rides = len(trajectory.riders) * (max(trajectory.forks, default=0) // trajectory.cells[0].evaluate_every_steps)
     batches = 1.0 if training.batch_size is None else training.batch_size / size.batch_size
     end = trajectory.records(trajectory.length_steps, "test")
@@ -319,7 +338,6 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({}), process
         train_seconds=0.0 if trajectory.replays else trajectory.num_steps * seconds.step_seconds * batches,
         average_seconds=snapshots * size.num_parameters * AVERAGE_SECONDS_PER_PARAMETER,
         eval_seconds=(evaluations + rides + tests) * seconds.eval_seconds,
-        memory_bytes=sum(memory.parts(trajectory, size, processes).values()),
     )
 
 

@@ -5,7 +5,7 @@ Same bank, same evaluator, same records bit for bit as those of a training with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from analysis.run_folder.run_files import broken
 from sweeps import random_streams
 from sweeps.blocks import SpecError
-from sweeps.identity import Cell
 from sweeps.imported import INDEX, AnyTrace, ImportedTrace, described, open_trace
 from sweeps.plan import Trajectory
 from sweeps.trace import TRACES, Snapshot
@@ -31,18 +30,11 @@ def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     if trace.rounded is not None and trajectory.recorded is not None:
         return f"its weights are rounded to {trace.rounded}, and the records that these cells have need not be"
     for cell in trajectory.cells:
-        if any(step not in steps for step in snapshots(cell, length)):
+        if any(step not in steps for step in cell.snapshots(length)):
             return f"it has not every step at which {cell.scheme} takes a snapshot"
     if any(step not in steps for step in {length, *(at for at in trajectory.evaluation_steps if at < length)}):
         return f"it has not every step of an evaluation each {trajectory.cells[0].evaluate_every_steps} steps"
     return None
-
-
-def snapshots(cell: Cell, length: int) -> Sequence[int]:
-    """The steps at which a cell's average takes a snapshot."""
-    if cell.scheme is None:
-        return ()
-    return range(cell.scheme.burn_in + cell.scheme.every, length + 1, cell.scheme.every)
 
 
 def opened(trajectory: Trajectory, traces: Path) -> AnyTrace:

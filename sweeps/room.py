@@ -6,15 +6,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps import random_streams, rounds
+from sweeps import random_streams
 from sweeps.blocks import SpecError
+from sweeps.memory import GIB
 from sweeps.optimizers import EVALUATES_OTHERS
 from sweeps.plan import Trajectory, model_size
 from sweeps.spec import Spec
 from sweeps.trace import ROUNDED, TRACES
 from sweeps.wording import counted
-
-GIB = 2**30
 
 
 def trace_bytes(one: Trajectory, processes: int = 1) -> int:
@@ -26,13 +25,8 @@ def trace_bytes(one: Trajectory, processes: int = 1) -> int:
 
 
 def num_snapshots(one: Trajectory) -> int:
-    """One at each interval of the trace, at each evaluation, and at each step that the rounds of a bracket need."""
-    kept, needed = one.keep_every_steps, rounds.trace_steps(one)
-    if one.replays is not None or (kept is None and not one.bracketed):
-        return 0
-    length, every = one.length_steps, one.cells[0].evaluate_every_steps
-    steps = {*needed, *range(every, length, every), length} | (set() if kept is None else {*range(kept, length, kept)})
-    return sum(step > one.first_step for step in steps)  # a branch has those before from its trunk
+    """One at each step of the trace; a branch has those before it from its trunk."""
+    return sum(step > one.first_step for step in one.trace_steps)
 
 
 def snapshot_bytes(one: Trajectory, processes: int) -> int:

@@ -9,22 +9,9 @@ from torch import Tensor
 from sweeps import bracket
 from sweeps.evaluate import Evaluator
 from sweeps.imported import AnyTrace
-from sweeps.plan import Trajectory
-from sweeps.replay import Replayer, snapshots, write
+from sweeps.replay import Replayer, write
 from sweeps.training_state import State
 from wa import Bank
-
-
-def trace_steps(trajectory: Trajectory) -> set[int]:
-    """The steps beside those of evaluations whose weights the rounds need."""
-    return {step for cell in trajectory.bracketed for step in snapshots(cell, trajectory.length_steps)}
-
-
-def is_whole(trajectory: Trajectory, there: set[int], step: int) -> bool:
-    """Whether a trace with these steps has all that the rounds need of the training up to `step`."""
-    every, length = trajectory.cells[0].evaluate_every_steps, trajectory.length_steps
-    needed = trace_steps(trajectory) | {*range(every, length, every), length}
-    return all(one in there for one in needed if one <= step)
 
 
 def close(

@@ -299,7 +299,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         workload = one.cells[0].training.workload
         names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours")
         row = rows.setdefault(workload, dict.fromkeys((*names, "memory", "trace_bytes"), 0))
-        cost = plan.cost(one, todo.paces, spec.resources.num_processes)  # on one device
+        cost = plan.cost(one, todo.paces)  # on one device
         by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
         alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
         row["cells"] += len(one.cells)
@@ -309,7 +309,7 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         row["device_hours"] += cost.seconds * devices / 3600
         row["unfused_device_hours"] += alone * devices / 3600
         row["trace_bytes"] += room.trace_bytes(one, spec.resources.num_processes)
-        row["memory"] = max(row["memory"], cost.memory_bytes)
+        row["memory"] = max(row["memory"], sum(memory.parts(one, spec.resources.num_processes).values()))
     return rows
 
 

@@ -20,7 +20,7 @@ from sweeps.feed import Parts, fed, to_device
 from sweeps.plan import Trajectory
 from sweeps.step_buffers import StepBuffers
 from sweeps.trace import Keeper
-from sweeps.training_state import State
+from sweeps.training_state import State, streams_of_ranks
 from workloads.protocol import Part, Workload, micro_batches
 
 RECOMPUTE_BATCHES = 50  # training batches for batch-norm statistics recomputed under averaged weights
@@ -148,8 +148,7 @@ class Trainer:
         self.state.losses.append(loss)
         if step == until or keeper.wants(step):
             seconds = self.state.train_seconds + self.clock() - start - averaging
-            here = random_streams.read(self.device != "cpu").items()
-            streams = {name: torch.stack(self.team.gather(value)) for name, value in here}
+            streams = {name: torch.stack(of) for name, of in streams_of_ranks(self.state, self.team).items()}
             losses = torch.stack(self.team.gather(torch.stack(self.state.losses).view(-1)))
             keeper.keep(step, self.state.model, self.state.optimizer, losses, streams, seconds)
             self.state.losses = []

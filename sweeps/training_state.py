@@ -16,7 +16,7 @@ from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
-from wa import Bank, Scheme
+from wa import Bank
 from workloads.protocol import Workload
 
 OfRanks = dict[str, Any]  # of a checkpoint, what not every rank has: "streams" (name -> a tensor by rank) and "bank"
@@ -52,12 +52,10 @@ def fresh(trajectory: Trajectory, workload: Workload, device: str, team: Team) -
         model.train()
     if team.rank:
         random_streams.seed_all(training.seed, team.rank)  # dropout of its own; the weights are the same
-    carried = (*trajectory.cells, *trajectory.riders)
-    schemes: list[Scheme] = [cell.scheme for cell in carried if cell.scheme is not None]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # of imported weights: never steps
     if training.weights is None:
         optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
-    return State(model, optimizer, Bank(model, schemes, read_at=trajectory.read_at, group=team.group))
+    return State(model, optimizer, Bank(model, trajectory.schemes, read_at=trajectory.read_at, group=team.group))
 
 
 def streams_of_ranks(state: State, team: Team) -> dict[str, list[Tensor]]:

@@ -144,22 +144,17 @@ def train(
     log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
     traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
-    kept, for_rounds = trajectory.keep_every_steps, rounds.trace_steps(trajectory)
+    kept, trace_steps = trajectory.keep_every_steps, trajectory.trace_steps
     own_trace = folder / OWN if kept is None else traces / trajectory.name
     if leader and trajectory.branch is not None and kept is not None:
         forks.take_trace(trajectory, traces)
-    if trajectory.replays is None and (kept is not None or trajectory.bracketed):
-        keeper = Keeper(
-            own_trace if leader else None,
-            lambda step: step in for_rounds or bool(kept and step % kept == 0),
-            fresh,
-            trajectory.keep_dtype,
-        )
+    if trace_steps:
+        keeper = Keeper(own_trace if leader else None, trace_steps.__contains__, fresh, trajectory.keep_dtype)
     last_step = recorder.last_step if recorder else 0
     is_on = training_state.restore(state, folder / "checkpoint", team, last_step, log)
     if trajectory.branch is not None and not is_on:
         forks.start(trajectory, folder, state, team, recorder, log)
-    if keeper and trajectory.bracketed and not rounds.is_whole(trajectory, keeper.there, state.step):
+    if keeper and trajectory.bracketed and any(step <= state.step for step in trace_steps - keeper.there):
         log.warning("the trace before step %d is not whole; training from the start", state.step)
         random_streams.seed_all(training.seed)
         state = training_state.fresh(trajectory, workload, device, team)
@@ -190,8 +185,8 @@ def train(
                     keeper.flush()
                 break
         ended, parting = state.step == trajectory.length_steps, state.step in trajectory.forks
-        is_due = leader is not None and (ended or leader.wants_checkpoint(between=trained is None))
-        (save,) = team.decide([is_due and not (ended and not trajectory.bracketed)])
+        is_due = bool(trajectory.bracketed) if ended else leader and leader.wants_checkpoint(between=trained is None)
+        (save,) = team.decide([leader is not None and bool(is_due)])
         gathered = training_state.of_ranks(state, team) if save or parting else {}
         if leader:
             if keeper and (save or ended or parting):

@@ -103,7 +103,6 @@ CELLS = pa.schema(
 )
 
 # Columns that folders of earlier versions do not have.
-# Columns that folders of earlier versions do not have.
 ADDED = ["deterministic", "evaluate_averages", "trace_dtype", "weights", "standard_error"]
 
 _PLACE = CELLS.get_field_index

@@ -19,16 +19,9 @@ from sweeps.plan import Trajectory, to_dict, trajectories
 WORK = """
 import time
 from pathlib import Path
-from tinywork import Tiny
+from tinywork import Parted
 
-class Counted(Tiny):
-    def batches(self, seed, first_step, part=None):
-        for x, y in super().batches(seed, first_step):
-            yield (x, y) if part is None else (x[part.index :: part.count], y[part.index :: part.count])
-
-    def eval_batches(self, split, part=None):
-        return super().eval_batches(split)[slice(None) if part is None else slice(part.index, None, part.count)]
-
+class Counted(Parted):
     def loss(self, model, batch):
         if model.training and PAUSE:
             time.sleep(PAUSE)

@@ -56,6 +56,18 @@ TINY = textwrap.dedent('''
         def summarize(self, sums):
             return sums["loss"] / sums["n"], sums["right"] / sums["n"], int(sums["n"])
 
+    class Parted(Tiny):
+        """The same, in parts: by micro-batches and processes."""
+
+        def batches(self, seed, first_step, part=None):
+            for x, y in super().batches(seed, first_step):
+                chosen = slice(None) if part is None else slice(part.index, None, part.count)
+                yield x[chosen], y[chosen]
+
+        def eval_batches(self, split, part=None):
+            batches = super().eval_batches(split) * 4
+            return batches if part is None else batches[part.index :: part.count]
+
     class Slow(Tiny):
         """The same, with steps long enough to be killed in."""
 

@@ -305,26 +305,10 @@ def test_a_branch_of_a_trunk_that_diverged_before_is_its_own_divergence(outside:
     assert_same(frame, run(alone(branch), tmp_path / "alone"))
 
 
-PARTED = """
-from tinywork import Tiny
-
-class Parted(Tiny):
-    def batches(self, seed, first_step, part=None):
-        for x, y in super().batches(seed, first_step):
-            chosen = slice(None) if part is None else slice(part.index, None, part.count)
-            yield x[chosen], y[chosen]
-
-    def eval_batches(self, split, part=None):
-        batches = super().eval_batches(split)
-        return batches if part is None else batches[part.index :: part.count]
-"""
-
-
 @pytest.mark.slow
 def test_a_branch_of_two_processes_goes_on_from_a_trunk_of_two(outside: Path, tmp_path: Path) -> None:
-    (outside / "parted.py").write_text(PARTED)
-    short = tiny({"scheme": "none"}, "parted:Parted", schedule=[TRUNK, SHORT])
-    found = planned(short + tiny([EMA, LONG], "parted:Parted", schedule={**COOLDOWNS, "length": 1.0}))
+    short = tiny({"scheme": "none"}, "tinywork:Parted", schedule=[TRUNK, SHORT])
+    found = planned(short + tiny([EMA, LONG], "tinywork:Parted", schedule={**COOLDOWNS, "length": 1.0}))
     trunk, (branch,) = found[0], [one for one in found if one.first_step == 49]
     assert len(trunk.riders) == 2
     on_two = {"processes": 2, "num_devices": 2}

@@ -14,7 +14,7 @@ from sweeps import memory, origins, run_folder
 from sweeps.cells import cells
 from sweeps.cli import main
 from sweeps.optimizers import OPTIMIZERS
-from sweeps.plan import Trajectory, model_size, trajectories
+from sweeps.plan import Trajectory, trajectories
 from sweeps.run import work
 from sweeps.spec import load_spec, parse_spec
 from wa import Bank
@@ -32,7 +32,7 @@ def one_of(**changes: Any) -> Trajectory:
 
 def test_weights_optimizer_and_averages_are_what_is_allocated() -> None:
     one = one_of()
-    parts = memory.parts(one, model_size("lm", "mini"))
+    parts = memory.parts(one)
     training = one.cells[0].training
     model = load("lm").model()
     optimizer = OPTIMIZERS[training.optimizer](model.parameters(), **dict(training.settings))
@@ -45,14 +45,14 @@ def test_weights_optimizer_and_averages_are_what_is_allocated() -> None:
     assert sum(tensor.nbytes for tensor in [*held, *moments]) == parts["training"]
     schemes = [cell.scheme for cell in one.cells if cell.scheme is not None]
     assert Bank(model, schemes, read_at=one.evaluation_steps).nbytes == parts["averages"]
-    assert memory.parts(one, model_size("lm", "mini"), processes=2)["averages"] == parts["averages"] // 2
+    assert memory.parts(one, processes=2)["averages"] == parts["averages"] // 2
 
 
 def test_a_full_preset_counts_its_batch() -> None:
     whole = one_of(preset="full", step_budget=100, training={"batch_size": 8, "accumulate": 1})
     half = one_of(preset="full", step_budget=100, training={"batch_size": 8, "accumulate": 2})
     apart = memory.HELD_BYTES // 2 + memory.WORKING_BYTES
-    working = [memory.parts(one, model_size("lm", "full"))["working"] - apart for one in (whole, half)]
+    working = [memory.parts(one)["working"] - apart for one in (whole, half)]
     assert working[0] == 2 * working[1] > 0
 
 

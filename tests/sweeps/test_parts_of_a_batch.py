@@ -32,7 +32,7 @@ STEPS = 5
 WORKLOAD = textwrap.dedent('''
     import torch
     from torch import nn
-    from tinywork import Tiny
+    from tinywork import Parted
 
     class Drift(nn.Module):
         """A running mean of another name, which is bound anew at each pass, a count and a mask."""
@@ -49,22 +49,13 @@ WORKLOAD = textwrap.dedent('''
                 self.passes += 1
             return x
 
-    class Normed(Tiny):
+    class Normed(Parted):
         batch_size = 32
 
         def model(self):
             norms = nn.BatchNorm1d(16), nn.BatchNorm1d(16, momentum=None)
             first = nn.Linear(8, 16, bias=False)
             return nn.Sequential(Drift(), first, norms[0], nn.ReLU(), norms[1], nn.Linear(16, 4))
-
-        def batches(self, seed, first_step, part=None):
-            for x, y in super().batches(seed, first_step):
-                chosen = slice(None) if part is None else slice(part.index, None, part.count)
-                yield x[chosen], y[chosen]
-
-        def eval_batches(self, split, part=None):
-            batches = super().eval_batches(split) * 4
-            return batches if part is None else batches[part.index :: part.count]
 ''')
 RANKS = textwrap.dedent("""
     import json, os, sys, traceback, torch

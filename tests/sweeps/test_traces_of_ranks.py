@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,6 @@ from sweeps.trace import Trace
 from sweeps.trajectory import _Leader
 
 TWO = {"processes": 2, "num_devices": 2}
-DEALT = textwrap.dedent("""
-    from tinywork import Tiny
-
-    class Dealt(Tiny):
-        def batches(self, seed, first_step, part=None):
-            for x, y in super().batches(seed, first_step):
-                chosen = slice(None) if part is None else slice(part.index, None, part.count)
-                yield x[chosen], y[chosen]
-
-        def eval_batches(self, split, part=None):
-            batches = super().eval_batches(split) * 2
-            return batches if part is None else batches[part.index :: part.count]
-""")
-
-
 EVERY_THIRD = [
     {"scheme": "none"},
     {"scheme": "lawa", "k": [2, 5], "every": 3},
@@ -59,8 +43,7 @@ class Killed(BaseException):
 def test_two_processes_are_replayed_by_two_and_by_one(
     outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (outside / "dealtwork.py").write_text(DEALT)
-    one = kept(EVERY_THIRD, workload="dealtwork:Dealt")
+    one = kept(EVERY_THIRD, workload="tinywork:Parted")
     folder, save = tmp_path / "trajectories" / one.name, _Leader.checkpoint
 
     def saving(self: _Leader, state: Any, streams: Any) -> None:
