@@ -1,13 +1,11 @@
-"""Who trained a trajectory, where and when, and what it said: attempt-<n>.json and the log."""
+"""Who trained a trajectory, where and when, and how that ended: attempt-<n>.json."""
 
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,22 +17,21 @@ import torch
 
 from analysis.run_folder.run_files import broken, read_json
 from analysis.run_folder.schema import TRIALS
-from sweeps.durable import write_atomic
 from workloads.user_errors import one_line
 
 
 @dataclass
 class Attempt:
-    """One attempt at a trajectory, kept as ``attempt-<n>.json``: a row of trials.parquet."""
+    """One attempt at a trajectory, kept as ``attempt-<n>.json``: a row of trials.parquet. tell: what has it written."""
 
-    path: Path
     row: dict[str, Any]
     began: float
+    tell: Callable[..., None]
 
     @classmethod
-    def begin(cls, folder: Path, trajectory_id: str, device: str, num_devices: float) -> Attempt:
-        numbers = (int(path.stem.removeprefix("attempt-")) for path in folder.glob("attempt-[0-9]*.json"))
-        number = max(numbers, default=-1) + 1
+    def begin(
+        cls, number: int, trajectory_id: str, device: str, num_devices: float, tell: Callable[..., None]
+    ) -> Attempt:
         row = {
             "trajectory_id": trajectory_id,
             "attempt": number,
@@ -44,17 +41,23 @@ class Attempt:
             "versions": json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")}),
             "started": _now(),
         }
-        attempt = cls(folder / f"attempt-{number}.json", row, time.monotonic())
-        attempt.write("running")
+        attempt = cls(row, time.monotonic(), tell)
+        attempt.say("running")
         return attempt
 
-    def write(self, status: str, **more: Any) -> None:
-        row = {**self.row, "ended": _now(), "seconds": time.monotonic() - self.began, "status": status, **more}
-        write_atomic(self.path, json.dumps(row).encode())
+    @property
+    def number(self) -> int:
+        return int(self.row["attempt"])
+
+    def say(self, status: str, **more: Any) -> None:
+        """Tell how it stands, with what else is told with it."""
+        row = {**self.row, "ended": _now(), "seconds": time.monotonic() - self.began, "status": status}
+        self.tell(attempt=row, **more)
 
     def end(self, status: str, error: BaseException | None = None, is_lasting: bool = False) -> None:
         """Say how it ended. is_lasting: another try would end in the same error."""
-        self.write(status, **({} if error is None else {"error": one_line(error), "lasting": is_lasting}))
+        self.row |= {} if error is None else {"error": one_line(error), "lasting": is_lasting}
+        self.say(status, **({"done": True} if status == "done" else {}))
 
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
@@ -92,14 +95,3 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-@contextmanager
-def trajectory_log(path: Path) -> Iterator[logging.Logger]:
-    """The trajectory's own log file as a logger that reaches no other handler."""
-    handler, logger = logging.FileHandler(path, encoding="utf-8"), logging.Logger("trajectory")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
-    logger.addHandler(handler)
-    with closing(handler):
-        yield logger

@@ -1,4 +1,4 @@
-"""The exact state of a trajectory: streamed to disk atomically, checked by its sha256, loaded without code."""
+"""The exact state of a trajectory: streamed to the storage atomically, checked by its sha256, loaded without code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sweeps.durable import Buffer, Write, write_atomic
+from sweeps.durable import Buffer, Write
+from sweeps.storage import Place
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 AT_ONCE = 1 << 20  # bytes read at a time
@@ -35,15 +36,15 @@ class _Summed:
         """Nothing is held back."""
 
 
-def save(path: Path, state: State) -> None:
+def save(file: Place, state: State) -> None:
     """Write `state` from its own tensors, without a copy of them in memory."""
 
     def content(write: Write) -> None:
-        file = _Summed(write)
-        torch.save(state, file)  # type: ignore[arg-type]
-        write(b"\n" + file.sum.hexdigest().encode())
+        summed = _Summed(write)
+        torch.save(state, summed)  # type: ignore[arg-type]
+        write(b"\n" + summed.sum.hexdigest().encode())
 
-    write_atomic(path, content)
+    file.write(content)
 
 
 def load(path: Path) -> State | None:

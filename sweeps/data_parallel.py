@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,18 +104,20 @@ class Team:
 
 
 @contextmanager
-def lead(size: int, device: str, folder: Path, task: Mapping[str, Any]) -> Iterator[Team]:
-    """Be rank 0 of a team of `size`; its other ranks run `sweeps.follower` on `task` and log into `folder`."""
+def lead(size: int, device: str, log: logging.Logger, task: Mapping[str, Any]) -> Iterator[Team]:
+    """Be rank 0 of a team of `size`; its other ranks run `sweeps.follower` on `task`. What they said ends in `log`."""
     if size == 1:
         yield Team()
         return
     with ExitStack() as stack:
-        rendezvous = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wa-team-"))) / "store"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wa-team-")))
+        rendezvous = folder / "store"
+        stack.callback(_quote, range(1, size), folder, log)
         followers = []
         for rank in range(1, size):
-            log = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
+            said = stack.enter_context(open(folder / f"log-rank{rank}", "ab"))
             command = [sys.executable, "-P", "-m", "sweeps.follower"]
-            follower = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            follower = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
             stack.callback(_end, follower)
             followers.append(follower)
             place = {"rank": rank, "size": size, "device": device, "rendezvous": str(rendezvous)}
@@ -146,6 +149,12 @@ def _wait_until_ready(followers: Sequence[subprocess.Popen[bytes]], rendezvous: 
                 ended = f"ended with exit code {follower.returncode}" if follower.poll() is not None else "hangs"
                 raise RuntimeError(f"process {rank} of the trial {ended} as it starts: {_last_line(folder, rank)}")
             time.sleep(0.02)
+
+
+def _quote(ranks: Iterable[int], folder: Path, log: logging.Logger) -> None:
+    for rank in ranks:
+        for line in failures.tail(folder / f"log-rank{rank}"):
+            log.warning("process %d: %s", rank, line)
 
 
 def _last_line(folder: Path, rank: int) -> str:

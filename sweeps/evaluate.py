@@ -23,7 +23,7 @@ from sweeps.memory import HELD_BYTES
 from sweeps.optimizers import evaluation_weights
 from sweeps.paired import Estimate
 from sweeps.plan import Trajectory
-from sweeps.recorder import Recorder
+from sweeps.reporter import Reporter
 from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 from wa.buffers import statistics
@@ -119,10 +119,10 @@ class _Found(NamedTuple):
 class Evaluator:
     """Evaluates the cells at the grid's steps and records them, each (cell, step, split) once over all attempts."""
 
-    def __init__(self, trajectory: Trajectory, passes: Passes, state: State, recorder: Recorder | None) -> None:
-        self.trajectory, self.passes, self.state, self.recorder = trajectory, passes, state, recorder
+    def __init__(self, trajectory: Trajectory, passes: Passes, state: State, reporter: Reporter | None) -> None:
+        self.trajectory, self.passes, self.state, self.reporter = trajectory, passes, state, reporter
         self.workload, self.team, self.device = passes.workload, passes.team, passes.device
-        self.on_file = dict(recorder.written) if recorder else {}  # by earlier attempts
+        self.on_file = dict(reporter.written) if reporter else {}  # by earlier attempts
         self.sparse = {cell.cell_id for cell in trajectory.bracketed}
         self.are_means = True  # the values of a split, of those of its batches, as far as is known
         self.loaders: dict[str, Iterable[Batch]] = {}  # split -> what can be gone through anew
@@ -146,8 +146,8 @@ class Evaluator:
         tested = [cell for cell in self._own(state.step, "test") if cell.evaluate_test]
         if tested and state.step == self.trajectory.length_steps and not trained.diverged:
             rows += [_row(state, found, "test", found.seconds, trained) for found in self._evaluate(tested, "test")]
-        if self.recorder:
-            self.recorder.append(rows)
+        if self.reporter:
+            self.reporter.append(rows)
 
     def _own(self, step: int, split: str) -> Sequence[Cell]:
         riders = self.trajectory.riders if step <= max(self.trajectory.forks, default=0) else ()
@@ -163,9 +163,9 @@ class Evaluator:
         as between the cell's neighbouring records.
         """
         live = self.trajectory.live
-        assert self.recorder is not None
+        assert self.reporter is not None
         assert live is not None
-        state, on_file = self.state, self.recorder.written
+        state, on_file = self.state, self.reporter.written
         trained, rows = on_file[live.cell_id, state.step, "validation"], []
         paid: dict[str, dict[int, float]] = {cell.cell_id: {0: 0.0} for cell in cells}  # by step
         for (name, step, _), row in on_file.items():
@@ -180,7 +180,7 @@ class Evaluator:
             row["train_seconds"] = trained["train_seconds"]
             row["average_seconds"] = float(np.interp(state.step, steps, seconds))
             rows.append(row)
-        self.recorder.append(rows)
+        self.reporter.append(rows)
 
     def _spent(self, found: _Found) -> float:
         """Seconds of the cell's evaluations so far, this one among them."""
@@ -269,10 +269,10 @@ class Evaluator:
     def _change(self, live: Summary) -> float:
         """What the live metric changes by from one evaluation to the next, over the last LOOK; 0 without."""
         cell = self.trajectory.live
-        assert self.recorder is not None
+        assert self.reporter is not None
         assert cell is not None
         before = self.state.step - paired.LOOK * cell.evaluate_every_steps
-        row = self.recorder.written.get((cell.cell_id, before, "validation"))
+        row = self.reporter.written.get((cell.cell_id, before, "validation"))
         return 0.0 if row is None or row["metric"] is None else abs(live.metric - row["metric"]) / paired.LOOK
 
     def _shares(self, split: str) -> Iterator[tuple[list[Batch], float, bool]]:

@@ -17,6 +17,8 @@ FATAL = "Fatal Python error: "  # how Python's faulthandler begins
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d ")  # of the log's own lines
 _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+)')
 LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+NODE_LOST = "its node was lost"
+LOST = (NODE_LOST, SAID)  # no failures of the trial's
 LESS = "fewer trials at once (--set resources.cpu=2) or a smaller batch_size takes less"
 
 
@@ -38,16 +40,21 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
         return f"out of memory: Ray ended its process to save the machine; {LESS}"
     if lines and lines[-1].endswith(SAID):
         return SAID
-    if "actor died" not in said.lower() and "ActorUnavailable" not in said:
+    if not died_without_a_word(said):
         return _exception(said.splitlines()) or _exception(lines) or "it ended and did not say why"
     crash = _crash(lines)
     if crash is not None:
         return crash
     if "node has died" in said:
-        return "its node was lost"
+        return NODE_LOST
     if was_short_of_memory:
         return f"out of memory: the kernel killed its process (SIGKILL); {LESS}"
     return f"its process vanished (SIGKILL, or os._exit); if it was for want of memory, {LESS}"
+
+
+def died_without_a_word(said: str) -> bool:
+    """Whether its process is gone, as Ray says."""
+    return "actor died" in said.lower() or "ActorUnavailable" in said
 
 
 def _exception(lines: Sequence[str]) -> str | None:

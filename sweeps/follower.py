@@ -28,7 +28,7 @@ def main() -> None:
         try:
             trajectory.train(
                 plan.from_dict(task["trajectory"]),
-                Path(task["folder"]),
+                trajectory.Given(**task["given"]),
                 data_parallel.Team(rank, size),
                 device=device,
                 num_devices=task["num_devices"],

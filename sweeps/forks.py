@@ -7,7 +7,6 @@ all rows of its cells under their own names.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,21 @@ from sweeps.data_parallel import Team
 from sweeps.identity import cell_id
 from sweeps.memory import bank_bytes
 from sweeps.plan import Branch, Trajectory, model_size
-from sweeps.recorder import Recorder
+from sweeps.reporter import Reporter
+from sweeps.scribe import fork_pointer, pointed
+from sweeps.storage import Place
+from sweeps.trace import PARTS
 from sweeps.training_state import OfRanks, State
 
 
-def path(trajectories: Path, branch: Branch) -> Path:
-    """Where the state lies from which a branch starts. trajectories: that folder of the run."""
-    return trajectories / branch.trunk / f"fork-{branch.step}"
+def file(trunk: str, step: int) -> str:
+    """Where the state lies from which branches start, below the storage."""
+    return f"trajectories/{trunk}/fork-{step}"
+
+
+def is_left(run: Path, branch: Branch) -> bool:
+    """Whether the trunk has left it."""
+    return fork_pointer(run / "trajectories" / branch.trunk, branch.step).exists()
 
 
 def most_bytes(trunk: Trajectory) -> int:
@@ -35,58 +42,56 @@ def most_bytes(trunk: Trajectory) -> int:
 
 def offered(run: Path, trunk: Trajectory, is_done: bool) -> Trajectory:
     """A trajectory that has begun, with the forks that a branch can start from: left already, or still to be."""
-    folder = run / "trajectories"
-    there = (step for step in trunk.forks if not is_done or path(folder, Branch(trunk.name, step)).exists())
+    there = (step for step in trunk.forks if not is_done or is_left(run, Branch(trunk.name, step)))
     return replace(trunk, forks=tuple(there))
 
 
-def leave(trunk: Trajectory, folder: Path, state: State, gathered: OfRanks, recorder: Recorder) -> None:
+def leave(trunk: Trajectory, storage: Place, state: State, gathered: OfRanks, reporter: Reporter) -> None:
     """Write the state that branches start from; what an earlier attempt left is the same."""
-    file = folder / f"fork-{state.step}"
-    if file.exists():
+    place = storage / file(trunk.name, state.step)
+    if place.exists():
         return
-    own = [row for row in recorder.written.values() if row["split"] == "validation"]
+    own = [row for row in reporter.written.values() if row["split"] == "validation"]
     rows = [row for row in [*own, *state.riders] if row["step"] <= state.step]
-    training_state.save(state, file, gathered, rows=rows, trajectory_id=trunk.trajectory_id)
+    training_state.save(state, place, gathered, rows=rows, trajectory_id=trunk.trajectory_id)
 
 
 def start(
-    trajectory: Trajectory, folder: Path, state: State, team: Team, recorder: Recorder | None, log: logging.Logger
+    trajectory: Trajectory, path: str | None, state: State, team: Team, reporter: Reporter | None, log: logging.Logger
 ) -> None:
     """Go on from the trunk's state, with its rows on record; from the first step where there is no such state."""
     assert trajectory.branch is not None
-    saved = training_state.read(path(folder.parent, trajectory.branch), team, log)
+    saved = training_state.read(path, team, log)
     if saved is None:
         log.info("%s has left no state at step %d; training from the start", *vars(trajectory.branch).values())
         return
     own = {cell_id(saved["trajectory_id"], cell.scheme): cell for cell in trajectory.cells}
-    if recorder is not None:
+    if reporter is not None:
         names = {name: {"cell_id": cell.cell_id, "trajectory_id": cell.trajectory_id} for name, cell in own.items()}
-        recorder.append([row | names[row["cell_id"]] for row in saved["rows"] if row["cell_id"] in own])
+        reporter.append([row | names[row["cell_id"]] for row in saved["rows"] if row["cell_id"] in own])
     for clock in ("eval_seconds", "average_offset"):
         saved[clock] = {own[name].cell_id: seconds for name, seconds in saved[clock].items() if name in own}
     training_state.put(state, {**saved, "riders": []}, team, whole_bank=False)
     log.info("on from step %d of %s", state.step, trajectory.branch.trunk)
 
 
-def take_trace(trajectory: Trajectory, traces: Path) -> None:
+def take_trace(trajectory: Trajectory, traces: Place) -> None:
     """Have what the trunk's trace has up to where they part: the same files, so that a branch's trace is whole too."""
     assert trajectory.branch is not None
-    durable.make_folder(traces / trajectory.name)
-    for part in (traces / trajectory.branch.trunk).glob("[0-9]*.safetensors"):
-        mine = traces / trajectory.name / part.name
-        if int(part.stem.partition("-")[2]) > trajectory.branch.step or mine.exists():
-            continue
-        try:
-            os.link(part, mine)
-        except OSError:  # a file system without links
-            durable.write_atomic(mine, part.read_bytes())
+    mine = traces / trajectory.name
+    there = {part.name for part in mine.files(PARTS)}
+    for part in (traces / trajectory.branch.trunk).files(PARTS):
+        if part.name not in there and int(part.name.split(".")[0].partition("-")[2]) <= trajectory.branch.step:
+            (mine / part.name).copy_of(part)
 
 
-def free(run: Path, unfinished: Iterable[Trajectory]) -> None:
-    """Remove the states that no unfinished branch starts from."""
+def free(run: Path, storage: Place, unfinished: Iterable[Trajectory]) -> None:
+    """Remove the states that no unfinished branch starts from, after the pointers to them."""
     folder = run / "trajectories"
-    needed = {path(folder, one.branch) for one in unfinished if one.branch is not None}
-    for file in folder.glob("[!.]*/fork-[0-9]*"):
-        if file not in needed:
-            durable.remove(file)
+    needed = {fork_pointer(folder / one.branch.trunk, one.branch.step) for one in unfinished if one.branch is not None}
+    for pointer in folder.glob("[!.]*/fork-[0-9]*.json"):
+        if pointer not in needed:
+            place = pointed(pointer)
+            durable.remove(pointer)
+            if place is not None:
+                (storage / place).remove()

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from analysis.run_folder.run_files import broken, read_json
 from sweeps.durable import write_atomic
-from sweeps.trace import TRACES, Snapshot, Trace, check_run
+from sweeps.storage import Place
+from sweeps.trace import TRACES, Snapshot, Trace, check_run, storage_of
 from wa.checkpoint_files import BadFile, Checkpoint
 
 INDEX, FORMAT = "checkpoints.json", "wa-checkpoints 1"
@@ -88,6 +89,10 @@ class ImportedTrace:
         write_atomic(folder / INDEX, json.dumps(told, indent=1).encode())
 
     @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    @property
     def steps(self) -> list[int]:
         return sorted(self.files)
 
@@ -131,15 +136,20 @@ class ImportedTrace:
 AnyTrace = Trace | ImportedTrace
 
 
-def open_trace(folder: Path) -> AnyTrace:
-    """The trace in a folder, ours or imported. Raises: BadRun."""
-    return ImportedTrace.of(folder) if (folder / INDEX).exists() else Trace.of(folder)
+def open_trace(place: Place) -> AnyTrace:
+    """The trace in a folder, ours or imported, which are on this machine. Raises: BadRun."""
+    if place.is_local:
+        with place.local() as folder:
+            if (folder / INDEX).exists():
+                return ImportedTrace.of(folder)
+    return Trace.of(place)
 
 
 def traces(run: Path) -> list[AnyTrace]:
     """Those of a run folder. Raises: BadRun, where a part cannot be read too."""
     check_run(run)
-    return [open_trace(folder) for folder in sorted((run / TRACES).glob("[!.]*/"))]
+    places = {place.uri: place for home in (Place.of(run), storage_of(run)) for place in (home / TRACES).folders()}
+    return [open_trace(place) for place in places.values()]
 
 
 def described(steps: Sequence[int]) -> str:

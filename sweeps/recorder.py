@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.run_folder.live_records import DONE, Finished, LiveRows, as_line
-from analysis.run_folder.records import RECORDS
 from analysis.run_folder.run_files import read_bytes
 from sweeps import durable
+from sweeps.reporter import key, plain
 
 LOCK_SECONDS = 60.0  # an orphan of a killed driver writes on for about 2 s
 
@@ -48,7 +47,7 @@ class Recorder(AbstractContextManager["Recorder"]):
             durable.cut(self._descriptor, live.offset)
         if live.offset and data[live.offset - 1 : live.offset] != b"\n":
             durable.append(self._descriptor, b"\n", self.path)
-        self.written = {_key(row): row for row in live.rows}
+        self.written = set(map(key, live.rows))
         return live.crc
 
     @property
@@ -58,16 +57,16 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the rows of one evaluation, those not on file yet; on disk when this returns. Raises: OSError."""
-        new = [row for row in rows if _key(row) not in self.written]
+        new = [row for row in rows if key(row) not in self.written]
         if not new:
             return
         lines, crc = [], self._crc
         for row in new:
-            line, crc = as_line(_plain(row), crc)
+            line, crc = as_line(plain(row), crc)
             lines.append(line)
         durable.append(self._descriptor, b"".join(lines), self.path)
         self._crc = crc
-        self.written.update({_key(row): dict(row) for row in new})
+        self.written.update(map(key, new))
 
     def finish(self) -> None:
         """Write the done marker beside the records: no more will come, and so many there are."""
@@ -81,22 +80,6 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
-    return row["cell_id"], row["step"], row["split"]
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN: null stands for it. repr of a float64 reads back to the same bits.
-    assert list(row) == RECORDS.names, f"a record has the columns {RECORDS.names}, not {list(row)}"
-    return dict(_finite(row))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lock(descriptor: int, path: Path, seconds: float) -> None:

@@ -17,7 +17,8 @@ from sweeps import random_streams
 from sweeps.blocks import SpecError
 from sweeps.imported import INDEX, AnyTrace, ImportedTrace, described, open_trace
 from sweeps.plan import Trajectory
-from sweeps.trace import TRACES, Snapshot
+from sweeps.storage import Place
+from sweeps.trace import TRACES, Snapshot, storage_of
 from sweeps.training import Passes, Stretch
 from sweeps.training_state import State
 
@@ -37,13 +38,13 @@ def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     return None
 
 
-def opened(trajectory: Trajectory, traces: Path) -> AnyTrace:
+def opened(trajectory: Trajectory, traces: Place) -> AnyTrace:
     """The trace that a trajectory replays. Raises: BadRun where it is gone, broken, or cannot serve."""
     trace = open_trace(traces / str(trajectory.replays))
     why = why_not(trajectory, trace)
     if why is not None:
         remedy = f"remove trajectories/{trajectory.name}, whose weights come from it, and `wa run` trains them"
-        raise broken(trace.folder, f"the trace cannot be replayed: {why}", remedy)
+        raise broken(trace.where, f"the trace cannot be replayed: {why}", remedy)
     return trace
 
 
@@ -63,6 +64,12 @@ def imported(run: Path, trajectory: Trajectory) -> str:
         steps = f"its steps are {described(trace.steps)}"
         raise SpecError("weights", f"{name} cannot serve: {why}; {steps}; allowed: what needs no others")
     return name
+
+
+def traces_for(run: Path, trajectory: Trajectory) -> Place:
+    """Where the trace lies that a trajectory replays: an imported one always in the run folder."""
+    is_imported = (run / TRACES / str(trajectory.replays) / INDEX).exists()
+    return (Place.of(run) if is_imported else storage_of(run)) / TRACES
 
 
 class Replayer:
@@ -103,7 +110,7 @@ class Replayer:
         """Raises: BadRun where a parameter would be left as it was, or what is no part of the model be set."""
         if gone := [name for name, _ in self.state.model.named_parameters() if name not in snapshot.tensors]:
             said = f"step {step} has no {gone[0]!r}, which the model has: it is of another model"
-            raise broken(self.trace.folder, said, "put the workload's code back as it was")
+            raise broken(self.trace.where, said, "put the workload's code back as it was")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from sweeps.memory import GIB
 from sweeps.optimizers import EVALUATES_OTHERS
 from sweeps.plan import Trajectory, model_size
 from sweeps.spec import Spec
-from sweeps.trace import ROUNDED, TRACES
+from sweeps.trace import PARTS, ROUNDED, TRACES, storage_of
 from sweeps.wording import counted
 
 
@@ -48,9 +48,12 @@ def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
     kept += sorted(brackets, key=lambda one: trace_bytes(one, processes))[-1:]
     if not kept:
         return
-    there = [path for one in kept for path in (run / TRACES / one.name).glob("*.safetensors")]
-    needed = sum(trace_bytes(one, processes) for one in kept) - sum(path.stat().st_size for path in there)
-    home = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    storage = storage_of(run)
+    if not storage.is_local:  # whose room is not known
+        return
+    there = [part for one in kept for part in (storage / TRACES / one.name).files(PARTS)]
+    needed = sum(trace_bytes(one, processes) for one in kept) - sum(part.size() for part in there)
+    home = next(path for path in [Path(storage.uri).absolute(), *Path(storage.uri).absolute().parents] if path.exists())
     if needed > (free := shutil.disk_usage(home).free):
         most = max(kept, key=lambda one: trace_bytes(one, processes))
         each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes) / 2**20:,.4g} MiB"

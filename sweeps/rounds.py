@@ -26,14 +26,14 @@ def close(
     A round depends on the records alone, so that one that was killed is gone on with. Args: trace: of this training.
     fresh: `trace.buffers_of` a fresh model. pause: called after each step. report: told the last step after a round.
     """
-    trajectory, recorder = evaluator.trajectory, evaluator.recorder
-    assert recorder is not None
-    last = recorder.last_step
+    trajectory, reporter = evaluator.trajectory, evaluator.reporter
+    assert reporter is not None
+    last = reporter.last_step
     seconds = evaluator.state.eval_seconds
-    for row in recorder.written.values():
+    for row in reporter.written.values():
         if row["split"] == "validation":
             seconds[row["cell_id"]] = max(row["eval_seconds"], seconds.get(row["cell_id"], 0.0))
-    while asked := bracket.part(trajectory.cells, recorder.written.values(), trajectory.target).missing:
+    while asked := bracket.part(trajectory.cells, reporter.written.values(), trajectory.target).missing:
         schemes = list(dict.fromkeys(cell.scheme for cells in asked.values() for cell in cells if cell.scheme))
         model = evaluator.state.model
         write(model, fresh, evaluator.device)  # a bank averages the buffers that are finite when it is made

@@ -25,7 +25,7 @@ from sweeps.spec import Spec
 from sweeps.status import Status
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
-from sweeps.trace import TRACES
+from sweeps.trace import storage_of, traced
 from sweeps.wording import counted, duration
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import UnknownWorkload, load, with_batch_size
@@ -96,10 +96,12 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
         return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
-            replay.opened(trial, run / TRACES)
-    begun, no_trace = {one.name for one in started}, dict[str, str]()
+            replay.opened(trial, replay.traces_for(run, trial))
+    begun, no_trace, there = {one.name for one in started}, dict[str, str](), traced(run)
     try:
-        todo = [one if one.name in begun else replays.from_trace(run, one, done.values(), no_trace) for one in todo]
+        todo = [
+            one if one.name in begun else replays.from_trace(run, one, done.values(), there, no_trace) for one in todo
+        ]
     except SpecError as error:
         raise error.at(studies[0].spec.source) from None
     for trial in todo:
@@ -108,7 +110,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
     if shares:
         todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
     room.check(run, todo, studies[0].spec)
-    return Work(studies, todo, tuple(done), no_trace, replays.without(run, done.values(), asked))
+    return Work(studies, todo, tuple(done), no_trace, replays.without(there, done.values(), asked))
 
 
 def _is_recorded(cell: Cell, recorded: Mapping[str, plan.Grid]) -> bool:
@@ -163,7 +165,7 @@ def run_studies(
             for one in run_folder.started(run):  # finished, but killed before compaction
                 if run_folder.is_done(run, one):
                     run_folder.compact(run, one.name)
-            forks.free(run, todo.trajectories)
+            forks.free(run, storage_of(run), todo.trajectories)
             run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
             run_folder.write_trials(run)
             _announce(todo, run, console, calibrating)

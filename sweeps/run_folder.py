@@ -18,12 +18,13 @@ from analysis.run_folder.live_records import DONE, Finished, LiveRows, again, fi
 from analysis.run_folder.records import CELLS, TRIALS, read_table, rows_to_table
 from analysis.run_folder.run_files import broken, load_plan_if_any, read_bytes, read_json
 from analysis.run_folder.schema import FORMAT
-from sweeps import durable, origins, plan
+from sweeps import durable, origins, plan, trace
 from sweeps.attempts import attempts_of
 from sweeps.blocks import SpecError, fullest
 from sweeps.cell_row import cell_to_row
 from sweeps.durable import write_atomic
 from sweeps.identity import Cell
+from sweeps.scribe import CHECKPOINT
 from sweeps.spec import Spec
 from sweeps.studies import Resolved
 from sweeps.trace import OWN, TRACES
@@ -109,11 +110,11 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
             raise SpecError("--out", "not empty and not a run folder; allowed: an empty or new folder", str(run))
         return
     planned, begun = _only_planned(run), started(run)
-    grids, going_on, traced = recorded(begun), set[str](), set[str]()
+    grids, going_on, traced, with_trace = recorded(begun), set[str](), set[str](), trace.traced(run)
     for one in begun:
         ridden = {cell.cell_id for cell in one.cells}
         going_on |= ridden if not (is_over := is_done(run, one)) else set()
-        traced |= ridden if (is_over or one.replays) and (run / TRACES / (one.replays or one.name)).is_dir() else set()
+        traced |= ridden if (is_over or one.replays) and (one.replays or one.name) in with_trace else set()
     devices, device = plan.num_devices(spec)
     for cell in cells:
         if cell.cell_id not in there or cell.cell_id in planned:
@@ -337,7 +338,9 @@ def compact(run: Path, name: str) -> None:
         last = max((row["step"] for row in live.rows), default=0)
         write_atomic(folder / DONE, Finished(len(live.rows), last, live.crc, sha256).as_bytes())
         durable.remove(live.path)
-    durable.remove(folder / "checkpoint")
+    durable.remove(folder / CHECKPOINT)
+    for file in folder.glob("checkpoint-*"):
+        durable.remove(file)
     shutil.rmtree(folder / OWN, ignore_errors=True)
 
 

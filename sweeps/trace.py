@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from analysis.run_folder.run_files import BadRun, broken
+from analysis.run_folder.run_files import BadRun, broken, load_plan_if_any
 from sweeps import durable
+from sweeps.storage import Place
 
 PART_BYTES = 64 << 20  # a part is written when its snapshots reach so many, and before a checkpoint
 NO_SUM = "0" * 64
 FORMAT = "wa-trace 1"
-TRACES = "traces"  # the folder of a run's traces
+TRACES = "traces"  # of all trajectories, in the storage
+PARTS = "[0-9]*.safetensors"
 OWN = "trace"  # in a trajectory's folder: the trace that it needs itself, until it is done
 LOSSES, STREAM, Z = "~losses", "~stream/", "~z/"
 ROUNDED = {"bf16": torch.bfloat16}
@@ -54,15 +56,13 @@ class Keeper:
     """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
 
     def __init__(
-        self, folder: Path | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor], dtype: str | None = None
+        self, folder: Place | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor], dtype: str | None = None
     ) -> None:
         """folder: None for a rank above 0, which takes part and writes nothing.
 
         wants: whether to keep a step, beside those of evaluations. fresh: `buffers_of` the model before its first step.
         dtype: of ROUNDED, for wider numbers; None: all exactly.
         """
-        if folder is not None:
-            durable.make_folder(folder)
         self.folder, self.wants, self.fresh, self.dtype = folder, wants, fresh, dtype
         self.before: dict[str, str] = {}  # the dtypes of what was rounded
         self.there = set() if folder is None else set(Trace.of(folder, mending=True).steps)
@@ -117,7 +117,7 @@ class Keeper:
         told |= {} if self.dtype is None else {"dtype": self.dtype, "before": json.dumps(self.before)}
         data = save(self.waiting, told)
         data = data.replace(NO_SUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-        durable.write_atomic(self.folder / f"{min(self.steps):09d}-{max(self.steps):09d}.safetensors", data)
+        (self.folder / f"{min(self.steps):09d}-{max(self.steps):09d}.safetensors").write(data)
         self.waiting, self.steps, self.size = {}, {}, 0
 
 
@@ -128,34 +128,38 @@ class Trace:
     rounded: what its weights are rounded to, if they are.
     """
 
-    folder: Path
-    parts: Mapping[int, Path]
+    folder: Place
+    parts: Mapping[int, Place]
     seconds: Mapping[int, float]
     rounded: str | None = None
-    _open: dict[Path, tuple[Any, dict[str, list[str]]]] = field(default_factory=dict)  # a part, its keys by step
+    _open: dict[str, tuple[Any, dict[str, list[str]]]] = field(default_factory=dict)  # a part, its keys by step
 
     @classmethod
-    def of(cls, folder: Path, mending: bool = False) -> Trace:
+    def of(cls, folder: Place, mending: bool = False) -> Trace:
         """The trace in a folder. mending: remove parts that are broken, which the training writes again.
 
         Raises: BadRun where a part cannot be read.
         """
-        parts: dict[int, Path] = {}
+        parts: dict[int, Place] = {}
         seconds: dict[int, float] = {}
         rounded = None
-        for path in sorted(folder.glob("[0-9]*.safetensors")):
+        for part in folder.files(PARTS):
             try:
-                told = _checked(path) if mending else _metadata(path)
+                told = _checked(part) if mending else _metadata(part)
             except BadRun:
                 if not mending:
                     raise
-                durable.remove(path)
+                part.remove()
                 continue
             steps = json.loads(told["steps"])
-            parts |= dict.fromkeys(map(int, steps), path)
+            parts |= dict.fromkeys(map(int, steps), part)
             seconds |= {int(step): float(at) for step, at in steps.items()}
             rounded = told.get("dtype", rounded)
         return cls(folder, parts, seconds, rounded)
+
+    @property
+    def where(self) -> str:
+        return self.folder.uri
 
     @property
     def steps(self) -> list[int]:
@@ -168,7 +172,7 @@ class Trace:
 
     @property
     def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in set(self.parts.values()))
+        return sum(part.size() for part in {part.uri: part for part in self.parts.values()}.values())
 
     def read(self, step: int) -> Snapshot:
         """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
@@ -193,35 +197,42 @@ class Trace:
         return found.sum(0) if rank == 0 else torch.zeros_like(found[0])
 
     def _part(self, step: int) -> tuple[Any, dict[str, list[str]]]:
-        path = self.parts[step]
-        if path not in self._open:
-            _checked(path)
-            file, keys = safe_open(path, framework="pt"), dict[str, list[str]]()
+        part = self.parts[step]
+        if part.uri not in self._open:
+            _checked(part)
+            with part.local() as path:  # mapped, it stays when its name goes
+                file, keys = safe_open(path, framework="pt"), dict[str, list[str]]()
             for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  (it is no dict)
                 keys.setdefault(key.partition("/")[0], []).append(key)
             self._open.clear()  # one part at a time
-            self._open[path] = file, keys
-        return self._open[path]
+            self._open[part.uri] = file, keys
+        return self._open[part.uri]
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """What a part says of itself: format, steps, sha256. Raises: BadRun."""
+def _metadata(part: Place) -> dict[str, str]:
+    """What a part says of itself, at its start: format, steps, sha256. Raises: BadRun where it is not whole."""
     try:
-        with safe_open(path, framework="pt") as file:
-            told: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise broken(path, str(error).splitlines()[0], REMEDY) from None
+        size = int.from_bytes(part.read_start(8), "little")
+        header = json.loads(part.read_start(8 + size)[8:])
+        told: dict[str, str] = header.pop("__metadata__", {})
+        end = 8 + size + max((one["data_offsets"][1] for one in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise broken(part.uri, f"no safetensors file ({error})", REMEDY) from None
+    except OSError as error:
+        raise broken(part.uri, str(error).splitlines()[0], REMEDY) from None
     if told.get("format") != FORMAT:
-        raise broken(path, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
+        raise broken(part.uri, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
+    if end != (there := part.size()):
+        raise broken(part.uri, f"it has {there:,} bytes, not the {end:,} that its header tells of", REMEDY)
     return told
 
 
-def _checked(path: Path) -> dict[str, str]:
+def _checked(part: Place) -> dict[str, str]:
     """The same, of bytes that are those that were written. Raises: BadRun."""
-    told = _metadata(path)
-    plain = path.read_bytes().replace(told["sha256"].encode(), NO_SUM.encode(), 1)
+    told = _metadata(part)
+    plain = part.read().replace(told["sha256"].encode(), NO_SUM.encode(), 1)
     if hashlib.sha256(plain).hexdigest() != told["sha256"]:
-        raise broken(path, "its sha256 does not match", REMEDY)
+        raise broken(part.uri, "its sha256 does not match", REMEDY)
     return told
 
 
@@ -237,9 +248,23 @@ def drop(run: Path) -> int:
     """
     check_run(run)
     with durable.locked(run):
-        freed = sum(path.stat().st_size for path in (run / TRACES).rglob("*") if path.is_file())
+        parts = [part for folder in (storage_of(run) / TRACES).folders() for part in folder.files(PARTS)]
+        freed = sum(part.size() for part in parts)
+        for part in parts:
+            part.remove()
         shutil.rmtree(run / TRACES, ignore_errors=True)
     return freed
+
+
+def storage_of(run: Path) -> Place:
+    """Where the checkpoints and traces of a run folder lie: with it, if its plan does not say. Raises: BadRun."""
+    return Place.of((load_plan_if_any(run) or {}).get("storage") or run)
+
+
+def traced(run: Path) -> set[str]:
+    """The names of the traces that a run has, imported ones too."""
+    homes = {home.uri: home / TRACES for home in (Place.of(run), storage_of(run))}
+    return {folder.name for home in homes.values() for folder in home.folders()}
 
 
 def check_run(run: Path) -> None:

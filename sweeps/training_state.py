@@ -16,6 +16,7 @@ from sweeps import checkpoint, random_streams
 from sweeps.data_parallel import Team
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory
+from sweeps.storage import Place
 from wa import Bank
 from workloads.protocol import Workload
 
@@ -77,17 +78,19 @@ _PLAIN = (
 )
 
 
-def save(state: State, path: Path, gathered: OfRanks, **more: Any) -> None:
+def save(state: State, path: Place, gathered: OfRanks, **more: Any) -> None:
     """Write all of it to a checkpoint, and what else is told. gathered: by `of_ranks`."""
     parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), **gathered}
     checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, **more})
 
 
-def read(path: Path, team: Team, log: logging.Logger, last_step: float = math.inf) -> checkpoint.State | None:
+def read(path: str | None, team: Team, log: logging.Logger, last_step: float = math.inf) -> checkpoint.State | None:
     """The checkpoint of all ranks, where there is a whole one: rank 0 checks it, others map what they need."""
-    saved = _good(path, team, last_step, log) if team.rank == 0 else None
+    if path is None:  # for all ranks alike
+        return None
+    saved = _good(Path(path), team, last_step, log) if team.rank == 0 else None
     (is_there,) = team.decide([saved is not None])
-    return (saved or checkpoint.mapped(path)) if is_there else None
+    return (saved or checkpoint.mapped(Path(path))) if is_there else None
 
 
 def _good(path: Path, team: Team, last_step: float, log: logging.Logger) -> checkpoint.State | None:
@@ -108,7 +111,7 @@ def _good(path: Path, team: Team, last_step: float, log: logging.Logger) -> chec
     return saved
 
 
-def restore(state: State, path: Path, team: Team, last_step: int, log: logging.Logger) -> bool:
+def restore(state: State, path: str | None, team: Team, last_step: int, log: logging.Logger) -> bool:
     """Go on from a checkpoint; whether there is a whole one. The random streams are this rank's.
 
     last_step: the last one that rank 0 has on record.

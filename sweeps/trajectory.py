@@ -10,18 +10,21 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sweeps import data_parallel, forks, grace, origins, process, random_streams, retries, rounds, training_state
-from sweeps.attempts import Attempt, trajectory_log
+from sweeps.attempts import Attempt
 from sweeps.data_parallel import Team
-from sweeps.durable import make_folder
 from sweeps.evaluate import Evaluator
 from sweeps.plan import Trajectory, to_dict
-from sweeps.recorder import Recorder
 from sweeps.replay import Replayer, opened
+from sweeps.reporter import Reporter
+from sweeps.scribe import Scribe
+from sweeps.storage import Place
 from sweeps.trace import OWN, TRACES, Keeper, Trace, buffers_of
 from sweeps.training import Passes, Trainer
 from sweeps.training_state import OfRanks, State
@@ -36,6 +39,59 @@ def run(
     trajectory: Trajectory,
     folder: Path,
     *,
+    report: Callable[[int], None] = lambda _: None,
+    storage: Place | None = None,
+    **settings: Any,
+) -> None:
+    """Train one trajectory to its end in this process, or on from its last checkpoint, recording into `folder`.
+
+    report: told the step after each evaluation. storage: of checkpoints and traces, by default the run folder.
+    settings: of `run_trial`.
+    """
+    if (folder / "done").exists():
+        return
+    with Scribe(folder) as scribe:
+        if not (folder / "done").exists():  # by whoever held the lock until now
+            storage = storage or Place.of(folder.parent.parent)
+            run_trial(trajectory, Reporter(scribe.take, scribe.begun()), storage, report=report, **settings)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What each rank of a trial needs beside the trajectory; plain values, which travel to other processes.
+
+    storage: of checkpoints and traces, a URI. traces: of the trace that is replayed. checkpoint, fork: local files.
+    """
+
+    storage: str
+    traces: str
+    checkpoint: str | None = None
+    fork: str | None = None
+
+
+@contextmanager
+def _given(trajectory: Trajectory, reporter: Reporter, storage: Place, traces: Place) -> Iterator[Given]:
+    """The files to go on from, brought to this machine where they lie elsewhere."""
+    fork = None if trajectory.branch is None else storage / forks.file(*vars(trajectory.branch).values())
+    with ExitStack() as held:
+        there: list[str | None] = []
+        checkpoint = storage / reporter.checkpoint if reporter.checkpoint else None
+        for file in (checkpoint, fork):
+            try:
+                there.append(str(held.enter_context(file.local())) if file else None)
+            except FileNotFoundError:
+                there.append(None)
+        if checkpoint and there[0] is None:
+            reporter.log.warning("%s is gone; training from the start", checkpoint.uri)
+        yield Given(storage.uri, traces.uri, *there)
+
+
+def run_trial(
+    trajectory: Trajectory,
+    reporter: Reporter,
+    storage: Place,
+    *,
+    traces: Place | None = None,
     device: str = "cpu",
     num_devices: float = 1.0,
     processes: int = 1,
@@ -43,56 +99,56 @@ def run(
     planned_code: str | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train one trajectory to its end, or on from its last checkpoint, recording into `folder`.
+    """Train one trajectory to its end, telling `reporter`.
 
+    storage: of checkpoints and traces. traces: where the one lies that is replayed, by default there too.
     device: "cpu" or "cuda". num_devices: how many the trial holds; on a CPU this many threads compute.
     processes: data-parallel ranks, one a GPU; this process is rank 0 and starts the others.
     checkpoint_seconds: least time between checkpoints, which take at most a twentieth of the time; 0 writes one after
     every evaluation, and none between.
     planned_code: `origins.digest` of the workload that was planned; another one here is an error.
-    report: told the step after each evaluation.
     SIGTERM ends it once the step is done and a checkpoint is written.
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
-    make_folder(folder)
-    if (folder / "done").exists():
-        return
-    with (
-        grace.noticed() as asked,
-        Recorder(folder / "records.jsonl") as recorder,
-        trajectory_log(folder / "log") as log,
-    ):
-        if (folder / "done").exists():  # by whoever held the lock until now
-            return
-        attempt = Attempt.begin(folder, trajectory.trajectory_id, device, num_devices)
-        leader = _Leader(folder, recorder, attempt, log, checkpoint_seconds, report, planned_code, asked)
-        task = {"trajectory": to_dict(trajectory), "folder": str(folder.resolve()), "num_devices": num_devices}
+    log, mine = reporter.log, storage / "trajectories" / trajectory.name
+    with grace.noticed() as asked:
+        attempt = Attempt.begin(reporter.attempt, trajectory.trajectory_id, device, num_devices, reporter.tell)
+        leader = _Leader(
+            *(trajectory.name, storage, reporter, attempt, checkpoint_seconds, report, planned_code, asked),
+            last=reporter.checkpoint,
+        )
         try:
-            with process.kept(), data_parallel.lead(processes, device, folder, task) as team:
-                train(trajectory, folder, team, device, num_devices, leader)
+            with _given(trajectory, reporter, storage, traces or storage / TRACES) as given:
+                task = {"trajectory": to_dict(trajectory), "given": asdict(given), "num_devices": num_devices}
+                with process.kept(), data_parallel.lead(processes, device, log, task) as team:
+                    train(trajectory, given, team, device, num_devices, leader)
         except BaseException as error:
+            if reporter.sending:  # nobody hears it
+                raise
             lasting = not leader.reporting and retries.is_lasting(error)
             log.exception("ended early")
             log.error("%s", one_line(error))  # last, so that the log's last line says what it was
             attempt.end("failed" if lasting or isinstance(error, Exception) else "interrupted", error, lasting)
             raise
         attempt.end("done")
-        recorder.finish()
+        for file in (*mine.files("checkpoint-*"), *(mine / OWN).files("*")):
+            file.remove()
 
 
 @dataclass
 class _Leader:
-    """What rank 0 alone has and does: records, checkpoints, the log."""
+    """What rank 0 alone has and does: records, checkpoints, the log. last: the checkpoint that the pointer names."""
 
-    folder: Path
-    recorder: Recorder
+    name: str
+    storage: Place
+    reporter: Reporter
     attempt: Attempt
-    log: logging.Logger
     checkpoint_seconds: float
     report: Callable[[int], None]
     planned_code: str | None
     asked: threading.Event  # to end
+    last: str | None
     reporting: bool = False  # what is raised while it is so is whoever listens, not the workload
     saved: float = field(default_factory=lambda: time.monotonic())
     saving_seconds: float = 0.0
@@ -108,12 +164,28 @@ class _Leader:
         return time.monotonic() >= self.saved + pause
 
     def checkpoint(self, state: State, gathered: OfRanks) -> None:
+        """Put it into the storage; then the pointer to it goes beside the records, and then the one before goes."""
         began = time.monotonic()
-        training_state.save(state, self.folder / "checkpoint", gathered)
-        self.attempt.write("running")
+        file = f"trajectories/{self.name}/checkpoint-{self.attempt.number}-{state.step}"
+        try:
+            training_state.save(state, self.storage / file, gathered)
+        except OSError as error:
+            if self.storage.is_local:
+                raise
+            self.reporter.log.warning("no checkpoint at step %d, training goes on: %s", state.step, one_line(error))
+        else:
+            self.attempt.say("running", checkpoint={"path": file, "step": state.step})
+            if self.last not in (None, file):
+                (self.storage / str(self.last)).remove()
+            self.last = file
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
         self.heed()
+
+    def leave(self, trunk: Trajectory, state: State, gathered: OfRanks) -> None:
+        """Put the state into the storage from which branches start; then the pointer to it."""
+        forks.leave(trunk, self.storage, state, gathered, self.reporter)
+        self.reporter.tell(fork={"path": forks.file(trunk.name, state.step), "step": state.step})
 
     def heed(self) -> None:
         """Raises: grace.Terminated where the trial was asked to end, once all it needs to go on is on disk."""
@@ -127,7 +199,7 @@ class _Leader:
 
 
 def train(
-    trajectory: Trajectory, folder: Path, team: Team, device: str, num_devices: float, leader: _Leader | None = None
+    trajectory: Trajectory, given: Given, team: Team, device: str, num_devices: float, leader: _Leader | None = None
 ) -> None:
     """One rank's part; a rank above 0, which has no leader's things, writes nothing."""
     training = trajectory.cells[0].training
@@ -141,19 +213,19 @@ def train(
     process.begin(training.seed, device, num_devices / team.size, training.precision, training.deterministic)
     # The records say it themselves: a run whose weights are not finite has diverged.
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
-    log, recorder = (leader.log, leader.recorder) if leader else (_SILENT, None)
+    log, reporter = (leader.reporter.log, leader.reporter) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
-    traces, fresh, keeper = folder.parent.parent / TRACES, buffers_of(state.model), None
+    storage, fresh, keeper = Place.of(given.storage), buffers_of(state.model), None
     kept, trace_steps = trajectory.keep_every_steps, trajectory.trace_steps
-    own_trace = folder / OWN if kept is None else traces / trajectory.name
+    own = storage / "trajectories" / trajectory.name / OWN if kept is None else storage / TRACES / trajectory.name
     if leader and trajectory.branch is not None and kept is not None:
-        forks.take_trace(trajectory, traces)
+        forks.take_trace(trajectory, storage / TRACES)
     if trace_steps:
-        keeper = Keeper(own_trace if leader else None, trace_steps.__contains__, fresh, trajectory.keep_dtype)
-    last_step = recorder.last_step if recorder else 0
-    is_on = training_state.restore(state, folder / "checkpoint", team, last_step, log)
+        keeper = Keeper(own if leader else None, trace_steps.__contains__, fresh, trajectory.keep_dtype)
+    last_step = reporter.last_step if reporter else 0
+    is_on = training_state.restore(state, given.checkpoint, team, last_step, log)
     if trajectory.branch is not None and not is_on:
-        forks.start(trajectory, folder, state, team, recorder, log)
+        forks.start(trajectory, given.fork, state, team, reporter, log)
     if keeper and trajectory.bracketed and any(step <= state.step for step in trace_steps - keeper.there):
         log.warning("the trace before step %d is not whole; training from the start", state.step)
         random_streams.seed_all(training.seed)
@@ -163,8 +235,8 @@ def train(
     if trajectory.replays is None:
         trainer = Trainer(passes, state, keeper)
     else:
-        trainer = Replayer(passes, state, opened(trajectory, traces), fresh)
-    evaluator = Evaluator(trajectory, passes, state, recorder)
+        trainer = Replayer(passes, state, opened(trajectory, Place.of(given.traces)), fresh)
+    evaluator = Evaluator(trajectory, passes, state, reporter)
 
     def due(step: int) -> bool:
         """Whether branches part or a checkpoint is due; ranks ask each other now and then, since that takes time."""
@@ -177,10 +249,12 @@ def train(
     while state.step < trajectory.length_steps:
         trained = trainer.train(until=evaluator.next_step(state.step), pause=due)
         if trained is not None:
-            evaluator.evaluate(trained)
+            # Before the rows, which take it along.
             log.info("step %d training loss %.6g", state.step, trained.last_loss)
             if trained.diverged:
                 log.warning("diverged: the trajectory ends here")
+            evaluator.evaluate(trained)
+            if trained.diverged:
                 if keeper:
                     keeper.flush()
                 break
@@ -192,11 +266,11 @@ def train(
             if keeper and (save or ended or parting):
                 keeper.flush()  # a checkpoint comes after what it has kept
             if parting:  # before a checkpoint from which this step is past
-                forks.leave(trajectory, folder, state, gathered, leader.recorder)
+                leader.leave(trajectory, state, gathered)
             if save:
                 leader.checkpoint(state, gathered)
             if trained is not None:
                 leader.tell(state.step)
     if leader and trajectory.bracketed:
-        trace = trainer.trace if isinstance(trainer, Replayer) else Trace.of(own_trace)
+        trace = trainer.trace if isinstance(trainer, Replayer) else Trace.of(own)
         rounds.close(evaluator, trace, fresh, leader.heed, leader.tell)

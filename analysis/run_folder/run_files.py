@@ -35,7 +35,7 @@ class BadRun(click.ClickException, ValueError):
     exit_code = 2
 
 
-def broken(path: Path, what: str, remedy: str = RESTORE) -> BadRun:
+def broken(path: Path | str, what: str, remedy: str = RESTORE) -> BadRun:
     """The error of one file: what is wrong with it, and how to go on."""
     return BadRun(f"{path}: {what}; {remedy}")
 
