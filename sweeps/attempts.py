@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Attempt:
             "num_devices": float(num_devices),
             "versions": json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")}),
             "started": _now(),
+            "pid": os.getpid(),
         }
         attempt = cls(row, time.monotonic(), tell)
         attempt.say("running")

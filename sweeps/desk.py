@@ -106,13 +106,14 @@ class Desk:
         folder = trajectory_folder(self.run, one.name)
         scribe = Scribe(folder)
         self.trials[one.name] = Trial(scribe, time.monotonic())
-        traces = replay.traces_for(self.run, one) if one.replays else self.storage / trace.TRACES
+        traces = self.storage / trace.TRACES
         return {
             "name": one.name,
             "planned": (folder / "trajectory.json").read_text(encoding="utf-8"),
             "begun": asdict(scribe.begun()),
-            "storage": self.storage.uri,
+            "home": (self.storage / "trajectories" / one.name).uri,
             "traces": traces.uri,
+            "replayed": (replay.traces_for(self.run, one) if one.replays else traces).uri,
             "data_dir": os.environ.get(VARIABLE),
             "sys_path": import_order.users_paths(),
             "settings": self.settings,

@@ -23,9 +23,9 @@ from sweeps.trace import PARTS
 from sweeps.training_state import OfRanks, State
 
 
-def file(trunk: str, step: int) -> str:
-    """Where the state lies from which branches start, below the storage."""
-    return f"trajectories/{trunk}/fork-{step}"
+def place(trajectories: Place, branch: Branch) -> Place:
+    """Where the state lies from which a branch starts."""
+    return trajectories / branch.trunk / f"fork-{branch.step}"
 
 
 def is_left(run: Path, branch: Branch) -> bool:
@@ -46,14 +46,15 @@ def offered(run: Path, trunk: Trajectory, is_done: bool) -> Trajectory:
     return replace(trunk, forks=tuple(there))
 
 
-def leave(trunk: Trajectory, storage: Place, state: State, gathered: OfRanks, reporter: Reporter) -> None:
+def leave(trunk: Trajectory, home: Place, state: State, gathered: OfRanks, reporter: Reporter) -> Place:
     """Write the state that branches start from; what an earlier attempt left is the same."""
-    place = storage / file(trunk.name, state.step)
-    if place.exists():
-        return
+    fork = home / f"fork-{state.step}"
+    if fork.exists():
+        return fork
     own = [row for row in reporter.written.values() if row["split"] == "validation"]
     rows = [row for row in [*own, *state.riders] if row["step"] <= state.step]
-    training_state.save(state, place, gathered, rows=rows, trajectory_id=trunk.trajectory_id)
+    training_state.save(state, fork, gathered, rows=rows, trajectory_id=trunk.trajectory_id)
+    return fork
 
 
 def start(
@@ -91,7 +92,7 @@ def free(run: Path, storage: Place, unfinished: Iterable[Trajectory]) -> None:
     needed = {fork_pointer(folder / one.branch.trunk, one.branch.step) for one in unfinished if one.branch is not None}
     for pointer in folder.glob("[!.]*/fork-[0-9]*.json"):
         if pointer not in needed:
-            place = pointed(pointer)
+            state = pointed(pointer)
             durable.remove(pointer)
-            if place is not None:
-                (storage / place).remove()
+            if state is not None:
+                (storage / "trajectories" / pointer.parent.name / state).remove()

@@ -136,12 +136,11 @@ class ImportedTrace:
 AnyTrace = Trace | ImportedTrace
 
 
-def open_trace(place: Place) -> AnyTrace:
+def open_trace(where: Place | Path) -> AnyTrace:
     """The trace in a folder, ours or imported, which are on this machine. Raises: BadRun."""
-    if place.is_local:
-        with place.local() as folder:
-            if (folder / INDEX).exists():
-                return ImportedTrace.of(folder)
+    place = Place.of(where)
+    if not place.is_bucket and (folder := Path(place.path)).joinpath(INDEX).exists():
+        return ImportedTrace.of(folder)
     return Trace.of(place)
 
 

@@ -67,8 +67,9 @@ def _train(config: dict[str, Any]) -> None:
             trajectory.run_trial(
                 plan.from_dict(planned),
                 reporter,
-                Place.of(config["storage"]),
-                traces=Place.of(config["traces"]),
+                Place.of(config["home"]),
+                Place.of(config["traces"]),
+                replayed=Place.of(config["replayed"]),
                 planned_code=planned.get("code"),
                 **config["settings"],
             )

@@ -38,9 +38,9 @@ def why_not(trajectory: Trajectory, trace: AnyTrace) -> str | None:
     return None
 
 
-def opened(trajectory: Trajectory, traces: Place) -> AnyTrace:
+def opened(trajectory: Trajectory, traces: Place | Path) -> AnyTrace:
     """The trace that a trajectory replays. Raises: BadRun where it is gone, broken, or cannot serve."""
-    trace = open_trace(traces / str(trajectory.replays))
+    trace = open_trace(Place.of(traces) / str(trajectory.replays))
     why = why_not(trajectory, trace)
     if why is not None:
         remedy = f"remove trajectories/{trajectory.name}, whose weights come from it, and `wa run` trains them"

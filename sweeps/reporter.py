@@ -26,7 +26,8 @@ Key = tuple[str, int, str]
 class Begun:
     """What a run folder has of a trajectory as a trial starts; plain values, which travel to other machines.
 
-    attempt: the number of this one. checkpoint: its file, below the storage. packed: the rows on record.
+    attempt: the number of this one. checkpoint: its file, in the trajectory's place in the storage. packed: the rows
+    on record.
     """
 
     attempt: int = 0

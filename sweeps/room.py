@@ -49,11 +49,11 @@ def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
     if not kept:
         return
     storage = storage_of(run)
-    if not storage.is_local:  # whose room is not known
+    if storage.is_bucket:  # whose room is not known
         return
     there = [part for one in kept for part in (storage / TRACES / one.name).files(PARTS)]
-    needed = sum(trace_bytes(one, processes) for one in kept) - sum(part.size() for part in there)
-    home = next(path for path in [Path(storage.uri).absolute(), *Path(storage.uri).absolute().parents] if path.exists())
+    needed = sum(trace_bytes(one, processes) for one in kept) - sum(part.size() or 0 for part in there)
+    home = next(path for path in [Path(storage.path), *Path(storage.path).parents] if path.exists())
     if needed > (free := shutil.disk_usage(home).free):
         most = max(kept, key=lambda one: trace_bytes(one, processes))
         each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes) / 2**20:,.4g} MiB"

@@ -23,7 +23,7 @@ def fork_pointer(folder: Path, step: int) -> Path:
 
 
 def pointed(pointer: Path) -> str | None:
-    """The file that a pointer names, below the storage; None without a pointer. Raises: BadRun."""
+    """The file that a pointer names, in its trajectory's place in the storage; None without one. Raises: BadRun."""
     try:
         told = read_json(pointer, again(pointer.parent))
     except FileNotFoundError:

@@ -85,6 +85,10 @@ class Place:
     def name(self) -> str:
         return PurePosixPath(self.path).name
 
+    @property
+    def parent(self) -> Place:
+        return replace(self, path=self.path.rpartition("/")[0] or "/")
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.path}" if self.is_bucket else self.path
 
@@ -145,6 +149,18 @@ class Place:
             return
         with suppress(FileNotFoundError), self._failing_as_one_line("remove"):
             self._system().delete_file(self.path)
+
+    def copy_of(self, other: Place) -> None:
+        """Have the bytes of another file of the same storage; in a folder, the same file by another name."""
+        if self.is_bucket:
+            with self._failing_as_one_line("copy to"):
+                self._system().copy_file(other.path, self.path)
+            return
+        durable.make_folder(Path(self.path).parent)
+        try:
+            os.link(other.path, self.path)
+        except OSError:  # a file system without links
+            self.write(other.read())
 
     def files(self, pattern: str = "*") -> list[Place]:
         """The files in it whose names match, by name; hidden ones only where the pattern names them."""

@@ -56,14 +56,19 @@ class Keeper:
     """Writes the trace of a training that goes on; what an earlier attempt wrote of it stays, being the same."""
 
     def __init__(
-        self, folder: Place | None, wants: Callable[[int], bool], fresh: Mapping[str, Tensor], dtype: str | None = None
+        self,
+        folder: Place | Path | None,
+        wants: Callable[[int], bool],
+        fresh: Mapping[str, Tensor],
+        dtype: str | None = None,
     ) -> None:
         """folder: None for a rank above 0, which takes part and writes nothing.
 
         wants: whether to keep a step, beside those of evaluations. fresh: `buffers_of` the model before its first step.
         dtype: of ROUNDED, for wider numbers; None: all exactly.
         """
-        self.folder, self.wants, self.fresh, self.dtype = folder, wants, fresh, dtype
+        self.folder = None if folder is None else Place.of(folder)
+        self.wants, self.fresh, self.dtype = wants, fresh, dtype
         self.before: dict[str, str] = {}  # the dtypes of what was rounded
         self.there = set() if folder is None else set(Trace.of(folder, mending=True).steps)
         self.waiting: dict[str, Tensor] = {}
@@ -135,7 +140,7 @@ class Trace:
     _open: dict[str, tuple[Any, dict[str, list[str]]]] = field(default_factory=dict)  # a part, its keys by step
 
     @classmethod
-    def of(cls, folder: Place, mending: bool = False) -> Trace:
+    def of(cls, where: Place | Path, mending: bool = False) -> Trace:
         """The trace in a folder. mending: remove parts that are broken, which the training writes again.
 
         Raises: BadRun where a part cannot be read.
@@ -143,6 +148,7 @@ class Trace:
         parts: dict[int, Place] = {}
         seconds: dict[int, float] = {}
         rounded = None
+        folder = Place.of(where)
         for part in folder.files(PARTS):
             try:
                 told = _checked(part) if mending else _metadata(part)
@@ -159,7 +165,7 @@ class Trace:
 
     @property
     def where(self) -> str:
-        return self.folder.uri
+        return str(self.folder)
 
     @property
     def steps(self) -> list[int]:
@@ -172,7 +178,7 @@ class Trace:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.size() for part in {part.uri: part for part in self.parts.values()}.values())
+        return sum(part.size() or 0 for part in {part.uri: part for part in self.parts.values()}.values())
 
     def read(self, step: int) -> Snapshot:
         """One snapshot, mapped from its file. Raises: BadRun where its part is not what was written; KeyError."""
@@ -217,13 +223,13 @@ def _metadata(part: Place) -> dict[str, str]:
         told: dict[str, str] = header.pop("__metadata__", {})
         end = 8 + size + max((one["data_offsets"][1] for one in header.values()), default=0)
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
-        raise broken(part.uri, f"no safetensors file ({error})", REMEDY) from None
+        raise broken(str(part), f"no safetensors file ({error})", REMEDY) from None
     except OSError as error:
-        raise broken(part.uri, str(error).splitlines()[0], REMEDY) from None
+        raise broken(str(part), str(error).splitlines()[0], REMEDY) from None
     if told.get("format") != FORMAT:
-        raise broken(part.uri, f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
+        raise broken(str(part), f"its format is {told.get('format')!r}, not {FORMAT!r}", REMEDY)
     if end != (there := part.size()):
-        raise broken(part.uri, f"it has {there:,} bytes, not the {end:,} that its header tells of", REMEDY)
+        raise broken(str(part), f"it has {there or 0:,} bytes, not the {end:,} that its header tells of", REMEDY)
     return told
 
 
@@ -232,7 +238,7 @@ def _checked(part: Place) -> dict[str, str]:
     told = _metadata(part)
     plain = part.read().replace(told["sha256"].encode(), NO_SUM.encode(), 1)
     if hashlib.sha256(plain).hexdigest() != told["sha256"]:
-        raise broken(part.uri, "its sha256 does not match", REMEDY)
+        raise broken(str(part), "its sha256 does not match", REMEDY)
     return told
 
 
@@ -249,7 +255,7 @@ def drop(run: Path) -> int:
     check_run(run)
     with durable.locked(run):
         parts = [part for folder in (storage_of(run) / TRACES).folders() for part in folder.files(PARTS)]
-        freed = sum(part.size() for part in parts)
+        freed = sum(part.size() or 0 for part in parts)
         for part in parts:
             part.remove()
         shutil.rmtree(run / TRACES, ignore_errors=True)

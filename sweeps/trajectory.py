@@ -40,58 +40,57 @@ def run(
     folder: Path,
     *,
     report: Callable[[int], None] = lambda _: None,
-    storage: Place | None = None,
     **settings: Any,
 ) -> None:
-    """Train one trajectory to its end in this process, or on from its last checkpoint, recording into `folder`.
+    """Train one trajectory to its end in this process, or on from its last checkpoint, all in a folder of a run.
 
-    report: told the step after each evaluation. storage: of checkpoints and traces, by default the run folder.
-    settings: of `run_trial`.
+    report: told the step after each evaluation. settings: of `run_trial`.
     """
     if (folder / "done").exists():
         return
     with Scribe(folder) as scribe:
         if not (folder / "done").exists():  # by whoever held the lock until now
-            storage = storage or Place.of(folder.parent.parent)
-            run_trial(trajectory, Reporter(scribe.take, scribe.begun()), storage, report=report, **settings)
+            traces = Place.of(folder.parent.parent / TRACES)
+            reporter = Reporter(scribe.take, scribe.begun())
+            run_trial(trajectory, reporter, Place.of(folder), traces, report=report, **settings)
 
 
 @dataclass(frozen=True)
 class Given:
     """What each rank of a trial needs beside the trajectory; plain values, which travel to other processes.
 
-    storage: of checkpoints and traces, a URI. traces: of the trace that is replayed. checkpoint, fork: local files.
+    home, traces, replayed: URIs, as of `run_trial`. checkpoint, fork: local files.
     """
 
-    storage: str
+    home: str
     traces: str
+    replayed: str
     checkpoint: str | None = None
     fork: str | None = None
 
 
 @contextmanager
-def _given(trajectory: Trajectory, reporter: Reporter, storage: Place, traces: Place) -> Iterator[Given]:
-    """The files to go on from, brought to this machine where they lie elsewhere."""
-    fork = None if trajectory.branch is None else storage / forks.file(*vars(trajectory.branch).values())
+def _given(trajectory: Trajectory, reporter: Reporter, home: Place, traces: Place, replayed: Place) -> Iterator[Given]:
+    """The files to go on from are brought to this machine where they lie elsewhere."""
+    checkpoint = home / reporter.checkpoint if reporter.checkpoint else None
+    fork = None if trajectory.branch is None else forks.place(home.parent, trajectory.branch)
     with ExitStack() as held:
-        there: list[str | None] = []
-        checkpoint = storage / reporter.checkpoint if reporter.checkpoint else None
-        for file in (checkpoint, fork):
-            try:
-                there.append(str(held.enter_context(file.local())) if file else None)
-            except FileNotFoundError:
-                there.append(None)
-        if checkpoint and there[0] is None:
-            reporter.log.warning("%s is gone; training from the start", checkpoint.uri)
-        yield Given(storage.uri, traces.uri, *there)
+        here = [
+            str(held.enter_context(file.local())) if file is not None and file.exists() else None
+            for file in (checkpoint, fork)
+        ]
+        if checkpoint is not None and here[0] is None:
+            reporter.log.warning("%s is gone; training from the start", checkpoint)
+        yield Given(home.uri, traces.uri, replayed.uri, *here)
 
 
 def run_trial(
     trajectory: Trajectory,
     reporter: Reporter,
-    storage: Place,
+    home: Place,
+    traces: Place,
     *,
-    traces: Place | None = None,
+    replayed: Place | None = None,
     device: str = "cpu",
     num_devices: float = 1.0,
     processes: int = 1,
@@ -101,7 +100,8 @@ def run_trial(
 ) -> None:
     """Train one trajectory to its end, telling `reporter`.
 
-    storage: of checkpoints and traces. traces: where the one lies that is replayed, by default there too.
+    home: of its checkpoints; that of its trunk is beside it. traces: of what is kept. replayed: of the trace that is
+    replayed, by default there too.
     device: "cpu" or "cuda". num_devices: how many the trial holds; on a CPU this many threads compute.
     processes: data-parallel ranks, one a GPU; this process is rank 0 and starts the others.
     checkpoint_seconds: least time between checkpoints, which take at most a twentieth of the time; 0 writes one after
@@ -111,15 +111,15 @@ def run_trial(
 
     The process is left as it was found: its settings, environment, logging and random streams.
     """
-    log, mine = reporter.log, storage / "trajectories" / trajectory.name
+    log = reporter.log
     with grace.noticed() as asked:
         attempt = Attempt.begin(reporter.attempt, trajectory.trajectory_id, device, num_devices, reporter.tell)
         leader = _Leader(
-            *(trajectory.name, storage, reporter, attempt, checkpoint_seconds, report, planned_code, asked),
+            *(home, reporter, attempt, checkpoint_seconds, report, planned_code, asked),
             last=reporter.checkpoint,
         )
         try:
-            with _given(trajectory, reporter, storage, traces or storage / TRACES) as given:
+            with _given(trajectory, reporter, home, traces, replayed or traces) as given:
                 task = {"trajectory": to_dict(trajectory), "given": asdict(given), "num_devices": num_devices}
                 with process.kept(), data_parallel.lead(processes, device, log, task) as team:
                     train(trajectory, given, team, device, num_devices, leader)
@@ -132,7 +132,7 @@ def run_trial(
             attempt.end("failed" if lasting or isinstance(error, Exception) else "interrupted", error, lasting)
             raise
         attempt.end("done")
-        for file in (*mine.files("checkpoint-*"), *(mine / OWN).files("*")):
+        for file in (*home.files("checkpoint-*"), *(home / OWN).files()):
             file.remove()
 
 
@@ -140,8 +140,7 @@ def run_trial(
 class _Leader:
     """What rank 0 alone has and does: records, checkpoints, the log. last: the checkpoint that the pointer names."""
 
-    name: str
-    storage: Place
+    home: Place
     reporter: Reporter
     attempt: Attempt
     checkpoint_seconds: float
@@ -166,17 +165,17 @@ class _Leader:
     def checkpoint(self, state: State, gathered: OfRanks) -> None:
         """Put it into the storage; then the pointer to it goes beside the records, and then the one before goes."""
         began = time.monotonic()
-        file = f"trajectories/{self.name}/checkpoint-{self.attempt.number}-{state.step}"
+        file = f"checkpoint-{self.attempt.number}-{state.step}"
         try:
-            training_state.save(state, self.storage / file, gathered)
+            training_state.save(state, self.home / file, gathered)
         except OSError as error:
-            if self.storage.is_local:
+            if not self.home.is_bucket:
                 raise
             self.reporter.log.warning("no checkpoint at step %d, training goes on: %s", state.step, one_line(error))
         else:
             self.attempt.say("running", checkpoint={"path": file, "step": state.step})
             if self.last not in (None, file):
-                (self.storage / str(self.last)).remove()
+                (self.home / str(self.last)).remove()
             self.last = file
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - began
@@ -184,8 +183,8 @@ class _Leader:
 
     def leave(self, trunk: Trajectory, state: State, gathered: OfRanks) -> None:
         """Put the state into the storage from which branches start; then the pointer to it."""
-        forks.leave(trunk, self.storage, state, gathered, self.reporter)
-        self.reporter.tell(fork={"path": forks.file(trunk.name, state.step), "step": state.step})
+        file = forks.leave(trunk, self.home, state, gathered, self.reporter)
+        self.reporter.tell(fork={"path": file.name, "step": state.step})
 
     def heed(self) -> None:
         """Raises: grace.Terminated where the trial was asked to end, once all it needs to go on is on disk."""
@@ -215,11 +214,11 @@ def train(
     warnings.filterwarnings("ignore", "a snapshot was not finite", RuntimeWarning)
     log, reporter = (leader.reporter.log, leader.reporter) if leader else (_SILENT, None)
     state = training_state.fresh(trajectory, workload, device, team)
-    storage, fresh, keeper = Place.of(given.storage), buffers_of(state.model), None
+    traces, fresh, keeper = Place.of(given.traces), buffers_of(state.model), None
     kept, trace_steps = trajectory.keep_every_steps, trajectory.trace_steps
-    own = storage / "trajectories" / trajectory.name / OWN if kept is None else storage / TRACES / trajectory.name
+    own = Place.of(given.home) / OWN if kept is None else traces / trajectory.name
     if leader and trajectory.branch is not None and kept is not None:
-        forks.take_trace(trajectory, storage / TRACES)
+        forks.take_trace(trajectory, traces)
     if trace_steps:
         keeper = Keeper(own if leader else None, trace_steps.__contains__, fresh, trajectory.keep_dtype)
     last_step = reporter.last_step if reporter else 0
@@ -235,7 +234,7 @@ def train(
     if trajectory.replays is None:
         trainer = Trainer(passes, state, keeper)
     else:
-        trainer = Replayer(passes, state, opened(trajectory, Place.of(given.traces)), fresh)
+        trainer = Replayer(passes, state, opened(trajectory, Place.of(given.replayed)), fresh)
     evaluator = Evaluator(trajectory, passes, state, reporter)
 
     def due(step: int) -> bool:

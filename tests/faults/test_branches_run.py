@@ -64,9 +64,8 @@ def test_a_failed_trunk_takes_its_branches_along_and_the_next_run_mends_it(outsi
 
     switch.unlink()
     going_on = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait(lambda: (run / "trajectories" / trunk.name / "fork-61").exists())
-    holding = run / "trajectories" / trunk.name / "records.jsonl"
-    os.kill(workers(holding)[0], signal.SIGKILL)
+    wait(lambda: (run / "trajectories" / trunk.name / "fork-61.json").exists())
+    os.kill(workers(run / "trajectories" / trunk.name)[0], signal.SIGKILL)
     said, _ = going_on.communicate(timeout=300)
     assert going_on.returncode == 0, said
     assert not list(run.glob("trajectories/*/fork-*")), "their states are freed"

@@ -16,7 +16,7 @@ from sweep_processes import STUDY, UNDRAWN, WA, num_records, wait
 from analysis.run_folder.records import load_records, load_trials
 from analysis.run_folder.schema import MEASURED
 from sweeps import cli
-from sweeps.launch import MAX_FAILURES
+from sweeps.desk import MOST_FAILURES
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ def test_an_interrupt_while_ray_starts_leaves_nothing(outside: Path) -> None:
 
 
 def test_crashes_are_told_apart_and_retried_as_often_as_promised(outside: Path) -> None:
-    code = CRASHES.replace("MARKS", str(outside)).replace("RETRIES", str(MAX_FAILURES))
+    code = CRASHES.replace("MARKS", str(outside)).replace("RETRIES", str(MOST_FAILURES - 1))
     (outside / "crashes.py").write_text(code)
     (outside / "crashes.yaml").write_text(CRASH_STUDY)
     process = begin(outside, "crashes.yaml")
@@ -136,10 +136,10 @@ def test_crashes_are_told_apart_and_retried_as_often_as_promised(outside: Path) 
     done = trials.loc[trials["status"] == "done", "trajectory_id"]
     # Killed as often as there are retries, and done by the last of them; what crashes always is tried once more.
     assert len(done) == 1
-    assert (trials["trajectory_id"] == done.iloc[0]).sum() == MAX_FAILURES + 1 == len(said["KilledAtFirst"]) + 1
-    assert len(said["Segfault"]) == MAX_FAILURES + 1
+    assert (trials["trajectory_id"] == done.iloc[0]).sum() == MOST_FAILURES == len(said["KilledAtFirst"]) + 1
+    assert len(said["Segfault"]) == MOST_FAILURES
     assert "tried again" not in said["Segfault"][-1]
-    assert len(status) == 2 * (MAX_FAILURES + 1) + 1
+    assert len(status) == 2 * MOST_FAILURES + 1
     assert not [line for line in lines if "Traceback" in line or line.startswith("ray::")]
     assert "Traceback" in (outside / "run" / "ray.log").read_text()
     assert (outside / "run" / "ray.log").stat().st_mode & 0o077 == 0

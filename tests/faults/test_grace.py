@@ -80,7 +80,8 @@ def test_sigterm_ends_a_trial_after_its_step(outside: Path, tmp_path: Path, wher
     assert attempt["status"] == "interrupted"
     assert "asked to end by SIGTERM" in str(attempt["error"])
     done = steps.read_bytes().count(b"\n")
-    saved = checkpoint.load(folder / "checkpoint")
+    (found,) = folder.glob("checkpoint-*")
+    saved = checkpoint.load(found)
     assert saved is not None
     assert saved["step"] == done < 30
     if processes == 1:

@@ -19,8 +19,9 @@ from sweeps.attempts import Attempt
 from sweeps.cells import cells as cells_of
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory, trajectories
-from sweeps.recorder import Recorder
+from sweeps.reporter import Begun, Reporter
 from sweeps.run_folder import compact, trajectory_folder, write_plan, write_trials
+from sweeps.scribe import Scribe
 from sweeps.spec import parse_spec
 from sweeps.studies import Resolved, union
 from sweeps.targets import Target
@@ -144,12 +145,10 @@ def met_at(odd: Odd, cell: Cell) -> float:
 def _train(run: Path, one: Trajectory, odd: Odd, end: str) -> None:
     folder = trajectory_folder(run, one.name)
     status = {"unfinished": "interrupted", "failed": "failed"}.get(end, "done")
-    with Recorder(folder / "records.jsonl") as recorder:
-        attempt = Attempt.begin(folder, one.trajectory_id, "cpu", 1.0)
-        recorder.append(_rows(one, odd, end))
+    with Scribe(folder) as scribe:
+        attempt = Attempt.begin(0, one.trajectory_id, "cpu", 1.0, Reporter(scribe.take, Begun()).tell)
+        scribe.recorder.append(_rows(one, odd, end))
         attempt.end(status)
-        if status == "done":
-            recorder.finish()
     (folder / "log").write_text("the last words\n", encoding="utf-8")
     if status == "done" and odd.compacted:
         compact(run, one.name)

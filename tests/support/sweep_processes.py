@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -37,15 +37,13 @@ def num_records(run: Path) -> int:
 
 
 def workers(run: Path) -> list[int]:
-    """Processes that hold a live record file of this run open for writing: the trials."""
+    """The processes of the trials that are on their way in a run folder, or in one trajectory's."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for path in run.rglob("attempt-*.json"):
         try:
-            names = [os.readlink(link) for link in (entry / "fd").iterdir()]
-        except OSError:
+            told = json.loads(path.read_text())
+        except FileNotFoundError:  # just replaced
             continue
-        if any(name.startswith(str(run)) and name.endswith("records.jsonl") for name in names):
-            found.append(int(entry.name))
+        if told["status"] == "running" and Path(f"/proc/{told['pid']}").exists():
+            found.append(int(told["pid"]))
     return found

@@ -19,6 +19,7 @@ from sweeps.plan_text import show
 from sweeps.run import Work, as_json, expected, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.status import Status
+from sweeps.storage import Place
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.8}]
 TRUNK = {"shape": "constant", "warmup": 6}
@@ -51,7 +52,7 @@ def test_each_row_is_there_once_and_the_trunk_is_paid_for_once(outside: Path) ->
         assert [one.branch is None for one in (trunk, *branches)] == [True, False, False]
         train(run, trunk)
         left = list(run.glob("trajectories/*/fork-*"))
-        assert {path.name for path in left} == {"fork-25", "fork-49"}
+        assert {path.name for path in left} == {"fork-25", "fork-49", "fork-25.json", "fork-49.json"}
         # Each is a file of torch's, whose own names and paddings outweigh the few weights here.
         assert sum(path.stat().st_size for path in left) > forks.most_bytes(trunk) > 0
 
@@ -61,10 +62,10 @@ def test_each_row_is_there_once_and_the_trunk_is_paid_for_once(outside: Path) ->
         assert again.done == (trunk.name,)
         late, early = sorted(branches, key=lambda one: -one.first_step)
         trained = {late.name: train(run, late)}
-        forks.free(run, planned(run, specs).trajectories)
-        assert {path.name for path in run.glob("trajectories/*/fork-*")} == {"fork-25"}
+        forks.free(run, Place.of(run), planned(run, specs).trajectories)
+        assert {path.name for path in run.glob("trajectories/*/fork-*")} == {"fork-25", "fork-25.json"}
         trained[early.name] = train(run, early)
-        forks.free(run, planned(run, specs).trajectories)
+        forks.free(run, Place.of(run), planned(run, specs).trajectories)
         assert not list(run.glob("trajectories/*/fork-*"))
         run_folder.write_trials(run)
     records = load(run)

@@ -22,6 +22,7 @@ from sweeps.identity import Cell
 from sweeps.plan import Branch, Trajectory, cost, trajectories
 from sweeps.room import num_snapshots
 from sweeps.schedules import Schedule, shared_steps
+from sweeps.storage import Place
 from sweeps.trace import Trace
 
 TRUNK = {"shape": "constant", "warmup": 6}
@@ -203,10 +204,12 @@ def test_free_removes_the_states_that_no_unfinished_branch_starts_from(tmp_path:
     waiting = Trajectory("b", (base,), branch=Branch("trunk", 25))
     folder = tmp_path / "trajectories" / "trunk"
     folder.mkdir(parents=True)
-    for name in ("fork-25", "fork-49", "checkpoint"):
+    for name in ("fork-25", "fork-49", "checkpoint-0-49"):
         (folder / name).write_bytes(b"state")
-    forks.free(tmp_path, [waiting])
-    assert {path.name for path in folder.iterdir()} == {"fork-25", "checkpoint"}
+        (folder / f"{name}.json").write_text(json.dumps({"path": name, "step": 1}))
+    forks.free(tmp_path, Place.of(tmp_path), [waiting])
+    left = {"fork-25", "fork-25.json", "checkpoint-0-49", "checkpoint-0-49.json"}
+    assert {path.name for path in folder.iterdir()} == left
     trunk = Trajectory("trunk", (base,), forks=(25, 49))
     assert forks.offered(tmp_path, trunk, is_done=True).forks == (25,)
     assert forks.offered(tmp_path, trunk, is_done=False).forks == (25, 49)

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.traces import copies
 from sweeps import checkpoint
+from sweeps.storage import Place
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -15,7 +16,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         "b": [1, 2.5, "x", None, {"deep": torch.arange(3)}],
         "random": torch.get_rng_state(),
     }
-    checkpoint.save(tmp_path / "checkpoint", state)
+    checkpoint.save(Place.of(tmp_path / "checkpoint"), state)
     again = checkpoint.load(tmp_path / "checkpoint")
     assert again is not None
     assert torch.equal(again["a"], state["a"])
@@ -31,7 +32,7 @@ def test_none_before_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "digest"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint"
-    checkpoint.save(path, {"a": torch.ones(100)})
+    checkpoint.save(Place.of(path), {"a": torch.ones(100)})
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1

@@ -99,7 +99,7 @@ def test_the_last_lines_of_a_torn_file_are_written_again_as_they_were(tmp_path: 
     path = tmp_path / "torn" / "records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))  # an average's records of step 20, and not the live weights'
-    (tmp_path / "torn" / "checkpoint").unlink()
+    (tmp_path / "torn" / "checkpoint.json").unlink()
     assert_same(run(one, tmp_path / "torn"), run(one, tmp_path / "whole"))
 
 

@@ -19,6 +19,7 @@ from sweeps.cells import cells
 from sweeps.data_parallel import Team
 from sweeps.plan import Trajectory, trajectories
 from sweeps.spec import parse_spec
+from sweeps.storage import Place
 from workloads.protocol import load
 
 DRAWING = textwrap.dedent('''
@@ -101,7 +102,7 @@ def test_streams_go_on_from_a_checkpoint(tmp_path: Path, before: int) -> None:
         for _ in range(before):
             np.random.randn()  # noqa: NPY002
             random.gauss(0, 1)
-        checkpoint.save(tmp_path / "checkpoint", dict(random_streams.read(cuda=False)))
+        checkpoint.save(Place.of(tmp_path / "checkpoint"), dict(random_streams.read(cuda=False)))
         expected = draw()
         random_streams.seed_all(4)
         assert draw() != expected

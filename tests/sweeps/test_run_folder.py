@@ -12,7 +12,9 @@ from analysis.run_folder.records import load, load_cells, load_records, load_tri
 from sweeps import durable, plan, run_folder, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
+from sweeps.reporter import Begun, Reporter
 from sweeps.run import Work, work
+from sweeps.scribe import Scribe
 from sweeps.spec import parse_spec
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.9}]
@@ -35,6 +37,12 @@ def run(outside: Path) -> Path:
     folder = outside / "run"
     train(folder, work([spec()], folder))
     return folder
+
+
+def begin(folder: Path) -> None:
+    """An attempt that says no more."""
+    with Scribe(folder) as scribe:
+        Attempt.begin(0, folder.name, "cpu", 1.0, Reporter(scribe.take, Begun()).tell)
 
 
 def test_the_folder_holds_what_the_face_says(run: Path) -> None:
@@ -69,7 +77,7 @@ def test_compaction_repeats_after_a_kill(outside: Path, killed_after: str) -> No
     run_folder.compact(folder, one.name)
     assert load_records(folder).equals(before)
     assert not (home / "records.jsonl").exists()
-    assert not (home / "checkpoint").exists()
+    assert not list(home.glob("checkpoint*"))
 
 
 def test_nothing_is_left_to_do_in_a_finished_folder(run: Path) -> None:
@@ -100,7 +108,7 @@ def test_an_unfinished_trajectory_goes_on_with_its_cells(outside: Path) -> None:
     (planned,) = (folder / "trajectories").iterdir()
     asked = spec(averaging=[*AVERAGING, {"scheme": "lawa", "k": 3}])
     assert [len(one.cells) for one in work([asked], folder).trajectories] == [3]  # not begun: planned anew
-    Attempt.begin(planned, planned.name, "cpu", 1.0)
+    begin(planned)
     todo = work([asked], folder)
     assert [len(one.cells) for one in todo.trajectories] == [2, 1]
     assert len({one.name for one in todo.trajectories}) == 2

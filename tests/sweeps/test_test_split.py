@@ -19,6 +19,8 @@ from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
 from sweeps.plan import Trajectory, cost, trajectories
+from sweeps.reporter import Begun, Reporter
+from sweeps.scribe import Scribe
 from sweeps.spec import parse_spec
 from sweeps.studies import resolve
 
@@ -64,6 +66,12 @@ def spec(test: bool = True, workload: str = "testedwork:Tested", **changes: Any)
 def one_trajectory(*arguments: Any, **changes: Any) -> Trajectory:
     (one,) = trajectories(cells(parse_spec(spec(*arguments, **changes))), fuse=True)
     return one
+
+
+def begin(folder: Path) -> None:
+    """An attempt that says no more."""
+    with Scribe(folder) as scribe:
+        Attempt.begin(0, folder.name, "cpu", 1.0, Reporter(scribe.take, Begun()).tell)
 
 
 def test_every_cell_has_one_record_of_the_test_split_at_the_end(tmp_path: Path) -> None:
@@ -158,7 +166,7 @@ def test_a_cell_that_was_trained_without_is_not_tested_silently(tmp_path: Path) 
     resolved = resolve([plain])
     (one,) = trajectories(resolved[0].cells, fuse=True)
     run_folder.write_plan(folder, resolved, [one])
-    Attempt.begin(run_folder.trajectory_folder(folder, one.name), one.trajectory_id, "cpu", 1)
+    begin(run_folder.trajectory_folder(folder, one.name))
     asked = parse_spec({**spec(), "study": "u"})
     with pytest.raises(SpecError, match=r"evaluate\.test: .* with false, the spec says true; .*another --out"):
         run_folder.check_compatible(folder, resolve([asked])[0].cells, asked)

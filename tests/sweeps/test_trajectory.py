@@ -52,21 +52,28 @@ def test_fused_equals_unfused_on_a_real_workload(tmp_path: Path) -> None:
         assert_same(together, alone.sort_values(KEY).reset_index(drop=True))
 
 
+def the_checkpoint(folder: Path) -> Path:
+    """The only one there, which the pointer names."""
+    (found,) = folder.glob("checkpoint-*")
+    assert json.loads((folder / "checkpoint.json").read_text())["path"] == found.name
+    return found
+
+
 @pytest.mark.parametrize("step", [3, 31, 58])
 def test_a_checkpoint_is_written_when_it_is_due_and_goes_on_between_two_evaluations(
     outside: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
     undisturbed = run(one, tmp_path / "undisturbed")
-    save, saved = training_state.save, []
+    save, saved = trajectory._Leader.checkpoint, []
 
-    def saving(state: State, *more: Any) -> None:
-        save(state, *more)
+    def saving(self: Any, state: State, *more: Any) -> None:
+        save(self, state, *more)
         saved.append(state.step)
         if state.step == step:
             raise Stop
 
-    monkeypatch.setattr(training_state, "save", saving)
+    monkeypatch.setattr(trajectory._Leader, "checkpoint", saving)
     monkeypatch.setattr(trajectory._Leader, "wants_checkpoint", lambda self, between=False: True)
     folder = tmp_path / "disturbed"
     with pytest.raises(Stop):
@@ -80,6 +87,16 @@ def test_a_checkpoint_is_written_when_it_is_due_and_goes_on_between_two_evaluati
     assert len(trained) == one.length_steps - step
 
 
+def test_a_checkpoint_that_is_gone_means_starting_over(outside: Path, tmp_path: Path) -> None:
+    (one,) = trajectories(tiny(ALL_SCHEMES), fuse=True)
+    undisturbed = run(one, tmp_path / "undisturbed")
+    with pytest.raises(Stop):
+        run(one, tmp_path / "a", checkpoint_seconds=0, report=stop_at(28))
+    the_checkpoint(tmp_path / "a").unlink()
+    assert_same(run(one, tmp_path / "a"), undisturbed)
+    assert "is gone; training from the start" in (tmp_path / "a" / "log").read_text()
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
 @pytest.mark.parametrize("step", [7, 28, 56])
 def test_resumed_equals_undisturbed(outside: Path, tmp_path: Path, step: int, checkpoint_seconds: float) -> None:
@@ -88,7 +105,7 @@ def test_resumed_equals_undisturbed(outside: Path, tmp_path: Path, step: int, ch
     folder = tmp_path / "disturbed"
     with pytest.raises(Stop):
         run(one, folder, checkpoint_seconds=checkpoint_seconds, report=stop_at(step))
-    assert (folder / "checkpoint").exists() == (checkpoint_seconds == 0.0)
+    assert bool(list(folder.glob("checkpoint-*"))) == (checkpoint_seconds == 0.0)
     before = rows(folder)
     assert before["step"].max() == step
     after = run(one, folder, checkpoint_seconds=checkpoint_seconds)
@@ -112,10 +129,10 @@ def test_a_bank_that_knows_its_readings_has_the_records_of_one_that_does_not(
     with pytest.raises(Stop):
         run(one, tmp_path / "resumed", checkpoint_seconds=0, report=stop_at(28))
     monkeypatch.undo()
-    size = (tmp_path / "resumed" / "checkpoint").stat().st_size
+    size = the_checkpoint(tmp_path / "resumed").stat().st_size
     with pytest.raises(Stop):
         run(one, tmp_path / "resumed", checkpoint_seconds=0, report=stop_at(35))
-    assert (tmp_path / "resumed" / "checkpoint").stat().st_size < size
+    assert the_checkpoint(tmp_path / "resumed").stat().st_size < size
     assert_same(run(one, tmp_path / "resumed"), told)
 
 
@@ -146,7 +163,7 @@ def test_a_damaged_checkpoint_means_starting_over(outside: Path, tmp_path: Path)
     undisturbed = run(one, tmp_path / "undisturbed")
     with pytest.raises(Stop):
         run(one, tmp_path / "a", checkpoint_seconds=0, report=stop_at(28))
-    (tmp_path / "a" / "checkpoint").write_bytes(b"rubbish")
+    the_checkpoint(tmp_path / "a").write_bytes(b"rubbish")
     assert_same(run(one, tmp_path / "a"), undisturbed)
     assert "training from the start" in (tmp_path / "a" / "log").read_text()
 

@@ -6,7 +6,8 @@ import itertools
 import json
 import sys
 import textwrap
-import threading
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from analysis.run_folder.records import read_live
 from sweeps import attempts, launch, retries, training_state, trajectory
 from sweeps.cells import cells
+from sweeps.desk import Desk
 from sweeps.plan import Trajectory, to_dict, trajectories
 from sweeps.spec import parse_spec
 
@@ -163,38 +165,31 @@ def test_what_is_tried_again(error: BaseException, lasting: bool) -> None:
 
 
 def test_the_trial_gives_tune_only_what_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.tune, "report", lambda metrics: None)
-    outcomes = {}
-    for name in ("Raises", "Exits", "Offline"):
-        folder = tmp_path / "trajectories" / name
+    names = ("Raises", "Exits", "Offline")
+    planned = [replace(one(f"endingwork:{name}"), name=name) for name in names]
+    for trajectory_ in planned:
+        folder = tmp_path / "trajectories" / trajectory_.name
         folder.mkdir(parents=True)
-        (folder / "trajectory.json").write_text(json.dumps(to_dict(one(f"endingwork:{name}"))))
-        config = {
-            "name": name,
-            "folder": str(folder),
-            "device": "cpu",
-            "num_devices": 1.0,
-            "processes": 1,
-            "data_dir": None,
-            "checkpoint_seconds": 10.0,
-            "sys_path": [],
-        }
+        (folder / "trajectory.json").write_text(json.dumps(to_dict(trajectory_)))
+    lost: list[str] = []
+    listener: Any = SimpleNamespace(failed=lambda name, reason: lost.append(f"{name}: {reason}"))
+    desk = Desk(tmp_path, planned, listener, {})
+    monkeypatch.setattr(launch.tune, "report", lambda told: desk.heard(told["name"], told["told"]))
+    monkeypatch.setattr(launch.crash_dumps, "kept", lambda: nullcontext({"node": "n", "pid": 1, "dump": "d"}))
+    outcomes = {}
+    for name in names:
+        config = desk.next()
+        assert config is not None
         try:
             launch._train(config)
             outcomes[name] = "ended"
+            desk.ended(name)
         except ValueError:
             outcomes[name] = "tried again"
     assert outcomes == {"Raises": "ended", "Exits": "ended", "Offline": "tried again"}
-    heard: list[str] = []
-    listener: Any = SimpleNamespace(failed=lambda name, reason: heard.append(f"{name}: {reason}"))
-    outcome = launch.Outcome()
-    callback = launch._Callback(tmp_path, listener, outcome, threading.Event())
-    for name in ("Raises", "Offline"):
-        callback.on_trial_complete(0, [], SimpleNamespace(config={"name": name}))
-    assert outcome.failed == ["Raises"]
-    (line,) = heard
-    assert line.startswith("Raises: KeyError: 'column y' (")
-    assert str(tmp_path / "trajectories" / "Raises" / "log") in line
+    assert desk.outcome.failed == ["Raises", "Exits"]
+    assert lost[0].startswith("Raises: KeyError: 'column y' (")
+    assert str(tmp_path / "trajectories" / "Raises" / "log") in lost[0]
 
 
 def test_an_error_on_another_rank_is_told_and_not_tried_again(tmp_path: Path) -> None:
