@@ -10,15 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.run_folder.run_files import BadRun
 from sweeps import attempts, failures, forks, import_order, replay, trace
-from sweeps.plan import Trajectory
+from sweeps.plan import Trajectory, cost
 from sweeps.run_folder import compact, trajectory_folder
-from sweeps.scribe import Scribe
+from sweeps.scribe import CHECKPOINT, Scribe, pointed
 from sweeps.trace import storage_of
 from workloads.data import VARIABLE
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 3  # of a trajectory without a new checkpoint between them
 MOST_LOST = 10  # of its nodes, likewise: a trial may be what its node dies of
+EVALUATIONS = 20  # a trial may say nothing for the time that so many are expected to take
 Process = dict[str, Any]  # of a trial: node, pid, dump
 
 
@@ -133,6 +135,21 @@ class Desk:
             self.error = error
             raise
 
+    def silent(self, patience: float) -> list[tuple[str, float]]:
+        """The trials that have said nothing for longer than patience, seconds, and many evaluations' expected time."""
+        found, now = [], time.monotonic()
+        for name, trial in list(self.trials.items()):  # another thread hands out
+            one = self.all[name]
+            limit = max(patience, EVALUATIONS * cost(one).seconds / max(1, one.num_evaluations))
+            if trial.process is not None and now - trial.told_at > limit:
+                found.append((name, now - trial.told_at))
+        return found
+
+    def note(self, name: str, text: str) -> None:
+        """Add to a trajectory's log."""
+        with open(trajectory_folder(self.run, name) / "log", "a", encoding="utf-8") as log:
+            log.write(text)
+
     def ended(self, name: str) -> None:
         """A trial has ended by itself: it is done, or what ended it would end it again."""
         trial = self.trials.pop(name, None)
@@ -145,7 +162,7 @@ class Desk:
             self.outcome.done.append(name)
             one = self.unfinished.pop(name)
             if one.branch is not None:
-                forks.free(self.run, self.storage, self.unfinished.values())
+                self._free()
         elif (said := attempts.lasting_error(trajectory_folder(self.run, name))) is not None:
             self.give_up(name, said)
 
@@ -181,4 +198,19 @@ class Desk:
                 self.ended(name)
             else:
                 self.trials.pop(name).scribe.leave()
-        forks.free(self.run, self.storage, self.unfinished.values())
+                self.tries.setdefault(name, _Tries())
+        self._free()
+        for name in self.tries:
+            self._sweep(name)
+
+    def _free(self) -> None:
+        with suppress(OSError):  # of a storage that is away: the next `wa run` frees it
+            forks.free(self.run, self.storage, self.unfinished.values())
+
+    def _sweep(self, name: str) -> None:
+        """Remove the checkpoints of killed attempts that nothing points to."""
+        home, kept = self.storage / "trajectories" / name, pointed(trajectory_folder(self.run, name) / CHECKPOINT)
+        with suppress(OSError):
+            for file in home.files("checkpoint-*"):
+                if file.name not in (kept, CHECKPOINT):
+                    file.remove()

@@ -17,6 +17,7 @@ FATAL = "Fatal Python error: "  # how Python's faulthandler begins
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d ")  # of the log's own lines
 _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+)')
 LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+SILENT = "it said nothing"  # as a line of the log begins, of a trial that was ended for it
 NODE_LOST = "its node was lost"
 LOST = (NODE_LOST, SAID)  # no failures of the trial's
 LESS = "fewer trials at once (--set resources.cpu=2) or a smaller batch_size takes less"
@@ -42,6 +43,8 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
         return SAID
     if not died_without_a_word(said):
         return _exception(said.splitlines()) or _exception(lines) or "it ended and did not say why"
+    if lines and lines[-1].startswith(SILENT):
+        return f"{lines[-1]}; the log says where it stood"
     crash = _crash(lines)
     if crash is not None:
         return crash

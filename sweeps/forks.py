@@ -87,12 +87,11 @@ def take_trace(trajectory: Trajectory, traces: Place) -> None:
 
 
 def free(run: Path, storage: Place, unfinished: Iterable[Trajectory]) -> None:
-    """Remove the states that no unfinished branch starts from, after the pointers to them."""
+    """Remove the states that no unfinished branch starts from, then the pointers to them. Raises: OSError."""
     folder = run / "trajectories"
     needed = {fork_pointer(folder / one.branch.trunk, one.branch.step) for one in unfinished if one.branch is not None}
     for pointer in folder.glob("[!.]*/fork-[0-9]*.json"):
         if pointer not in needed:
-            state = pointed(pointer)
-            durable.remove(pointer)
-            if state is not None:
+            if (state := pointed(pointer)) is not None:
                 (storage / "trajectories" / pointer.parent.name / state).remove()
+            durable.remove(pointer)

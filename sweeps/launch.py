@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from sweeps import failures, import_order
 from sweeps.desk import Desk, Outcome
 from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
+from sweeps.wording import duration
 from workloads.data import VARIABLE
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 45.0  # granted to trials that were asked to end; what they recorded is on disk before
 LOOK_SECONDS = 0.2
+PATIENCE = 3600.0
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -139,8 +141,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         held = self.desk.trials.get(name)
         if held is not None and held.process is not None and failures.died_without_a_word(said):
-            with open(held.scribe.folder / "log", "a", encoding="utf-8") as log:
-                log.write(crash_dumps.fetched(held.process))
+            self.desk.note(name, crash_dumps.fetched(held.process))
         kills, self.memory_kills = self.memory_kills, failures.memory_kills()
         self.desk.failed(name, lambda log: failures.reason(said, log, self.memory_kills > kills))
 
@@ -167,8 +168,9 @@ def launch(
     listener: RunScreen,
     interrupts: Interrupts,
     checkpoint_seconds: float,
+    patience: float = PATIENCE,
 ) -> Outcome:
-    """Train the trajectories, in their order, into the run folder.
+    """Train the trajectories, in their order, into the run folder. patience: with a trial that says nothing, seconds.
 
     Returns when all ended, on an interrupt, or when Ray is gone; then trials end with it and records stay.
     """
@@ -202,23 +204,42 @@ def launch(
     fit = _Fit(tuner)
     fit.start()
     try:
-        desk.outcome.ended = _wait(fit, on, stop, interrupts, listener)
+        desk.outcome.ended = _wait(fit, on, stop, interrupts, listener, lambda: _end_silent(desk, patience))
     finally:
         desk.close()
     if desk.error is not None:
         raise desk.error
     for one in desk.waiting if desk.outcome.ended is None else ():
         desk.give_up(one.name, "it was never begun")
-    shutil.rmtree(storage, ignore_errors=True)
+    if not desk.outcome.failed and desk.outcome.ended is None:  # else what Ray Tune has written tells more
+        shutil.rmtree(storage, ignore_errors=True)
     return desk.outcome
 
 
-def _wait(fit: _Fit, on: Engine, stop: threading.Event, interrupts: Interrupts, listener: RunScreen) -> str | None:
+def _end_silent(desk: Desk, patience: float) -> None:
+    """A trial that hangs is ended, to be tried again; its log says where its threads stood."""
+    for name, seconds in desk.silent(patience):
+        trial = desk.trials.get(name)
+        if trial is not None and trial.process is not None:
+            process, trial.process = trial.process, None  # once
+            stood = crash_dumps.stopped(process) or "nobody could say: its node does not answer\n"
+            desk.note(name, f"where it stood:\n{stood}{failures.SILENT} for {duration(seconds)}, so it was ended\n")
+
+
+def _wait(
+    fit: _Fit,
+    on: Engine,
+    stop: threading.Event,
+    interrupts: Interrupts,
+    listener: RunScreen,
+    look: Callable[[], None] = lambda: None,
+) -> str | None:
     """Until the experiment has ended, or must be left; what ended it before its time, in words."""
     asked: float | None = None
     while True:
         fit.join(LOOK_SECONDS)
         listener.tick()
+        look()
         if (died := on.died()) is not None:
             on.abandoned = True
             return died

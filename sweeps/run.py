@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from sweeps.ray_log import RAY_LOG, noise_to
 from sweeps.screen import RunScreen
 from sweeps.spec import Spec
 from sweeps.status import Status
+from sweeps.storage import Place
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from sweeps.trace import storage_of, traced
@@ -125,16 +126,19 @@ def run_studies(
     address: str | None = None,
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
+    storage: str | None = None,
     accept_changed_code: bool = False,
     conclude: Callable[[], None] = lambda: None,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
+    storage: a URI, where checkpoints and traces go; by default the folder itself, which each node then has to see.
     conclude: what to write once the records are (the report), before W&B is told that all is there.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
     """
+    place = _storage(run, storage)
     specs, left_out = usable(specs)
     studies = resolve(specs, calibrating)
     for resolved in studies:
@@ -165,8 +169,9 @@ def run_studies(
             for one in run_folder.started(run):  # finished, but killed before compaction
                 if run_folder.is_done(run, one):
                     run_folder.compact(run, one.name)
-            forks.free(run, storage_of(run), todo.trajectories)
-            run_folder.write_plan(run, todo.studies, todo.trajectories, sources)
+            with suppress(OSError):  # a storage that is away
+                forks.free(run, storage_of(run), todo.trajectories)
+            run_folder.write_plan(run, todo.studies, todo.trajectories, sources, place)
             run_folder.write_trials(run)
             _announce(todo, run, console, calibrating)
             for line in left_out:
@@ -181,6 +186,18 @@ def run_studies(
         with begun():
             conclude()
         return complete and not left_out
+
+
+def _storage(run: Path, asked: str | None) -> Place | None:
+    """Where a new folder's checkpoints and traces go; None: where it says, or with it. Raises: SpecError."""
+    if asked is None:
+        return None
+    place, there = Place.of(asked), storage_of(run)
+    if (run / "plan.json").exists() and place != there:
+        raise SpecError(
+            "--storage", f"{run} has its checkpoints and traces in {there}; allowed: that, or another --out"
+        )
+    return None if place == Place.of(run) else place
 
 
 def usable(specs: Sequence[Spec]) -> tuple[list[Spec], list[str]]:

@@ -26,6 +26,7 @@ from sweeps.durable import write_atomic
 from sweeps.identity import Cell
 from sweeps.scribe import CHECKPOINT
 from sweeps.spec import Spec
+from sweeps.storage import Place
 from sweeps.studies import Resolved
 from sweeps.trace import OWN, TRACES
 from sweeps.yaml_file import dump_yaml
@@ -157,11 +158,13 @@ def write_plan(
     studies: Sequence[Resolved],
     trajectories: Sequence[plan.Trajectory],
     sources: origins.Sources = MappingProxyType({}),
+    storage: Place | None = None,
 ) -> None:
     """Specs, cells.parquet, plan.json and a folder with trajectory.json for each trajectory.
 
-    What the folder holds of other studies stays. Its first study is the one that spec.yaml and the head of
-    plan.json tell of; with several, specs/<study>.yaml has each.
+    What the folder holds of other studies stays. storage: of checkpoints and traces, where that is not the folder
+    itself. Its first study is the one that spec.yaml and the head of plan.json tell of; with several,
+    specs/<study>.yaml has each.
     """
     there, old = _rows(run), load_plan_if_any(run) or {}
     begun = started(run)
@@ -190,6 +193,7 @@ def write_plan(
         "format": FORMAT,
         "id": old.get("id") or uuid.uuid4().hex,  # whose runs on W&B are whose, for as long as the folder lives
         **{key: entries[0][key] for key in ("study", "question", "fuse", "seeds")},
+        "storage": old.get("storage") if storage is None else storage.uri,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": [row["cell_id"] for row in rows],
         "targets": targets,

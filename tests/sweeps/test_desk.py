@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,23 @@ def test_a_failure_is_tried_again_while_checkpoints_advance(tmp_path: Path) -> N
     died(desk, "other")
     assert desk.outcome.failed == ["other"]
     assert desk.is_over
+
+
+def test_a_trial_that_says_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, now = at(tmp_path, OTHER), [1000.0]
+    monkeypatch.setattr(desks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(desks, "cost", lambda one: SimpleNamespace(seconds=60.0))  # of six evaluations
+    desk.next()
+    now[0] += 1000
+    assert desk.silent(100) == [], "it has not begun: it waits for a place, say"
+    tell(desk, "other", process={"node": "n", "pid": 1, "dump": "d"})
+    now[0] += 190
+    assert desk.silent(100) == [], "twenty evaluations are expected to take 200 s"
+    now[0] += 20
+    assert desk.silent(100) == [("other", 210.0)]
+    assert desk.silent(300) == []
+    tell(desk, "other", log="a word")
+    assert desk.silent(100) == []
 
 
 def test_a_lost_node_is_no_failure(tmp_path: Path) -> None:

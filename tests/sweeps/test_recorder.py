@@ -68,7 +68,6 @@ def test_a_repeat_is_not_written(tmp_path: Path) -> None:
     with Recorder(path) as recorder:
         recorder.append([row(loss=9.0), row(cell="d")])
         assert recorder.written == {("c", 1, "validation"), ("d", 1, "validation")}
-    assert [found["loss"] for found in read_live(path)][0] == 1.1
     assert [(r["cell_id"], r["loss"]) for r in read_live(path)] == [("c", 1.1), ("d", 1.1)]
 
 
