@@ -38,7 +38,7 @@ SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder of the storage; whether it is there is asked, not known. Failures: OSError, one line, its URI."""
+    """A file or folder of the storage, there or not. What fails raises OSError in one line that names it."""
 
     path: str  # of a folder absolute; of a bucket BUCKET/KEY
     scheme: str = ""  # "s3", "gs"; "" for a folder
@@ -209,7 +209,7 @@ class Place:
 
 @cache
 def _file_system(scheme: str, options: str, aws_endpoint: str) -> fs.FileSystem:
-    """One a process and storage, which keeps its connections. aws_endpoint: of a storage like S3 that is not Amazon's."""
+    """One a storage, for the process: it keeps connections. aws_endpoint: of a storage like S3 that is not Amazon's."""
     if not scheme:
         return fs.LocalFileSystem()
     told = dict(parse_qsl(options))
