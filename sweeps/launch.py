@@ -26,10 +26,12 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from analysis.run_folder.run_files import BadRun
+from cluster import nodes
 from cluster.errors import first_line
 from sweeps import attempts, failures, forks, import_order
 from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
+from sweeps.resources import ResourcesBlock
 from sweeps.run_folder import compact, trajectory_folder
 from workloads.data import VARIABLE
 
@@ -110,9 +112,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     A trunk that fails for good takes the branches along to which it has left none.
     """
 
-    def __init__(self, configs: list[dict[str, Any]]) -> None:
+    def __init__(self, configs: list[dict[str, Any]], avoid: list[str] | None = None) -> None:
         super().__init__()
-        self.waiting = configs
+        self.waiting, self.avoid = configs, [] if avoid is None else avoid
         self.handed_out: dict[str, str] = {}  # trial -> folder of its trajectory
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -122,6 +124,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         if config is not None:
             self.waiting.remove(config)
             self.handed_out[trial_id] = config["folder"]
+            config = config | ({"avoid": list(self.avoid)} if self.avoid else {})
         return config
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
@@ -227,16 +230,14 @@ def launch(
     """
     outcome, stop, storage = Outcome(), threading.Event(), run.resolve() / ".tune"
     # Else a Searcher's actors start one after another.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.pending)
     names = {one.name for one in trajectories}
     configs = [
         {
             "name": one.name,
             "fork": _waits_for(one, run, names),
             "folder": str(trajectory_folder(run, one.name).resolve()),
-            "device": "cuda" if on.gpu else "cpu",
-            "num_devices": on.gpu or on.cpu,
-            "processes": on.processes,
+            **_held(on.needs[one.name]),
             "data_dir": os.environ.get(VARIABLE),
             "checkpoint_seconds": checkpoint_seconds,
             "sys_path": import_order.users_paths(),
@@ -244,9 +245,9 @@ def launch(
         for one in trajectories
     ]
     tuner = tune.Tuner(
-        tune.with_resources(_train, {"cpu": on.cpu, "gpu": on.gpu}),
+        tune.with_resources(_train, _placement),
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(configs),
+            search_alg=PlanSearcher(configs, on.avoid),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -278,6 +279,20 @@ def launch(
     forks.free(run, [one for one in trajectories if one.name not in outcome.done])
     shutil.rmtree(storage, ignore_errors=True)
     return outcome
+
+
+def _held(trial: ResourcesBlock) -> dict[str, Any]:
+    """The settings of a trial that say what it holds."""
+    devices, kind = trial.devices
+    settings = {"device": "cuda" if kind == "gpu" else "cpu", "num_devices": devices, "processes": trial.num_processes}
+    return settings | {"cpu": trial.cpu, "gpu": trial.gpu}
+
+
+def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Where a trial may run: what it holds, and not on a node that is left out when it is handed out."""
+    selector = nodes.avoiding(config.get("avoid", ()))
+    where = {"bundle_label_selector": [selector]} if selector else {}
+    return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}], **where)
 
 
 def _waits_for(one: Trajectory, run: Path, names: Set[str]) -> str | None:
