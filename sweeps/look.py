@@ -122,7 +122,7 @@ def _code(asked: Asked) -> Check:
         if changes := origins.changes({"files": ours["files"]}, here):
             said = f"{name} is not what it is here ({', '.join(changes)})"
             return Check("code", False, said, "give every node the same files")
-    return Check("code", True, f"{len(asked.sources)} as here")
+    return Check("code", True, "as here")
 
 
 def _data(asked: Asked) -> Check:
@@ -136,7 +136,7 @@ def _data(asked: Asked) -> Check:
         ours = asked.sources.get(name, {}).get("data", {})
         if changes := origins.changes({"data": ours}, {"data": ours | here}):
             return Check("data", False, f"{name}: {', '.join(changes)}, seen from here", remedy)
-    return Check("data", True, asked.data_dir or "in the package")
+    return Check("data", True, "as here")
 
 
 def _storage(probe: Place, answer: Place) -> Check:
@@ -194,13 +194,13 @@ def table(address: str, run: Path | None, console: Console) -> list[Check]:
     names = list(dict.fromkeys(check.name for checks in found.values() for check in checks))
     rows = []
     for node in nodes:
-        cells = {one.name: one.detail if one.ok is not False else f"BAD {one.detail}" for one in found[node.id]}
+        cells = {one.name: "BAD" if one.ok is False else " ".join(one.detail.split()[:2]) for one in found[node.id]}
         has = f"{node.resources.get('CPU', 0):g}", f"{node.resources.get('GPU', 0):g}"
         rows.append((node.name, *has, *(cells.get(name, "") for name in names)))
     console.print(terminal.table(("node", "CPU", "GPU", *names), rows))
     for node in nodes:
         for bad in (one for one in found[node.id] if one.ok is False):
-            console.print(f"node {node.name}: {bad.name}: {bad.remedy}", soft_wrap=True)
+            console.print(f"node {node.name}: {bad.name}: {bad.detail}; {bad.remedy}", soft_wrap=True)
     return [check for checks in found.values() for check in checks]
 
 
