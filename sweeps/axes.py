@@ -62,6 +62,7 @@ class Grid:
     averaging: list[Written]
     evaluate: list[Written]  # one, of one point
     keep: list[Written]  # likewise
+    resources: list[Written]  # likewise
 
     def sizes(self) -> dict[str, int]:
         axes = {key: getattr(self, key) for key in ("optimizer", "schedule", "training", "averaging")}

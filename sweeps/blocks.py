@@ -70,12 +70,14 @@ def _checked(accept: Callable[[Any], bool], allowed: str, whole: str = "") -> Be
     return BeforeValidator(check)
 
 
-def _integer(low: int, high: int = 2**40, what: str = "") -> BeforeValidator:
+def integer(low: int, high: int = 2**40, what: str = "") -> BeforeValidator:
+    """A check of an int within bounds; what: said behind them."""
     bound = f"an int ≥ {low}" if high >= 2**31 else f"an int from {low} to {high}"
     return _checked(lambda v: type(v) is int and low <= v <= high, f"{bound}{what}", "{n}")
 
 
-def _number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+def number(accept: Callable[[float], bool], allowed: str) -> BeforeValidator:
+    """A check of a finite number."""
     return _checked(lambda v: _is_number(v) and accept(v), f"a number {allowed}".rstrip())
 
 
@@ -129,15 +131,15 @@ ShareFromZero = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v < 1, 
 ShareOfLength = Annotated[int | float, _steps_or_share(0, lambda v: 0 <= v <= 1, "[0, 1]", "schedule's length")]
 Budget = Annotated[int | float, _units_or_multiple(2**40, "steps", "the workload's own budget")]
 BatchSize = Annotated[int | float, _units_or_multiple(2**31, "examples", "the workload's own batch")]
-Positive = Annotated[float, _number(lambda v: v > 0, "> 0")]
-NonNegative = Annotated[float, _number(lambda v: v >= 0, "≥ 0")]
-UnitOpen = Annotated[float, _number(lambda v: 0 <= v < 1, "in [0, 1)")]
-Unit = Annotated[float, _number(lambda v: 0 <= v <= 1, "in [0, 1]")]
-Number = Annotated[float, _number(lambda v: True, "")]
-Int = Annotated[int, _integer(-(2**40))]
-Count = Annotated[int, _integer(1)]
-Seed = Annotated[int, _integer(0, 2**31 - 1)]
-Step = Annotated[int, _integer(0, what=" (steps)")]
+Positive = Annotated[float, number(lambda v: v > 0, "> 0")]
+NonNegative = Annotated[float, number(lambda v: v >= 0, "≥ 0")]
+UnitOpen = Annotated[float, number(lambda v: 0 <= v < 1, "in [0, 1)")]
+Unit = Annotated[float, number(lambda v: 0 <= v <= 1, "in [0, 1]")]
+Number = Annotated[float, number(lambda v: True, "")]
+Int = Annotated[int, integer(-(2**40))]
+Count = Annotated[int, integer(1)]
+Seed = Annotated[int, integer(0, 2**31 - 1)]
+Step = Annotated[int, integer(0, what=" (steps)")]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -168,9 +170,9 @@ def value_type(kind: Any, low: float = -math.inf, below: float = math.inf, steps
         return Annotated[str, one_of(get_args(kind))]
     if kind is float and (low, below) != (-math.inf, math.inf):
         allowed = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"≥ {low:g}"
-        return Annotated[float, _number(lambda v: low <= v < below, allowed)]
+        return Annotated[float, number(lambda v: low <= v < below, allowed)]
     if kind is int and math.isfinite(low):
-        return Annotated[int, _integer(int(low))]
+        return Annotated[int, integer(int(low))]
     return OF_TYPE.get(kind, kind)
 
 
@@ -239,7 +241,7 @@ class Block(BaseModel):
 
 Shape = Annotated[str, one_of(get_args(schedules.Shape))]
 Precision = Annotated[str, one_of(("fp32", "tf32", "bf16"))]
-Accumulate = Annotated[int, _integer(1, 65536, " (micro-batches a step)")]
+Accumulate = Annotated[int, integer(1, 65536, " (micro-batches a step)")]
 
 
 class ScheduleBlock(Block):
@@ -319,40 +321,6 @@ class KeepBlock(Block):
     example = "every: 8"
     every: Share | None = option(None, "steps between the weights kept, or a share of the step budget; default: none")
     dtype: Annotated[str, one_of(("bf16",))] | None = option(None, "bf16 rounds them; left out: as they are, exactly")
-
-
-Gpus = Annotated[
-    float,
-    _number(
-        lambda v: 0 <= v <= 1 or (v <= 1024 and v == int(v)),
-        "from 0 to 1 (a fraction of one GPU) or a whole number of GPUs",
-    ),
-]
-Processes = Annotated[int, _integer(1, 1024, " (data-parallel processes of one trial)")]
-
-
-class ResourcesBlock(Block):
-    """`resources:` of one trial; `gpu` may be a fraction of one, or several, with a process each."""
-
-    example = "cpu: 1, gpu: 0"
-    cpu: Positive = option(1, "CPU cores of one trial")
-    gpu: Gpus = option(0, "GPUs of one trial, or a fraction of one")
-    processes: Processes | None = option(None, "data-parallel processes of one trial; left out: one a GPU")
-
-    @model_validator(mode="after")
-    def _a_device_each(self) -> ResourcesBlock:
-        if self.processes is None:
-            return self
-        if self.gpu and self.processes != max(1, self.gpu):
-            raise ValueError(f"{self.processes} processes on {self.gpu:g} GPU; allowed: one a GPU, or leave it out")
-        if not self.gpu and self.processes > self.cpu:
-            raise ValueError(f"{self.processes} processes on {self.cpu:g} CPU; allowed: at most one a CPU")
-        return self
-
-    @property
-    def num_processes(self) -> int:
-        """Data-parallel processes of one trial: one a GPU; on CPUs one, unless it says more."""
-        return self.processes or max(1, int(self.gpu))
 
 
 MODES = ("offline", "online", "disabled")

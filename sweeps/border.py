@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,31 @@ accept_changed_code_option = click.option(
     is_flag=True,
     help="Go on though a workload's source or data is not what the folder was begun with.",
 )
+
+
+def cluster_options(command: Any) -> Any:
+    """--address, --bad-nodes and --wait, handed on as one argument `cluster`."""
+
+    @wraps(command)
+    def asked(*arguments: Any, address: str | None, bad_nodes: str, wait: float, **others: Any) -> Any:
+        from sweeps.where import Cluster
+
+        return command(*arguments, cluster=Cluster(address, wait * 60, bad_nodes), **others)
+
+    for option in (
+        click.option("--address", help="A running Ray cluster (auto or HEAD:6379); default: this machine."),
+        click.option(
+            "--bad-nodes",
+            type=click.Choice(["refuse", "skip"]),
+            default="refuse",
+            help="A node that lacks something (versions, data, memory, the storage): refuse, or train on the others.",
+        ),
+        click.option(
+            "--wait", type=click.FloatRange(0), default=15.0, help="Minutes to wait for a node with room for a trial."
+        ),
+    ):
+        asked = option(asked)
+    return asked
 
 
 def folder_of(specs: Sequence[Any], out: str | None) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from sweeps.axes import Grid, Placed, own_block, points
-from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ResourcesBlock, ScheduleBlock, SpecError
+from sweeps.blocks import Block, EvaluateBlock, OwnTrainingBlock, ScheduleBlock, SpecError
 from sweeps.identity import Cell, Training, scheme_to_dict
 from sweeps.optimizers import settings
+from sweeps.resources import ResourcesBlock
 from sweeps.schedules import POWER, Schedule, Shape
 from sweeps.spec import Spec
 from sweeps.study_model import AveragingBlock, optimizer_block
@@ -50,7 +51,7 @@ def _cells(spec: Spec) -> Iterator[Cell]:
             if spec.weights:
                 _refuse_training(grid)
                 home = replace(home, optimizer=IMPORTED, schedule={"shape": "constant"})
-            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), spec.resources, spec.fuse)
+            yield from _cells_of(home, grid, list(zip(spec.seeds, weights, strict=True)), spec.trial(name), spec.fuse)
 
 
 @dataclass(frozen=True)

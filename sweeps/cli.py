@@ -69,14 +69,14 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
 @main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--out", type=PATH, help="Run folder; default runs/<study>. Continued if it exists.")
-@click.option("--address", help="A running Ray cluster (auto, or ray://host:10001); default: this machine.")
+@border.cluster_options
 @click.option("--checkpoint-seconds", default=10.0, type=click.FloatRange(0), help="Least time between checkpoints.")
 @border.accept_changed_code_option
 @border.sets_option
 def run(
     files: tuple[str, ...],
     out: Path | None,
-    address: str | None,
+    cluster: Any,
     checkpoint_seconds: float,
     accept_changed_code: bool,
     sets: tuple[str, ...],
@@ -94,7 +94,7 @@ def run(
     out = Path(border.folder_of(specs, None if out is None else str(out)))
     console = terminal.console()
     complete = run_studies(
-        *(specs, out, console, address, checkpoint_seconds),
+        *(specs, out, console, cluster, checkpoint_seconds),
         accept_changed_code=accept_changed_code,
         conclude=lambda: _conclude(out, console),
     )
@@ -302,8 +302,8 @@ def check_workload(name: str, preset: str, steps: int) -> None:
 @click.option("--all", "every", is_flag=True, help="Every shipped workload.")
 @click.option("--preset", default="mini")
 @click.option("--out", type=PATH, default=Path("runs/calibrate"))
-@click.option("--address", help="A running Ray cluster; default: this machine.")
-def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, address: str | None) -> None:
+@border.cluster_options
+def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, cluster: Any) -> None:
     """Set targets by rule: train held-out seeds, write targets.yaml beside the workload's file.
 
     The target is the median over 3 held-out seeds of the baseline's best validation metric when its schedule has
@@ -322,7 +322,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
         raise SpecError("WORKLOAD", said, "calibrate")
     spec = parse_spec(calibration_study(chosen, preset), "calibrate")
     console = terminal.console()
-    complete = run_studies([spec], out, console, address, calibrating=True)
+    complete = run_studies([spec], out, console, cluster, calibrating=True)
     if not complete:
         console.print(f"calibration is incomplete; the same command continues it in {out}")
         sys.exit(border.EXIT_INCOMPLETE)
@@ -381,15 +381,17 @@ def submit(
 
 @main.command()
 @click.argument("run", required=False, type=PATH)
-@click.option("--address", help="Also check that this Ray cluster answers.")
+@click.option("--address", help="Also this Ray cluster; of HEAD:6379 or auto, on a machine of it, each node.")
 @click.option("--start-ray", is_flag=True, help="Also start a Ray here, and stop it again.")
 def doctor(run: Path | None, address: str | None, start_ray: bool) -> None:
     """Check this machine (and a run folder's file system) for what a sweep needs."""
     from cluster.doctor import examine, render
-    from sweeps import memory
+    from sweeps import look, memory
 
     checks = [*examine(run, address, start_ray=start_ray), *(memory.checks(run) if address is None else [])]
     click.echo(render(checks))
+    if address is not None and "://" not in address:
+        checks += look.table(address, run, terminal.console())
     if any(check.ok is False for check in checks):
         sys.exit(border.EXIT_INCOMPLETE)
 

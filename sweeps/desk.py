@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,9 +63,9 @@ class Desk:
     """The trajectories of one `wa run`, longest first; a branch waits until its trunk has left it a state."""
 
     def __init__(
-        self, run: Path, trajectories: Sequence[Trajectory], listener: RunScreen, settings: dict[str, Any]
+        self, run: Path, trajectories: Sequence[Trajectory], listener: RunScreen, settings: Mapping[str, dict[str, Any]]
     ) -> None:
-        """settings: keyword arguments of `trajectory.run_trial` that all trials have."""
+        """settings: of each by name, keyword arguments of `trajectory.run_trial`."""
         self.run, self.listener, self.settings = run.resolve(), listener, settings
         self.all = {one.name: one for one in trajectories}
         self.waiting = list(trajectories)
@@ -118,7 +118,7 @@ class Desk:
             "replayed": (replay.traces_for(self.run, one) if one.replays else traces).uri,
             "data_dir": os.environ.get(VARIABLE),
             "sys_path": import_order.users_paths(),
-            "settings": self.settings,
+            "settings": self.settings[one.name],
         }
 
     def heard(self, name: str, told: str) -> None:

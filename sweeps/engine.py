@@ -28,19 +28,22 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a question to a Ray tha
 # Ray ends a driver without a word once its GCS has been away so long; we say a word, and sooner.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
 
-import click
 import ray
 from ray.job_config import JobConfig
 
 from cluster.errors import first_line
+from cluster.nodes import alive
 from cluster.ray_folder import ray_folder
 from sweeps.ray_log import hushed
+from sweeps.resources import ResourcesBlock
+from sweeps.roll import Look, NoRoom, Roll, at_once, nodes_with_room, too_small, usable
+from sweeps.where import HERE, WAIT_SECONDS, Cluster
 
 KNOCK_SECONDS = 10.0
 JOIN_SECONDS = 60.0  # for a port that is open to say that it is Ray's
 PULSE_SECONDS = 2.0
+PENDING = 64
 SILENT_SECONDS = 45.0  # without an answer, Ray is gone; a busy machine answers within a few
-NO_ROOM_SECONDS = 300.0  # without a node that could hold a trial; a lost one may be replaced
 CLOSE_SECONDS = 30.0
 STARTS = 2  # of a local Ray: on a busy machine the first may run out of its time
 OBJECT_STORE_BYTES = 100 << 20  # records go through the file system; Ray's store stays small
@@ -60,23 +63,26 @@ class _OwnSearchPath(JobConfig):  # type: ignore[misc]
         return super()._serialize()
 
 
-class NoRoom(click.ClickException, ValueError):
-    """The machine or cluster cannot hold a single trial, does not start, or does not answer."""
-
-    exit_code = 2
-
-
 @dataclass
 class Engine:
-    """A Ray to run on and how many trials fit at once."""
+    """A Ray to run on, what each trial holds of it, and how many fit at once.
 
-    slots: int
-    cpu: float
-    gpu: float
-    processes: int = 1
+    avoid: ids of nodes that no trial is to be placed on; it grows while the run goes on.
+    """
+
+    needs: Mapping[str, ResourcesBlock] = field(default_factory=dict)  # trajectory -> what its trial holds
+    slots: int = 1
     where: str = "this machine"
     pulse: Pulse | None = None
+    avoid: list[str] = field(default_factory=list)
     abandoned: bool = False  # Ray has died, or was left at once: no orderly end is waited for
+
+    @property
+    def pending(self) -> int:
+        """How many trials may wait for their place: an autoscaler sees these, and trials of one kind hold up none of
+        another; more than there is room for costs Tune time.
+        """
+        return min(len(self.needs), max(self.slots, PENDING))
 
     def died(self) -> str | None:
         """What has become of Ray, in words; None while it is well. To be asked a few times a second."""
@@ -102,6 +108,7 @@ class Pulse:
     processes: Mapping[str, Any] = field(default_factory=dict)  # name -> Popen: without these, Ray is dead
     answers: int = 0
     room: bool = True
+    wait_seconds: float = WAIT_SECONDS  # without room for a trial; a lost node may be replaced
     silent_seconds: float = 0.0
     full_seconds: float = 0.0
     _seen: int = 0
@@ -128,8 +135,8 @@ class Pulse:
         self._seen = self.answers
         if self.silent_seconds > SILENT_SECONDS:
             return f"Ray on {where} has not answered for {SILENT_SECONDS:.0f} s; its head or this node is gone"
-        if self.full_seconds > NO_ROOM_SECONDS:
-            return f"no node of Ray on {where} has had room for a trial for {NO_ROOM_SECONDS:.0f} s"
+        if self.full_seconds > self.wait_seconds:
+            return f"no node of Ray on {where} has had room for a trial for {self.wait_seconds / 60:g} min (--wait)"
         return None
 
     def _run(self) -> None:
@@ -149,20 +156,41 @@ def _ended(code: int) -> str:
 
 
 @contextmanager
-def engine(cpu: float, gpu: float, processes: int = 1, address: str | None = None) -> Iterator[Engine]:
-    """Start a local Ray, or join the one at `address`; end what was started, whatever happens.
+def engine(
+    needs: Mapping[str, ResourcesBlock],
+    cluster: Cluster = HERE,
+    look: Look = lambda nodes: {},
+    say: Callable[[str], None] = print,
+) -> Iterator[Engine]:
+    """Start a local Ray, or join the one at the cluster's address; end what was started, whatever happens.
 
-    Raises: NoRoom when not even one trial fits, Ray does not start, or nothing answers at `address`.
+    needs: trajectory -> what its trial holds. look: asks nodes of a cluster what they lack, before the start and when
+    they join. say: tells what is waited for, and which node is left out.
+    Raises: NoRoom when a trial fits no node, Ray does not start, nothing answers at the address, or a node lacks
+    something and none is to be left out.
     """
-    with _local() if address is None else _joined(address) as started:
-        nodes = ray.nodes()
-        slots = _total_slots(nodes, cpu, gpu)
-        if slots == 0:
-            raise NoRoom(_too_small(nodes, cpu, gpu))
-        pulse = Pulse(lambda: _total_slots(ray.nodes(), cpu, gpu) > 0, started)
-        made = Engine(slots, cpu, gpu, processes, address or "this machine", pulse)
-        pulse.start()
+    with _local() if cluster.address is None else joined(cluster.address) as started:
+        made, kinds = Engine(needs, where=cluster.address or "this machine"), set(needs.values())
+        pulse = made.pulse = Pulse(lambda: False, started, wait_seconds=cluster.wait_seconds)
         try:
+            nodes = nodes_with_room(kinds, cluster, say)
+            roll = Roll(look, made.avoid, say)
+            if cluster.address is not None:
+                roll.call(usable(nodes, kinds), refuse=cluster.bad_nodes == "refuse")
+                nodes = [node for node in nodes if node.id not in made.avoid]
+            if lacking := [kind for kind in kinds if not at_once(nodes, kind)]:
+                raise NoRoom(too_small(nodes, lacking[0]))
+            made.slots = sum(at_once(nodes, kind) for kind in kinds)
+
+            def room() -> bool:
+                there = alive()
+                if cluster.address is not None:
+                    roll.call_beside(usable(there, kinds))
+                good = [node for node in there if node.id not in made.avoid]
+                return all(at_once(good, kind) for kind in kinds)
+
+            pulse.ask = room
+            pulse.start()
             yield made
         finally:
             pulse.stop()
@@ -213,7 +241,7 @@ def _start(folder: Path) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[Mapping[str, Any]]:
+def joined(address: str) -> Iterator[Mapping[str, Any]]:
     try:
         _knock(address)
         # A client's folder does not travel.
@@ -257,29 +285,6 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
-
-
-def _total_slots(nodes: list[dict[str, Any]], cpu: float, gpu: float) -> int:
-    return sum(_slots(node["Resources"], cpu, gpu) for node in nodes if node["Alive"])
-
-
-def _slots(resources: Mapping[str, float], cpu: float, gpu: float) -> int:
-    by_cpu = int(resources.get("CPU", 0) / cpu + 1e-9)
-    if not gpu:
-        return by_cpu
-    gpus = int(resources.get("GPU", 0))
-    # a fraction spans no two GPUs
-    return min(by_cpu, gpus // int(gpu) if gpu >= 1 else gpus * int(1 / gpu + 1e-9))
-
-
-def _too_small(nodes: list[dict[str, Any]], cpu: float, gpu: float) -> str:
-    have = [node["Resources"] for node in nodes if node["Alive"]]
-    each = sorted({(one.get("GPU", 0), one.get("CPU", 0)) for one in have}, reverse=True)
-    shown = " or ".join(f"{cpus:g} CPU and {gpus:g} GPU" for gpus, cpus in each[:3]) or "none"
-    return (
-        f"a trial needs {cpu:g} CPU and {gpu:g} GPU; a node here has {shown}: ask for less, "
-        f"as in --set resources='{{cpu: 1, gpu: 0}}'"
-    )
 
 
 def end_leftovers(folder: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from sweeps.blocks import Block, EvaluateBlock, KeepBlock, ResourcesBlock, ScheduleBlock, TrackingBlock, TrainingBlock
+from sweeps.blocks import Block, EvaluateBlock, KeepBlock, ScheduleBlock, TrackingBlock, TrainingBlock
 from sweeps.optimizers import OPTIMIZERS, parameters
+from sweeps.resources import ReplayBlock, ResourcesBlock
 from sweeps.study_model import BLOCKS, GRAD_CLIP, KEYS, GridBlock, PrimaryBlock, StudyModel
 from sweeps.targets import read_target
 from sweeps.terminal import Row, fitting
@@ -39,12 +40,14 @@ def study() -> Table:
         "resources": ResourcesBlock,
         "tracking": TrackingBlock,
     }
+    inside = {key: dict(block.model_fields) for key, block in blocks.items()}
+    inside["resources"] |= {f"replay.{key}": one for key, one in ReplayBlock.model_fields.items()}
     rows = []
     for key in KEYS:
         field = StudyModel.model_fields[key]
         overridable = "yes" if key in GridBlock.model_fields else ""
         rows.append((key, _default(field), overridable, field.description or ""))
-        inner = blocks[key].model_fields.items() if key in blocks else ()
+        inner = inside.get(key, {}).items()
         rows += [(f"{key}.{name}", _default(one), overridable, one.description or "") for name, one in inner]
     note = "A list is an axis of the grid, where `overrides:` may set the key; there it is one workload's own."
     return Table(("key", "default", "in overrides", "what it is"), rows, note)

@@ -22,12 +22,13 @@ from sweeps.engine import Engine
 from ray import tune
 from ray.tune.search import Searcher
 
-from cluster import crash_dumps
+from cluster import crash_dumps, nodes
 from cluster.errors import first_line
 from sweeps import failures, import_order
 from sweeps.desk import Desk, Outcome
 from sweeps.interrupts import Interrupts
 from sweeps.plan import Trajectory
+from sweeps.resources import ResourcesBlock
 from sweeps.wording import duration
 from workloads.data import VARIABLE
 
@@ -90,16 +91,19 @@ def _train(config: dict[str, Any]) -> None:
 class PlanSearcher(Searcher):  # type: ignore[misc]
     """Hands out what waits on the desk, and says that all is over when nothing waits and nothing runs."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, on: Engine) -> None:
         super().__init__()
-        self.desk = desk
+        self.desk, self.on = desk, on
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
         return Searcher, ()  # Tune pickles it for `restore`, which we do not use
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         config = self.desk.next()
-        return str(Searcher.FINISHED) if config is None and self.desk.is_over else config  # None: Tune asks again
+        if config is None:
+            return str(Searcher.FINISHED) if self.desk.is_over else None  # None: Tune asks again
+        held = self.on.needs[config["name"]]
+        return config | {"holds": {"CPU": held.cpu, "GPU": held.gpu}, "avoid": list(self.on.avoid)}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None: ...
 
@@ -176,18 +180,13 @@ def launch(
     """
     stop, storage = threading.Event(), run.resolve() / ".tune"
     # Else a Searcher's actors start one after another.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.slots)
-    settings = {
-        "device": "cuda" if on.gpu else "cpu",
-        "num_devices": on.gpu or on.cpu,
-        "processes": on.processes,
-        "checkpoint_seconds": checkpoint_seconds,
-    }
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(on.pending)
+    settings = {name: {**_held(trial), "checkpoint_seconds": checkpoint_seconds} for name, trial in on.needs.items()}
     desk = Desk(run, trajectories, listener, settings)
     tuner = tune.Tuner(
-        tune.with_resources(_train, {"cpu": on.cpu, "gpu": on.gpu}),
+        tune.with_resources(_train, _placement),
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(desk),
+            search_alg=PlanSearcher(desk, on),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -224,6 +223,19 @@ def _end_silent(desk: Desk, patience: float) -> None:
             process, trial.process = trial.process, None  # once
             stood = crash_dumps.stopped(process) or "nobody could say: its node does not answer\n"
             desk.note(name, f"where it stood:\n{stood}{failures.SILENT} for {duration(seconds)}, so it was ended\n")
+
+
+def _held(trial: ResourcesBlock) -> dict[str, Any]:
+    """The settings of a trial that say what it holds."""
+    devices, kind = trial.devices
+    return {"device": "cuda" if kind == "gpu" else "cpu", "num_devices": devices, "processes": trial.num_processes}
+
+
+def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Where a trial may run: what it holds, and not on a node that is left out when it is handed out."""
+    selector = nodes.avoiding(config["avoid"])
+    where = {"bundle_label_selector": [selector]} if selector else {}
+    return tune.PlacementGroupFactory([config["holds"]], **where)
 
 
 def _wait(

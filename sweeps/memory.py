@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import click
 from cluster import place
 from sweeps.blocks import SpecError
 from sweeps.plan import Trajectory, model_size
+from sweeps.resources import ResourcesBlock, of_trajectory
 from sweeps.spec import Spec
 from wa import memory_bytes
 
@@ -57,45 +59,57 @@ def parts(trajectory: Trajectory, processes: int = 1) -> dict[str, int]:
     }
 
 
-def refuse(spec: Spec, trajectories: Sequence[Trajectory], address: str | None = None) -> None:
-    """Raises: SpecError, in one line with the arithmetic, where a trial cannot fit this machine.
+@dataclass(frozen=True)
+class Trials:
+    """The trials of a workload that hold the same: what the largest takes a process; how many there are of all."""
 
-    What a machine elsewhere has (`address`, or GPUs that none are seen of here) is not known.
-    """
-    found = _room(spec, len(trajectories)) if address is None else None
-    if found is None:
-        return
-    room, whose = found
-    for one in trajectories:
-        needed = parts(one, spec.resources.num_processes)
-        if sum(needed.values()) > room:
-            told = " + ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
-            raise SpecError(
-                "resources",
-                f"a trial of {one.cells[0].training.workload} takes {sum(needed.values()) / GIB:.1f} GiB a process "
-                f"({told}), "
-                f"{whose}; allowed: a larger cpu, more processes, a smaller batch_size, bf16 or fewer windows",
-                spec.source,
-            )
+    workload: str
+    held: ResourcesBlock
+    parts: Mapping[str, int]  # bytes of a process, by what they are for
+    number: int
 
+    def too_large(self, cpus: float, machine: str) -> str | None:
+        """In one line with the arithmetic, why this machine, of so many CPUs, cannot hold them; what is unknown can.
 
-def _room(spec: Spec, num_trials: int) -> tuple[float, str] | None:
-    """Bytes that one process may take on this machine, and whose they are; None where that is not known."""
-    if spec.resources.gpu:
-        gpus = place.gpu_bytes()
-        if not gpus:
+        machine: how it is called.
+        """
+        if self.held.gpu:
+            gpus = place.gpu_bytes()
+            share = min(1.0, self.held.gpu)
+            room = min(gpus) * share if gpus else math.inf
+            whose = f"a GPU here has {min(gpus, default=0) / GIB:.1f} GiB{f', of which it has {share:g}' * (share < 1)}"
+        else:
+            at_once = max(1, min(self.number, int(cpus / self.held.cpu)))
+            processes = at_once * self.held.num_processes
+            total = place.total_bytes()
+            room = math.inf if total is None else total / processes
+            shared = f" for {processes} at once" if processes > 1 else ""
+            whose = f"{machine} has {(total or 0) / GIB:.1f} GiB{shared}"
+        needed = sum(self.parts.values())
+        if needed <= room:
             return None
-        share = min(1.0, spec.resources.gpu)
-        return min(
-            gpus
-        ) * share, f"a GPU here has {min(gpus) / GIB:.1f} GiB{f', of which it has {share:g}' * (share < 1)}"
-    total = place.total_bytes()
-    if total is None:
-        return None
-    at_once = max(1, min(num_trials, int((os.cpu_count() or 1) / spec.resources.cpu)))
-    processes = at_once * spec.resources.num_processes
-    shared = f" for {processes} at once" if processes > 1 else ""
-    return total / processes, f"this machine has {total / GIB:.1f} GiB{shared}"
+        told = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items())
+        return f"a trial of {self.workload} takes {needed / GIB:.1f} GiB a process ({told}), {whose}"
+
+
+LESS = "a larger cpu, more processes, a smaller batch_size, bf16 or fewer windows"
+
+
+def of_trials(specs: Sequence[Spec], trajectories: Sequence[Trajectory]) -> list[Trials]:
+    """The trials by workload and what they hold."""
+    largest: dict[tuple[str, ResourcesBlock], dict[str, int]] = {}
+    for one in trajectories:
+        held = of_trajectory(one, specs)
+        needed, kind = parts(one, held.num_processes), (one.cells[0].training.workload, held)
+        largest[kind] = max(needed, largest.get(kind, needed), key=lambda sizes: sum(sizes.values()))
+    return [Trials(*kind, needed, len(trajectories)) for kind, needed in largest.items()]
+
+
+def refuse(specs: Sequence[Spec], trajectories: Sequence[Trajectory], address: str | None = None) -> None:
+    """Raises: SpecError where a trial cannot fit this machine; what is at an address is looked at there."""
+    for trials in of_trials(specs, trajectories) if address is None else ():
+        if (said := trials.too_large(os.cpu_count() or 1, "this machine")) is not None:
+            raise SpecError("resources", f"{said}; allowed: {LESS}", specs[0].source)
 
 
 def checks(run: Path | None) -> list[place.Check]:
@@ -111,6 +125,5 @@ def checks(run: Path | None) -> list[place.Check]:
         trials = work(specs, run).trajectories
     except click.ClickException as error:
         return [place.Check(name, False, error.format_message(), "as said")]
-    processes = specs[0].resources.num_processes
-    sizes = [sum(parts(one, processes).values()) for one in trials]
+    sizes = [sum(one.parts.values()) for one in of_trials(specs, trials)]
     return [place.Check(name, True, f"{max(sizes) / MIB:,.0f} MiB a process at most, planned")] if sizes else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +21,10 @@ MOST_SECONDS = 10.0  # of a measurement, of steps and of an evaluation each
 WARM_UP, STEPS = 3, 30
 
 
-def measured(run: Path, device: str) -> Paces:
-    """(workload, preset) -> device-seconds on one device, from what was trained in `run` on devices of that kind.
+def measured(run: Path, devices: Mapping[str, str]) -> Paces:
+    """(workload, preset) -> device-seconds on one device, from what was trained in `run` on devices of its kind.
+
+    devices: workload -> their kind.
 
     Medians over trajectories, a step brought to the workload's own batch size. Raises: BadRun for damaged records.
     """
@@ -31,7 +33,8 @@ def measured(run: Path, device: str) -> Paces:
     if not (run / "cells.parquet").exists():
         return {}
     rows = load_run(run)
-    rows = rows[(rows["split"] == "validation") & (rows["device"] == device) & (rows["step"] > 0)]
+    of_kind = rows["device"] == rows["workload"].astype(str).map(devices)
+    rows = rows[(rows["split"] == "validation") & of_kind & (rows["step"] > 0)]
     by_cell = rows.groupby(["workload", "preset", "cell_id"], observed=True)
     last = by_cell[["step", "train_seconds", "eval_seconds", "batch_size", "own_batch_size", "processes"]].max()
     batches = (last["batch_size"] / last["own_batch_size"]).astype(float).fillna(1.0)

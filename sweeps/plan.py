@@ -17,7 +17,6 @@ import torch
 from sweeps import bracket, random_streams
 from sweeps.identity import Cell, cell_from_dict, cell_to_dict
 from sweeps.schedules import Schedule
-from sweeps.spec import Spec
 from wa import Scheme
 from workloads.protocol import UnknownWorkload, Workload, load
 from workloads.user_errors import one_line
@@ -341,14 +340,11 @@ def cost(trajectory: Trajectory, measured: Paces = MappingProxyType({})) -> Cost
     )
 
 
-def makespan_seconds(seconds: Sequence[float], slots: int) -> float:
-    """Wall seconds of trials run longest first on `slots` equal slots."""
+def makespan_seconds(trials: Sequence[float], slots: int, widths: Sequence[int] | None = None) -> float:
+    """Wall seconds of trials run longest first on `slots` equal slots. widths: how many each takes; None: one."""
     busy = [0.0] * max(1, slots)
-    for one in sorted(seconds, reverse=True):
-        heapq.heappush(busy, heapq.heappop(busy) + one)
+    for seconds, wide in sorted(zip(trials, widths or [1] * len(trials), strict=True), reverse=True):
+        taken = [heapq.heappop(busy) for _ in range(min(wide, len(busy)))]
+        for _ in taken:
+            heapq.heappush(busy, max(taken) + seconds)
     return max(busy)
-
-
-def num_devices(spec: Spec) -> tuple[float, str]:
-    """(devices a trial holds, their kind): GPUs when it has any, else CPUs."""
-    return (spec.resources.gpu, "gpu") if spec.resources.gpu else (spec.resources.cpu, "cpu")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps import forks, terminal
+from sweeps import forks, plan, terminal
 from sweeps.axes import points
 from sweeps.blocks import EvaluateBlock
-from sweeps.plan import num_devices
+from sweeps.resources import ResourcesBlock
 from sweeps.room import trace_bytes
-from sweeps.run import Work, assumptions, expected, rounded, to_do, wall, why_trained, work
+from sweeps.run import Work, assumptions, expected, rounded, to_do, why_trained, work
 from sweeps.spec import Spec
-from sweeps.wording import counted
+from sweeps.wording import counted, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,28 +29,32 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
 
     left_out: a line for each workload that cannot be used.
     """
-    spec = specs[0]  # resources are the same for all
-    devices, device = num_devices(spec)
-    hours = "GPU-hours" if device == "gpu" else "device-hours"
+    held = [todo.resources[one.name] for one in todo.trajectories]
+    hours = "GPU-hours" if held and all(one.gpu for one in held) else "device-hours"
     if len(specs) > 1:
         console.print(_studies(specs, todo, out, hours))
-    rows = expected(spec, todo)
-    name = spec.study if len(specs) == 1 else "together"
+    rows = expected(todo)
+    name = specs[0].study if len(specs) == 1 else "together"
     title = f"{name}: {counted(len(todo.cells), 'cell')}, {to_do(todo)}"
     headers = tuple(hours if one == "hours" else one for one in HEADERS)
     costs = [_cost(workload, row) for workload, row in rows.items()]
     console.print(terminal.table(*terminal.fitting(headers, costs, console.width, CHOICES), title=title))
     fused, alone = (sum(row[key] for row in rows.values()) for key in ("device_hours", "unfused_device_hours"))
     peak = max((row["memory"] for row in rows.values()), default=0.0)
-    slots = max(1, int((os.cpu_count() or 1) / spec.resources.cpu)) if device == "cpu" else 1
     console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
-    each = f"{counted(slots, 'slot')} of {devices:g} {device}{' each' if slots > 1 else ''}"
-    about = wall(todo, slots, spec.resources.num_processes)
-    console.print(f"wall: about {about} on {each}, Ray's start apart")
+    about, slots = wall(todo)
+    console.print(f"wall: about {about}{slots and f' on {slots}'}, Ray's start apart")
     if traces := sum(row["trace_bytes"] for row in rows.values()):
-        largest = max(trace_bytes(one, spec.resources.num_processes) for one in todo.trajectories)
+        largest = max(trace_bytes(one, todo.resources[one.name].num_processes) for one in todo.trajectories)
         console.print(f"traces: {traces / 2**20:,.4g} MiB on disk, the largest {largest / 2**20:,.4g} MiB")
-    for line in [*_branches(todo), *why_trained(todo), *rounded(todo), *_evaluated_in_full(todo), *assumptions(todo)]:
+    for line in [
+        *_held(todo),
+        *_branches(todo),
+        *why_trained(todo),
+        *rounded(todo),
+        *_evaluated_in_full(todo),
+        *assumptions(todo),
+    ]:
         console.print(line, soft_wrap=True)
     if todo.num_done:
         stay = "is done and stays" if todo.num_done == 1 else "are done and stay"
@@ -60,6 +64,35 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
         console.print(f"{workload}: {value or 'no target yet (`wa calibrate` sets it)'}")
     for line in left_out:
         console.print(line, soft_wrap=True)
+
+
+def wall(todo: Work) -> tuple[str, str]:
+    """Expected wall time on this machine, in words, and the slots that it counts with: one for trials on GPUs."""
+    kinds: dict[tuple[float, str], int] = {}
+    trials: dict[str, list[tuple[float, float]]] = {"gpu": [], "cpu": []}
+    for one in todo.trajectories:
+        held = todo.resources[one.name]
+        devices, device = held.devices
+        kinds[devices, device] = max(1, int((os.cpu_count() or 1) / held.cpu)) if device == "cpu" else 1
+        trials[device].append((plan.cost(one, todo.paces).seconds / held.num_processes, held.cpu))
+    seconds = [0.0]
+    for device, pool in trials.items():
+        narrow = min((cpu for _, cpu in pool), default=1.0)
+        slots = max(1, int((os.cpu_count() or 1) / narrow)) if device == "cpu" else 1
+        widths = [round(cpu / narrow) for _, cpu in pool]
+        seconds.append(plan.makespan_seconds([time for time, _ in pool], slots, widths))
+    told = [f"{counted(n, 'slot')} of {d:g} {kind}{' each' if n > 1 else ''}" for (d, kind), n in kinds.items()]
+    return duration(max(seconds)), " and ".join(told)
+
+
+def _held(todo: Work) -> list[str]:
+    """Where trials differ in what they hold, a line on each workload and stage."""
+    by_stage: dict[tuple[str, str], ResourcesBlock] = {}
+    for one in todo.trajectories:
+        stage = "training" if one.replays is None else "replay"
+        by_stage[one.cells[0].training.workload, stage] = todo.resources[one.name]
+    lines = [f"{name}: a {stage} holds {one.words}" for (name, stage), one in by_stage.items()]
+    return lines if len({one.devices for one in by_stage.values()}) > 1 else []
 
 
 def _evaluated_in_full(todo: Work) -> list[str]:
@@ -91,7 +124,7 @@ def _studies(specs: Sequence[Spec], todo: Work, out: Path | None, hours: str) ->
     """Each study as if it ran alone, then all of them with what they share trained once."""
 
     def row(name: str, work: Work) -> tuple[str, ...]:
-        cost = sum(one["device_hours"] for one in expected(specs[0], work).values())
+        cost = sum(one["device_hours"] for one in expected(work).values())
         return name, f"{len(work.cells):,}", f"{len(work.trajectories):,}", f"{cost:.3g}"
 
     rows = [row(spec.study, work([spec], out)) for spec in specs]

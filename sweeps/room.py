@@ -11,6 +11,7 @@ from sweeps.blocks import SpecError
 from sweeps.memory import GIB
 from sweeps.optimizers import EVALUATES_OTHERS
 from sweeps.plan import Trajectory, model_size
+from sweeps.resources import of_trajectory
 from sweeps.spec import Spec
 from sweeps.trace import PARTS, ROUNDED, TRACES, storage_of
 from sweeps.wording import counted
@@ -39,24 +40,24 @@ def snapshot_bytes(one: Trajectory, processes: int) -> int:
     return size.num_parameters * each * copies + size.num_buffer_bytes + streams * processes
 
 
-def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
+def check(run: Path, trajectories: Sequence[Trajectory], specs: Sequence[Spec]) -> None:
     """Raises: SpecError where the traces that are to be written do not fit the disk of the run folder."""
-    processes = spec.resources.num_processes
+    processes = {one.name: of_trajectory(one, specs).num_processes for one in trajectories}
     kept = [one for one in trajectories if one.keep_every_steps is not None]
     brackets = [one for one in trajectories if one.keep_every_steps is None and num_snapshots(one)]
     # A bracket's goes once its trial is done: of those at least the largest has to fit.
-    kept += sorted(brackets, key=lambda one: trace_bytes(one, processes))[-1:]
+    kept += sorted(brackets, key=lambda one: trace_bytes(one, processes[one.name]))[-1:]
     if not kept:
         return
     storage = storage_of(run)
     if storage.is_bucket:  # whose room is not known
         return
     there = [part for one in kept for part in (storage / TRACES / one.name).files(PARTS)]
-    needed = sum(trace_bytes(one, processes) for one in kept) - sum(part.size() or 0 for part in there)
+    needed = sum(trace_bytes(one, processes[one.name]) for one in kept) - sum(part.size() or 0 for part in there)
     home = next(path for path in [Path(storage.path), *Path(storage.path).parents] if path.exists())
     if needed > (free := shutil.disk_usage(home).free):
-        most = max(kept, key=lambda one: trace_bytes(one, processes))
-        each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes) / 2**20:,.4g} MiB"
+        most = max(kept, key=lambda one: trace_bytes(one, processes[one.name]))
+        each = f"{num_snapshots(most):,} snapshots × {snapshot_bytes(most, processes[most.name]) / 2**20:,.4g} MiB"
         said = f"the traces of {counted(len(kept), 'trajectory')} (up to {each} each) need {needed / GIB:,.4g} GiB"
         key = "evaluate.averages" if most in brackets else "keep.every"
         remedy = (
@@ -64,4 +65,4 @@ def check(run: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
             if most in brackets
             else "a larger interval, dtype: bf16, another --out, or `wa traces RUN --drop` on what is no longer asked"
         )
-        raise SpecError(key, f"{said}, {home} has {free / GIB:,.4g} GiB free; allowed: {remedy}", spec.source)
+        raise SpecError(key, f"{said}, {home} has {free / GIB:,.4g} GiB free; allowed: {remedy}", specs[0].source)

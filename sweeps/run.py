@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
 from sweeps.ray_log import RAY_LOG, noise_to
+from sweeps.resources import ResourcesBlock, of_trajectory
 from sweeps.screen import RunScreen
 from sweeps.spec import Spec
 from sweeps.status import Status
@@ -27,7 +29,8 @@ from sweeps.storage import Place
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from sweeps.trace import storage_of, traced
-from sweeps.wording import counted, duration
+from sweeps.where import HERE, Cluster
+from sweeps.wording import counted
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import UnknownWorkload, load, with_batch_size
 from workloads.user_errors import one_line
@@ -56,6 +59,12 @@ class Work:
         """The cells of all studies, each once."""
         return union(self.studies)
 
+    @cached_property
+    def resources(self) -> dict[str, ResourcesBlock]:
+        """trajectory -> what its trial holds."""
+        specs = [one.spec for one in self.studies]
+        return {one.name: of_trajectory(one, specs) for one in self.trajectories}
+
     @property
     def targets(self) -> dict[str, Target | None]:
         """workload -> target, over all studies."""
@@ -65,11 +74,15 @@ class Work:
 def work(specs: Sequence[Spec], run: Path | None) -> Work:
     """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
     todo = _against(run, resolve(specs))
-    memory.refuse(specs[0], todo.trajectories)
-    return todo if run is None else replace(todo, paces=pace.measured(run, plan.num_devices(specs[0])[1]))
+    memory.refuse(specs, todo.trajectories)
+    if run is None:
+        return todo
+    devices = {name: spec.trial(name).devices[1] for spec in specs for name in spec.workloads}
+    return replace(todo, paces=pace.measured(run, devices))
 
 
 def _against(run: Path | None, studies: list[Resolved]) -> Work:
+    specs = [one.spec for one in studies]
     started: list[plan.Trajectory] = []
     if run is not None:
         for one in studies:
@@ -93,7 +106,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
                 "--out", "is required: the run folder that has the imported weights", studies[0].spec.source
             )
         todo = branched(todo) if shares else todo
-        room.check(Path(), todo, studies[0].spec)
+        room.check(Path(), todo, specs)
         return Work(studies, todo, ())
     for trial in todo:
         if trial.replays is not None:  # begun as one
@@ -110,7 +123,7 @@ def _against(run: Path | None, studies: list[Resolved]) -> Work:
             replays.refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
     if shares:
         todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
-    room.check(run, todo, studies[0].spec)
+    room.check(run, todo, specs)
     return Work(studies, todo, tuple(done), no_trace, replays.without(there, done.values(), asked))
 
 
@@ -123,7 +136,7 @@ def run_studies(
     specs: Sequence[Spec],
     run: Path,
     console: Console,
-    address: str | None = None,
+    cluster: Cluster = HERE,
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
     storage: str | None = None,
@@ -135,11 +148,12 @@ def run_studies(
     storage: a URI, where checkpoints and traces go; by default the folder itself, which each node then has to see.
     conclude: what to write once the records are (the report), before W&B is told that all is there.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
-    Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
+    Raises: SpecError or roll.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
     """
     place = _storage(run, storage)
     specs, left_out = usable(specs)
+    address = cluster.address
     studies = resolve(specs, calibrating)
     for resolved in studies:
         _check_data(resolved, address)
@@ -157,9 +171,9 @@ def run_studies(
         if not is_new:
             held.enter_context(durable.locked(run))
         todo = compared()
-        memory.refuse(specs[0], todo.trajectories, address)
+        memory.refuse(specs, todo.trajectories, address)
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
-        with ExitStack() as hushed, _engine(specs[0], todo, address) as engine:
+        with ExitStack() as hushed, _engine(todo, sources, place or storage_of(run), cluster, console) as engine:
             interrupts.count_from_here()
             if is_new:
                 held.enter_context(durable.locked(run))
@@ -229,14 +243,17 @@ def _failure(spec: Spec, name: str) -> str | None:
     return None
 
 
-def _engine(spec: Spec, todo: Work, address: str | None) -> AbstractContextManager[Engine | None]:
-    """A Ray with room for a trial, where there is anything to train. Raises: engine.NoRoom."""
+def _engine(
+    todo: Work, sources: origins.Sources, storage: Place, cluster: Cluster, console: Console
+) -> AbstractContextManager[Engine | None]:
+    """A Ray with room for a trial, where there is anything to train. Raises: roll.NoRoom."""
     if not todo.trajectories:
         return nullcontext()
     from sweeps.engine import engine  # ray, which takes a second
+    from sweeps.look import Asked, lacking
 
-    need = spec.resources
-    return engine(need.cpu, need.gpu, need.num_processes, address)
+    look = partial(lacking, Asked.of(todo, sources, storage))
+    return engine(todo.resources, cluster, look, lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def _check_data(study: Resolved, address: str | None) -> None:
@@ -310,9 +327,8 @@ def _launch(
     return complete
 
 
-def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
+def expected(todo: Work) -> dict[str, dict[str, float]]:
     """workload -> expected cost of what is to train, fused and one trial per cell."""
-    devices = plan.num_devices(spec)[0] / spec.resources.num_processes
     rows: dict[str, dict[str, float]] = {}
     for one in todo.trajectories:
         workload = one.cells[0].training.workload
@@ -321,14 +337,16 @@ def expected(spec: Spec, todo: Work) -> dict[str, dict[str, float]]:
         cost = plan.cost(one, todo.paces)  # on one device
         by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
         alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
+        held = todo.resources[one.name]
+        devices = held.devices[0] / held.num_processes
         row["cells"] += len(one.cells)
         row["trajectories"] += 1
         row["steps"] += one.num_steps
         row["steps_saved"] += one.first_step
         row["device_hours"] += cost.seconds * devices / 3600
         row["unfused_device_hours"] += alone * devices / 3600
-        row["trace_bytes"] += room.trace_bytes(one, spec.resources.num_processes)
-        row["memory"] = max(row["memory"], sum(memory.parts(one, spec.resources.num_processes).values()))
+        row["trace_bytes"] += room.trace_bytes(one, held.num_processes)
+        row["memory"] = max(row["memory"], sum(memory.parts(one, held.num_processes).values()))
     return rows
 
 
@@ -339,7 +357,7 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
         "cells": len(todo.cells),
         "trajectories_done": todo.num_done,
         "nothing_to_do": list(todo.done),
-        "workloads": expected(specs[0], todo),
+        "workloads": expected(todo),
         "targets": {name: None if target is None else target.model_dump() for name, target in todo.targets.items()},
         "trajectories": [
             {
@@ -353,7 +371,8 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
                 "first_step": one.first_step,
                 "replays": one.replays,
                 "rounded": one.rounded,
-                "trace_bytes": room.trace_bytes(one, specs[0].resources.num_processes),
+                "resources": dict(zip(("cpu", "gpu", "processes"), _held(todo.resources[one.name]), strict=True)),
+                "trace_bytes": room.trace_bytes(one, todo.resources[one.name].num_processes),
                 "why_not_replayed": todo.no_trace.get(one.name),
                 "expected_seconds": plan.cost(one, todo.paces).seconds,
             }
@@ -362,10 +381,8 @@ def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
     }
 
 
-def wall(todo: Work, slots: int, processes: int = 1) -> str:
-    """Expected wall time on so many slots, in words."""
-    seconds = [plan.cost(one, todo.paces).seconds / processes for one in todo.trajectories]
-    return duration(plan.makespan_seconds(seconds, slots))
+def _held(trial: ResourcesBlock) -> tuple[float, float, int]:
+    return trial.cpu, trial.gpu, trial.num_processes
 
 
 def assumptions(todo: Work) -> list[str]:

@@ -116,7 +116,6 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
         ridden = {cell.cell_id for cell in one.cells}
         going_on |= ridden if not (is_over := is_done(run, one)) else set()
         traced |= ridden if (is_over or one.replays) and (one.replays or one.name) in with_trace else set()
-    devices, device = plan.num_devices(spec)
     for cell in cells:
         if cell.cell_id not in there or cell.cell_id in planned:
             continue
@@ -128,8 +127,10 @@ def check_compatible(run: Path, cells: Sequence[Cell], spec: Spec) -> None:
             refuse_other_grid(run, held, asked, spec)
         if cell.cell_id in traced:  # weights are data, whatever devices they were made on
             continue
+        trial = spec.trial(cell.training.workload)
+        devices, device = trial.devices
         _refuse(run, "resources", f"{row['num_devices']:g} {row['device']}", f"{devices:g} {device}", spec)
-        _refuse(run, "resources.processes", str(row["processes"]), str(spec.resources.num_processes), spec)
+        _refuse(run, "resources.processes", str(row["processes"]), str(trial.num_processes), spec)
 
 
 def recorded(trajectories: Iterable[plan.Trajectory]) -> dict[str, plan.Grid]:
@@ -263,12 +264,11 @@ def _merged(
     rows: dict[str, Row] = {}
     asking: dict[str, list[str]] = {}
     for one in studies:
-        devices, device = plan.num_devices(one.spec)
         for cell in one.cells:
             asking.setdefault(cell.cell_id, []).append(one.spec.study)
             if cell.cell_id not in rows:
-                processes = one.spec.resources.num_processes
-                rows[cell.cell_id] = cell_to_row(cell, one.spec.study, None, devices, device, processes)
+                trial = one.spec.trial(cell.training.workload)
+                rows[cell.cell_id] = cell_to_row(cell, one.spec.study, None, *trial.devices, trial.num_processes)
     now = {one.spec.study for one in studies}
     for cell_id, row in {**there, **rows}.items():
         earlier = there[cell_id]["studies"] if cell_id in there else []

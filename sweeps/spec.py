@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sweeps.axes import Grid, grids, validate
-from sweeps.blocks import ResourcesBlock, SpecError, TrackingBlock
+from sweeps.axes import Grid, grids, points, validate
+from sweeps.blocks import SpecError, TrackingBlock
 from sweeps.identity import scheme_name
+from sweeps.resources import ResourcesBlock
 from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel
 from sweeps.wording import shown
 from sweeps.yaml_file import BadYaml, parse_value, read_yaml
@@ -31,12 +32,16 @@ class Spec:
     weights: tuple[str, ...] | None  # imported, one a seed
     grids: Mapping[str, Grid]  # workload -> its axes
     data_dir: str | None  # of full presets; None: what WA_DATA_DIR says
-    resources: ResourcesBlock
+    resources: Mapping[str, ResourcesBlock]  # workload -> of one trial
     tracking: TrackingBlock
     fuse: bool
     branch: bool
     source: str
     raw: Mapping[str, Any]  # as read, with --set applied and defaults filled in: what spec.yaml holds
+
+    def trial(self, workload: str, replays: bool = False) -> ResourcesBlock:
+        """What one of its trials holds; of imported weights every trial is a replay."""
+        return self.resources[workload].of(replays or self.weights is not None)
 
     def own_schemes(self, workload: str) -> list[str]:
         """The averaging schemes of a workload's grid that are a user's, as `identity.scheme_name` has them."""
@@ -70,13 +75,21 @@ def parse_spec(raw: Mapping[str, Any], source: str = "spec") -> Spec:
     fields = StudyModel.model_fields
     full = {key: raw.get(key, fields[key].default) for key in KEYS if key in raw or fields[key].default is not None}
     full["primary"] = study.primary.model_dump()
+    by_workload = grids(study, full)
     return Spec(
-        **{key: getattr(study, key) for key in Spec.__annotations__ if key in fields},
+        **{key: getattr(study, key) for key in Spec.__annotations__ if key in fields and key != "resources"},
         presets=study.preset,
-        grids=grids(study, full),
+        grids=by_workload,
+        resources={name: _resources(grid) for name, grid in by_workload.items()},
         source=source,
         raw=full,
     )
+
+
+def _resources(grid: Grid) -> ResourcesBlock:
+    """Of a workload: the study's, changed by its own. Raises: SpecError where the two do not go together."""
+    (at,) = points(grid.resources)
+    return validate(ResourcesBlock, dict(at.values), at.path)
 
 
 PATH = r"[^.\[\]]+(\[[0-9]{1,6}\])*(\.[^.\[\]]+(\[[0-9]{1,6}\])*)*"

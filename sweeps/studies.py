@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeps.blocks import SpecError, fullest
+from sweeps.blocks import Block, SpecError, fullest
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.spec import Spec, load_spec
@@ -36,9 +36,10 @@ def load_specs(files: Iterable[Path], overrides: Sequence[str] = ()) -> list[Spe
         if one.study == other.study:
             message = f"{other.study!r} is {one.source}'s name too; allowed: a name of its own for each study"
             raise SpecError("study", message, other.source)
-        for key in ("resources", "tracking"):
-            for (name, here), (_, there) in zip(getattr(one, key), getattr(other, key), strict=True):
-                _same(f"{key}.{name}", here, there, one.source, other.source)
+        _same_block("tracking", one.tracking, other.tracking, one.source, other.source)
+        for workload in one.resources.keys() & other.resources.keys():
+            blocks = one.resources[workload], other.resources[workload]
+            _same_block("resources", *blocks, one.source, other.source)
         for key in ("data_dir", "fuse", "branch"):
             _same(key, getattr(one, key), getattr(other, key), one.source, other.source)
     return specs
@@ -75,10 +76,17 @@ def union(studies: Iterable[Resolved]) -> list[Cell]:
     return list(found.values())
 
 
+def _same_block(key: str, block: Block, other: Block, source: str, other_source: str) -> None:
+    for (name, here), (_, there) in zip(block, other, strict=True):
+        _same(f"{key}.{name}", here, there, source, other_source)
+
+
 def _same(key: str, value: object, other: object, source: str, other_source: str) -> None:
     if value != other:
         raise SpecError(key, f"{_said(other)} here, {_said(value)} in {source}; {ALLOWED}", other_source)
 
 
 def _said(value: object) -> str:
+    if isinstance(value, Block):
+        return ", ".join(f"{key}: {held}" for key, held in value.model_dump(exclude_none=True).items())
     return "left out" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"

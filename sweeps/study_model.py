@@ -23,7 +23,6 @@ from sweeps.blocks import (
     KeepBlock,
     Name,
     Positive,
-    ResourcesBlock,
     ScheduleBlock,
     Seed,
     Share,
@@ -39,6 +38,7 @@ from sweeps.blocks import (
 )
 from sweeps.identity import scheme_class, scheme_name
 from sweeps.optimizers import OPTIMIZERS, parameters
+from sweeps.resources import ResourcesBlock
 from sweeps.wording import among, shown
 from wa import Scheme
 from wa.options import Option, instead, options
@@ -192,6 +192,7 @@ class GridBlock(Block):
     averaging: Axis[Averaging] = option(None, "one scheme, or a list of them")
     evaluate: EvaluateBlock = option({}, "when, and on which splits")
     keep: KeepBlock = option({}, "a trace of the weights: later questions train nothing")
+    resources: ResourcesBlock = option({}, "of one trial")
 
 
 Names = Annotated[Axis[Word], AfterValidator(_distinct)]

@@ -211,5 +211,5 @@ def test_the_room_for_its_own_trace_is_told_and_checked(
     assert there.nbytes == pytest.approx(room.trace_bytes(one), rel=0.1)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=room.trace_bytes(one) - 1))
     with pytest.raises(SpecError, match=r"evaluate.averages: the traces of 1 trajectory .* allowed: all"):
-        room.check(tmp_path, [one, one], spec("bracket"))
-    room.check(tmp_path, [asked("all")], spec("all"))
+        room.check(tmp_path, [one, one], [spec("bracket")])
+    room.check(tmp_path, [asked("all")], [spec("all")])

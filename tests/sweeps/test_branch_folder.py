@@ -87,7 +87,7 @@ def test_each_row_is_there_once_and_the_trunk_is_paid_for_once(outside: Path) ->
 def test_the_plan_counts_the_steps_that_are_trained(outside: Path) -> None:
     both = [TRUNK, COOLDOWNS]
     todo, apart = work([spec("s", both)], None), work([spec("s", both, branch=False)], None)
-    told = [expected(one.studies[0].spec, one)["tinywork:Tiny"] for one in (todo, apart)]
+    told = [expected(one)["tinywork:Tiny"] for one in (todo, apart)]
     assert [one["steps"] for one in told] == [60 + 5 + 11, 60 + 30 + 60]
     assert [one["steps_saved"] for one in told] == [25 + 49, 0]
     assert told[0]["unfused_device_hours"] == told[1]["unfused_device_hours"]

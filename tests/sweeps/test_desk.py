@@ -47,7 +47,7 @@ def at(run: Path, *trajectories: Trajectory) -> Desk:
         folder = trajectory_folder(run, one.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trajectory.json").write_text(json.dumps(to_dict(one)))
-    return Desk(run, trajectories, Heard(), {"device": "cpu"})  # type: ignore[arg-type]
+    return Desk(run, trajectories, Heard(), {one.name: {"device": "cpu"} for one in trajectories})  # type: ignore[arg-type]
 
 
 def handed_out(desk: Desk) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sweep_processes import wait
 
+from cluster import nodes
 from sweeps import engine as engines
 from sweeps.engine import Engine, NoRoom, Pulse
 
@@ -35,7 +36,7 @@ from sweeps.engine import Engine, NoRoom, Pulse
     ],
 )
 def test_slots_of_a_node(resources: dict[str, float], cpu: float, gpu: float, slots: int) -> None:
-    assert engines._slots(resources, cpu, gpu) == slots
+    assert nodes.slots(resources, cpu, gpu) == slots
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def looks(engine: Engine, clock: list[float], seconds: float, answering: bool = 
 
 
 def test_a_ray_that_stops_answering_is_gone_and_one_that_answers_late_is_not(clock: list[float]) -> None:
-    engine = Engine(1, 1, 0, where="head:6379", pulse=Pulse(lambda: True))
+    engine = Engine(where="head:6379", pulse=Pulse(lambda: True))
     assert looks(engine, clock, 3600, answering=True) is None
     assert looks(engine, clock, engines.SILENT_SECONDS - 1) is None
     assert looks(engine, clock, 1, answering=True) is None
@@ -67,10 +68,10 @@ def test_a_ray_that_stops_answering_is_gone_and_one_that_answers_late_is_not(clo
 
 
 def test_a_cluster_without_room_is_waited_for_and_not_for_ever(clock: list[float]) -> None:
-    engine = Engine(1, 1, 0, pulse=Pulse(lambda: True))
+    engine = Engine(pulse=Pulse(lambda: True))
     assert engine.pulse is not None
     engine.pulse.room = False
-    assert looks(engine, clock, engines.NO_ROOM_SECONDS - 1, answering=True) is None
+    assert looks(engine, clock, engines.WAIT_SECONDS - 1, answering=True) is None
     assert "no node" in str(looks(engine, clock, 5, answering=True))
 
 
@@ -83,7 +84,7 @@ def test_a_cluster_without_room_is_waited_for_and_not_for_ever(clock: list[float
 )
 def test_a_dead_process_of_ray_is_told_with_its_end(script: str, said: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", script])
-    engine = Engine(1, 1, 0, pulse=Pulse(lambda: True, {"raylet": process}))
+    engine = Engine(pulse=Pulse(lambda: True, {"raylet": process}))
     wait(lambda: process.poll() is not None)
     assert said in str(engine.died())
 
@@ -162,7 +163,7 @@ def test_a_port_that_never_says_it_is_ray_is_not_waited_for(
     monkeypatch.setattr(engines, "JOIN_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(NoRoom, match="no Ray answers at") as caught, engines._joined(address):
+        with pytest.raises(NoRoom, match="no Ray answers at") as caught, engines.joined(address):
             pass
     assert address in str(caught.value)
     assert "within" in str(caught.value)

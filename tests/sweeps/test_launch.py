@@ -40,7 +40,7 @@ class Hung:
 def test_no_wait_is_for_ever(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(launch, "STOP_SECONDS", 0.05 if why == "asked once" else 60.0)
-    on = Engine(1, 1, 0)
+    on = Engine()
     if why == "dead":
         monkeypatch.setattr(Engine, "died", lambda self: "Ray on this machine died (raylet killed by SIGKILL)")
     interrupts = Interrupts(count={"dead": 0, "asked once": 1, "asked twice": 2}[why], first="SIGINT")

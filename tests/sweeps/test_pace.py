@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from record_rows import record
 
-from sweeps import pace, plan, run_folder
+from sweeps import pace, run_folder
 from sweeps.cells import cells
 from sweeps.cli import main
 from sweeps.plan import Pace, cost, trajectories
@@ -61,9 +61,9 @@ def test_a_plan_counts_with_what_its_folder_measured(silent: Path, tmp_path: Pat
                 clocks = {"train_seconds": seconds * step, "eval_seconds": 1.0 * i}
                 rows = [record(step, c.cell_id, trajectory_id=c.trajectory_id, **clocks) for c in one.cells]
                 recorder.append(rows)
-    measured = pace.measured(run, "cpu")
+    measured = pace.measured(run, {"silentwork:Silent": "cpu"})
     assert measured == {("silentwork:Silent", "mini"): Pace(2.0, 1.0, f"measured in {run}")}  # 4 s at twice the batch
-    assert pace.measured(run, "gpu") == {}
+    assert pace.measured(run, {"silentwork:Silent": "gpu"}) == {}
     assert cost(todo.trajectories[0], measured).train_seconds == 60 * 2.0 * 2
     again = CliRunner().invoke(main, ["plan", str(silent), "--set", "seeds=7", "--out", str(run)])
     assert f"2 s a step and 1 s an evaluation, measured in {run}" in again.output, again.output
@@ -71,7 +71,7 @@ def test_a_plan_counts_with_what_its_folder_measured(silent: Path, tmp_path: Pat
 
 
 def test_no_folder_no_measurement(tmp_path: Path) -> None:
-    assert pace.measured(tmp_path / "none", "cpu") == {}
+    assert pace.measured(tmp_path / "none", {}) == {}
 
 
 def test_measuring_takes_steps_and_leaves_nothing_behind(silent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +113,11 @@ def test_a_full_training_is_planned_to_take_the_published_runtime_on_8_gpus(work
         }
     )
     (one,) = trajectories(cells(spec), fuse=True)
-    on_8_gpus = cost(one).train_seconds / spec.resources.num_processes
+    on_8_gpus = cost(one).train_seconds / spec.trial(workload).num_processes
     assert on_8_gpus == pytest.approx(PUBLISHED_RUNTIMES[workload], rel=1e-3)
-    hours = expected(spec, work([spec], None))[workload]["device_hours"]
+    hours = expected(work([spec], None))[workload]["device_hours"]
     assert hours == pytest.approx((cost(one).seconds) / 3600)
-    assert plan.num_devices(spec) == (8, "gpu")
+    assert spec.trial(workload).devices == (8, "gpu")
 
 
 @pytest.mark.parametrize(

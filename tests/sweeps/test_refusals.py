@@ -24,6 +24,7 @@ averaging: {scheme: none}
 evaluate: {every: 20}
 tracking: {wandb: disabled}
 """
+NODE = {"NodeID": "a", "NodeManagerAddress": "127.0.0.1", "Alive": True, "Resources": {"CPU": 1.0}}
 BIG = "resources={cpu: 512}"
 
 
@@ -36,7 +37,7 @@ def one_small_node() -> Iterator[Mapping[str, object]]:
 def study(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study in the current directory, and a Ray of one CPU."""
     monkeypatch.setattr(engines, "_local", one_small_node)
-    monkeypatch.setattr(engines.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(engines.ray, "nodes", lambda: [NODE])
     monkeypatch.setattr(engines.ray, "shutdown", lambda: None)
     (outside / "study.yaml").write_text(STUDY)
     return outside

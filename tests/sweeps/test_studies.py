@@ -215,6 +215,8 @@ def command(*arguments: str) -> tuple[int, str]:
     ("change", "key"),
     [
         ("resources: {cpu: 2}\n", "resources.cpu"),
+        ("resources: {replay: {gpu: 1}}\n", "resources.replay"),
+        ("overrides: {'tinywork:Tiny': {resources: {cpu: 2}}}\n", "resources.cpu"),
         ("tracking: {project: other}\n", "tracking.project"),
         ("data_dir: /data\n", "data_dir"),
         ("fuse: false\n", "fuse"),

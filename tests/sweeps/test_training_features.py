@@ -336,8 +336,8 @@ def test_several_gpus_are_a_process_each() -> None:
         "averaging": {"scheme": "none"},
         "resources": {"cpu": 8, "gpu": 4},
     }
-    assert parse_spec(spec).resources.num_processes == 4
-    assert parse_spec({**spec, "resources": {"gpu": 0.25}}).resources.num_processes == 1
+    assert parse_spec(spec).trial("lm").num_processes == 4
+    assert parse_spec({**spec, "resources": {"gpu": 0.25}}).trial("lm").num_processes == 1
     with pytest.raises(SpecError, match=r"4 processes"):
         cells(parse_spec({**spec, "training": {"accumulate": 3}}))
 

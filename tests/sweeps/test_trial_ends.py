@@ -173,7 +173,7 @@ def test_the_trial_gives_tune_only_what_is_worth_another_try(tmp_path: Path, mon
         (folder / "trajectory.json").write_text(json.dumps(to_dict(trajectory_)))
     lost: list[str] = []
     listener: Any = SimpleNamespace(failed=lambda name, reason: lost.append(f"{name}: {reason}"))
-    desk = Desk(tmp_path, planned, listener, {})
+    desk = Desk(tmp_path, planned, listener, {name: {} for name in names})
     monkeypatch.setattr(launch.tune, "report", lambda told: desk.heard(told["name"], told["told"]))
     monkeypatch.setattr(launch.crash_dumps, "kept", lambda: nullcontext({"node": "n", "pid": 1, "dump": "d"}))
     outcomes = {}
