@@ -19,6 +19,7 @@ import torch
 
 from analysis.run_folder.run_files import broken, read_json
 from analysis.run_folder.schema import TRIALS
+from cluster.secrets import redacted
 from sweeps.durable import write_atomic
 from workloads.user_errors import one_line
 
@@ -98,8 +99,16 @@ def _cpu_name() -> str:
 def trajectory_log(path: Path) -> Iterator[logging.Logger]:
     """The trajectory's own log file as a logger that reaches no other handler."""
     handler, logger = logging.FileHandler(path, encoding="utf-8"), logging.Logger("trajectory")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
     logger.addHandler(handler)
     with closing(handler):
         yield logger
+
+
+class _Formatter(logging.Formatter):
+    """Errors say what a user's code told them, which may be a key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return line if record.levelno < logging.ERROR else redacted(line)

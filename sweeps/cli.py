@@ -12,6 +12,7 @@ import click
 from sweeps import border, terminal
 from sweeps.average_command import average
 from sweeps.importers.command import import_
+from sweeps.submit_command import submit
 from sweeps.wording import counted
 
 PATH = click.Path(path_type=Path)  # of this machine, by `border.Group`
@@ -69,7 +70,7 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
 @main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--out", type=PATH, help="Run folder; default runs/<study>. Continued if it exists.")
-@click.option("--address", help="A running Ray cluster (auto, or ray://host:10001); default: this machine.")
+@border.address_option
 @click.option("--checkpoint-seconds", default=10.0, type=click.FloatRange(0), help="Least time between checkpoints.")
 @border.accept_changed_code_option
 @border.sets_option
@@ -302,7 +303,7 @@ def check_workload(name: str, preset: str, steps: int) -> None:
 @click.option("--all", "every", is_flag=True, help="Every shipped workload.")
 @click.option("--preset", default="mini")
 @click.option("--out", type=PATH, default=Path("runs/calibrate"))
-@click.option("--address", help="A running Ray cluster; default: this machine.")
+@border.address_option
 def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, address: str | None) -> None:
     """Set targets by rule: train held-out seeds, write targets.yaml beside the workload's file.
 
@@ -335,48 +336,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, addre
 
 main.add_command(import_)
 main.add_command(average)
-
-
-@main.command(cls=border.Command)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
-@click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
-@click.option("--working-dir", type=PATH, help="Folder with your own workloads, sent along.")
-@click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
-@border.accept_changed_code_option
-@border.sets_option
-def submit(
-    files: tuple[str, ...],
-    address: str,
-    out: str | None,
-    working_dir: Path | None,
-    no_wait: bool,
-    accept_changed_code: bool,
-    sets: tuple[str, ...],
-) -> None:
-    """Run a study on a Ray cluster as a Ray job, and follow its log.
-
-    Several studies run into one folder (--out) and train once what they share, as with `wa run`.
-    """
-    from cluster.submit import submit as submit_job
-    from sweeps.studies import load_specs
-
-    paths = [border.study_file(file) for file in files]
-    specs = load_specs(paths, sets)
-    if out is not None:
-        border.check_local(out, "--out")
-    sys.exit(
-        submit_job(
-            paths,
-            address,
-            out=border.folder_of(specs, out),
-            overrides=sets,
-            working_dir=working_dir,
-            wait=not no_wait,
-            echo=click.echo,
-            command=("wa", "run", *["--accept-changed-code"] * accept_changed_code),
-        )
-    )
+main.add_command(submit)
 
 
 @main.command()

@@ -23,9 +23,11 @@ from sweeps.engine import Engine
 
 # isort: split
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from analysis.run_folder.run_files import BadRun
+from cluster import secrets
 from cluster.errors import first_line
 from sweeps import attempts, failures, forks, import_order
 from sweeps.interrupts import Interrupts
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 MAX_FAILURES = 3  # retries of one trajectory within one `wa run`: a worker or node may die
 STOP_SECONDS = 45.0  # granted to trials that were asked to end; what they recorded is on disk before
 LOOK_SECONDS = 0.2
+# Tune would hand the driver's AWS keys to its actors, and Ray log them in clear on every node; nodes have their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    [one for one in class_cache.ENV_VARS_TO_PROPAGATE if one.startswith("AWS_")]
+)
 
 
 @dataclass
@@ -88,6 +94,8 @@ def _train(config: dict[str, Any]) -> None:
                 # Tune prints a line of its own for a trial that reported nothing.
                 tune.report({"name": config["name"]})
             elif isinstance(error, Exception):
+                if (told := secrets.harmless(error)) is not error:  # Ray logs it
+                    raise told from None
                 raise
             else:  # Tune would take an exit with code 0 for a trial that is done
                 raise RuntimeError(f"the workload's code raised {repr(error).removesuffix('()')}") from error
@@ -263,7 +271,7 @@ def launch(
     fit = _Fit(tuner)
     fit.start()
     outcome.ended = _wait(fit, on, stop, interrupts, listener)
-    # What Tune did not say is in the folder: a kill came before its event, or it runs behind a Ray client.
+    # What Tune did not say is in the folder: a kill came before its event.
     for one in trajectories:
         folder = trajectory_folder(run, one.name)
         if one.name in (*outcome.done, *outcome.failed):

@@ -49,3 +49,17 @@ def workers(run: Path) -> list[int]:
         if any(name.startswith(str(run)) and name.endswith("records.jsonl") for name in names):
             found.append(int(entry.name))
     return found
+
+
+def family(pid: int) -> dict[int, str]:
+    """The processes of the run's session, which is its own: name by id."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:
+            continue
+        state, _, _, session = rest.split()[:4]
+        if int(session) == pid and state != "Z":
+            found[int(entry.name)] = name
+    return found
