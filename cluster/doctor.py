@@ -15,7 +15,9 @@ from cluster.ray_folder import NoFolder, ray_folder
 
 RAY_TIMEOUT_S = 120.0
 _START_RAY = """
-import sys, time, ray
+import os, sys, time
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # so it listens on 127.0.0.1 alone
+import ray
 began = time.monotonic()
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
          object_store_memory=100 << 20, _temp_dir=sys.argv[1])

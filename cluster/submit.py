@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cluster import secrets
 from cluster.errors import first_line
-from cluster.upload import SubmitError, stage, staged
+from cluster.upload import SubmitError, listing, stage, staged
 
 logger = logging.getLogger(__name__)
 
 Echo = Callable[[str], object]
-SECRETS = ("WANDB_API_KEY", "RAY_AUTH_TOKEN")
 CHATTY = (  # they tell of each upload and each closed socket
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -25,7 +25,6 @@ CHATTY = (  # they tell of each upload and each closed socket
 )
 PATIENCE_S = 60.0  # how long the cluster may be out of reach before following gives up
 POLL_S = 0.5
-SHOWN_FILES = 20
 # A head forks a server for each ray:// client; now and then that fork hangs, and the next does not
 CLIENT_TRIES = 3
 
@@ -36,7 +35,10 @@ def submit(
     *,
     out: str,
     overrides: Sequence[str] = (),
+    storage: str | None = None,
     working_dir: Path | None = None,
+    send: Sequence[Path] = (),
+    list_only: bool = False,
     wait: bool = True,
     echo: Echo = print,
     command: Sequence[str] = ("wa", "run"),
@@ -44,42 +46,53 @@ def submit(
     """Run `wa run STUDY... --out OUT --address auto` on the cluster at `address` as a Ray Job.
 
     `address`: `http://HEAD:8265` (or https) of the dashboard, or `ray://HEAD:10001`. `out` is a path on the cluster; a
-    relative one lies in the home folder of the cluster's user, since the job's own folder is temporary. Every node must
-    see it. Uploads the studies and, if given, the code under `working_dir`. Neither the W&B key nor Ray's token
-    travels: the key belongs in the cluster's environment, the token in the headers that Ray itself sends.
+    relative one lies in the home folder of the cluster's user on the head, since the job's own folder is temporary.
+    `storage`, handed to `wa run`: a folder that every node sees, or s3://… or gs://….
+
+    Uploads the studies and, if given, the code under `working_dir`, all of it listed before it goes; with `list_only`
+    that is all. No secret of this environment travels: keys belong in the cluster's own, Ray's token in the headers
+    that Ray itself sends. `send`: files that are sent though they look like a secret.
 
     Returns the exit code: 0 the job succeeded (or, without `wait`, was accepted); 2 the command on the
     cluster refused its input; 1 anything else. Raises SubmitError, one line, when it cannot be submitted.
     """
     with tempfile.TemporaryDirectory(prefix="wa-submit-") as folder:
         staging = Path(folder)
-        paths = stage(studies, staging, working_dir)
-        sent, size = staged(staging)
-        entrypoint = command_line(command, paths, out, overrides)
+        paths = stage(studies, staging, working_dir, send)
+        entrypoint = command_line(command, paths, out, overrides, storage)
+        echo(listing(staged(staging), whole=list_only))
+        if list_only:
+            return 0
         client = connect(address)
         names = " ".join(study.name for study in studies)
         job = _send(client, entrypoint, staging, {"study": names, "out": out}, address)
-    if working_dir is not None:
-        shown = ", ".join(sent[:SHOWN_FILES]) + (f" and {len(sent) - SHOWN_FILES} more" if sent[SHOWN_FILES:] else "")
-        echo(f"sent {len(sent)} files, {size / 1e6:.1f} MB: {shown}")
     echo(f"job {job} at {address}: {entrypoint}")
     if not wait:
         return 0
     return _follow(client, job, address, echo)
 
 
-def command_line(command: Sequence[str], studies: Sequence[str], out: str, overrides: Sequence[str] = ()) -> str:
+def command_line(
+    command: Sequence[str],
+    studies: Sequence[str],
+    out: str,
+    overrides: Sequence[str] = (),
+    storage: str | None = None,
+) -> str:
     """The job's shell command, every word quoted, a relative `out` put below the cluster user's $HOME.
 
-    Raises SubmitError when the value of WANDB_API_KEY or RAY_AUTH_TOKEN would stand in it.
+    Raises SubmitError where a secret would stand in it, or `storage` is a relative path, which no two nodes share.
     """
     words = [*command, *studies, "--out", out, "--address", "auto"]
+    if storage is not None:
+        if "://" not in storage and not PurePosixPath(storage).is_absolute():
+            raise SubmitError(f"--storage {storage}: allowed: s3://…, gs://… or an absolute path of the cluster")
+        words += ["--storage", storage]
     for override in overrides:
         words += ["--set", override]
-    for name in SECRETS:
-        value = os.environ.get(name)
-        if value and any(value in word for word in words):
-            raise SubmitError(f"the value of {name} stands in the command, which every user of the cluster can read")
+    for word in words:
+        if held := secrets.found(word):
+            raise SubmitError(f"{held[0]} stands in the command, which every user of the cluster can read")
     quoted = [shlex.quote(word) for word in words]
     if not PurePosixPath(out).is_absolute():
         place = len(command) + len(studies) + 1

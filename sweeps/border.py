@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cluster.secrets import harmless, redacted
 from sweeps.wording import closest_first, one_line
 
 MAX_LINE = 2000  # characters: it may quote deep paths, and ends with the remedy
@@ -43,7 +44,7 @@ class Told(click.ClickException):
     exit_code = EXIT_BAD_INPUT
 
     def show(self, file: Any = None) -> None:
-        click.echo(one_line(f"wa: {self.message}", MAX_LINE, tail=200), err=True)
+        click.echo(one_line(redacted(f"wa: {self.message}"), MAX_LINE, tail=200), err=True)
 
 
 class Begun(Told):
@@ -119,6 +120,10 @@ class Group(click.Group):
             raise Begun(f"interrupted{by}; the same command goes on from what is on disk") from None
         except (OSError, click.ClickException) as error:
             raise as_told(error) from None
+        except Exception as error:  # a bug, whose traceback Python shows
+            if (told := harmless(error)) is not error:
+                raise told from None
+            raise
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
@@ -150,6 +155,18 @@ sets_option = click.option(
     metavar="PATH=VALUE",
     help="Override keys, as in optimizer.lr=0.01 or averaging[1].k=[5,20]; several may follow.",
 )
+
+
+def _head(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.startswith("ray://"):
+        raise click.UsageError(
+            f"--address: {value[:60]} runs nothing here, since the run folder must lie where Tune runs; "
+            f"`wa submit FILE --address {value[:60]}` runs it on the head",
+            context,
+        )
+    return value
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 accept_changed_code_option = click.option(
     "--accept-changed-code",
@@ -168,7 +185,9 @@ def cluster_options(command: Any) -> Any:
         return command(*arguments, cluster=Cluster(address, wait * 60, bad_nodes), **others)
 
     for option in (
-        click.option("--address", help="A running Ray cluster (auto or HEAD:6379); default: this machine."),
+        click.option(
+            "--address", callback=_head, help="A running Ray cluster (auto or HEAD:6379); default: this machine."
+        ),
         click.option(
             "--bad-nodes",
             type=click.Choice(["refuse", "skip"]),

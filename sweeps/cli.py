@@ -12,6 +12,7 @@ import click
 from sweeps import border, terminal
 from sweeps.average_command import average
 from sweeps.importers.command import import_
+from sweeps.submit_command import submit
 from sweeps.wording import counted
 
 PATH = click.Path(path_type=Path)  # of this machine, by `border.Group`
@@ -335,48 +336,7 @@ def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, clust
 
 main.add_command(import_)
 main.add_command(average)
-
-
-@main.command(cls=border.Command)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--address", required=True, help="The cluster's dashboard, as in http://head:8265.")
-@click.option("--out", help="Run folder as the cluster sees it; default runs/<study> of a single study.")
-@click.option("--working-dir", type=PATH, help="Folder with your own workloads, sent along.")
-@click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
-@border.accept_changed_code_option
-@border.sets_option
-def submit(
-    files: tuple[str, ...],
-    address: str,
-    out: str | None,
-    working_dir: Path | None,
-    no_wait: bool,
-    accept_changed_code: bool,
-    sets: tuple[str, ...],
-) -> None:
-    """Run a study on a Ray cluster as a Ray job, and follow its log.
-
-    Several studies run into one folder (--out) and train once what they share, as with `wa run`.
-    """
-    from cluster.submit import submit as submit_job
-    from sweeps.studies import load_specs
-
-    paths = [border.study_file(file) for file in files]
-    specs = load_specs(paths, sets)
-    if out is not None:
-        border.check_local(out, "--out")
-    sys.exit(
-        submit_job(
-            paths,
-            address,
-            out=border.folder_of(specs, out),
-            overrides=sets,
-            working_dir=working_dir,
-            wait=not no_wait,
-            echo=click.echo,
-            command=("wa", "run", *["--accept-changed-code"] * accept_changed_code),
-        )
-    )
+main.add_command(submit)
 
 
 @main.command()

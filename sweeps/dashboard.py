@@ -25,6 +25,7 @@ from analysis import report
 from analysis.presentation import table_format
 from analysis.run_folder.records import load_cells, load_plan
 from analysis.run_folder.run_files import BadRun, read_json
+from cluster.secrets import redacted
 from sweeps import publisher, tracking
 from sweeps.blocks import TrackingBlock
 from sweeps.durable import write_atomic
@@ -192,7 +193,7 @@ def push(run: Path) -> tuple[str, str]:
     except PushFailed:
         raise
     except Exception as error:  # wandb's, its transport's, or an answer that nobody expected
-        said = publisher.redacted(error).strip().splitlines() or [type(error).__name__]
+        said = redacted(str(error)).strip().splitlines() or [type(error).__name__]
         raise PushFailed(f"{url} did not take the dashboard ({said[0][:300]})") from None
 
 

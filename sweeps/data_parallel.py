@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,8 @@ def joined(rank: int, size: int, device: str, rendezvous: Path) -> Iterator[None
     """Inside, this process is one of torch's default process group."""
     if device != "cpu":
         torch.cuda.set_device(rank)
+    for library in ("GLOO", "NCCL"):  # all ranks are on this machine: nobody else need reach their ports
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     backend, method = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", f"file://{rendezvous}"
     dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=PATIENCE)
     try:

@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a question to a Ray tha
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
 
 import ray
+from ray._private import ray_constants
 from ray.job_config import JobConfig
 
 from cluster.errors import first_line
@@ -212,8 +213,11 @@ def _local() -> Iterator[Mapping[str, Any]]:
 
 
 def _start(folder: Path) -> Mapping[str, Any]:
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
     for attempt in range(1, STARTS + 1):
         os.environ[MARK] = str(folder)
+        # Where Ray holds that no clusters are to be had, it listens on 127.0.0.1 alone; `_node_ip_address` does not.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         try:
             ray.init(
                 address="local",  # whatever RAY_ADDRESS says: without --address it is this machine
@@ -236,6 +240,7 @@ def _start(folder: Path) -> Mapping[str, Any]:
             time.sleep(1.0)
         finally:
             os.environ.pop(MARK, None)
+            ray_constants.ENABLE_RAY_CLUSTER = clusters
     node = ray._private.worker._global_node
     return {name: node.all_processes[name][0].process for name in ("gcs_server", "raylet")}
 
@@ -244,10 +249,8 @@ def _start(folder: Path) -> Mapping[str, Any]:
 def joined(address: str) -> Iterator[Mapping[str, Any]]:
     try:
         _knock(address)
-        # A client's folder does not travel.
-        own = None if address.startswith("ray://") else _OwnSearchPath()
         with _alarm(JOIN_SECONDS), hushed():
-            ray.init(address=address, job_config=own, **QUIET)
+            ray.init(address=address, job_config=_OwnSearchPath(), **QUIET)
     except (OSError, RuntimeError, ValueError, _Late) as error:
         said = f"within {JOIN_SECONDS:.0f} s" if isinstance(error, _Late) else first_line(error)
         hint = "is it up, and do RAY_AUTH_MODE and the token match its own?"
@@ -282,7 +285,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 def _knock(address: str) -> None:
     """Fail within seconds where no one listens; ray.init would try for minutes. Raises: OSError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cluster.secrets import redacted
 from sweeps.grace import SAID
 from sweeps.plan import Trajectory
 
@@ -62,7 +63,7 @@ def died_without_a_word(said: str) -> bool:
 
 def _exception(lines: Sequence[str]) -> str | None:
     """What a traceback ends with: the exception's kind and all of its message, on one line."""
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in redacted("\n".join(lines)).splitlines() if line.strip()]
     last = max((i for i, line in enumerate(lines) if _FRAME.match(line)), default=None)
     if last is None:
         return " ".join(lines[-1].split())[:LONGEST] if lines else None

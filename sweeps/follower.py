@@ -19,6 +19,7 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     import_order.search_too(task["sys_path"])
+    from cluster.secrets import redacted
     from sweeps import data_parallel, plan, retries, trajectory
     from workloads.user_errors import one_line
 
@@ -34,8 +35,8 @@ def main() -> None:
                 num_devices=task["num_devices"],
             )
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            print(one_line(error), file=sys.stderr, flush=True)
+            told = redacted(traceback.format_exc())
+            print(f"{told}{one_line(error)}", file=sys.stderr, flush=True)
             os._exit(retries.LASTING_EXIT if retries.is_lasting(error) else 1)  # at once: rank 0 waits for us
 
 

@@ -20,9 +20,10 @@ from sweeps.engine import Engine
 
 # isort: split
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from cluster import crash_dumps, nodes
+from cluster import crash_dumps, nodes, secrets
 from cluster.errors import first_line
 from sweeps import failures, import_order
 from sweeps.desk import Desk, Outcome
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 STOP_SECONDS = 45.0  # granted to trials that were asked to end; what they recorded is on disk before
 LOOK_SECONDS = 0.2
 PATIENCE = 3600.0
+# Tune would hand the driver's AWS keys to its actors, and Ray log them in clear on every node; nodes have their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    [one for one in class_cache.ENV_VARS_TO_PROPAGATE if one.startswith("AWS_")]
+)
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -83,6 +88,8 @@ def _train(config: dict[str, Any]) -> None:
             if reporter.has_failed:
                 return
             if isinstance(error, Exception):
+                if (told := secrets.harmless(error)) is not error:  # Ray logs it
+                    raise told from None
                 raise
             # Tune would take an exit with code 0 for a trial that is done
             raise RuntimeError(f"the workload's code raised {repr(error).removesuffix('()')}") from error

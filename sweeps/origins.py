@@ -24,16 +24,13 @@ class ChangedCode(ValueError):
     """The code here is not what the trajectory was planned with."""
 
 
-def of_studies(specs: Iterable[Spec], with_data: bool = True) -> dict[str, dict[str, Files]]:
-    """What the studies' workloads are made of and read. with_data: the data lies on this machine.
-
-    Raises: UnknownWorkload; BadData.
-    """
+def of_studies(specs: Iterable[Spec]) -> dict[str, dict[str, Files]]:
+    """What the studies' workloads are made of and read. Raises: UnknownWorkload; BadData."""
     found: dict[str, dict[str, Files]] = {}
     for spec in specs:
         for name in spec.workloads:
             one = found.setdefault(name, {"files": dict(source_files(name)), "data": {}})
-            for preset in spec.presets if with_data else ():
+            for preset in spec.presets:
                 one["data"] |= data_folders(name, preset)
             for scheme in spec.own_schemes(name):
                 found[scheme] = {"files": dict(source_files(scheme)), "data": {}}

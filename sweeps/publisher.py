@@ -27,6 +27,7 @@ from analysis.run_folder.live_records import finished
 from analysis.run_folder.records import BESIDE, load_cells, load_plan, load_records
 from analysis.run_folder.run_files import WANDB_LINKS, BadRun, read_json, wandb_links
 from analysis.statistics.steps_to_target import curves, first_crossing, running_best
+from cluster.secrets import redacted
 from sweeps.durable import make_folder, wait_for_lock, write_atomic
 
 POLL_SECONDS = 2.0
@@ -196,7 +197,7 @@ class Publisher:
         """Go offline, with this run or, where the server does not answer, with all."""
         import wandb
 
-        said = (redacted(error).splitlines() or [""])[0][:500]
+        said = (redacted(str(error)).splitlines() or [""])[0][:500]
         if _REFUSAL.search(said) and self.num_refusals < MOST_REFUSALS:
             _say(f"W&B refuses the run of {key}, so it alone is written offline: {said}")
             self.refused.add(key)
@@ -317,7 +318,7 @@ def main(arguments: list[str]) -> int:
             publisher = publisher or Publisher(Path(run), mode, project, entity or None)
             publisher.publish(is_last)
         except Exception as error:
-            _say(f"publishing failed, trying again: {type(error).__name__}: {redacted(error)}")
+            _say(f"publishing failed, trying again: {type(error).__name__}: {redacted(str(error))}")
             if is_last:
                 return 1
         if is_last:
@@ -351,12 +352,6 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
 def _say(line: str) -> None:
     with suppress(OSError):  # the log may lie on a full disk
         print(line, flush=True)
-
-
-def redacted(error: Exception) -> str:
-    """What an error says, without the key."""
-    key = os.environ.get("WANDB_API_KEY")
-    return str(error).replace(key, "***") if key else str(error)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.run_folder.records import RECORDS
+from cluster.secrets import redacted
 
 Send = Callable[[str], None]  # a message, JSON; returns once it is on disk; raises what ends the trial
 Row = dict[str, Any]
@@ -96,10 +97,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Formatter(logging.Formatter):
+    """Errors say what a user's code told them, which may be a key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return line if record.levelno < logging.ERROR else redacted(line)
+
+
 def _logger(stream: io.StringIO) -> logging.Logger:
     """A logger of the trial's own, that reaches no other handler."""
     handler, logger = logging.StreamHandler(stream), logging.Logger("trajectory")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.manager = logging.Manager(logging.RootLogger(logging.WARNING))  # no logging.disable reaches it
     logger.addHandler(handler)
     return logger

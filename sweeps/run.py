@@ -156,8 +156,8 @@ def run_studies(
     address = cluster.address
     studies = resolve(specs, calibrating)
     for resolved in studies:
-        _check_data(resolved, address)
-    sources = origins.of_studies(specs, with_data=address is None or not address.startswith("ray://"))
+        _check_data(resolved)
+    sources = origins.of_studies(specs)
 
     def compared() -> Work:
         todo = _against(run, studies)
@@ -256,13 +256,11 @@ def _engine(
     return engine(todo.resources, cluster, look, lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
-def _check_data(study: Resolved, address: str | None) -> None:
+def _check_data(study: Resolved) -> None:
     """Ask the workloads that read a data folder whether all is there. Raises: SpecError."""
     spec = study.spec
     if spec.data_dir is not None:
         os.environ[VARIABLE] = str(Path(spec.data_dir).expanduser().resolve())  # for this study's trials too
-    if address is not None and address.startswith("ray://"):
-        return  # the data lies there, not here
     trainings = [cell.training for cell in study.cells]
     for name, preset, examples in dict.fromkeys((one.workload, one.preset, one.batch_size) for one in trainings):
         check = getattr(with_batch_size(load(name, preset), examples), "check_data", None)

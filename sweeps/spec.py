@@ -15,7 +15,7 @@ from sweeps.identity import scheme_name
 from sweeps.resources import ResourcesBlock
 from sweeps.study_model import KEYS, AveragingBlock, PrimaryBlock, StudyModel
 from sweeps.wording import shown
-from sweeps.yaml_file import BadYaml, parse_value, read_yaml
+from sweeps.yaml_file import BadYaml, parse_value, read_yaml, refuse_secret
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,10 @@ def set_path(raw: dict[str, Any], assignment: str) -> None:
 
     The value is YAML. Missing mappings on the way are made. Raises: SpecError.
     """
+    try:
+        refuse_secret(assignment)
+    except BadYaml as error:
+        raise SpecError("--set", str(error)) from None
     path, equals, text = assignment.partition("=")
     steps = re.findall(r"[^.\[\]]+|\[[0-9]+\]", path)
     if not equals or re.fullmatch(PATH, path) is None or len(path) > 200:

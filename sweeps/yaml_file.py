@@ -10,6 +10,7 @@ from typing import Any
 import click
 import yaml
 
+from cluster import secrets
 from sweeps.wording import shown
 
 MAX_BYTES = 100_000
@@ -56,7 +57,7 @@ CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
 def read_yaml(path: Path) -> Any:
     """The file's content as plain Python values.
 
-    Raises: BadYaml for a file that is missing, larger than MAX_BYTES, or not what `parse_value` reads.
+    Raises: BadYaml for a file that is missing, larger than MAX_BYTES, with a secret, or not what `parse_value` reads.
     """
     try:
         with path.open("rb") as stream:
@@ -68,10 +69,18 @@ def read_yaml(path: Path) -> Any:
     if len(data) > MAX_BYTES:
         raise BadYaml(f"larger than {MAX_BYTES:,} bytes")
     try:
-        return parse_value(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        refuse_secret(text)
+        return parse_value(text)
     except UnicodeDecodeError:
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         raise BadYaml(f"not UTF-8 text{' but UTF-16' if wide else ''}; save it as UTF-8") from None
+
+
+def refuse_secret(text: str) -> None:
+    """Raises: BadYaml where a text holds a secret: a study is written into run folders, reports and W&B."""
+    if (held := secrets.found(text)) is not None:
+        raise BadYaml(f"holds {held[0]} (line {held[1]}), and a study is shown in clear; leave it to the environment")
 
 
 def parse_value(text: str) -> Any:

@@ -7,18 +7,20 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from cluster.secrets import redacted
+
 _OURS = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("wa", "workloads", "sweeps", "analysis", "cluster")
 MOST = 300  # characters of a message
 
 
 def one_line(error: BaseException) -> str:
-    """``ValueError: no such luck (mymodule.py:12)``: the error, and the last line of the user's that it passed."""
+    """``ValueError: no such luck (mymodule.py:12)``: the error, without secrets, and the user's last line in it."""
     if isinstance(error, SystemExit):
         told = f"SystemExit: it called exit({'' if error.code is None else repr(error.code)})"
     else:
         told = traceback.format_exception_only(error)[-1].strip()
-    told = " ".join(told.split())
+    told = " ".join(redacted(told).split())  # before it is cut: half a secret is one too
     where = _where(error)
     return (told if len(told) <= MOST else told[: MOST - 1] + "…") + (f" ({where})" if where else "")
 

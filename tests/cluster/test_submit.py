@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import shlex
 import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cluster.submit import _print_logs, command_line, connect
+from cluster.submit import _print_logs, command_line, connect, submit
 from cluster.upload import SubmitError
 from sweeps.cli import main
 
@@ -139,9 +142,9 @@ def test_without_wait_it_returns_before_the_job_ends(head: Any, code: Path, tmp_
     study.write_text("slow exit: 3")
     status, output = run_submit(head.env, study, head.client, code, wait=False)
     assert status == 0, output
-    sent, job = output.splitlines()
-    assert sent.endswith("MB: mypkg/mine.py, probe.py, wa_study/study.yaml")
-    assert sent.startswith("sent 3 files, ")
+    first, *files, job = output.splitlines()
+    assert first.startswith("3 files, ")
+    assert [line.split()[-1] for line in files] == ["mypkg/mine.py", "probe.py", "wa_study/study.yaml"]
     assert job.startswith("job ")
 
 
@@ -165,11 +168,32 @@ def test_a_broken_connection_loses_no_line_and_exit_codes_come_back(head: Any, c
 def test_a_wrong_token_is_one_clear_line(head: Any, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("exit: 0")
-    _, output = run_submit(head.env | {"RAY_AUTH_TOKEN": "f" * 32}, study, head.dashboard, None)
-    assert output.startswith("SubmitError")
-    assert len(output.splitlines()) == 1
-    assert head.dashboard in output
-    assert "RAY_AUTH_TOKEN_PATH" in output
+    nobody = {name: value for name, value in head.env.items() if not name.startswith("RAY_AUTH")}
+    for env in (head.env | {"RAY_AUTH_TOKEN": "f" * 32}, nobody | {"RAY_AUTH_MODE": "disabled"}):
+        _, output = run_submit(env, study, head.dashboard, None)
+        assert output.splitlines()[-1].startswith("SubmitError")
+        assert len(output.splitlines()) == 3  # the others list what would go
+        assert head.dashboard in output
+        assert "RAY_AUTH_TOKEN_PATH" in output
+
+
+@pytest.mark.slow
+def test_a_head_takes_no_driver_without_its_token(head: Any) -> None:
+    """Neither Ray's own port nor the dashboard's answers who has none."""
+    script = f"import ray; ray.init(address={head.gcs!r}, log_to_driver=False); print('joined')"
+    nobody = {name: value for name, value in head.env.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=nobody | {"RAY_AUTH_MODE": "disabled", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "joined" not in done.stdout
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.dashboard}/api/version", timeout=10)
 
 
 @pytest.mark.slow
@@ -202,6 +226,34 @@ def test_a_relative_out_lies_in_the_home_of_the_clusters_user() -> None:
         *("s.yaml", "b c.yaml", "--out", "/home/u v/runs/a '$b"),
         *("--address", "auto", "--set", "x=~ *"),
     ]
+
+
+def test_a_dry_run_lists_and_does_not_connect(tmp_path: Path, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connected(address: str) -> None:
+        said.append("connected")
+        raise SubmitError("no")
+
+    monkeypatch.setattr("cluster.submit.connect", connected)
+    study = tmp_path / "study.yaml"
+    study.write_text("study: s")
+    said: list[str] = []
+    options: Any = {"out": "/o", "working_dir": code, "echo": said.append}
+    assert submit([study], "http://head:8265", list_only=True, **options) == 0
+    (told,) = said
+    assert told.splitlines()[2].split() == [f"{len(PROBE)}", "B", "probe.py"]
+    with pytest.raises(SubmitError):
+        submit([study], "http://head:8265", **options)
+    assert said == [told, told, "connected"]  # listed before it goes
+
+
+def test_the_storage_is_handed_on_to_the_run_there() -> None:
+    line = command_line(("wa", "run"), ["s.yaml"], "/o", storage="s3://bucket/a b")
+    assert shlex.split(line)[-4:] == ["--address", "auto", "--storage", "s3://bucket/a b"]
+    with pytest.raises(SubmitError, match="absolute path"):
+        command_line(("wa", "run"), ["s.yaml"], "/o", storage="checkpoints")
+    with pytest.raises(SubmitError, match="a password in an address") as caught:
+        command_line(("wa", "run"), ["s.yaml"], "/o", storage="s3://key:s3cr3tkey@bucket/a")
+    assert "s3cr3tkey" not in str(caught.value)
 
 
 def test_command_line_refuses_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:

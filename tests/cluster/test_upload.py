@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.upload import SubmitError, stage, staged
+from cluster.upload import SHOWN_FILES, SubmitError, listing, stage, staged
 
 
 @pytest.fixture
@@ -46,6 +46,10 @@ def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.Mo
         ("ID_ED25519", "", True),
         ("credentials.json", "", True),
         ("gcp-service-account.json", "", True),
+        ("gpg", f"  -----BEGIN PGP PRIVATE KEY BLOCK-----\n\n{'lQVYBGXa' * 4}", True),
+        ("train.py", f"login('hf_{'aB3d' * 9}')", True),
+        ("windows.txt", f"hf_{'aB3d' * 9}".encode("utf-16").decode("latin-1"), True),
+        ("of_this_shell.py", "x = 'planted in the environment'", True),
         ("notes.txt", "my key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", True),
         ("deploy.py", "KEY = '''\n-----BEGIN RSA PRIVATE KEY-----\n'''", True),
         ("id_rsa.pub", "ssh-rsa AAAA", False),
@@ -57,24 +61,29 @@ def test_stage_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_what_looks_like_a_key_is_refused_before_anything_is_sent(
-    tmp_path: Path, name: str, text: str, is_key: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, is_key: bool
 ) -> None:
     code, study, target = tmp_path / "code", tmp_path / "s.yaml", tmp_path / "staged"
     study.write_text("study: s")
     target.mkdir()
     path = code / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     (code / "mine.py").write_text("ANSWER = 42")
+    monkeypatch.setenv("MY_TOKEN", "planted in the environment")
     if is_key:
-        with pytest.raises(SubmitError, match="looks like a key") as caught:
+        with pytest.raises(SubmitError, match=r"is named like a key|holds (a|the) ") as caught:
             stage([study], target, code)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert not any(word in str(caught.value) for word in ("b3Bl", "lQVY", "aB3d", "planted"))
+        (tmp_path / "asked").mkdir()
+        stage([study], tmp_path / "asked", code, [path])
+        assert set(staged(tmp_path / "asked")) == {"mine.py", "wa_study/s.yaml", name}
     else:
         stage([study], target, code)
         expected = {"mine.py", "wa_study/s.yaml"} | ({name} if not name.startswith(".") else set())
-        assert set(staged(target)[0]) == expected
+        assert set(staged(target)) == expected
 
 
 def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
@@ -92,7 +101,7 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         stage([study], tmp_path / name, code)
         assert not [path for path in (tmp_path / name).rglob("*") if path.is_symlink()]
-        return staged(tmp_path / name)[0]
+        return list(staged(tmp_path / name))
 
     assert staged_names("good") == ["alias.py", "pkg/real.py", "wa_study/s.yaml"]
     for i, (link, to, said) in enumerate(
@@ -103,17 +112,17 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
             ("again", "pkg", "a link to a folder"),
             ("loop", ".", "a link to a folder"),
             ("shown.txt", ".hidden/notes.txt", "which is hidden"),
-            ("key.py", "pkg/id_rsa", "looks like a key"),
+            ("key.py", "pkg/id_rsa", "is named like a key"),
         )
     ):
         (code / "pkg" / "id_rsa").unlink(missing_ok=True)
-        if said == "looks like a key":
+        if said == "is named like a key":
             (code / "pkg" / "id_rsa").write_text("x")
         (code / link).symlink_to(to)
         with pytest.raises(SubmitError, match=said) as caught:
             staged_names(f"bad{i}")
         assert "\n" not in str(caught.value)
-        assert "passwords" not in " ".join(staged(tmp_path / f"bad{i}")[0])
+        assert "passwords" not in " ".join(staged(tmp_path / f"bad{i}"))
         (code / link).unlink()
 
 
@@ -141,4 +150,27 @@ def test_other_names_travel(code: Path, tmp_path: Path) -> None:
     study.write_text("study: s")
     (tmp_path / "staging").mkdir()
     stage([study], tmp_path / "staging", code)
-    assert {"results.py", "mypkg/analysis.py", "analysis/table.csv"} <= set(staged(tmp_path / "staging")[0])
+    assert {"results.py", "mypkg/analysis.py", "analysis/table.csv"} <= set(staged(tmp_path / "staging"))
+
+
+def test_a_study_with_a_secret_in_a_comment_does_not_travel(tmp_path: Path) -> None:
+    study = tmp_path / "s.yaml"
+    study.write_text(f"study: s\n# ghp_{'aB3d' * 9}\n")
+    (tmp_path / "staging").mkdir()
+    with pytest.raises(SubmitError, match=r"s\.yaml, line 2: holds a GitHub token"):
+        stage([study], tmp_path / "staging")
+    with pytest.raises(SubmitError, match="no such file"):
+        stage([study], tmp_path / "staging", send=[tmp_path / "absent"])
+
+
+def test_a_listing_has_sizes_and_says_how_many_it_leaves_out() -> None:
+    assert listing({"a.py": 12, "b/c.py": 34_567, "d": 2_000_000}).splitlines() == [
+        "3 files, 2.0 MB, to send:",
+        "     12 B  a.py",
+        "  34.6 kB  b/c.py",
+        "   2.0 MB  d",
+    ]
+    many = {f"{number:03}.py": 1 for number in range(SHOWN_FILES + 5)}
+    assert listing(many).splitlines()[0] == f"{SHOWN_FILES + 5} files, {SHOWN_FILES + 5} B, to send:"
+    assert listing(many).splitlines()[-1].startswith("  … and 5 more")
+    assert [line.split()[-1] for line in listing(many, whole=True).splitlines()[1:]] == list(many)

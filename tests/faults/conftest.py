@@ -26,7 +26,7 @@ def undisturbed(tiny_folder: Path) -> pd.DataFrame:
         specs = [load_spec(tiny_folder / "kills.yaml")]
         with durable.locked(run):
             todo = work(specs, run)
-            run_folder.write_plan(run, todo.studies, todo.trajectories, origins.of_studies(specs, with_data=True))
+            run_folder.write_plan(run, todo.studies, todo.trajectories, origins.of_studies(specs))
             for one in todo.trajectories:
                 trajectory.run(one, run_folder.trajectory_folder(run, one.name))
                 run_folder.compact(run, one.name)

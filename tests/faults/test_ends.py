@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweep_processes import STUDY, UNDRAWN, WA, num_records, wait
+from sweep_processes import STUDY, UNDRAWN, WA, family, num_records, wait
 
 from analysis.run_folder.records import load_records, load_trials
 from analysis.run_folder.schema import MEASURED
@@ -62,20 +62,6 @@ def begin(folder: Path, study: str = "kills.yaml", wa: Sequence[str] = UNDRAWN) 
             start_new_session=True,
             env=os.environ | {"AWS_SECRET_ACCESS_KEY": "hunter2"},
         )
-
-
-def family(pid: int) -> dict[int, str]:
-    """The processes of the run's session, which is its own: name by id."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
-        except OSError:
-            continue
-        state, _, _, session = rest.split()[:4]
-        if int(session) == pid and state != "Z":
-            found[int(entry.name)] = name
-    return found
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

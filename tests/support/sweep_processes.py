@@ -47,3 +47,17 @@ def workers(run: Path) -> list[int]:
         if told["status"] == "running" and Path(f"/proc/{told['pid']}").exists():
             found.append(int(told["pid"]))
     return found
+
+
+def family(pid: int) -> dict[int, str]:
+    """The processes of the run's session, which is its own: name by id."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:
+            continue
+        state, _, _, session = rest.split()[:4]
+        if int(session) == pid and state != "Z":
+            found[int(entry.name)] = name
+    return found

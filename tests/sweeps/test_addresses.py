@@ -43,6 +43,17 @@ def test_an_address_is_no_path(outside: Path, command: str, address: str) -> Non
     assert sorted(outside.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", [("run", "b.yaml"), ("calibrate", "lm")])
+def test_a_ray_client_is_sent_to_submit(outside: Path, command: tuple[str, ...]) -> None:
+    (outside / "b.yaml").write_text("study: b\nworkloads: lm\naveraging: {scheme: none}\n")
+    before = sorted(outside.rglob("*"))
+    done = CliRunner().invoke(cli.main, [*command, "--address", "ray://head:10001"])
+    assert done.exit_code == 2
+    assert "`wa submit FILE --address ray://head:10001`" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(outside.rglob("*")) == before
+
+
 def test_every_path_of_every_command_is_checked() -> None:
     def types(command: Any) -> Iterator[str]:
         for parameter in command.params:

@@ -2,12 +2,15 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sweeps.blocks import SpecError
+from sweeps.spec import load_spec
 from sweeps.yaml_file import BadYaml, dump_yaml, parse_value
 
 # Scalars and what the core schema of YAML 1.2.2 (section 10.3.2) makes of them.
@@ -126,3 +129,21 @@ PLAIN = st.recursive(
 @example(-(10**39))  # the longest there may be: a sign is no digit
 def test_what_is_written_reads_back_equal(value: Any) -> None:
     assert parse_value(dump_yaml(value)) == value
+
+
+def test_a_study_with_a_secret_is_refused_with_its_line_and_not_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "planted-in-the-environment")
+    study = tmp_path / "s.yaml"
+    for text in ("question: planted-in-the-environment", f"# ghp_{'aB3d' * 9}"):
+        study.write_text(f"study: s\n{text}\nworkloads: lm\naveraging: {{scheme: none}}\n")
+        with pytest.raises(SpecError, match=r"holds .* \(line 2\)") as caught:
+            load_spec(study)
+        assert str(study) in str(caught.value)
+        assert "planted" not in str(caught.value)
+        assert "aB3d" not in str(caught.value)
+    study.write_text("study: s\nworkloads: lm\naveraging: {scheme: none}\n")
+    with pytest.raises(SpecError, match="--set: holds the value of MY_TOKEN") as caught:
+        load_spec(study, ["question=is it planted-in-the-environment?"])
+    assert "planted" not in str(caught.value)
