@@ -199,7 +199,7 @@ def test_the_exit_code_is_that_of_wa(job: Job, code: int) -> None:
     assert job.called("scontrol requeue") == []
 
 
-def test_one_node_needs_no_step_and_stays_on_its_loopback(job: Job) -> None:
+def test_one_node_needs_no_step_and_no_network(job: Job) -> None:
     assert job.ended(NODES="1", WA_EXIT="0") == 0
     assert job.called("srun") == []
     assert option(job.called("ray start")[0], "--node-ip-address") == "127.0.0.1"
