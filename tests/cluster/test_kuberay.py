@@ -164,16 +164,17 @@ def test_a_pod_that_ends_asks_its_trials_first() -> None:
         [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 10 ] || exit 9  # every process of the machine: touch none
         (exec -a ray::train bash -c {shlex.quote(trial)}) & trial=$!
         (exec -a raylet sleep 600) & raylet=$!
+        (exec -a ray::DashboardAgent sleep 600) & agent=$!
         sleep 0.5
         {shlex.join(hook)}
         echo hook
         wait $trial
-        kill -0 $raylet && echo 'raylet lives'
+        kill -0 $raylet && kill -0 $agent && echo 'the rest lives'  # a raylet ends with its agents
     """
     own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no process namespaces here")
     done = subprocess.run([*own, "bash", "-c", script], capture_output=True, text=True, timeout=30, check=False)
-    assert done.stdout.split("\n")[:3] == ["hook", "saved", "raylet lives"], done.stderr
+    assert done.stdout.split("\n")[:3] == ["hook", "saved", "the rest lives"], done.stderr
     grace = workers["terminationGracePeriodSeconds"]
     assert grace > RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S

@@ -35,6 +35,7 @@ esac
 """
 RAY = """#!/usr/bin/env bash
 echo "ray $*" >> "$CALLS"
+[[ ${RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER:-} == 0 ]] && echo loopback >> "$CALLS"
 [[ ${RAY_EXIT:-} ]] && exit "$RAY_EXIT"
 for word in "$@"; do [[ $word == --port=* ]] && port=${word#*=}; done
 exec python -c 'import socket, sys, time
@@ -203,6 +204,7 @@ def test_one_node_needs_no_step_and_no_network(job: Job) -> None:
     assert job.ended(NODES="1", WA_EXIT="0") == 0
     assert job.called("srun") == []
     assert option(job.called("ray start")[0], "--node-ip-address") == "127.0.0.1"
+    assert job.called("loopback"), "Ray listens there alone"
     assert "--storage" not in job.wa()
 
 
@@ -223,6 +225,7 @@ def test_the_head_is_where_the_last_node_reaches_it(job: Job) -> None:
     assert option(head, "--node-ip-address") == address
     assert {option(other, "--address") for other in others} == {f"{address}:{option(head, '--port')}"}
     assert option(job.called("srun")[0], "--nodelist") == "node-3"
+    assert job.called("loopback") == []
 
 
 def test_the_network_may_be_named(job: Job) -> None:
