@@ -39,7 +39,7 @@ def test_package_data_is_in_the_wheel(wheel: Path) -> None:
         *(REPO / "sweeps").glob("*.yaml"),
         *(path for path in (REPO / "workloads" / "data").rglob("*") if path.suffix != ".pyc" and path.is_file()),
         REPO / "workloads" / "targets.yaml",
-        *(path for path in (REPO / "cluster").rglob("*") if path.suffix in {".yaml", ".sbatch"}),
+        *(path for path in (REPO / "cluster").rglob("*") if path.suffix in {".yaml", ".sh", ".sbatch"}),
         *(path for path in (REPO / "analysis").rglob("*") if path.suffix in {".html", ".yaml"}),
         *(path for room in ROOMS for path in (REPO / room).rglob("*.py")),
         REPO / "wa" / "py.typed",
