@@ -1,6 +1,6 @@
 """A local Ray's temporary folder: private, short enough for its sockets, and removed also after a kill.
 
-Ray logs its environment, keys included, below its temporary folder and makes that folder writable for everyone;
+Ray logs what its processes print below its temporary folder and makes that folder writable for everyone;
 so it lies inside one that only this user may enter. Ray never cleans up; who made a folder holds a lock on a file in
 it for as long as it lives, and the next run removes what nobody holds.
 """
