@@ -322,14 +322,14 @@ def test_a_study_over_two_nodes_goes_on_when_it_is_queued_again(real: Job, outsi
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
     with real.started(**changes) as process:
-        wait(lambda: process.poll() is not None or num_records(real.run) > 8, 90)
+        wait(lambda: process.poll() is not None or num_records(real.run) > 8, 180)
         assert process.poll() is None, real.log.read_text()
         os.kill(process.pid, signal.SIGUSR1)
-        assert process.wait(60) == 1, real.log.read_text()
+        assert process.wait(120) == 1, real.log.read_text()
         assert group(process.pid) == []
     assert real.called("scontrol requeue") == [f"scontrol requeue {real.env['SLURM_JOB_ID']}"]
     with real.started(**changes, SLURM_RESTART_COUNT="1", NODES="1") as process:
-        assert process.wait(120) == 0, real.log.read_text()
+        assert process.wait(240) == 0, real.log.read_text()
         assert group(process.pid) == []
     records = load_records(real.run)
     assert (records.groupby("cell_id")["step"].max() == 150).all()
