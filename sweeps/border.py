@@ -29,6 +29,7 @@ REMEDIES = {
     errno.ELOOP: "check the path: its links lead round in circles",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EIO: "check the disk, then give the same command again",
+    errno.EREMOTEIO: "check the storage, its region or endpoint and the network, then give the same command again",
     errno.ESTALE: "mount the file system again, then give the same command again",
 }
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -8,6 +8,7 @@ role; `GOOGLE_APPLICATION_CREDENTIALS`), never from a URI, and are in no message
 from __future__ import annotations
 
 import ctypes
+import errno
 import fnmatch
 import os
 import re
@@ -33,6 +34,8 @@ ATTEMPTS = 3  # of a request that times out, or that the server says to repeat (
 AT_ONCE = 8 << 20  # bytes
 ALLOWED = "allowed: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 OPTIONS = {"s3": ("endpoint_override", "region"), "gs": ("endpoint_override", "anonymous")}
+DENIED = ("ACCESS_DENIED", "HTTP status 403", "SIGNATURE", "INVALID_ACCESS_KEY", "Permission denied")
+_WITH_USER = re.compile(r"//[^/\s@]*@")
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -198,13 +201,15 @@ class Place:
         try:
             yield
         except OSError as error:
-            if not self.is_bucket and error.filename is not None:
-                raise
+            if not self.is_bucket:
+                number = error.errno or errno.EIO
+                raise OSError(number, error.strerror or os.strerror(number), self.path) from None
             told = " ".join(str(error).split())
             for name in SECRETS:
                 told = told.replace(os.environ.get(name) or "\0", f"${name}")
-            told = re.sub(r"//[^/\s@]*@", "//", told)
-            raise type(error)(error.errno, f"cannot {doing} {self}: {told[:400]}") from None
+            denied = errno.EACCES if any(word in told for word in DENIED) else errno.EREMOTEIO
+            number = errno.ENOENT if isinstance(error, FileNotFoundError) else denied
+            raise OSError(number, f"cannot {doing} it: {_WITH_USER.sub('//', told)[:300]}", str(self)) from None
 
 
 @cache
