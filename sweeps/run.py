@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, memory, origins, pace, plan, replay, replays, room, run_folder, tracking
+from sweeps import durable, forks, memory, mirror, origins, pace, plan, replay, replays, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -23,6 +23,7 @@ from sweeps.ray_log import RAY_LOG, noise_to
 from sweeps.screen import RunScreen
 from sweeps.spec import Spec
 from sweeps.status import Status
+from sweeps.storage import Place
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from sweeps.trace import TRACES
@@ -125,10 +126,12 @@ def run_studies(
     calibrating: bool = False,
     accept_changed_code: bool = False,
     conclude: Callable[[], None] = lambda: None,
+    storage: Place | None = None,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
     conclude: what to write once the records are (the report), before W&B is told that all is there.
+    storage: where the folder is mirrored; None: nowhere.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or engine.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
@@ -151,6 +154,8 @@ def run_studies(
         if not is_new:
             held.enter_context(durable.locked(run))
         todo = compared()
+        if storage is not None:
+            mirror.refuse_foreign(run, storage)
         memory.refuse(specs[0], todo.trajectories, address)
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
         with ExitStack() as hushed, _engine(specs[0], todo, address) as engine:
@@ -169,6 +174,8 @@ def run_studies(
             _announce(todo, run, console, calibrating)
             for line in left_out:
                 console.print(line, markup=False, soft_wrap=True)
+            if storage is not None:
+                held.enter_context(mirror.mirroring(run, storage, console))
             held.enter_context(tracking.publishing(run, specs[0].tracking, console))
             with begun() if engine else nullcontext():
                 try:

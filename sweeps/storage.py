@@ -157,6 +157,13 @@ class Place:
         """The folders in it, by name."""
         return self._children(fs.FileType.Directory, "*")
 
+    def all_below(self) -> dict[str, tuple[int, int]]:
+        """name -> size in bytes and time of the last change in ns, of every file below it; a bucket's is a second's."""
+        with self._failing_as_one_line("list"):
+            selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+            found = [info for info in self._system().get_file_info(selector) if info.is_file]
+        return {info.path.removeprefix(f"{self.path}/"): (info.size, info.mtime_ns) for info in found}
+
     @contextmanager
     def local(self) -> Iterator[Path]:
         """A path that can be opened and mapped, here and by other processes of this user; maps outlive the context.
