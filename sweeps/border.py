@@ -31,6 +31,7 @@ REMEDIES = {
     errno.ELOOP: "check the path: its links lead round in circles",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EIO: "check the disk, then give the same command again",
+    errno.EREMOTEIO: "check the storage, its region or endpoint and the network, then give the same command again",
     errno.ESTALE: "mount the file system again, then give the same command again",
 }
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -91,6 +92,24 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         check_local(str(value), "path" if param is None else param.opts[-1])
         return super().convert(value, param, context)
+
+
+class RunPath(LocalPath):
+    """A run folder, or one that is mirrored in a bucket (s3://…, gs://…): then the path of a copy.
+
+    may_be_new: whether nothing may be there yet.
+    """
+
+    def __init__(self, may_be_new: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.may_be_new = may_be_new
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if context is None or not str(value).startswith(("s3://", "gs://")):
+            return super().convert(value, param, context)
+        from sweeps.remote_run import copied
+
+        return context.with_resource(copied(str(value), self.may_be_new))
 
 
 def check_local(text: str, name: str) -> None:
@@ -172,6 +191,15 @@ accept_changed_code_option = click.option(
     "--accept-changed-code",
     is_flag=True,
     help="Go on though a workload's source or data is not what the folder was begun with.",
+)
+
+
+storage_option = click.option(
+    "--storage",
+    metavar="URI",
+    help="Where checkpoints and traces go, so that nodes share no folder: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a "
+    "path that all nodes see; default: the run folder. The run folder's files are mirrored there, and `wa report`, "
+    "`wa watch`, `wa compare` and `wa recommend` take that URI as RUN. Credentials come from the environment.",
 )
 
 

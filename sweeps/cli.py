@@ -11,11 +11,13 @@ import click
 
 from sweeps import border, terminal
 from sweeps.average_command import average
+from sweeps.calibrate_command import calibrate
 from sweeps.importers.command import import_
 from sweeps.submit_command import submit
 from sweeps.wording import counted
 
 PATH = click.Path(path_type=Path)  # of this machine, by `border.Group`
+RUN = border.RunPath()
 POSITIVE = click.FloatRange(0, min_open=True)
 SHOWN_ROWS = 40  # of the result table in the terminal; tables/settings.csv has all
 
@@ -43,7 +45,7 @@ def main() -> None:
 
 @main.command(cls=border.Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--out", type=PATH, help="Compare with this run folder: plan what is not done.")
+@click.option("--out", type=border.RunPath(True), help="Compare with this run folder: plan what is not done.")
 @border.json_option
 @border.sets_option
 def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[str, ...]) -> None:
@@ -72,6 +74,7 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
 @click.option("--out", type=PATH, help="Run folder; default runs/<study>. Continued if it exists.")
 @border.cluster_options
 @click.option("--checkpoint-seconds", default=10.0, type=click.FloatRange(0), help="Least time between checkpoints.")
+@border.storage_option
 @border.accept_changed_code_option
 @border.sets_option
 def run(
@@ -79,6 +82,7 @@ def run(
     out: Path | None,
     cluster: Any,
     checkpoint_seconds: float,
+    storage: str | None,
     accept_changed_code: bool,
     sets: tuple[str, ...],
 ) -> None:
@@ -89,6 +93,7 @@ def run(
     no finished trajectory is trained twice.
     """
     from sweeps.run import run_studies
+    from sweeps.storage import Place
     from sweeps.studies import load_specs
 
     specs = load_specs(map(border.study_file, files), sets)
@@ -97,6 +102,7 @@ def run(
     complete = run_studies(
         *(specs, out, console, cluster, checkpoint_seconds),
         accept_changed_code=accept_changed_code,
+        storage=None if storage is None else Place.of(storage),
         conclude=lambda: _conclude(out, console),
     )
     if not complete:
@@ -108,6 +114,7 @@ def run(
 
 def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
     from analysis import report as reports
+    from sweeps.remote_run import put_back
 
     made = reports.of_run(run, baseline)
     for one in made:
@@ -117,11 +124,11 @@ def _conclude(run: Path, console: Any, baseline: str | None = None) -> None:
         written = reports.write(run, made)
     for one in made:
         console.print("\n".join([*([one.name] if len(made) > 1 else []), *one.answer]), soft_wrap=True)
-    console.print(f"report: {written}", soft_wrap=True)
+    console.print(f"report: {put_back(run, written)}", soft_wrap=True)
 
 
 @main.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--baseline", help="Of imported logs: the submission that the others are measured against.")
 def report(run: Path, baseline: str | None) -> None:
     """Write tables, figures and report.html of a run folder again, from its records alone.
@@ -135,7 +142,7 @@ def report(run: Path, baseline: str | None) -> None:
 
 
 @main.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option(
     "--every",
     type=POSITIVE,
@@ -155,8 +162,8 @@ def recommend(run: Path, every: float | None, study: str | None, as_json: bool) 
 
 
 @main.command()
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.argument("a", type=RUN)
+@click.argument("b", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for a program.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
@@ -170,13 +177,11 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=border.RunPath(may_be_new=True))
 @click.option("--once", is_flag=True, help="Draw it once and return.")
 @border.json_option
 @click.option("--every", default=2.0, type=POSITIVE, help="Seconds between looks.")
-@click.option(
-    "--wait", default=600.0, type=click.FloatRange(0), help="Seconds to wait for a folder that is not there yet."
-)
+@click.option("--wait", default=600.0, type=click.FloatRange(0), help="Seconds to wait for a folder that is to come.")
 def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> None:
     """Watch a run folder, running or finished, from any machine that sees it; only reads.
 
@@ -188,13 +193,14 @@ def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> No
 
         _echo_json(Status(run).as_json())
         return
+    from sweeps.remote_run import refresh
     from sweeps.screen import watch as draw
 
-    sys.exit(draw(run, terminal.console(), once, every, wait))
+    sys.exit(draw(run, terminal.console(), once, every, wait, lambda: refresh(run)))
 
 
 @main.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--out", type=PATH, help="File; default RUN/wandb/workspace.json.")
 @click.option("--push", is_flag=True, help="Save it on W&B, with a report; needs WANDB_API_KEY.")
 def dashboard(run: Path, out: Path | None, push: bool) -> None:
@@ -205,19 +211,20 @@ def dashboard(run: Path, out: Path | None, push: bool) -> None:
     """
     from sweeps import dashboard as made
     from sweeps.durable import make_folder, write_atomic
+    from sweeps.remote_run import named, put_back
 
     text = made.as_json(made.workspace(run))
     path = out or run / "wandb" / "workspace.json"
     make_folder(path.parent)
     write_atomic(path, text)
-    console = terminal.console()
+    console, there = terminal.console(), put_back(run, path)
     if not push:
-        console.print(f"workspace: {path}; `wa dashboard {run} --push` saves it on W&B", soft_wrap=True)
+        console.print(f"workspace: {there}; `wa dashboard {named(run)} --push` saves it on W&B", soft_wrap=True)
         return
     try:
         workspace, report = made.push(run)
     except made.PushFailed as error:
-        click.echo(f"wa: {error}; the workspace is in {path}", err=True)
+        click.echo(f"wa: {error}; the workspace is in {there}", err=True)
         sys.exit(border.EXIT_INCOMPLETE)
     console.print(f"workspace: {workspace}\nreport: {report}", soft_wrap=True)
 
@@ -298,44 +305,9 @@ def check_workload(name: str, preset: str, steps: int) -> None:
     click.echo(f"pace  {pace.said(name, preset)}")
 
 
-@main.command()
-@click.argument("names", nargs=-1, metavar="WORKLOAD...")
-@click.option("--all", "every", is_flag=True, help="Every shipped workload.")
-@click.option("--preset", default="mini")
-@click.option("--out", type=PATH, default=Path("runs/calibrate"))
-@border.cluster_options
-def calibrate(names: tuple[str, ...], every: bool, preset: str, out: Path, cluster: Any) -> None:
-    """Set targets by rule: train held-out seeds, write targets.yaml beside the workload's file.
-
-    The target is the median over 3 held-out seeds of the baseline's best validation metric when its schedule has
-    length 0.75. A study may not use those seeds.
-    """
-    from analysis.run_folder.records import load
-    from sweeps.blocks import SpecError
-    from sweeps.run import run_studies
-    from sweeps.spec import parse_spec
-    from sweeps.targets import calibrated, calibration_study, write_target
-    from workloads.protocol import families
-
-    chosen = families() if every else list(names)
-    if not chosen:
-        said = f"is required; allowed: {', '.join(families())}, 'pkg.mod:Name' or --all"
-        raise SpecError("WORKLOAD", said, "calibrate")
-    spec = parse_spec(calibration_study(chosen, preset), "calibrate")
-    console = terminal.console()
-    complete = run_studies([spec], out, console, cluster, calibrating=True)
-    if not complete:
-        console.print(f"calibration is incomplete; the same command continues it in {out}")
-        sys.exit(border.EXIT_INCOMPLETE)
-    records = load(out)
-    records = records[records["workload"].isin(chosen) & (records["preset"] == preset)]
-    for workload, target in calibrated(records, preset).items():
-        path = write_target(workload, target)
-        console.print(f"{workload}: {target.metric} {target.value:.6g} → {path}", soft_wrap=True)
-
-
 main.add_command(import_)
 main.add_command(average)
+main.add_command(calibrate)
 main.add_command(submit)
 
 

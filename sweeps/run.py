@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analysis.run_folder.records import check_records
-from sweeps import durable, forks, memory, origins, pace, plan, replay, replays, room, run_folder, tracking
+from sweeps import durable, forks, memory, mirror, origins, pace, plan, replay, replays, room, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.branches import branched
@@ -139,14 +139,15 @@ def run_studies(
     cluster: Cluster = HERE,
     checkpoint_seconds: float = 10.0,
     calibrating: bool = False,
-    storage: str | None = None,
     accept_changed_code: bool = False,
     conclude: Callable[[], None] = lambda: None,
+    storage: Place | None = None,
 ) -> bool:
     """Bring the run folder to the state the specs describe, training once what they share; whether it is there.
 
-    storage: a URI, where checkpoints and traces go; by default the folder itself, which each node then has to see.
     conclude: what to write once the records are (the report), before W&B is told that all is there.
+    storage: where checkpoints and traces go and the folder is mirrored; None: where the folder says, or into itself,
+    which each node then has to see.
     accept_changed_code: go on where a workload's source or data is not what the folder was begun with.
     Raises: SpecError or roll.NoRoom (too small, or no Ray answers) before anything is launched or written;
     border.Begun for a full disk or a damaged file after that.
@@ -171,6 +172,8 @@ def run_studies(
         if not is_new:
             held.enter_context(durable.locked(run))
         todo = compared()
+        if place is not None:
+            mirror.refuse_foreign(run, place)
         memory.refuse(specs, todo.trajectories, address)
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
         with ExitStack() as hushed, _engine(todo, sources, place or storage_of(run), cluster, console) as engine:
@@ -190,6 +193,8 @@ def run_studies(
             _announce(todo, run, console, calibrating)
             for line in left_out:
                 console.print(line, markup=False, soft_wrap=True)
+            if place is not None:
+                held.enter_context(mirror.mirroring(run, place, console))
             held.enter_context(tracking.publishing(run, specs[0].tracking, console))
             with begun() if engine else nullcontext():
                 try:
@@ -202,15 +207,13 @@ def run_studies(
         return complete and not left_out
 
 
-def _storage(run: Path, asked: str | None) -> Place | None:
-    """Where a new folder's checkpoints and traces go; None: where it says, or with it. Raises: SpecError."""
-    if asked is None:
-        return None
-    place, there = Place.of(asked), storage_of(run)
-    if (run / "plan.json").exists() and place != there:
-        raise SpecError(
-            "--storage", f"{run} has its checkpoints and traces in {there}; allowed: that, or another --out"
-        )
+def _storage(run: Path, asked: Place | None) -> Place | None:
+    """Where checkpoints and traces go; None: into the folder itself. Raises: SpecError where they are elsewhere."""
+    there = storage_of(run)
+    if asked is not None and asked != there and (run / "plan.json").exists():
+        said = f"{run} has its checkpoints and traces in {there}"
+        raise SpecError("--storage", f"{said}; allowed: that, or another --out", "")
+    place = asked or there
     return None if place == Place.of(run) else place
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -103,10 +103,18 @@ def bar_and_line(status: Status, width: int) -> Table:
     return grid
 
 
-def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, wait: float = WAIT_SECONDS) -> int:
+def watch(
+    run: Path,
+    console: Console,
+    once: bool = False,
+    every: float = 2.0,
+    wait: float = WAIT_SECONDS,
+    refresh: Callable[[], None] = lambda: None,
+) -> int:
     """Draw the folder until all its trials are done, one frame where `once`; a line now and then without a terminal.
 
     wait: seconds granted to a folder that is new or empty, as before its `wa run` or while that one starts.
+    refresh: brings the folder up to date, where it is a copy.
     Returns the exit code: 0 done, looked at once, or interrupted; 1 where trials failed and nothing goes on.
     Raises: analysis.run_folder.records.BadRun where `run` is no run folder.
     """
@@ -114,7 +122,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
         if once:
             console.print(frame(Status(run), console))
             return EXIT_DONE
-        _await(run, console, every, wait)
+        _await(run, console, every, wait, refresh)
         seen, lines = Status(run), Lines(console)
         live = Live(frame(seen, console), console=console, auto_refresh=False) if console.is_terminal else None
         with live or nullcontext():
@@ -125,6 +133,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
                 if code is not None:
                     return code
                 time.sleep(every)
+                refresh()
                 seen.look()
                 if live is not None:
                     live.update(frame(seen, console), refresh=True)
@@ -132,7 +141,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 2.0, w
         return EXIT_DONE
 
 
-def _await(run: Path, console: Console, every: float, seconds: float) -> None:
+def _await(run: Path, console: Console, every: float, seconds: float, refresh: Callable[[], None]) -> None:
     """Until the folder has a plan, which is written last; at once where it never will."""
     if seconds <= 0 or (run / "plan.json").exists() or not may_become_a_run(run):
         return
@@ -141,6 +150,7 @@ def _await(run: Path, console: Console, every: float, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not (run / "plan.json").exists() and time.monotonic() < deadline:
         time.sleep(every)
+        refresh()
 
 
 def ended(seen: Status) -> int | None:

@@ -8,6 +8,7 @@ role; `GOOGLE_APPLICATION_CREDENTIALS`), never from a URI, and are in no message
 from __future__ import annotations
 
 import ctypes
+import errno
 import fnmatch
 import os
 import re
@@ -33,6 +34,8 @@ ATTEMPTS = 3  # of a request that times out, or that the server says to repeat (
 AT_ONCE = 8 << 20  # bytes
 ALLOWED = "allowed: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 OPTIONS = {"s3": ("endpoint_override", "region"), "gs": ("endpoint_override", "anonymous")}
+DENIED = ("ACCESS_DENIED", "HTTP status 403", "SIGNATURE", "INVALID_ACCESS_KEY", "Permission denied")
+_WITH_USER = re.compile(r"//[^/\s@]*@")
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -170,6 +173,13 @@ class Place:
         """The folders in it, by name."""
         return self._children(fs.FileType.Directory, "*")
 
+    def all_below(self) -> dict[str, tuple[int, int]]:
+        """name -> size in bytes and time of the last change in ns, of every file below it; a bucket's is a second's."""
+        with self._failing_as_one_line("list"):
+            selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+            found = [info for info in self._system().get_file_info(selector) if info.is_file]
+        return {info.path.removeprefix(f"{self.path}/"): (info.size, info.mtime_ns) for info in found}
+
     @contextmanager
     def local(self) -> Iterator[Path]:
         """A path that can be opened and mapped, here and by other processes of this user; maps outlive the context.
@@ -214,13 +224,15 @@ class Place:
         try:
             yield
         except OSError as error:
-            if not self.is_bucket and error.filename is not None:
-                raise
+            if not self.is_bucket:
+                number = error.errno or errno.EIO
+                raise OSError(number, error.strerror or os.strerror(number), self.path) from None
             told = " ".join(str(error).split())
             for name in SECRETS:
                 told = told.replace(os.environ.get(name) or "\0", f"${name}")
-            told = re.sub(r"//[^/\s@]*@", "//", told)
-            raise type(error)(error.errno, f"cannot {doing} {self}: {told[:400]}") from None
+            denied = errno.EACCES if any(word in told for word in DENIED) else errno.EREMOTEIO
+            number = errno.ENOENT if isinstance(error, FileNotFoundError) else denied
+            raise OSError(number, f"cannot {doing} it: {_WITH_USER.sub('//', told)[:300]}", str(self)) from None
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_workload import write_tiny
 
-pytest_plugins = ["wandb_server"]
+pytest_plugins = ["s3_server", "wandb_server"]
 
 
 @pytest.fixture(scope="session")
