@@ -54,10 +54,11 @@ def plan(files: tuple[str, ...], out: Path | None, as_json: bool, sets: tuple[st
     FILE is a study's YAML, or the name of a shipped one (quickstart, …). Of several studies it shows each, and
     what they take together, when what they share is trained once.
     """
+    from sweeps.expected import as_json as todo_as_json
     from sweeps.plan_text import show
-    from sweeps.run import as_json as todo_as_json
-    from sweeps.run import usable, work
+    from sweeps.run import usable
     from sweeps.studies import load_specs
+    from sweeps.work import work
 
     specs, left_out = usable(load_specs(map(border.study_file, files), sets))
     todo = work(specs, out)

@@ -26,7 +26,7 @@ from workloads.user_errors import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.run import Work
+    from sweeps.work import Work
 
 SHARE = "use a --storage that every node reaches: a shared folder, s3://… or gs://…"
 
@@ -207,8 +207,8 @@ def table(address: str, run: Path | None, console: Console) -> list[Check]:
 def _asked_by(run: Path | None) -> Asked:
     if run is None or not (run / "spec.yaml").is_file():
         return Asked()
-    from sweeps.run import work
     from sweeps.spec import load_spec
+    from sweeps.work import work
 
     specs = [load_spec(path) for path in sorted((run / "specs").glob("*.yaml")) or [run / "spec.yaml"]]
     return Asked.of(work(specs, run), origins.of_studies(specs), Place.of(run))

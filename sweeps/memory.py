@@ -114,8 +114,8 @@ def refuse(specs: Sequence[Spec], trajectories: Sequence[Trajectory], address: s
 
 def checks(run: Path | None) -> list[place.Check]:
     """For `wa doctor`: whether the trials that a run folder still has to train fit this machine."""
-    from sweeps.run import work
     from sweeps.spec import load_spec
+    from sweeps.work import work
 
     if run is None or not (run / "spec.yaml").is_file():
         return []

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from sweeps import forks, plan, terminal
 from sweeps.axes import points
 from sweeps.blocks import EvaluateBlock
+from sweeps.expected import assumptions, expected
 from sweeps.resources import ResourcesBlock
 from sweeps.room import trace_bytes
-from sweeps.run import Work, assumptions, expected, rounded, to_do, why_trained, work
+from sweeps.run import rounded, to_do, why_trained
 from sweeps.spec import Spec
 from sweeps.wording import counted, duration
+from sweeps.work import Work, work
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,133 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from analysis.run_folder.records import check_records
-from sweeps import durable, forks, memory, mirror, origins, pace, plan, replay, replays, room, run_folder, tracking
+from sweeps import durable, forks, memory, mirror, origins, plan, run_folder, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
-from sweeps.branches import branched
-from sweeps.identity import Cell
 from sweeps.interrupts import Interrupts
 from sweeps.interrupts import interrupts as take_interrupts
 from sweeps.ray_log import RAY_LOG, noise_to
-from sweeps.resources import ResourcesBlock, of_trajectory
 from sweeps.screen import RunScreen
 from sweeps.spec import Spec
 from sweeps.status import Status
 from sweeps.storage import Place
-from sweeps.studies import Resolved, resolve, union
-from sweeps.targets import Target
-from sweeps.trace import storage_of, traced
+from sweeps.studies import Resolved, resolve
+from sweeps.trace import storage_of
 from sweeps.where import HERE, Cluster
 from sweeps.wording import counted
+from sweeps.work import Work, against
 from workloads.data import VARIABLE, BadData
 from workloads.protocol import UnknownWorkload, load, with_batch_size
 from workloads.user_errors import one_line
 
 if TYPE_CHECKING:
     from sweeps.engine import Engine
-
-
-@dataclass(frozen=True)
-class Work:
-    """Studies against a run folder: their cells, what is done already, what is to train."""
-
-    studies: list[Resolved]
-    trajectories: list[plan.Trajectory]  # to train, longest first
-    done: tuple[str, ...]  # trajectories in the folder that are finished
-    no_trace: dict[str, str] = field(default_factory=dict)  # trajectory -> why the trace there is cannot serve
-    no_keep: tuple[str, ...] = ()  # of those done, what has no trace, though one is asked for now
-    paces: plan.Paces = field(default_factory=dict)  # as measured in the folder
-
-    @property
-    def num_done(self) -> int:
-        return len(self.done)
-
-    @property
-    def cells(self) -> list[Cell]:
-        """The cells of all studies, each once."""
-        return union(self.studies)
-
-    @cached_property
-    def resources(self) -> dict[str, ResourcesBlock]:
-        """trajectory -> what its trial holds."""
-        specs = [one.spec for one in self.studies]
-        return {one.name: of_trajectory(one, specs) for one in self.trajectories}
-
-    @property
-    def targets(self) -> dict[str, Target | None]:
-        """workload -> target, over all studies."""
-        return {workload: target for one in self.studies for workload, target in one.targets.items()}
-
-
-def work(specs: Sequence[Spec], run: Path | None) -> Work:
-    """Resolve studies and compare them with a folder. Raises: SpecError or BadRun, before anything is written."""
-    todo = _against(run, resolve(specs))
-    memory.refuse(specs, todo.trajectories)
-    if run is None:
-        return todo
-    devices = {name: spec.trial(name).devices[1] for spec in specs for name in spec.workloads}
-    return replace(todo, paces=pace.measured(run, devices))
-
-
-def _against(run: Path | None, studies: list[Resolved]) -> Work:
-    specs = [one.spec for one in studies]
-    started: list[plan.Trajectory] = []
-    if run is not None:
-        for one in studies:
-            run_folder.check_compatible(run, one.cells, one.spec)
-        check_records(run)
-        started = run_folder.started(run)
-    done = {one.name: one for one in started if run is not None and run_folder.is_done(run, one)}
-    unfinished = [one for one in started if one.name not in done]
-    recorded = run_folder.recorded(done.values())
-    asked = union(studies)
-    to_do = [cell for cell in asked if not _is_recorded(cell, recorded)]
-    targets = {workload: target.value for one in studies for workload, target in one.targets.items() if target}
-    todo = [
-        replace(one, target=targets.get(one.cells[0].training.workload)) if one.asks_less else one
-        for one in plan.trajectories(to_do, studies[0].spec.fuse, unfinished, done, recorded)
-    ]
-    shares = studies[0].spec.fuse and studies[0].spec.branch
-    if run is None:
-        if any(one.cells[0].training.weights is not None for one in todo):
-            raise SpecError(
-                "--out", "is required: the run folder that has the imported weights", studies[0].spec.source
-            )
-        todo = branched(todo) if shares else todo
-        room.check(Path(), todo, specs)
-        return Work(studies, todo, ())
-    for trial in todo:
-        if trial.replays is not None:  # begun as one
-            replay.opened(trial, replay.traces_for(run, trial))
-    begun, no_trace, there = {one.name for one in started}, dict[str, str](), traced(run)
-    try:
-        todo = [
-            one if one.name in begun else replays.from_trace(run, one, done.values(), there, no_trace) for one in todo
-        ]
-    except SpecError as error:
-        raise error.at(studies[0].spec.source) from None
-    for trial in todo:
-        if trial.recorded is not None:
-            replays.refuse_unserved(run, trial, done.values(), asked, no_trace.get(trial.name), studies[0].spec)
-    if shares:
-        todo = branched(todo, [forks.offered(run, one, one.name in done) for one in started])
-    room.check(run, todo, specs)
-    return Work(studies, todo, tuple(done), no_trace, replays.without(there, done.values(), asked))
-
-
-def _is_recorded(cell: Cell, recorded: Mapping[str, plan.Grid]) -> bool:
-    held = recorded.get(cell.cell_id)
-    return held is not None and held.covers(plan.Grid.of(cell))
 
 
 def run_studies(
@@ -161,7 +64,7 @@ def run_studies(
     sources = origins.of_studies(specs)
 
     def compared() -> Work:
-        todo = _against(run, studies)
+        todo = against(run, studies)
         if not accept_changed_code:
             origins.refuse_changed(run, specs, sources, run_folder.started(run))
         return todo
@@ -326,76 +229,3 @@ def _launch(
     if outcome.ended is not None and not complete:
         console.print(f"{outcome.ended}; records up to here are kept", soft_wrap=True)
     return complete
-
-
-def expected(todo: Work) -> dict[str, dict[str, float]]:
-    """workload -> expected cost of what is to train, fused and one trial per cell."""
-    rows: dict[str, dict[str, float]] = {}
-    for one in todo.trajectories:
-        workload = one.cells[0].training.workload
-        names = ("cells", "trajectories", "steps", "steps_saved", "device_hours", "unfused_device_hours")
-        row = rows.setdefault(workload, dict.fromkeys((*names, "memory", "trace_bytes"), 0))
-        cost = plan.cost(one, todo.paces)  # on one device
-        by_itself = plan.cost(replace(one, branch=None, forks=(), riders=()), todo.paces)
-        alone = (len(one.cells) - 1) * by_itself.train_seconds + by_itself.seconds
-        held = todo.resources[one.name]
-        devices = held.devices[0] / held.num_processes
-        row["cells"] += len(one.cells)
-        row["trajectories"] += 1
-        row["steps"] += one.num_steps
-        row["steps_saved"] += one.first_step
-        row["device_hours"] += cost.seconds * devices / 3600
-        row["unfused_device_hours"] += alone * devices / 3600
-        row["trace_bytes"] += room.trace_bytes(one, held.num_processes)
-        row["memory"] = max(row["memory"], sum(memory.parts(one, held.num_processes).values()))
-    return rows
-
-
-def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
-    """What `wa plan --json` prints; hours are device-hours, memory is bytes a trial."""
-    return {
-        "studies": [spec.study for spec in specs],
-        "cells": len(todo.cells),
-        "trajectories_done": todo.num_done,
-        "nothing_to_do": list(todo.done),
-        "workloads": expected(todo),
-        "targets": {name: None if target is None else target.model_dump() for name, target in todo.targets.items()},
-        "trajectories": [
-            {
-                "name": one.name,
-                "workload": one.cells[0].training.workload,
-                "seed": one.cells[0].training.seed,
-                "cells": [cell.cell_id for cell in one.cells],
-                "steps": one.length_steps,
-                "does": "train" if one.replays is None else "replay",
-                "branch_of": None if one.branch is None else one.branch.trunk,
-                "first_step": one.first_step,
-                "replays": one.replays,
-                "rounded": one.rounded,
-                "resources": dict(zip(("cpu", "gpu", "processes"), _held(todo.resources[one.name]), strict=True)),
-                "trace_bytes": room.trace_bytes(one, todo.resources[one.name].num_processes),
-                "why_not_replayed": todo.no_trace.get(one.name),
-                "expected_seconds": plan.cost(one, todo.paces).seconds,
-            }
-            for one in todo.trajectories
-        ],
-    }
-
-
-def _held(trial: ResourcesBlock) -> tuple[float, float, int]:
-    return trial.cpu, trial.gpu, trial.num_processes
-
-
-def assumptions(todo: Work) -> list[str]:
-    """A line for every workload whose seconds are not its own: assumed, or measured in the folder."""
-    lines = []
-    trainings = (one.cells[0].training for one in todo.trajectories)
-    for name, preset, trained in dict.fromkeys((one.workload, one.preset, one.weights is None) for one in trainings):
-        found = plan.pace(name, preset, todo.paces)
-        seconds = f"{found.step_seconds:.2g} s a step and {found.eval_seconds:.2g} s an evaluation"
-        if found.source == "assumed":
-            measure = f"; `wa check-workload {name}` measures them" if trained else ""
-            lines.append(f"{name}: {seconds} are assumed{measure}")
-        elif found.source != "stated":
-            lines.append(f"{name}: {seconds}, {found.source}")
-    return lines

@@ -13,8 +13,8 @@ from sweep_processes import STUDY, UNDRAWN, WA, num_records, wait
 from analysis.run_folder.records import load, load_cells, load_trials
 from analysis.run_folder.schema import MEASURED
 from sweeps import cli, run_folder, trajectory
-from sweeps.run import work
 from sweeps.spec import load_spec
+from sweeps.work import work
 
 pytestmark = pytest.mark.slow
 OTHER = """

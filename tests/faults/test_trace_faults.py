@@ -18,9 +18,9 @@ from trained import assert_same, done, rows, run, tiny
 from analysis.run_folder.run_files import BadRun
 from sweeps import attempts, durable, run_folder, trace, trajectory
 from sweeps.plan import Trajectory, to_dict, trajectories
-from sweeps.run import work
 from sweeps.spec import Spec, parse_spec
 from sweeps.trace import Trace
+from sweeps.work import work
 
 NONE, EMA = {"scheme": "none"}, {"scheme": "ema", "decay": 0.9, "every": 4}
 SMALL = 20_000  # bytes of a part: of some five snapshots

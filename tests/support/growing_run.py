@@ -19,8 +19,8 @@ from sweeps import run_folder
 from sweeps.cell_row import cell_to_row
 from sweeps.plan import Trajectory
 from sweeps.recorder import Recorder
-from sweeps.run import work
 from sweeps.spec import parse_spec
+from sweeps.work import work
 
 TARGET = 0.8
 AVERAGING = [

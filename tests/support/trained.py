@@ -12,8 +12,8 @@ from sweeps import run_folder, trajectory
 from sweeps.cells import cells
 from sweeps.identity import Cell
 from sweeps.plan import Trajectory
-from sweeps.run import Work, work
 from sweeps.spec import Spec, parse_spec
+from sweeps.work import Work, work
 
 ALL_SCHEMES = [
     {"scheme": "none"},

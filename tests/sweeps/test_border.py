@@ -21,8 +21,8 @@ from sweep_processes import WA
 
 from analysis import load, report
 from sweeps import cli, run_folder, trajectory
-from sweeps.run import work
 from sweeps.spec import load_spec
+from sweeps.work import work
 
 STUDY = """
 study: b

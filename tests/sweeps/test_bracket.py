@@ -22,12 +22,12 @@ from sweeps.blocks import SpecError
 from sweeps.evaluate import Evaluator
 from sweeps.grace import Terminated
 from sweeps.plan import Trajectory, from_dict, to_dict, trajectories
-from sweeps.run import work
 from sweeps.run_folder import write_plan
 from sweeps.spec import parse_spec
 from sweeps.studies import resolve, union
 from sweeps.trace import Trace
 from sweeps.training import Trainer
+from sweeps.work import work
 
 SOME = [ALL_SCHEMES[0], ALL_SCHEMES[2], {"scheme": "ema", "decay": [0.5, 0.9], "every": 2}]
 RECOMPUTED = {"scheme": "lawa", "k": 2, "every": 9, "buffers": "recompute"}

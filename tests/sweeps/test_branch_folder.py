@@ -14,12 +14,13 @@ from trained import rows
 from analysis import load
 from analysis.run_folder import study
 from sweeps import durable, forks, run_folder, trajectory
+from sweeps.expected import as_json, expected
 from sweeps.plan import Trajectory
 from sweeps.plan_text import show
-from sweeps.run import Work, as_json, expected, work
 from sweeps.spec import Spec, parse_spec
 from sweeps.status import Status
 from sweeps.storage import Place
+from sweeps.work import Work, work
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.8}]
 TRUNK = {"shape": "constant", "warmup": 6}

@@ -20,8 +20,8 @@ from analysis.run_folder.records import load_cells, load_records
 from sweeps import dashboard, publisher, run_folder, tracking, trajectory
 from sweeps.blocks import TrackingBlock
 from sweeps.cli import main
-from sweeps.run import work
 from sweeps.spec import parse_spec
+from sweeps.work import work
 
 GOLDEN = Path(__file__).with_name("workspace.json")
 RAW = {

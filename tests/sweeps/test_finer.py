@@ -16,9 +16,11 @@ from analysis.run_folder.schema import MEASURED
 from analysis.statistics.device_hours import hours_to_target, sweep_hours
 from sweeps import run_folder, trajectory
 from sweeps.blocks import SpecError
-from sweeps.run import as_json, why_trained, work
+from sweeps.expected import as_json
+from sweeps.run import why_trained
 from sweeps.spec import Spec, parse_spec
 from sweeps.training import Trainer
+from sweeps.work import work
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "lawa", "k": 3, "every": 2}, {"scheme": "ema", "decay": 0.9, "every": 4}]
 WORK = """

@@ -28,8 +28,8 @@ from sweeps.blocks import SpecError
 from sweeps.cli import main
 from sweeps.importers.checkpoints import fitted, import_checkpoints
 from sweeps.plan import Trajectory
-from sweeps.run import work
 from sweeps.studies import load_specs
+from sweeps.work import work
 from wa.checkpoint_files import Checkpoint
 from workloads.protocol import load as load_workload
 

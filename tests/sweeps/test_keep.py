@@ -16,9 +16,11 @@ from analysis.run_folder.schema import MEASURED
 from sweeps import cli, run_folder, trace, trajectory
 from sweeps.blocks import SpecError
 from sweeps.cells import cells
-from sweeps.run import as_json, why_trained, work
+from sweeps.expected import as_json
+from sweeps.run import why_trained
 from sweeps.spec import Spec, parse_spec
 from sweeps.training import Trainer
+from sweeps.work import work
 
 NONE = {"scheme": "none"}
 

@@ -15,8 +15,8 @@ from sweeps.cells import cells
 from sweeps.cli import main
 from sweeps.optimizers import OPTIMIZERS
 from sweeps.plan import Trajectory, trajectories
-from sweeps.run import work
 from sweeps.spec import load_spec, parse_spec
+from sweeps.work import work
 from wa import Bank
 from workloads.protocol import load
 

@@ -12,11 +12,12 @@ from record_rows import record
 from sweeps import pace, run_folder
 from sweeps.cells import cells
 from sweeps.cli import main
+from sweeps.expected import expected
 from sweeps.plan import Pace, cost, trajectories
 from sweeps.recorder import Recorder
-from sweeps.run import expected, work
 from sweeps.spec import load_spec, parse_spec
 from sweeps.wording import duration
+from sweeps.work import work
 
 UNSTATED = """
 from dataclasses import dataclass

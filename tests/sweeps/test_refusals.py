@@ -14,8 +14,8 @@ from sweeps import durable, run_folder
 from sweeps import engine as engines
 from sweeps.blocks import SpecError
 from sweeps.cli import main
-from sweeps.run import work
 from sweeps.studies import load_specs
+from sweeps.work import work
 
 STUDY = """
 study: refused

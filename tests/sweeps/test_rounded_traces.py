@@ -18,9 +18,11 @@ from analysis.run_folder import study
 from analysis.run_folder.records import load, load_cells
 from sweeps import cli, room
 from sweeps.blocks import SpecError
-from sweeps.run import as_json, rounded, work
+from sweeps.expected import as_json
+from sweeps.run import rounded
 from sweeps.spec import Spec, parse_spec
 from sweeps.trace import Trace
+from sweeps.work import work
 
 NONE, EMA, LAWA = (
     {"scheme": "none"},

@@ -13,9 +13,9 @@ from sweeps import durable, plan, run_folder, trajectory
 from sweeps.attempts import Attempt
 from sweeps.blocks import SpecError
 from sweeps.reporter import Begun, Reporter
-from sweeps.run import Work, work
 from sweeps.scribe import Scribe
 from sweeps.spec import parse_spec
+from sweeps.work import Work, work
 
 AVERAGING = [{"scheme": "none"}, {"scheme": "ema", "decay": 0.9}]
 

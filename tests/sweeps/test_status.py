@@ -19,9 +19,9 @@ from analysis.statistics.steps_to_target import steps_to_target
 from sweeps import run_folder, screen, trajectory
 from sweeps.cli import main
 from sweeps.recorder import Recorder
-from sweeps.run import work
 from sweeps.spec import parse_spec
 from sweeps.status import Status, prespecified
+from sweeps.work import work
 
 
 def drawn(seen: Status, width: int = 160) -> str:

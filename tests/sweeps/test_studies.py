@@ -16,9 +16,9 @@ from analysis.run_folder.schema import MEASURED
 from sweeps import run_folder, trajectory
 from sweeps.cli import main
 from sweeps.plan import Trajectory
-from sweeps.run import work
 from sweeps.spec import Spec, parse_spec
 from sweeps.targets import Target, write_target
+from sweeps.work import work
 from sweeps.yaml_file import read_yaml
 
 BOTH = {"workloads": "tinywork:Tiny", "seeds": [0, 1], "step_budget": 40, "evaluate": {"every": 10}}

@@ -24,8 +24,8 @@ from analysis.run_folder.run_files import wandb_links
 from sweeps import publisher, run_folder, tracking, trajectory
 from sweeps.blocks import TrackingBlock
 from sweeps.cli import main
-from sweeps.run import work
 from sweeps.spec import parse_spec
+from sweeps.work import work
 
 pytestmark = pytest.mark.slow
 RAW = {
