@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,9 @@ def recommend(run: Path, every: float | None, study: str | None, as_json: bool) 
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two run folders: what differs around them, the cells both have, and what only one of them has."""
     from analysis import compare as comparison
+    from sweeps.remote_run import named
 
-    found = comparison.compare(a, b)
+    found = replace(comparison.compare(a, b), a=named(a), b=named(b))
     if as_json:
         _echo_json(found.as_dict())
     else:
@@ -189,12 +191,13 @@ def watch(run: Path, once: bool, as_json: bool, every: float, wait: float) -> No
     What runs and how far it is, best metrics beside the target, averages against the non-averaged baseline so far,
     and what failed. Ends when the study is done, or on Ctrl-C; --json looks once.
     """
+    from sweeps.remote_run import named, refresh
+
     if as_json:
         from sweeps.status import Status
 
-        _echo_json(Status(run).as_json())
+        _echo_json({**Status(run).as_json(), "run": named(run)})
         return
-    from sweeps.remote_run import refresh
     from sweeps.screen import watch as draw
 
     sys.exit(draw(run, terminal.console(), once, every, wait, lambda: refresh(run)))

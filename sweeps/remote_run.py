@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
+
 from analysis.run_folder.output import write
 from analysis.run_folder.run_files import BadRun
 from sweeps.mirror import TELLING, Stamp, files, is_mirrored
@@ -78,6 +80,9 @@ def copied(uri: str, may_be_new: bool = False) -> Iterator[Path]:
         _copies[copy.folder] = copy
         try:
             yield copy.folder
+        except click.ClickException as error:
+            error.message = error.message.replace(str(copy.folder), str(place))
+            raise
         finally:
             del _copies[copy.folder]
 

@@ -28,17 +28,20 @@ PATHS = {
     "submit": ("submit", "b.yaml", "--address", "http://127.0.0.1:1", "--out"),
     "submit --working-dir": ("submit", "b.yaml", "--address", "http://127.0.0.1:1", "--working-dir"),
 }
+READERS = ("plan", "report", "recommend", "compare", "watch", "dashboard")  # of a run that may lie in a bucket
 
 
 @pytest.mark.parametrize("command", PATHS)
 @pytest.mark.parametrize("address", ["s3://bucket/run", "file:///run"])
 def test_an_address_is_no_path(outside: Path, command: str, address: str) -> None:
+    if address.startswith("s3") and command in READERS:
+        address = "s3://bucket/run?access_key=x"  # what a mirrored run's may not say
     (outside / "run").mkdir()
     (outside / "b.yaml").write_text("study: b\nworkloads: lm\naveraging: {scheme: none}\n")
     before = sorted(outside.rglob("*"))
     done = CliRunner().invoke(cli.main, [*PATHS[command], address])
     assert done.exit_code == 2
-    assert address in done.stderr
+    assert address.partition("?")[0] in done.stderr or "unknown option access_key" in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(outside.rglob("*")) == before
 

@@ -1,7 +1,6 @@
 """Commands on a run that is mirrored in a bucket: what they copy, say and write back."""
 
 import json
-import os
 import re
 import tempfile
 import time
@@ -99,20 +98,35 @@ def test_commands(run: Path, bucket: Place, scratch: Path, uncharted: None) -> N
     done = _wa("report", uri)
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1] == f"report: {bucket}/report.html"
-    assert _wa("report", run).exit_code == 0
     assert (bucket / "report.html").read()[:15].lower() == b"<!doctype html>"
-    for path in sorted((run / "tables").glob("*.csv")):
-        assert (bucket / f"tables/{path.name}").read() == path.read_bytes()
+    assert b"tinywork:Tiny" in (bucket / "tables/settings.csv").read()
     for command in (("recommend", "--json"), ("watch", "--json")):
         there, here = (_wa(*command, where) for where in (uri, run))
         assert there.exit_code == here.exit_code == 0
         assert _untimed(there.stdout) == _untimed(here.stdout)
-    done = _wa("compare", uri, run)
-    assert (done.exit_code, "differ" in done.stdout) == (0, False) or "same" in done.stdout
-    done = _wa("dashboard", uri)
-    assert done.stdout.startswith(f"workspace: {bucket}/wandb/workspace.json; `wa dashboard {uri} --push`")
-    assert json.loads((bucket / "wandb/workspace.json").read())
+    there, here = (_wa("compare", "--json", where, run) for where in (uri, run))
+    assert there.exit_code == here.exit_code == 0
+    assert json.loads(there.stdout) == {**json.loads(here.stdout), "a": uri}
+    (bucket / "plan.json").write(b"{")
+    assert _wa("report", uri).stderr.startswith(f"wa: {bucket}/plan.json: not whole JSON")
     assert list(scratch.iterdir()) == []
+
+
+def test_what_is_made_goes_back(run: Path, bucket: Place) -> None:
+    """Also the workspace; what is made elsewhere stays there, and what was copied is not sent again."""
+    Mirror(run, bucket, console()[0]).look()
+    (bucket / "spec.yaml").write(b"of the driver")
+    with copied(bucket.uri) as here:
+        made = here / "wandb" / "workspace.json"
+        made.parent.mkdir()
+        made.write_text("{}")
+        (here / "spec.yaml").write_text("of the copy")
+        assert remote_run.put_back(here, made) == f"{bucket}/wandb/workspace.json"
+        assert remote_run.put_back(here, run / "file") == str(run / "file")
+        assert remote_run.named(here) == bucket.uri
+    assert (bucket / "wandb/workspace.json").read() == b"{}"
+    assert (bucket / "spec.yaml").read() == b"of the driver"
+    assert (remote_run.put_back(run, run / "x"), remote_run.named(run)) == (str(run / "x"), str(run))
 
 
 def _untimed(text: str) -> str:
@@ -137,8 +151,7 @@ def test_watch_follows(run: Path, bucket: Place, s3_door: Door, monkeypatch: pyt
     done = _wa("watch", bucket.uri, "--every", 0.1)
     assert done.exit_code == 0, done.output
     assert "waiting for one" in done.stdout.splitlines()[0]
-    assert "1/1" in done.stdout.splitlines()[-1] or "done" in done.stdout.splitlines()[-1]
-    assert looks >= 4
+    assert looks == 4
 
 
 def test_what_is_not_there(bucket: Place, s3_door: Door, scratch: Path) -> None:
@@ -154,4 +167,3 @@ def test_what_is_not_there(bucket: Place, s3_door: Door, scratch: Path) -> None:
     assert not any(value in done.stderr for value in CREDENTIALS.values())
     assert _wa("report", "s3://key:secret@bucket/x").stderr.count("secret") == 0
     assert list(scratch.iterdir()) == []
-    assert os.listdir(scratch) == []
