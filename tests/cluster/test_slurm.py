@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 with open(os.environ["CALLS"], "a") as calls:
     calls.write("wa " + json.dumps(sys.argv[1:]) + "\\n")
+while open(os.environ["CALLS"]).read().count("ray start") < 2 * int(os.environ["NODES"]) - 1:
+    time.sleep(0.05)  # until every worker's step, and what runs in it, has begun
 if os.environ.get("WA_EXIT"):
     sys.exit(int(os.environ["WA_EXIT"]))
 while not asked:
@@ -181,7 +184,7 @@ def test_each_step_asks_for_its_cpus_and_counts_its_own_gpus(job: Job) -> None:
     starts = job.called("ray start")
     assert [option(start, "--num-gpus") for start in starts] == ["8", "4", "4"]
     assert {option(start, "--num-cpus") for start in starts} == {"8"}
-    assert [option(step, "--nodelist") for step in steps if "ray start" in step] == ["node-2", "node-3"]
+    assert sorted(option(step, "--nodelist") for step in steps if "ray start" in step) == ["node-2", "node-3"]
     assert not Path(f"/tmp/wa-ray-{job.env['SLURM_JOB_ID']}").exists()
 
 
@@ -309,6 +312,14 @@ def test_without_a_study_nothing_starts(job: Job) -> None:
     assert job.ended() == 1
     assert not job.calls.exists()
     assert "set STUDY" in job.log.read_text()
+
+
+def test_without_the_environment_nothing_starts(job: Job) -> None:
+    for name in ("bash", "env"):
+        (job.tools / name).symlink_to(shutil.which(name) or "")
+    (job.tools / "ray").unlink()
+    assert job.ended(PATH=str(job.tools)) == 2
+    assert "activate the environment" in job.log.read_text()
 
 
 @pytest.mark.slow
