@@ -19,16 +19,23 @@ Process = dict[str, Any]  # node: of Ray; pid; dump: a file there
 
 @contextmanager
 def kept() -> Iterator[Process]:
+    """Inside a Ray worker, have what `dumping` writes among Ray's logs of the node. Yields where, in plain values."""
+    path = Path(ray._private.worker._global_node.get_logs_dir_path()) / f"wa-trial-{os.getpid()}.dump"
+    with dumping(path):
+        yield {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "dump": str(path)}
+
+
+@contextmanager
+def dumping(path: Path) -> Iterator[None]:
     """Inside, a fatal signal writes this thread's stack into a file, and SIGUSR1 those of all threads.
 
-    Yields where, in plain values. A process that ends in order leaves no file.
+    A process that ends in order leaves no file.
     """
-    path = Path(ray._private.worker._global_node.get_logs_dir_path()) / f"wa-trial-{os.getpid()}.dump"
     with open(path, "wb") as stream:
         faulthandler.enable(stream, all_threads=False)
         faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
         try:
-            yield {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "dump": str(path)}
+            yield
         finally:
             faulthandler.unregister(signal.SIGUSR1)
             faulthandler.disable()

@@ -36,7 +36,7 @@ class _Summed:
         """Nothing is held back."""
 
 
-def save(file: Place, state: State) -> None:
+def save(file: Place | Path, state: State) -> None:
     """Write `state` from its own tensors, without a copy of them in memory."""
 
     def content(write: Write) -> None:
@@ -44,7 +44,7 @@ def save(file: Place, state: State) -> None:
         torch.save(state, summed)  # type: ignore[arg-type]
         write(b"\n" + summed.sum.hexdigest().encode())
 
-    file.write(content)
+    Place.of(file).write(content)
 
 
 def load(path: Path) -> State | None:

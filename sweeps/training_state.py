@@ -78,7 +78,7 @@ _PLAIN = (
 )
 
 
-def save(state: State, path: Place, gathered: OfRanks, **more: Any) -> None:
+def save(state: State, path: Place | Path, gathered: OfRanks, **more: Any) -> None:
     """Write all of it to a checkpoint, and what else is told. gathered: by `of_ranks`."""
     parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), **gathered}
     checkpoint.save(path, {**parts, **{name: getattr(state, name) for name in _PLAIN}, **more})

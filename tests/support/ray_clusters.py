@@ -88,10 +88,11 @@ def autoscaled(types: dict[str, dict[str, Any]]) -> Iterator[str]:
     config = {
         "cluster_name": "fake",
         "max_workers": 8,
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "idle_timeout_minutes": 5,
         "provider": {**provider, "head_node_id": HEAD_ID},
-        "available_node_types": {"head": head} | {name: {"node_config": {}, **one} for name, one in types.items()},
+        "available_node_types": {"ray.head.default": head}
+        | {name: {"node_config": {}, **one} for name, one in types.items()},
         **{key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands")},
         **{key: [] for key in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
         "auth": {},

@@ -17,7 +17,7 @@ from trained import ALL_SCHEMES, Stop, assert_same, run, stop_at, tiny
 
 from analysis.run_folder.records import KEY, load_cells
 from analysis.statistics.steps_to_target import HELD, curves, first_crossing
-from sweeps import bracket, room
+from sweeps import bracket, room, trajectory
 from sweeps.blocks import SpecError
 from sweeps.evaluate import Evaluator
 from sweeps.grace import Terminated
@@ -205,10 +205,19 @@ def test_the_room_for_its_own_trace_is_told_and_checked(
     full: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = asked("bracket")
-    run(one, folder(tmp_path, one))
-    there = Trace.of(folder(tmp_path, one) / "trace")
-    assert room.num_snapshots(one) == len(there.steps) == 30
-    assert there.nbytes == pytest.approx(room.trace_bytes(one), rel=0.1)
+    close, there = trajectory.rounds.close, list[tuple[int, int]]()
+
+    def closing(evaluator: Any, trace: Trace, *more: Any) -> None:
+        there.append((len(trace.steps), trace.nbytes))
+        close(evaluator, trace, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory.rounds, "close", closing)
+        run(one, folder(tmp_path, one))
+    ((steps, nbytes),) = there
+    assert room.num_snapshots(one) == steps == 30
+    assert nbytes == pytest.approx(room.trace_bytes(one), rel=0.1)
+    assert not Trace.of(folder(tmp_path, one) / "trace").steps, "it goes when it is no longer needed"
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=room.trace_bytes(one) - 1))
     with pytest.raises(SpecError, match=r"evaluate.averages: the traces of 1 trajectory .* allowed: all"):
         room.check(tmp_path, [one, one], [spec("bracket")])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import crash_dumps
 from sweeps import failures
-from sweeps.launch import _crashes_logged
 
 DIED = """The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -55,29 +55,55 @@ def test_reason(tmp_path: Path, said: str, log: str, short: bool, expected: str)
 CRASH = """
 import ctypes, sys
 from pathlib import Path
-from sweeps.launch import _crashes_logged
+from cluster.crash_dumps import dumping
 def loss():
     ctypes.string_at(0)
-with _crashes_logged(Path(sys.argv[1])):
+with dumping(Path(sys.argv[1])):
     loss()
 """
 
 
 def test_a_real_crash_is_in_the_log_until_the_next_attempt_speaks(tmp_path: Path) -> None:
-    log, script = tmp_path / "log", tmp_path / "mine.py"
-    log.write_text(STEP)
+    log, script, dump = tmp_path / "log", tmp_path / "mine.py", tmp_path / "dump"
     script.write_text(CRASH)
-    assert subprocess.run([sys.executable, script, log], capture_output=True).returncode == -11
+    assert subprocess.run([sys.executable, script, dump], capture_output=True).returncode == -11
+    log.write_text(STEP + dump.read_text())
     assert failures.reason(DIED, log) == ("crashed: segmentation fault in mine.py, line 6; the log has its stack")
     with log.open("a") as stream:
         stream.write(STEP)
     assert "vanished" in failures.reason(DIED, log)  # that was an earlier attempt's end
 
 
-def test_without_a_crash_the_log_is_untouched(tmp_path: Path) -> None:
+def test_without_a_crash_nothing_is_left(tmp_path: Path) -> None:
     was = faulthandler.is_enabled()
-    with _crashes_logged(tmp_path / "log"):
+    with crash_dumps.dumping(tmp_path / "dump"):
         assert faulthandler.is_enabled()
-    assert (tmp_path / "log").read_bytes() == b""
+    assert not (tmp_path / "dump").exists()
     if was:  # pytest's own
         faulthandler.enable()
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from cluster.crash_dumps import dumping
+def waits_for_ever():
+    print(flush=True)
+    time.sleep(1000)
+with dumping(Path(sys.argv[1])):
+    waits_for_ever()
+"""
+
+
+def test_where_a_trial_hangs_is_told_and_it_is_ended(tmp_path: Path) -> None:
+    script, dump = tmp_path / "mine.py", tmp_path / "dump"
+    script.write_text(HANGS)
+    with subprocess.Popen([sys.executable, script, dump], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        said = crash_dumps._dump_and_kill(process.pid, str(dump))
+        assert process.wait(20) == -9
+    assert "in waits_for_ever" in said
+    log = tmp_path / "log"
+    log.write_text(f"{STEP}where it stood:\n{said}{failures.SILENT} for 2 h, so it was ended\n")
+    assert failures.reason(DIED, log).startswith("it said nothing for 2 h, so it was ended; the log says where")

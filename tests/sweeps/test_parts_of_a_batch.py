@@ -84,10 +84,10 @@ RANKS = textwrap.dedent("""
         Evaluator.evaluate = kept
         team = data_parallel.Team(rank, size)
         if size == 1:
-            trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=1)
+            trajectory.train(one, trajectory.Given(*[str(folder)] * 3), team, device="cpu", num_devices=1)
             return
         with data_parallel.joined(rank, size, "cpu", folder / f"store{size}"):
-            trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=size)
+            trajectory.train(one, trajectory.Given(*[str(folder)] * 3), team, device="cpu", num_devices=size)
 
     folder = Path(sys.argv[1])
     for size in (1, 2, 8):

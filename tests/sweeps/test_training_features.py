@@ -208,7 +208,7 @@ def test_every_rank_has_the_same_averages(parted: Path, tmp_path: Path) -> None:
             evaluate.Evaluator.evaluate = spied
             with data_parallel.joined(rank, 2, "cpu", folder / "store"):
                 team = data_parallel.Team(rank, 2)
-                trajectory.train(one, folder / "nothing", team, device="cpu", num_devices=2)
+                trajectory.train(one, trajectory.Given(*[str(folder)] * 3), team, device="cpu", num_devices=2)
             """)
     )
     one = one_trajectory("partedwork:Normed", NORMED[:3])
