@@ -56,6 +56,7 @@ def submit(
     Returns the exit code: 0 the job succeeded (or, without `wait`, was accepted); 2 the command on the
     cluster refused its input; 1 anything else. Raises SubmitError, one line, when it cannot be submitted.
     """
+    check_address(address)
     with tempfile.TemporaryDirectory(prefix="wa-submit-") as folder:
         staging = Path(folder)
         paths = stage(studies, staging, working_dir, send)
@@ -100,11 +101,16 @@ def command_line(
     return " ".join(quoted)
 
 
-def connect(address: str) -> Any:
-    """A ray.job_submission.JobSubmissionClient on `address`. Raises SubmitError naming it and the remedy."""
+def check_address(address: str) -> None:
+    """Raises: SubmitError where it can be none of a cluster."""
     scheme, separator, host = address.partition("://")
     if not separator or scheme not in {"http", "https", "ray"} or not host:
         raise SubmitError(f"--address {address}: must be http://HEAD:8265, https://… or ray://HEAD:10001")
+
+
+def connect(address: str) -> Any:
+    """A ray.job_submission.JobSubmissionClient on `address`. Raises SubmitError naming it and the remedy."""
+    check_address(address)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 

@@ -9,7 +9,6 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 PAGES = [REPO / "docs" / "cluster.md", *sorted((REPO / "docs" / "cluster").glob("*.md"))]
-COMING = {"--storage"}  # of `wa run` and `wa submit`, on its way
 ASSIGNED = re.compile(r"^[A-Z_]+=")
 
 
@@ -53,7 +52,7 @@ def unknown(command: list[str], group: click.Group) -> list[str]:
     inner = group.commands[name]
     if isinstance(inner, click.Group):
         return unknown(command[1:], inner)
-    taken = {one for parameter in inner.params for one in (*parameter.opts, *parameter.secondary_opts)} | COMING
+    taken = {one for parameter in inner.params for one in (*parameter.opts, *parameter.secondary_opts)}
     return [word for word in command[2:] if re.match(r"-{1,2}[a-z]", word) and word.split("=")[0] not in taken]
 
 
