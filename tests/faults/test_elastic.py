@@ -58,7 +58,7 @@ def test_a_node_that_lacks_something_is_left_out_and_one_that_joins_is_used(
         assert sorted(row[3] for row in rows) == ["BAD", "as"], seen.stdout
         assert seen.stdout.count(": versions: wa-sweeps 9.9 there") == 1
         with (study / "log").open("wb") as log:
-            more = ["--bad-nodes", "skip", "--checkpoint-seconds", "0", "--set", "seeds=[0, 1, 2, 3, 4, 5]"]
+            more = ["--bad-nodes", "skip", "--checkpoint-seconds", "0", "--set", f"seeds={[*range(12)]}"]
             driver = subprocess.Popen([*UNDRAWN, *command, *more], cwd=study, stdout=log, stderr=log)
         wait(lambda: bool(list(run.glob("trajectories/*/done"))) or driver.poll() is not None)
         assert at_once(run) == 1  # two nodes of one CPU, one of them left out
@@ -73,19 +73,19 @@ def test_a_node_that_lacks_something_is_left_out_and_one_that_joins_is_used(
 
 def test_a_cluster_that_starts_at_zero_is_waited_for(study: Path, undisturbed: pd.DataFrame) -> None:
     small = {"resources": {"CPU": 1, "object_store_memory": 100 << 20}, "min_workers": 0, "max_workers": 2}
-    large = {"resources": {"CPU": 4, "object_store_memory": 100 << 20}, "min_workers": 0, "max_workers": 1}
-    with autoscaled({"small": small, "large": large}) as address:
+    gpu = {"resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100 << 20}, "min_workers": 0, "max_workers": 1}
+    with autoscaled({"small": small, "gpu": gpu}) as address:
         command = ["run", "kills.yaml", "--out", "run", "--address", address]
-        assert "a trial needs 1 CPU and 1 GPU; a node here has 0 CPU" in refused(
-            WA, *command, "--set", "resources.gpu=1"
+        assert "a trial needs 1 CPU and 8 GPU; a node here has 0 CPU" in refused(
+            WA, *command, "--set", "resources={cpu: 1, gpu: 8}"
         )
         done = subprocess.run([*UNDRAWN, *command], cwd=study, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(
             r"waiting for a node with 1 CPU and 0 GPU \(of type small\): \d+ s so far, at most 15 min", done.stdout
         )
-        too_long = refused(WA, *command[:3], "late", *command[4:], "--set", "resources.cpu=4", "--wait", "0.03")
-        assert "no node with 4 CPU and 0 GPU has come within" in too_long
+        too_long = refused(WA, *command[:3], "late", *command[4:], "--set", "resources.gpu=1", "--wait", "0.03")
+        assert "no node with 1 CPU and 1 GPU has come within" in too_long
         assert not (study / "late").exists()
     assert at_once(study / "run") > 1  # more of them were asked for than the first
     pd.testing.assert_frame_equal(
