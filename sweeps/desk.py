@@ -75,6 +75,9 @@ class Desk:
         self.outcome = Outcome()
         self.error: OSError | BadRun | None = None  # of this machine: nothing more can be written
         self.storage = storage_of(run)
+        # Those that have begun go on from wherever they are, whatever their trunk has left.
+        self.begun = {name for name in self.all if attempts.attempts_of(trajectory_folder(run, name))}
+        self.is_idle = False  # nothing that waits may start, and nothing has changed since that was found
 
     @property
     def is_over(self) -> bool:
@@ -83,7 +86,7 @@ class Desk:
 
     def next(self) -> dict[str, Any] | None:
         """What the next trial is told; None where nothing may start now. A trunk that failed takes branches along."""
-        if self.error is not None:
+        if self.error is not None or self.is_idle:
             return None
         for one in list(self.waiting):
             if (why := self._must_wait(one)) is None:
@@ -92,13 +95,14 @@ class Desk:
             if why:
                 self.waiting.remove(one)
                 self.give_up(one.name, why)
+        self.is_idle = True
         return None
 
     def _must_wait(self, one: Trajectory) -> str | None:
         """None: it may start. Empty: not yet. Else why it never can."""
         if one.branch is None or one.branch.trunk not in self.unfinished or forks.is_left(self.run, one.branch):
             return None
-        if attempts.attempts_of(trajectory_folder(self.run, one.name)):  # it has begun, from wherever it could
+        if one.name in self.begun:
             return None
         if one.branch.trunk in self.outcome.failed:
             return f"it starts from step {one.branch.step} of {one.branch.trunk}, which has failed before"
@@ -108,6 +112,7 @@ class Desk:
         folder = trajectory_folder(self.run, one.name)
         scribe = Scribe(folder)
         self.trials[one.name] = Trial(scribe, time.monotonic())
+        self.begun.add(one.name)
         traces = self.storage / trace.TRACES
         return {
             "name": one.name,
@@ -129,6 +134,7 @@ class Desk:
         trial.told_at = time.monotonic()
         if '"process"' in told[:20]:
             trial.process = json.loads(told)["process"]
+        self.is_idle &= '"fork"' not in told
         try:
             trial.scribe.take(told)
         except (OSError, BadRun) as error:
@@ -152,6 +158,7 @@ class Desk:
 
     def ended(self, name: str) -> None:
         """A trial has ended by itself: it is done, or what ended it would end it again."""
+        self.is_idle = False
         trial = self.trials.pop(name, None)
         if trial is not None and trial.scribe.leave():
             try:
@@ -161,13 +168,14 @@ class Desk:
                 return
             self.outcome.done.append(name)
             one = self.unfinished.pop(name)
-            if one.branch is not None:
-                self._free()
+            if one.branch is not None and all(other.branch != one.branch for other in self.unfinished.values()):
+                self._free(one.branch.trunk)
         elif (said := attempts.lasting_error(trajectory_folder(self.run, name))) is not None:
             self.give_up(name, said)
 
     def failed(self, name: str, why: Callable[[Path], str]) -> None:
         """A trial has died. why: the reason, by its log."""
+        self.is_idle = False
         trial = self.trials.pop(name, None)
         if trial is None:
             return
@@ -203,9 +211,9 @@ class Desk:
         for name in self.tries:
             self._sweep(name)
 
-    def _free(self) -> None:
+    def _free(self, *trunk: str) -> None:
         with suppress(OSError):  # of a storage that is away: the next `wa run` frees it
-            forks.free(self.run, self.storage, self.unfinished.values())
+            forks.free(self.run, self.storage, self.unfinished.values(), *trunk)
 
     def _sweep(self, name: str) -> None:
         """Remove the checkpoints of killed attempts that nothing points to."""

@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ["TUNE_RESULT_BUFFER_LENGTH"] = "1"  # a trial goes on when what it told is on disk, and not before
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")  # of all trials, for a restore, which is never asked for
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a question to a Ray that has ended starts no other

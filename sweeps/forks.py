@@ -86,11 +86,14 @@ def take_trace(trajectory: Trajectory, traces: Place) -> None:
             (mine / part.name).copy_of(part)
 
 
-def free(run: Path, storage: Place, unfinished: Iterable[Trajectory]) -> None:
-    """Remove the states that no unfinished branch starts from, then the pointers to them. Raises: OSError."""
+def free(run: Path, storage: Place, unfinished: Iterable[Trajectory], trunk: str = "[!.]*") -> None:
+    """Remove the states that no unfinished branch starts from, then the pointers to them. Raises: OSError.
+
+    trunk: those of this trajectory; of all without one.
+    """
     folder = run / "trajectories"
     needed = {fork_pointer(folder / one.branch.trunk, one.branch.step) for one in unfinished if one.branch is not None}
-    for pointer in folder.glob("[!.]*/fork-[0-9]*.json"):
+    for pointer in folder.glob(f"{trunk}/fork-[0-9]*.json"):
         if pointer not in needed:
             if (state := pointed(pointer)) is not None:
                 (storage / "trajectories" / pointer.parent.name / state).remove()

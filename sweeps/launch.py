@@ -49,37 +49,39 @@ def _train(config: dict[str, Any]) -> None:
     """The trainable: one trajectory, in a worker process that is used again for the next."""
     import json
 
-    import_order.search_too(config["sys_path"])  # a user's workload, by dotted path
+    given = dict(config)
+    config.clear()  # Tune would send it back to the driver with every report
+    import_order.search_too(given["sys_path"])  # a user's workload, by dotted path
     from sweeps import plan, trajectory
     from sweeps.reporter import Begun, Reporter
     from sweeps.storage import Place
 
-    if config["data_dir"] is not None:
-        os.environ[VARIABLE] = config["data_dir"]
-    planned = json.loads(config["planned"])
+    if given["data_dir"] is not None:
+        os.environ[VARIABLE] = given["data_dir"]
+    planned = json.loads(given["planned"])
     stopped = False  # by Tune, which ends a trial that reports by SystemExit
 
     def send(told: str) -> None:
         """Returns when the driver has written it down."""
         nonlocal stopped
         try:
-            tune.report({"name": config["name"], "told": told})
+            tune.report({"name": given["name"], "told": told})
         except SystemExit:
             stopped = True
             raise
 
-    reporter = Reporter(send, Begun(**config["begun"]))
+    reporter = Reporter(send, Begun(**given["begun"]))
     with crash_dumps.kept() as process:
         reporter.tell(process=process)
         try:
             trajectory.run_trial(
                 plan.from_dict(planned),
                 reporter,
-                Place.of(config["home"]),
-                Place.of(config["traces"]),
-                replayed=Place.of(config["replayed"]),
+                Place.of(given["home"]),
+                Place.of(given["traces"]),
+                replayed=Place.of(given["replayed"]),
                 planned_code=planned.get("code"),
-                **config["settings"],
+                **given["settings"],
             )
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             if stopped:
@@ -146,6 +148,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.desk.ended(trial.config["name"])
+        _forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
@@ -155,6 +158,16 @@ class _Callback(tune.Callback):  # type: ignore[misc]
             self.desk.note(name, crash_dumps.fetched(held.process))
         kills, self.memory_kills = self.memory_kills, failures.memory_kills()
         self.desk.failed(name, lambda log: failures.reason(said, log, self.memory_kills > kills))
+        _forget(trial)
+
+
+def _forget(trial: Any) -> None:
+    """Tune holds every trial of a run to its end; what it was told is long, and is there several times."""
+    name = trial.config["name"]
+    trial.config.clear()
+    trial.config["name"] = trial.experiment_tag = name
+    trial.evaluated_params = {}
+    trial.run_metadata.last_result.pop("told", None)
 
 
 class _Fit(threading.Thread):

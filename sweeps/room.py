@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from sweeps import random_streams
@@ -36,8 +37,12 @@ def snapshot_bytes(one: Trajectory, processes: int) -> int:
     size = model_size(training.workload, training.preset)
     each = size.itemsize if one.keep_dtype is None else ROUNDED[one.keep_dtype].itemsize
     copies = 2 if training.optimizer in EVALUATES_OTHERS else 1
-    streams = sum(tensor.nbytes for tensor in random_streams.read(cuda=False).values())
-    return size.num_parameters * each * copies + size.num_buffer_bytes + streams * processes
+    return size.num_parameters * each * copies + size.num_buffer_bytes + _stream_bytes() * processes
+
+
+@cache
+def _stream_bytes() -> int:
+    return sum(tensor.nbytes for tensor in random_streams.read(cuda=False).values())
 
 
 def check(run: Path, trajectories: Sequence[Trajectory], specs: Sequence[Spec]) -> None:

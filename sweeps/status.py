@@ -32,6 +32,7 @@ from sweeps.run_folder import read_trajectory, trajectory_folder
 from sweeps.wording import duration
 
 STALLED_SECONDS = 60.0  # without a sign of life, or five evaluations' expected time where that is longer
+TICK_SECONDS = 2.0  # two changes of a folder this near may bear one time
 LOG_LINES = 3  # of a failed trajectory's log
 ETA_SHARE = 0.05  # of the work to be done before there is an eta
 Row = Mapping[str, Any]
@@ -84,6 +85,7 @@ class Trial:
     seconds: float = 0.0  # wall seconds of its attempts so far
     age: float | None = None  # seconds since its last record, or since it began
     quiet_seconds: float = 0.0  # since any of its files changed
+    changed: float = 0.0  # when something was last put into its folder
 
     def __post_init__(self) -> None:
         self.live = LiveRows(self.folder / "records.jsonl")  # what of it has been read
@@ -115,6 +117,10 @@ class Trial:
         if self.state == "done":
             return
         try:
+            changed = self.folder.stat().st_mtime
+            if self.state == "waiting" and changed == self.changed and now - changed > TICK_SECONDS:
+                return
+            self.changed = changed
             names = {entry.name: entry.stat().st_mtime for entry in self.folder.iterdir()}
         except FileNotFoundError:  # a file was replaced or moved between listing and asking
             return

@@ -56,12 +56,14 @@ def resolve(specs: Sequence[Spec], calibrating: bool = False) -> list[Resolved]:
     for one in found:
         for cell in one.cells:
             known, source = first.setdefault(cell.cell_id, (cell, one.spec.source))
-            known_steps, steps = (counted(each.evaluate_every_steps, "step") for each in (known, cell))
-            _same("evaluate.every", known_steps, steps, source, one.spec.source)
-            held, asked = (
+            if known is cell:
+                continue
+            held, asked = (counted(each.evaluate_every_steps, "step") for each in (known, cell))
+            _same("evaluate.every", held, asked, source, one.spec.source)
+            kept, keep = (
                 None if (n := each.keep_every_steps) is None else counted(n, "step") for each in (known, cell)
             )
-            _same("keep.every", held, asked, source, one.spec.source)
+            _same("keep.every", kept, keep, source, one.spec.source)
             _same("keep.dtype", known.keep_dtype, cell.keep_dtype, source, one.spec.source)
             _same("evaluate.test", known.evaluate_test, cell.evaluate_test, source, one.spec.source)
     return found
@@ -72,7 +74,8 @@ def union(studies: Iterable[Resolved]) -> list[Cell]:
     found: dict[str, Cell] = {}
     for cell in (cell for one in studies for cell in one.cells):
         known = found.setdefault(cell.cell_id, cell)
-        found[cell.cell_id] = replace(known, averages=fullest(known.averages, cell.averages))
+        if (averages := fullest(known.averages, cell.averages)) != known.averages:
+            found[cell.cell_id] = replace(known, averages=averages)
     return list(found.values())
 
 
