@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sweeps import failures
-from sweeps.launch import _crashes_logged
 
 DIED = """The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -20,6 +18,7 @@ unexpectedly exits with a connection error code 2. End of file. Some common caus
 by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed due to SIGSEGV.
 """
 LOST = DIED.replace("its worker process has died", "its node has died")
+CUT_OFF = "The actor 172c13e5438ac670 is unavailable: The actor is temporarily unavailable: RpcError: Socket closed"
 MEMORY = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was"
 RAISED = """ray::ImplicitFunc.train() (pid=1, ip=192.0.2.2)
   File "a.py", line 3, in train
@@ -39,6 +38,7 @@ STEP = "2026-01-01 00:00:00,000 INFO step 20 training loss 1\n"
         (DIED, STEP, False, "its process vanished (SIGKILL, or os._exit)"),
         (DIED, STEP, True, "out of memory: the kernel killed its process"),
         (LOST, STEP, False, "its node was lost"),
+        (CUT_OFF, STEP, False, "its node was lost"),
         (MEMORY, STEP, False, "out of memory: Ray ended its process"),
         (RAISED, STEP, False, "ValueError: no such luck"),
         ("RuntimeError: the workload's code raised SystemExit(0)", STEP, False, "SystemExit(0)"),
@@ -54,30 +54,31 @@ def test_reason(tmp_path: Path, said: str, log: str, short: bool, expected: str)
 
 CRASH = """
 import ctypes, sys
-from pathlib import Path
-from sweeps.launch import _crashes_logged
+from types import SimpleNamespace
+import ray
+from cluster import crash_dumps
+ray._private.worker._global_node = SimpleNamespace(get_logs_dir_path=lambda: sys.argv[1])
+ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "here")
 def loss():
-    ctypes.string_at(0)
-with _crashes_logged(Path(sys.argv[1])):
+    if sys.argv[2:]:
+        ctypes.string_at(0)
+with crash_dumps.kept():
     loss()
 """
 
 
-def test_a_real_crash_is_in_the_log_until_the_next_attempt_speaks(tmp_path: Path) -> None:
-    log, script = tmp_path / "log", tmp_path / "mine.py"
+def test_a_real_crash_leaves_its_stack_and_an_orderly_end_nothing(tmp_path: Path) -> None:
+    log, script, dumps = tmp_path / "log", tmp_path / "mine.py", tmp_path / "dumps"
     log.write_text(STEP)
     script.write_text(CRASH)
-    assert subprocess.run([sys.executable, script, log], capture_output=True).returncode == -11
-    assert failures.reason(DIED, log) == ("crashed: segmentation fault in mine.py, line 6; the log has its stack")
+    dumps.mkdir()
+    assert subprocess.run([sys.executable, script, dumps]).returncode == 0
+    assert not list(dumps.iterdir())
+    assert subprocess.run([sys.executable, script, dumps, "crash"], capture_output=True).returncode == -11
+    (dump,) = dumps.iterdir()
+    with log.open("a") as stream:
+        stream.write(dump.read_text())  # as the driver does
+    assert failures.reason(DIED, log) == "crashed: segmentation fault in mine.py, line 10; the log has its stack"
     with log.open("a") as stream:
         stream.write(STEP)
     assert "vanished" in failures.reason(DIED, log)  # that was an earlier attempt's end
-
-
-def test_without_a_crash_the_log_is_untouched(tmp_path: Path) -> None:
-    was = faulthandler.is_enabled()
-    with _crashes_logged(tmp_path / "log"):
-        assert faulthandler.is_enabled()
-    assert (tmp_path / "log").read_bytes() == b""
-    if was:  # pytest's own
-        faulthandler.enable()
