@@ -100,7 +100,7 @@ class Sweep:
                 told = json.loads(path.read_text())
                 node = self.cluster.nodes.get(told["host"])
                 if told["status"] == "running" and node is not None:
-                    found |= {node.name: pid for pid in node.processes if inner(pid) == told["pid"]}
+                    found.update((node.name, pid) for pid in node.processes if inner(pid) == told["pid"])
         return {name: pid for name, pid in found.items() if not names or name in names}
 
     def wait_workers(self, *names: str) -> dict[str, int]:
