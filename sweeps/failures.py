@@ -49,7 +49,7 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
     crash = _crash(lines)
     if crash is not None:
         return crash
-    if "node has died" in said:
+    if lost_its_node(said):
         return NODE_LOST
     if was_short_of_memory:
         return f"out of memory: the kernel killed its process (SIGKILL); {LESS}"
@@ -58,7 +58,12 @@ def reason(said: str, log: Path, was_short_of_memory: bool = False) -> str:
 
 def died_without_a_word(said: str) -> bool:
     """Whether its process is gone, as Ray says."""
-    return "actor died" in said.lower() or "ActorUnavailable" in said
+    return "actor died" in said.lower() or lost_its_node(said)
+
+
+def lost_its_node(said: str) -> bool:
+    """Whether its node is gone or cut off, as Ray says; before Ray knows which, a process there is "unavailable"."""
+    return "node has died" in said or re.search(r"[Tt]he actor \w+ is unavailable: ", said) is not None
 
 
 def _exception(lines: Sequence[str]) -> str | None:

@@ -154,7 +154,8 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         name = trial.config["name"]
         said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         held = self.desk.trials.get(name)
-        if held is not None and held.process is not None and failures.died_without_a_word(said):
+        is_there = failures.died_without_a_word(said) and not failures.lost_its_node(said)
+        if held is not None and held.process is not None and is_there:  # who is not would hold up all trials
             self.desk.note(name, crash_dumps.fetched(held.process))
         kills, self.memory_kills = self.memory_kills, failures.memory_kills()
         self.desk.failed(name, lambda log: failures.reason(said, log, self.memory_kills > kills))

@@ -81,7 +81,7 @@ def copied(uri: str, may_be_new: bool = False) -> Iterator[Path]:
         try:
             yield copy.folder
         except click.ClickException as error:
-            error.message = error.message.replace(str(copy.folder), str(place))
+            vars(error)["message"] = error.message.replace(str(copy.folder), str(place))
             raise
         finally:
             del _copies[copy.folder]

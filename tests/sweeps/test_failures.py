@@ -20,6 +20,7 @@ unexpectedly exits with a connection error code 2. End of file. Some common caus
 by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed due to SIGSEGV.
 """
 LOST = DIED.replace("its worker process has died", "its node has died")
+CUT_OFF = "The actor 172c13e5438ac670 is unavailable: The actor is temporarily unavailable: RpcError: Socket closed"
 MEMORY = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was"
 RAISED = """ray::ImplicitFunc.train() (pid=1, ip=192.0.2.2)
   File "a.py", line 3, in train
@@ -39,6 +40,7 @@ STEP = "2026-01-01 00:00:00,000 INFO step 20 training loss 1\n"
         (DIED, STEP, False, "its process vanished (SIGKILL, or os._exit)"),
         (DIED, STEP, True, "out of memory: the kernel killed its process"),
         (LOST, STEP, False, "its node was lost"),
+        (CUT_OFF, STEP, False, "its node was lost"),
         (MEMORY, STEP, False, "out of memory: Ray ended its process"),
         (RAISED, STEP, False, "ValueError: no such luck"),
         ("RuntimeError: the workload's code raised SystemExit(0)", STEP, False, "SystemExit(0)"),
