@@ -39,7 +39,7 @@ def expected(todo: Work) -> dict[str, dict[str, float]]:
 
 
 def as_json(specs: Sequence[Spec], todo: Work) -> dict[str, Any]:
-    """What `wa plan --json` prints; hours are device-hours, memory is bytes a trial."""
+    """What `wa plan --json` prints; hours are device-hours, memory is bytes a process of a trial."""
     return {
         "studies": [spec.study for spec in specs],
         "cells": len(todo.cells),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-HEADERS = ("workload", "cells", "trajectories", "steps", "hours", "one trial per cell", "peak memory a trial")
+HEADERS = ("workload", "cells", "trajectories", "steps", "hours", "one trial per cell", "peak memory a process")
 CHOICES = (range(7), range(5), (0, 1, 2, 4))  # of columns, as the width allows; what is left out is said below too
 
 
@@ -43,7 +43,7 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     console.print(terminal.table(*terminal.fitting(headers, costs, console.width, CHOICES), title=title))
     fused, alone = (sum(row[key] for row in rows.values()) for key in ("device_hours", "unfused_device_hours"))
     peak = max((row["memory"] for row in rows.values()), default=0.0)
-    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a trial")
+    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a process")
     about, slots = wall(todo)
     console.print(f"wall: about {about}{slots and f' on {slots}'}, Ray's start apart")
     if traces := sum(row["trace_bytes"] for row in rows.values()):
