@@ -43,7 +43,8 @@ def show(specs: Sequence[Spec], todo: Work, out: Path | None, left_out: Sequence
     console.print(terminal.table(*terminal.fitting(headers, costs, console.width, CHOICES), title=title))
     fused, alone = (sum(row[key] for row in rows.values()) for key in ("device_hours", "unfused_device_hours"))
     peak = max((row["memory"] for row in rows.values()), default=0.0)
-    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {peak / 2**20:,.0f} MiB a process")
+    memory = f"{peak / 2**20:,.0f} MiB a process"
+    console.print(f"expected: {fused:.3g} {hours} ({alone:.3g} at one trial per cell), {memory}")
     about, slots = wall(todo)
     console.print(f"wall: about {about}{slots and f' on {slots}'}, Ray's start apart")
     if traces := sum(row["trace_bytes"] for row in rows.values()):
