@@ -85,5 +85,5 @@ def test_tune_is_asked_for_it() -> None:
     trial = launch._held(spec.trial("lm"))
     assert (trial["device"], trial["num_devices"], trial["processes"]) == ("cuda", 2, 2)
     assert launch._held(spec.trial("lm", replays=True))["device"] == "cpu"
-    asked = launch._placement(trial)
+    asked = launch._placement({"holds": {"CPU": 4, "GPU": 2}})
     assert asked.required_resources == {"CPU": 4, "GPU": 2}
