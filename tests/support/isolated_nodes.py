@@ -8,6 +8,7 @@ process ends, however it ends.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -113,26 +114,35 @@ class _Namespaces:
 class Node(_Namespaces):
     """A machine of the cluster. folder: its /tmp, as it is here; all that it writes lies there."""
 
-    def __init__(self, cluster: IsolatedNodes, name: str, number: int, cpus: int, shared: Sequence[str]) -> None:
-        self.cluster, self.name, self.cpus = cluster, name, cpus
-        self.folder, self.address, self.cable = cluster.base / name, f"{NETWORK}.{number}", f"cable{number}"
+    def __init__(self, cluster: IsolatedNodes, name: str, cpus: int, disk: str | None = None) -> None:
+        """disk: its size, where it is not as large as this machine's; then it is gone with the node."""
+        self.cluster, self.name, self.cpus, number = cluster, name, cpus, next(cluster.numbers)
+        self.address, self.cable = f"{NETWORK}.{1 if name == 'head' else 1 + number}", f"cable{number}"
         self.environment: dict[str, str] = {}
-        (self.folder / "code").mkdir(parents=True, exist_ok=True)
-        write_tiny(self.folder / "code")  # every node has its own copy of the user's code
-        seen = {f"/tmp/{one}": cluster.base / one for one in shared}
+        self.folder = cluster.base / name
+        self.folder.mkdir(exist_ok=True)
         installed = map(Path, (REPO, sys.prefix, sys.base_prefix))
-        seen |= {str(one): one for one in installed if one.is_relative_to("/tmp")}
-        mounts = ["mount --make-rprivate /", f"mount --bind '{self.folder}' /mnt"]
+        seen = {f"/mnt/{one}": cluster.base / one for one in cluster.shared}
+        seen |= {f"/mnt/{one.relative_to('/tmp')}": one for one in installed if one.is_relative_to("/tmp")}
+        own = f"mount --bind '{self.folder}' /mnt" if disk is None else f"mount -t tmpfs -o size={disk} none /mnt"
+        mounts = ["mount --make-rprivate /", own]
         for there, here in seen.items():
-            below = there.replace("/tmp", "/mnt", 1)
-            mounts += [f"mkdir -p '{below}'", f"mount --bind '{here}' '{below}'"]
+            mounts += [f"mkdir -p '{there}'", f"mount --bind '{here}' '{there}'"]
         mounts += ["mount --rbind /mnt /tmp", "mount -t tmpfs none /mnt", "mount -t tmpfs none /dev/shm"]
         mounts += [f"echo {name} > /proc/sys/kernel/hostname", "ip link set lo up"]
         super().__init__(cluster.around.within(*UNSHARE), "\n".join(mounts))
+        if disk is not None:
+            self.folder = self.inside("/tmp")
+        (self.folder / "code").mkdir(exist_ok=True)
+        write_tiny(self.folder / "code")  # every node has its own copy of the user's code
         cluster.around.ip(f"link add {self.cable} type veth peer name eth0 netns {self.init}")
         cluster.around.ip(f"link set {self.cable} master br0 up")
         self.ip(f"addr add {self.address}/24 dev eth0")
         self.ip("link set eth0 up")
+
+    def inside(self, path: str) -> Path:
+        """What the node has there, as it is here for as long as the node is."""
+        return Path(f"/proc/{self.init}/root{path}")
 
     def popen(self, *command: str, log: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a command on the node. log: a file in the node's folder, which takes what it prints."""
@@ -140,6 +150,7 @@ class Node(_Namespaces):
         return self.cluster.popen(self.within("env", "-i", "-C", "/tmp", *told, *command), self.folder / log)
 
     def start_ray(self) -> None:
+        (self.folder / "ray.log").unlink(missing_ok=True)
         where = ["--head", f"--port={PORT}"] if self.name == "head" else [f"--address={NETWORK}.1:{PORT}"]
         options = ["--include-dashboard=false"] if self.name == "head" else []
         program = str(Path(sys.executable).with_name("ray"))
@@ -176,18 +187,24 @@ class IsolatedNodes:
         bridge = f"ip link set lo up; ip link add br0 type bridge; ip addr add {SERVER}/24 dev br0; ip link set br0 up"
         self.around = _Namespaces(UNSHARE, bridge)
         self.nodes: dict[str, Node] = {}
-        self._last, self._started = 0, list[subprocess.Popen[bytes]]()
+        self.numbers, self._started = itertools.count(1), list[subprocess.Popen[bytes]]()
 
     def popen(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         with open(log, "ab") as file:
             self._started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file))
         return self._started[-1]
 
-    def add(self, name: str, cpus: int = 1) -> Node:
-        """A node more. The head comes first."""
-        self._last = 1 if name == "head" else max(self._last, 1) + 1
-        self.nodes[name] = Node(self, name, self._last, cpus, self.shared)
+    def add(self, name: str, cpus: int = 1, disk: str | None = None) -> Node:
+        """A node more."""
+        self.nodes[name] = Node(self, name, cpus, disk)
         return self.nodes[name]
+
+    def join(self, name: str, disk: str | None = None) -> Node:
+        """A node more, with Ray."""
+        node = self.add(name, disk=disk)
+        node.start_ray()
+        wait_for(f"Ray on {name}", node.has_ray)
+        return node
 
     def start(self, **cpus: int) -> Self:
         """A head and such nodes, with Ray; returns when all have it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,12 @@ S3 = {
     "AWS_SECRET_ACCESS_KEY": "planted/secret+of/the+storage",
     "AWS_ENDPOINT_URL": f"http://{SERVER}:{S3_PORT}",
 }
-_PUT = f"""
-import http.client
+_ASK = f"""
+import http.client, sys
 connection = http.client.HTTPConnection("{SERVER}", {S3_PORT}, timeout=30)
 credential = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3"
-connection.request("PUT", "/bucket", headers={{"Authorization": credential}})
-assert connection.getresponse().status == 200
+connection.request(sys.argv[1], "/bucket", headers={{"Authorization": credential}})
+print(connection.getresponse().read().decode())
 """
 
 
@@ -50,7 +51,15 @@ class ObjectStore:
         command = self.cluster.around.within(self.program, "-H", SERVER, "-p", str(S3_PORT))
         self.server = self.cluster.popen(command, self.cluster.base / "s3.log")
         wait_for("the object store", lambda: self.cluster.around.listens(S3_PORT))
-        subprocess.run(self.cluster.around.within(sys.executable, "-c", _PUT), check=True, timeout=60)
+        self._ask("PUT")
+
+    def objects(self) -> list[str]:
+        """The keys of all, but for the marks that pyarrow leaves of folders."""
+        return [key for key in re.findall("<Key>(.*?)</Key>", self._ask("GET")) if not key.endswith("/")]
+
+    def _ask(self, method: str) -> str:
+        command = self.cluster.around.within(sys.executable, "-c", _ASK, method)
+        return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
 
     def kill(self) -> None:
         for pid in (pid for pid, line in self.cluster.around.processes.items() if self.program in line):
@@ -67,12 +76,14 @@ class Sweep:
         (self.head.folder / "kills.yaml").write_text(study)
         self.run = self.head.folder / out
 
-    def start(self, *options: str, node: Node | None = None) -> subprocess.Popen[bytes]:
+    def start(self, node: Node | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Start it, or go on with it."""
-        address = ["--address", f"{self.head.address}:{PORT}", *options]
+        address = ["--address", f"{self.head.address}:{PORT}"]
         command = [*UNDRAWN, "run", "kills.yaml", "--out", self.out, "--checkpoint-seconds", "0", *address]
-        self.driver = (node or self.head).popen(*command, log=f"{self.out}.log", UNDRAWN_STORAGE=self.storage)
-        return self.driver
+        own = {"UNDRAWN_STORAGE": self.storage, **environment}
+        driver = (node or self.head).popen(*command, log=f"{self.out}.log", **own)
+        self.driver = driver if node is None else self.driver
+        return driver
 
     @property
     def log(self) -> str:
