@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import click
-
 from analysis.run_folder.output import write
 from analysis.run_folder.run_files import BadRun
 from sweeps.mirror import TELLING, Stamp, files, is_mirrored
@@ -80,9 +78,8 @@ def copied(uri: str, may_be_new: bool = False) -> Iterator[Path]:
         _copies[copy.folder] = copy
         try:
             yield copy.folder
-        except click.ClickException as error:
-            vars(error)["message"] = error.message.replace(str(copy.folder), str(place))
-            raise
+        except BadRun as error:
+            raise BadRun(error.message.replace(str(copy.folder), str(place))) from None
         finally:
             del _copies[copy.folder]
 

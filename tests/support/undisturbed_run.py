@@ -12,8 +12,8 @@ from sweep_processes import STUDY
 
 from analysis.run_folder.records import load_records
 from sweeps import durable, origins, run_folder, trajectory
-from sweeps.work import work
 from sweeps.spec import load_spec
+from sweeps.work import work
 
 
 def undisturbed_records(folder: Path) -> pd.DataFrame:

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from growing_run import Writer, console, plan_folder
 from s3_server import CREDENTIALS, Door
+from trained import done
 
 from analysis.run_folder.records import load
 from sweeps import mirror
 from sweeps.blocks import SpecError
+from sweeps.cli import main
 from sweeps.mirror import Mirror, mirroring, refuse_foreign
+from sweeps.spec import load_spec
 from sweeps.storage import Place
 
 KEPT_BACK = [
@@ -74,13 +78,13 @@ def test_what_is_copied(run: Path, tmp_path: Path, names: list[str]) -> None:
     storage = Place.of(tmp_path / "there")
     copies = Mirror(run, storage, console()[0])
     copies.look()
-    done, going_on = (json.loads((run / "plan.json").read_text())["trajectories"][i]["name"] for i in (0, 1))
-    if not (run / "records" / f"{done}.parquet").exists():
-        done, going_on = going_on, done
+    over, going_on = (json.loads((run / "plan.json").read_text())["trajectories"][i]["name"] for i in (0, 1))
+    if not (run / "records" / f"{over}.parquet").exists():
+        over, going_on = going_on, over
     expected = {"spec.yaml", "plan.json", "cells.parquet", "report.html", "tables/settings.csv"}
-    expected |= {f"records/{done}.parquet", f"trajectories/{done}/done", f"trajectories/{going_on}/records.jsonl"}
+    expected |= {f"records/{over}.parquet", f"trajectories/{over}/done", f"trajectories/{going_on}/records.jsonl"}
     expected |= {
-        f"trajectories/{one}/{name}" for one in (done, going_on) for name in ("attempt-0.json", "trajectory.json")
+        f"trajectories/{one}/{name}" for one in (over, going_on) for name in ("attempt-0.json", "trajectory.json")
     }
     assert _there(storage) == expected
     assert _same(run, storage)
@@ -227,6 +231,25 @@ def test_a_storage_that_stays_away(
     assert last.endswith("; the same command sends them")
     s3_door.answer = None
     s3_door.is_open.set()
+
+
+def test_wa_run(outside: Path, bucket: Place, uncharted: None) -> None:
+    """A folder with nothing left to train: its report and all else are mirrored; another's storage is bad input."""
+    spec = {"study": "w", "workloads": "tinywork:Tiny", "averaging": {"scheme": "none"}, "evaluate": {"every": 7}}
+    spec |= {"tracking": {"wandb": "disabled"}}
+    (outside / "w.yaml").write_text(json.dumps(spec))
+    done([load_spec(outside / "w.yaml")], outside / "run")
+    ran = CliRunner().invoke(main, ["run", "w.yaml", "--out", "run", "--storage", bucket.uri])
+    assert ran.exit_code == 0, ran.output
+    assert ran.stdout.splitlines()[-1] == f"mirrored: {bucket.uri} has all that `wa report` and `wa watch` read"
+    assert _same(outside / "run", bucket)
+    assert (bucket / "report.html").exists()
+    ran = CliRunner().invoke(main, ["run", "w.yaml", "--out", "other", "--storage", bucket.uri])
+    assert (ran.exit_code, ran.stderr.count("\n"), (outside / "other").exists()) == (2, 1, False)
+    assert f"--storage: {bucket} holds another run" in ran.stderr
+    bad = bucket.uri.replace("s3://", "s3://key:planted@")
+    ran = CliRunner().invoke(main, ["run", "w.yaml", "--out", "run", "--storage", bad])
+    assert (ran.exit_code, ran.stderr.count("\n"), "planted" in ran.output) == (2, 1, False)
 
 
 def _wait_for(condition: object) -> None:

@@ -80,7 +80,7 @@ def test_a_copy(run: Path, bucket: Place, scratch: Path, fetched: list[str]) -> 
         remote_run.refresh(here)  # with what may have changed in the last second before
         fetched.clear()
         remote_run.refresh(here)
-        assert set(fetched) == {"attempt-0.json", "done", f"{_writer(run).one.name}.parquet"}
+        assert set(fetched) <= {"attempt-0.json", "done", f"{_writer(run).one.name}.parquet"}  # of the last second
         assert not list(here.rglob("records.jsonl"))
         assert load(here).equals(load(run))
     assert list(scratch.iterdir()) == []

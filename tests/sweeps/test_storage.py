@@ -15,7 +15,7 @@ from sweeps.durable import Write
 from sweeps.storage import Place
 
 PART = 10 << 20  # bytes; pyarrow sends larger objects in several parts
-BIG = bytes(range(256)) * (3 * PART // 256)
+BIG = bytes(range(256)) * ((PART + (2 << 20)) // 256)
 
 
 @pytest.fixture(params=["folder", "bucket"])
