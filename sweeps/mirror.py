@@ -25,6 +25,7 @@ from sweeps.storage import Place
 from sweeps.wording import counted
 
 EVERY_SECONDS = 10.0
+PROBE = "wa-probe"
 LIVE_SECONDS = 60.0  # between two copies of what a trajectory that is not done appends to
 FINISH_SECONDS = 60.0  # what the end of a run grants it
 SAME_CLOCK_SECONDS = 60.0  # what the clocks here and at the storage may differ by
@@ -64,6 +65,12 @@ def files(run: Path) -> dict[str, Stamp]:
             if stat.S_ISREG(told.st_mode):
                 found[name] = told.st_size, told.st_mtime_ns
     return found
+
+
+def try_out(storage: Place) -> None:
+    """Raises: OSError where nothing can be written there, since its name is misspelt, say."""
+    (storage / PROBE).write(b"may be removed")
+    (storage / PROBE).remove()
 
 
 def refuse_foreign(run: Path, storage: Place) -> None:

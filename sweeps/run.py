@@ -77,6 +77,7 @@ def run_studies(
         todo = compared()
         if place is not None:
             mirror.refuse_foreign(run, place)
+            mirror.try_out(place)
         memory.refuse(specs, todo.trajectories, address)
         # Whatever may be refused is refused by now, but by Ray: a new folder is made once Ray has room.
         with ExitStack() as hushed, _engine(todo, sources, place or storage_of(run), cluster, console) as engine:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from pyarrow import fs
 
+from cluster.secrets import redacted
 from sweeps import durable
 from sweeps.blocks import SpecError
 from sweeps.durable import Write
@@ -36,7 +37,6 @@ ALLOWED = "allowed: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 OPTIONS = {"s3": ("endpoint_override", "region"), "gs": ("endpoint_override", "anonymous")}
 DENIED = ("ACCESS_DENIED", "HTTP status 403", "SIGNATURE", "INVALID_ACCESS_KEY", "Permission denied")
 _WITH_USER = re.compile(r"//[^/\s@]*@")
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,7 @@ class Place:
             if not self.is_bucket:
                 number = error.errno or errno.EIO
                 raise OSError(number, error.strerror or os.strerror(number), self.path) from None
-            told = " ".join(str(error).split())
-            for name in SECRETS:
-                told = told.replace(os.environ.get(name) or "\0", f"${name}")
+            told = redacted(" ".join(str(error).split()))
             denied = errno.EACCES if any(word in told for word in DENIED) else errno.EREMOTEIO
             number = errno.ENOENT if isinstance(error, FileNotFoundError) else denied
             raise OSError(number, f"cannot {doing} it: {_WITH_USER.sub('//', told)[:300]}", str(self)) from None

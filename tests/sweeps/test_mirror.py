@@ -16,7 +16,7 @@ from analysis.run_folder.records import load
 from sweeps import mirror
 from sweeps.blocks import SpecError
 from sweeps.cli import main
-from sweeps.mirror import Mirror, mirroring, refuse_foreign
+from sweeps.mirror import Mirror, mirroring, refuse_foreign, try_out
 from sweeps.spec import load_spec
 from sweeps.storage import Place
 
@@ -181,6 +181,13 @@ def test_another_run_is_refused(run: Path, tmp_path: Path, names: list[str]) -> 
     with pytest.raises(SpecError, match="holds another run"):
         refuse_foreign(run, storage)
     assert names == []
+
+
+def test_a_bucket_that_is_not_there_is_refused(bucket: Place) -> None:
+    with pytest.raises(OSError, match="nobodys"):
+        try_out(Place.of(bucket.uri.replace(bucket.path.split("/")[0], "nobodys-bucket")))
+    try_out(bucket)
+    assert not bucket.files(), "the probe is gone"
 
 
 def test_the_folder_itself(run: Path) -> None:
