@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sweeps import durable, forks, memory, mirror, origins, plan, run_folder, tracking
+from sweeps import durable, forks, memory, mirror, origins, plan, run_folder, scribe, tracking
 from sweeps.blocks import SpecError
 from sweeps.border import begun
 from sweeps.interrupts import Interrupts
@@ -23,7 +23,7 @@ from sweeps.spec import Spec
 from sweeps.status import Status
 from sweeps.storage import Place
 from sweeps.studies import Resolved, resolve
-from sweeps.trace import storage_of
+from sweeps.trace import storage_of, traced
 from sweeps.where import HERE, Cluster
 from sweeps.wording import counted
 from sweeps.work import Work, against
@@ -114,7 +114,7 @@ def run_studies(
 def _storage(run: Path, asked: Place | None) -> Place | None:
     """Where checkpoints and traces go; None: into the folder itself. Raises: SpecError where they are elsewhere."""
     there = storage_of(run)
-    if asked is not None and asked != there and (run / "plan.json").exists():
+    if asked not in (None, there) and (traced(run) or scribe.has_pointers(run)):
         said = f"{run} has its checkpoints and traces in {there}"
         raise SpecError("--storage", f"{said}; allowed: that, or another --out", "")
     place = asked or there

@@ -33,6 +33,11 @@ def pointed(pointer: Path) -> str | None:
     return str(told["path"])
 
 
+def has_pointers(run: Path) -> bool:
+    """Whether anything of a run lies in its storage that is still needed, traces apart."""
+    return any(run.glob("trajectories/*/checkpoint.json")) or any(run.glob("trajectories/*/fork-*.json"))
+
+
 class Scribe(AbstractContextManager["Scribe"]):
     """One trajectory's folder, held while its trial runs. Raises: recorder.FolderBusy; BadRun where it is damaged."""
 
