@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from time import perf_counter, sleep
-from typing import Any
+from time import perf_counter
 
 import pandas as pd
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from analysis.run_folder.records import load_trials
 from sweeps.cells import cells
@@ -27,43 +23,9 @@ from sweeps.run import run_studies
 from sweeps.spec import parse_spec
 
 
-class Sleeper:
-    """A workload of steps that only wait, so that what is measured is the launching."""
-
-    step_budget = 10
-    batch_size = 1
-    metric = "loss"
-    higher_is_better = False
-    optimizer: Mapping[str, Any] = {"name": "sgd", "lr": 0.1}
-    schedule: Mapping[str, Any] = {"shape": "constant"}
-    step_seconds = 0.3
-    eval_seconds = 0.0
-
-    def model(self) -> nn.Module:
-        return nn.Linear(1, 1)
-
-    def batches(self, seed: int, first_step: int) -> Iterator[Tensor]:
-        while True:
-            yield torch.ones(1, 1)
-
-    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        sleep(self.step_seconds)
-        value: Tensor = (model(batch) ** 2).mean()
-        return value
-
-    def eval_batches(self, split: str) -> list[Tensor]:
-        return [torch.ones(1, 1)]
-
-    def eval_step(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-        return {"loss": (model(batch) ** 2).sum()}
-
-    def summarize(self, sums: Mapping[str, float]) -> tuple[float, float, int]:
-        return sums["loss"], sums["loss"], 1
-
-
 def occupancy(trials: int) -> float:
     """Seconds in trials / (2 slots × span), from the attempts' own clocks."""
-    raw = {"study": "b", "workloads": "benchmarks.launching:Sleeper", "seeds": list(range(trials))}
+    raw = {"study": "b", "workloads": "benchmarks.sleeper:Sleeper", "seeds": list(range(trials))}
     more = {"averaging": {"scheme": "none"}, "evaluate": {"every": 0.1}, "tracking": {"wandb": "disabled"}}
     with tempfile.TemporaryDirectory() as folder:
         run_studies([parse_spec({**raw, **more})], Path(folder) / "run", Console(quiet=True))

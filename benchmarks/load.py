@@ -27,53 +27,42 @@ from typing import Any
 import pandas as pd
 
 from analysis.run_folder.records import load_records, load_trials
-from benchmarks.launching import Sleeper
 
 STEPS = 5  # of a trial, each with an evaluation
 SLOTS = 2
+FEW = 6
 MB = 1e6
 WA = [sys.executable, "-c", "import sys; sys.path.insert(0, ''); from sweeps.cli import main; main()"]
 BARE = [sys.executable, "-m", "benchmarks.load", "--bare"]
 
 
-class Nap(Sleeper):
-    """A trial of half a second."""
-
-    step_budget = STEPS
-    step_seconds = 0.1
-
-
-class ShortNap(Nap):
-    """A trial of a tenth of a second."""
-
-    step_seconds = 0.02
-
-
 @dataclass
 class Driver:
-    """A process that sweeps, looked at again and again. rss: bytes of it, by how many trials were done."""
+    """A process that sweeps, looked at again and again: (trials done, bytes in memory, seconds on a processor)."""
 
     process: subprocess.Popen[str]
-    rss: list[tuple[int, int]] = field(default_factory=list)
-    cpu_seconds: float = 0.0
+    seen: list[tuple[int, float, float]] = field(default_factory=list)
 
     def look(self, done: int) -> None:
         with suppress(OSError, IndexError):  # it has ended
             status = Path(f"/proc/{self.process.pid}/status").read_text()
-            self.rss.append((done, int(status.partition("VmRSS:")[2].split()[0]) * 1024))
             times = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-            self.cpu_seconds = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+            held = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+            self.seen.append((done, held, sum(map(int, times)) / os.sysconf("SC_CLK_TCK")))
 
-    def growth(self, trials: int) -> tuple[float, float]:
-        """Half the range of its memory over the last four fifths of the trials, and the last value, MB."""
-        late = [size / MB for done, size in self.rss if done >= trials / 5]
-        return (max(late) - min(late)) / 2, late[-1]
+    def steady(self, trials: int) -> tuple[float, float, float]:
+        """Half the range of its memory and the last of it, MB, and processor seconds a trial.
+
+        Over the last four fifths of the trials; without the report, which is written at the end.
+        """
+        done, held, busy = zip(*(one for one in self.seen if trials / 5 <= one[0] < trials), strict=True)
+        return (max(held) - min(held)) / 2 / MB, held[-1] / MB, (busy[-1] - busy[0]) / max(1, done[-1] - done[0])
 
 
-def sweep(folder: Path, trials: int, workload: type[Nap], ask: bool = False) -> tuple[Driver, dict[str, float]]:
+def sweep(folder: Path, trials: int, workload: str, ask: bool = False) -> tuple[Driver, dict[str, float]]:
     """`wa run` of so many trials in `folder`; ask: look at it half-way, which takes its time from the trials."""
     spec = folder / "spec.json"
-    raw = {"study": "load", "workloads": f"benchmarks.load:{workload.__name__}", "seeds": list(range(trials))}
+    raw = {"study": "load", "workloads": f"benchmarks.sleeper:{workload}", "seeds": list(range(trials))}
     more = {"averaging": {"scheme": "none"}, "evaluate": {"every": 1}, "tracking": {"wandb": "disabled"}}
     spec.write_text(json.dumps({**raw, **more}))
     run, found = folder / "run", {}
@@ -115,8 +104,8 @@ def _files(folder: Path) -> int:
 
 
 def slot_seconds(began: Sequence[float], ended: Sequence[float]) -> float:
-    """What a trial took of a slot."""
-    return SLOTS * (max(ended) - min(began)) / len(began)
+    """What a trial took of a slot; the first few apart, for whose sake processes start and import."""
+    return SLOTS * (ended[-1] - began[FEW]) / (len(began) - FEW)
 
 
 def of_run(run: Path) -> tuple[list[float], list[float]]:
@@ -167,24 +156,22 @@ def bare(trials: int, seconds: float) -> None:
             tune_config=tune.TuneConfig(search_alg=Order(), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(name="bare", storage_path=folder, callbacks=[Clock()], verbose=0),
         ).fit()
-    print(json.dumps([began, ended]))
+    print(json.dumps([sorted(began), sorted(ended)]))
 
 
 def main(short: bool = False) -> dict[str, float]:
     """Measure and print; short: a smoke test's length."""
-    trials, each, rounds, workload = (60, 60, 1, ShortNap) if short else (1000, 100, 3, Nap)
-    sleep, found = STEPS * workload.step_seconds, dict[str, float]()
-    ours, theirs = list[float](), list[float]()
+    trials, each, rounds, workload, sleep = (60, 60, 1, "ShortNap", 0.1) if short else (1000, 100, 3, "Nap", 0.5)
+    ours, theirs, found = list[float](), list[float](), dict[str, float]()
     for _ in range(rounds):
         told = subprocess.run([*BARE, str(each), str(sleep)], check=True, stdout=subprocess.PIPE, text=True).stdout
         theirs.append(slot_seconds(*json.loads(told.splitlines()[-1])))
         with tempfile.TemporaryDirectory() as folder:
-            driver, _ = sweep(Path(folder), each, workload)
+            sweep(Path(folder), each, workload)
             ours.append(slot_seconds(*of_run(Path(folder) / "run")))
     found["milliseconds of overhead a trial, bare Ray Tune"] = 1e3 * (median(theirs) - sleep)
     found["milliseconds of overhead a trial, wa run"] = 1e3 * (median(ours) - sleep)
     found["slot-seconds a trial, wa run / bare Ray Tune"] = median(a / b for a, b in zip(ours, theirs, strict=True))
-    found["milliseconds of the driver's processor a trial"] = 1e3 * driver.cpu_seconds / each
     with tempfile.TemporaryDirectory() as folder:
         driver, asked = sweep(Path(folder), trials, workload, ask=True)
         began, ended = of_run(Path(folder) / "run")
@@ -193,8 +180,9 @@ def main(short: bool = False) -> dict[str, float]:
     fifth = trials // 5
     parts = [slot_seconds(began[part], ended[part]) for part in (slice(fifth), slice(-fifth, None))]
     found["slot-seconds a trial, last fifth / first"] = parts[1] / parts[0]
-    swing, last = driver.growth(trials)
-    found[f"MB of the driver at the end of {trials} trials"] = last
+    swing, last, busy = driver.steady(trials)
+    found["milliseconds of the driver's processor a trial"] = 1e3 * busy
+    found[f"MB of the driver before the end of {trials} trials"] = last
     found[f"± MB of the driver over the last {trials - fifth} trials"] = swing
     for name, value in found.items():
         print(f"{value:8.3f}  {name}")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Attempt:
             "host": platform.node(),
             "device_name": torch.cuda.get_device_name() if device != "cpu" else _cpu_name(),
             "num_devices": float(num_devices),
-            "versions": json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")}),
+            "versions": _versions(),
             "started": _now(),
             "pid": os.getpid(),
         }
@@ -91,6 +92,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+@cache
+def _versions() -> str:
+    return json.dumps({"torch": str(torch.__version__), "wa-sweeps": version("wa-sweeps")})
+
+
+@cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

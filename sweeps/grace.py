@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 MAIN_SECONDS = 5.0  # for the main thread to take a call
@@ -19,34 +20,49 @@ class Terminated(BaseException):
     """Ends a trial that was asked to, once its checkpoint is written."""
 
 
+_asked: list[threading.Event] = []  # of the trial that runs
+_before: list[Any] = []  # what SIGTERM does while none runs
+
+
 @contextmanager
 def noticed() -> Iterator[threading.Event]:
     """Inside, SIGTERM sets the event and nothing else; what it would have done comes at the end of the block."""
-    asked, over, before = threading.Event(), threading.Event(), list[Any]()
-
-    def take() -> None:
-        if not over.is_set():
-            before.append(signal.signal(signal.SIGTERM, lambda *_: asked.set()))
-
-    def give_back() -> None:
-        over.set()
-        if before:
-            signal.signal(signal.SIGTERM, before[0])
-
-    _in_main_thread(take)
+    asked, is_main = threading.Event(), threading.current_thread() is threading.main_thread()
+    _asked.append(asked)
+    if is_main:
+        _listen()
+    elif signal.getsignal(signal.SIGTERM) is not _hear:
+        _in_main_thread(_listen)
     try:
         yield asked
     finally:
-        _in_main_thread(give_back)
+        _asked.remove(asked)
+        # In a Ray worker the handler stays, for the next trial: its main thread takes a call after up to 0.2 s only.
+        if is_main and not _asked:
+            signal.signal(signal.SIGTERM, _before.pop())
         if asked.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _listen() -> None:
+    if signal.getsignal(signal.SIGTERM) is not _hear:
+        _before[:] = [signal.signal(signal.SIGTERM, _hear)]
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    for asked in _asked:
+        asked.set()
+    if _asked:
+        return
+    if callable(_before[0]):
+        _before[0](number, frame)
+    elif _before[0] == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
 def _in_main_thread(function: Callable[[], None]) -> None:
     """Only the main thread may set signal handlers; a Ray trial is another, while that one waits for its results."""
-    if threading.current_thread() is threading.main_thread():
-        function()
-        return
     done = threading.Event()
 
     def call(_: int | None) -> int:
