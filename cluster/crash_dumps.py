@@ -21,6 +21,7 @@ Process = dict[str, Any]  # node: of Ray; pid; dump: a file there
 def kept() -> Iterator[Process]:
     """Inside a Ray worker, have what `dumping` writes among Ray's logs of the node. Yields where, in plain values."""
     path = Path(ray._private.worker._global_node.get_logs_dir_path()) / f"wa-trial-{os.getpid()}.dump"
+    _remove_empty(path.parent)
     with dumping(path):
         yield {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "dump": str(path)}
 
@@ -42,6 +43,14 @@ def dumping(path: Path) -> Iterator[None]:
     path.unlink(missing_ok=True)
 
 
+def _remove_empty(folder: Path) -> None:
+    """Those of killed processes, which had no time for a word; what has one is for the driver to fetch."""
+    for path in folder.glob("wa-trial-*.dump"):
+        with suppress(OSError):  # gone meanwhile
+            if path.stat().st_size == 0 and not Path(f"/proc/{path.stem.rpartition('-')[2]}").exists():
+                path.unlink()
+
+
 def fetched(process: Process) -> str:
     """What a process that crashed has written down; nothing where its node does not answer."""
     return str(_there(process, _read, process["dump"]) or "")
@@ -53,8 +62,11 @@ def stopped(process: Process) -> str:
 
 
 def _read(dump: str) -> str:
+    """All of it; then it goes."""
     with suppress(OSError):
-        return Path(dump).read_text(errors="replace")
+        said = Path(dump).read_text(errors="replace")
+        os.unlink(dump)
+        return said
     return ""
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 from isolated_nodes import IsolatedNodes, Node, isolated_nodes, wait_for, why_not
-from isolated_sweep import S3, ObjectStore, Sweep, judged, moto_server
+from isolated_sweep import S3, ObjectStore, Sweep, judged
+from s3_server import moto_server
 from sweep_processes import STUDY
 from tiny_workload import write_tiny
 from undisturbed_run import undisturbed_records
@@ -279,7 +280,7 @@ def struck(fault: Callable[[Case], str], case: Case, undisturbed: pd.DataFrame) 
         return f"FAILED: {type(error).__name__}: {error}", False, time.monotonic() - began
     seconds = time.monotonic() - began
     prefix = case.sweep.storage.removeprefix("s3://bucket/") + "/"
-    verdict = judged(case.sweep, undisturbed, [key for key in case.store.objects() if key.startswith(prefix)])
+    verdict = judged(case.sweep, undisturbed, [key for key in case.store.states() if key.startswith(prefix)])
     counts = f"{verdict.lost} | {verdict.double} | {verdict.other}"
     left = f"{len(verdict.processes)} | {len(verdict.files)}"
     more = "" if verdict.is_good else f" {verdict.processes} {verdict.files}"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from isolated_nodes import isolated_nodes, why_not
-from isolated_sweep import S3, ObjectStore, Sweep, judged, moto_server
+from isolated_sweep import S3, ObjectStore, Sweep, judged
+from s3_server import moto_server
 
 from analysis.run_folder.records import load_trials
 
@@ -43,6 +44,7 @@ def test_nodes_that_share_nothing_are_cut_off_lost_and_join(tmp_path: Path, undi
         cluster.lose("b")
         cluster.add("c").start_ray()
         sweep.finish()
-        verdict = judged(sweep, undisturbed, [path.name for path in (tmp_path / "storage").rglob("checkpoint*")])
+        left = store.states() if store else [path.name for path in (tmp_path / "storage").rglob("checkpoint-*")]
+        verdict = judged(sweep, undisturbed, left)
         assert verdict.is_good, (verdict, sweep.log)
         assert {"a", "b"} <= set(load_trials(sweep.run)["host"])

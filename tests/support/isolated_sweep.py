@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,17 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 from isolated_nodes import PORT, SERVER, IsolatedNodes, Node, inner, wait_for
+from s3_server import CREDENTIALS
 from sweep_processes import STUDY, UNDRAWN, num_records
 
 from analysis.run_folder.records import KEY, load_records
 from analysis.run_folder.schema import MEASURED
 
 S3_PORT = 5000
-S3 = {
-    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY000000",
-    "AWS_SECRET_ACCESS_KEY": "planted/secret+of/the+storage",
-    "AWS_ENDPOINT_URL": f"http://{SERVER}:{S3_PORT}",
-}
+S3 = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{SERVER}:{S3_PORT}"}
 _ASK = f"""
 import http.client, sys
 connection = http.client.HTTPConnection("{SERVER}", {S3_PORT}, timeout=30)
@@ -33,11 +29,6 @@ credential = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3"
 connection.request(sys.argv[1], "/bucket", headers={{"Authorization": credential}})
 print(connection.getresponse().read().decode())
 """
-
-
-def moto_server() -> str | None:
-    """The program beside this Python, or where MOTO_SERVER says: another version may be on the path."""
-    return shutil.which(os.environ.get("MOTO_SERVER") or Path(sys.executable).with_name("moto_server"))
 
 
 class ObjectStore:
@@ -53,9 +44,9 @@ class ObjectStore:
         wait_for("the object store", lambda: self.cluster.around.listens(S3_PORT))
         self._ask("PUT")
 
-    def objects(self) -> list[str]:
-        """The keys of all, but for the marks that pyarrow leaves of folders."""
-        return [key for key in re.findall("<Key>(.*?)</Key>", self._ask("GET")) if not key.endswith("/")]
+    def states(self) -> list[str]:
+        """The keys of checkpoints and forks."""
+        return re.findall("<Key>([^<]*/(?:checkpoint|fork)[^<]*)</Key>", self._ask("GET"))
 
     def _ask(self, method: str) -> str:
         command = self.cluster.around.within(sys.executable, "-c", _ASK, method)
@@ -78,10 +69,9 @@ class Sweep:
 
     def start(self, node: Node | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Start it, or go on with it."""
-        address = ["--address", f"{self.head.address}:{PORT}"]
-        command = [*UNDRAWN, "run", "kills.yaml", "--out", self.out, "--checkpoint-seconds", "0", *address]
-        own = {"UNDRAWN_STORAGE": self.storage, **environment}
-        driver = (node or self.head).popen(*command, log=f"{self.out}.log", **own)
+        where = ["--address", f"{self.head.address}:{PORT}", "--storage", self.storage, "--out", self.out]
+        command = [*UNDRAWN, "run", "kills.yaml", *where, "--checkpoint-seconds", "0"]
+        driver = (node or self.head).popen(*command, log=f"{self.out}.log", **environment)
         self.driver = driver if node is None else self.driver
         return driver
 

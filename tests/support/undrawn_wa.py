@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeps import cli, run
+from sweeps import cli
 
 
 def conclude(run: Path, console: Any, baseline: str | None = None) -> None:
@@ -17,6 +15,4 @@ def conclude(run: Path, console: Any, baseline: str | None = None) -> None:
 
 if __name__ == "__main__":
     cli._conclude = conclude
-    if storage := os.environ.get("UNDRAWN_STORAGE"):
-        run.run_studies = partial(run.run_studies, storage=storage)
     sys.exit(cli.main())
