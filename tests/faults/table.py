@@ -8,6 +8,7 @@ By `make faults`; exit code 1 where a row was lost, doubled or another, or anyth
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -56,9 +57,10 @@ class Case:
         return held
 
     def replace(self, name: str) -> None:
-        """Another machine in place of one that is no more."""
+        """Another machine, with a disk of its own, in place of one that is no more."""
         if name in self.cluster.nodes:
             self.cluster.lose(name)
+        shutil.rmtree(self.cluster.base / name)
         self.cluster.join(name)
 
     def restart(self) -> None:

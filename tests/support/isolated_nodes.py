@@ -52,7 +52,7 @@ def why_not() -> str | None:
     return None if tried.returncode == 0 else f"no namespaces here ({tried.stderr.strip()[:100]})"
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
