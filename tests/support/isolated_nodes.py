@@ -28,8 +28,8 @@ SERVER = f"{NETWORK}.254"  # on the bridge: of what is no node
 PORT = 6379
 OWN = ("--mount", "--net", "--pid", "--ipc", "--uts")
 UNSHARE = ("unshare", *OWN, "--fork", "--mount-proc", "--kill-child")
-# How long Ray waits for a node that does not answer: 4 questions, 1 s apart, 3 s each; its own are 5, 3 and 10.
-RAY_PATIENCE = {"period_ms": "1000", "timeout_ms": "3000", "failure_threshold": "4", "initial_delay_ms": "5000"}
+# How long Ray waits for a node that does not answer: 4 questions, 1 s apart, 5 s each; its own are 5, 3 and 10.
+RAY_PATIENCE = {"period_ms": "1000", "timeout_ms": "5000", "failure_threshold": "4", "initial_delay_ms": "5000"}
 ENVIRONMENT = {
     "PATH": os.environ.get("PATH", ""),
     "HOME": "/tmp",
