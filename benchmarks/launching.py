@@ -17,9 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.run_folder.records import load_trials
-from sweeps.cells import cells
-from sweeps.plan import trajectories
-from sweeps.run import run_studies
+from sweeps.run import as_json, run_studies, work
 from sweeps.spec import parse_spec
 
 
@@ -37,15 +35,17 @@ def occupancy(trials: int) -> float:
 
 
 def plan_seconds(num_cells: int = 10_000) -> float:
-    """Seconds from a spec in memory to trajectories."""
+    """Seconds of all that `wa plan --json` does of a spec in memory but printing."""
     decays = [round(0.5 + 0.004 * i, 4) for i in range(100)]
     averaging = [{"scheme": "none"}, {"scheme": "ema", "decay": decays[:99], "every": 8}]
     raw = {"study": "b", "workloads": "lm", "seeds": list(range(10)), "averaging": averaging}
     lengths = {"length": [0.1 * i for i in range(1, 11)]}
     start = perf_counter()
-    grid = cells(parse_spec({**raw, "schedule": lengths}))
-    assert len(grid) == num_cells
-    assert len(trajectories(grid, fuse=True)) == 100
+    spec = parse_spec({**raw, "schedule": lengths})
+    todo = work([spec], None)
+    as_json([spec], todo)
+    assert len(todo.cells) == num_cells
+    assert len(todo.trajectories) == 100
     return perf_counter() - start
 
 
