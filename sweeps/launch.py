@@ -172,6 +172,8 @@ def _forget(trial: Any) -> None:
     trial.config["name"] = trial.experiment_tag = name
     trial.evaluated_params = {}
     trial.run_metadata.last_result.pop("told", None)
+    trial.run_metadata.metric_analysis.clear()  # mean, least and last of each of Tune's own numbers: most of it
+    trial.run_metadata.metric_n_steps.clear()
 
 
 class _Fit(threading.Thread):
