@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ REPO = Path(__file__).resolve().parent.parent.parent
 NETWORK = "10.77.0"
 SERVER = f"{NETWORK}.254"  # on the bridge: of what is no node
 PORT = 6379
+STARTED = "Ray runtime started"  # as `ray start` says it
 OWN = ("--mount", "--net", "--pid", "--ipc", "--uts")
 UNSHARE = ("unshare", *OWN, "--fork", "--mount-proc", "--kill-child")
 # How long Ray waits for a node that does not answer: 4 questions, 1 s apart, 5 s each; its own are 5, 3 and 10.
@@ -39,6 +41,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "100",  # as often a node asks for a head that is on its way
     "AWS_EC2_METADATA_DISABLED": "true",
     **{f"RAY_health_check_{name}": value for name, value in RAY_PATIENCE.items()},
 }
@@ -153,17 +156,15 @@ class Node(_Namespaces):
         (self.folder / "ray.log").unlink(missing_ok=True)
         where = ["--head", f"--port={PORT}"] if self.name == "head" else [f"--address={NETWORK}.1:{PORT}"]
         options = ["--include-dashboard=false"] if self.name == "head" else []
-        program = str(Path(sys.executable).with_name("ray"))
-        self.popen(
-            *(program, "start", *where, *options, f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}"),
-            *("--object-store-memory=100000000", "--disable-usage-stats", "--block"),
-            log="ray.log",
-            **self.environment,
-        )
+        options += [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}", "--object-store-memory=100000000"]
+        command = [str(Path(sys.executable).with_name("ray")), "start", *where, *options, "--disable-usage-stats"]
+        # Ray gives a start 30 s, which a busy machine may not keep.
+        again = f"until grep -q '{STARTED}' ray.log; do {shlex.join([*command, '--block'])}; done"
+        self.popen("bash", "-c", again, log="ray.log", **self.environment)
 
     def has_ray(self) -> bool:
         log = self.folder / "ray.log"
-        return log.exists() and "Ray runtime started" in log.read_text()
+        return log.exists() and STARTED in log.read_text()
 
     def find(self, *words: str) -> list[int]:
         """Its processes whose command line has all of the words."""
