@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install quickstart study open_questions results test lint types bench wheel clean
+.PHONY: help install quickstart study open_questions results test faults lint types bench wheel clean
 help:  ## what there is
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -29,8 +29,12 @@ results: install  ## docs/results.md and its figures, from the two above and Alg
 	$(BIN)/python -m analysis.paper runs/study runs/open_questions $(LOGS) docs
 
 test: install  ## the tests, three files at a time; then those that measure time, alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/benchmarks -m 'not cluster'
 	$(BIN)/python -m pytest tests/benchmarks
+
+faults: install  ## tests on several Ray nodes, and the table of faults that strike nodes which share nothing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m cluster
+	$(BIN)/python tests/faults/table.py
 
 LEFTOVERS := '\.(orig|rej|bak|tmp|swp)$$|~$$'
 lint: install  ## ruff, import-linter, sizes, and no file that an editor or a merge left behind

@@ -44,8 +44,8 @@ def slots(resources: Mapping[str, float], cpu: float, gpu: float) -> int:
 def occupy(node: Node) -> Any:
     """Take all CPUs and GPUs of a node for as long as this process lives, so that nothing else is placed there.
 
-    Not by a label selector of what is to be placed elsewhere (`!in(…)`): measured with Ray 2.60, placement groups that
-    waited with one were not placed on a node that joined.
+    Not by a label selector of what is to be placed elsewhere (`!in(…)`): once in two experiments with Ray 2.60,
+    placement groups that waited with one were not placed on a node that joined.
     """
     all_of_it = {name: node.resources[name] for name in ("CPU", "GPU") if node.resources.get(name)}
     return placement_group([all_of_it], bundle_label_selector=[{NODE_ID: node.id}])

@@ -322,7 +322,7 @@ def test_without_the_environment_nothing_starts(job: Job) -> None:
     assert "activate the environment" in job.log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_study_over_two_nodes_goes_on_when_it_is_queued_again(real: Job, outside: Path) -> None:
     """Ray and `wa` in earnest: stopped when time runs out, and continued to the end by the next start, on one."""
     (outside / "kills.yaml").write_text(STUDY.replace("[0, 1, 2]", "[0, 1]"))

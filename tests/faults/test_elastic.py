@@ -16,7 +16,7 @@ from sweep_processes import STUDY, UNDRAWN, WA, wait
 from analysis.run_folder.records import load_records
 from analysis.run_folder.schema import MEASURED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

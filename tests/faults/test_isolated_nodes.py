@@ -15,7 +15,7 @@ from s3_server import moto_server
 
 from analysis.run_folder.records import load_trials
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def test_nodes_that_share_nothing_are_cut_off_lost_and_join(tmp_path: Path, undisturbed: pd.DataFrame) -> None:
