@@ -34,7 +34,7 @@ test: install  ## the tests, three files at a time; then those that measure time
 
 faults: install  ## tests on several Ray nodes, and the table of faults that strike nodes which share nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m cluster
-	$(BIN)/python tests/faults/table.py
+	PYTHONPATH=tests/support $(BIN)/python tests/faults/table.py
 
 LEFTOVERS := '\.(orig|rej|bak|tmp|swp)$$|~$$'
 lint: install  ## ruff, import-linter, sizes, and no file that an editor or a merge left behind
