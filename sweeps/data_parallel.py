@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.secrets import redacted
 from sweeps import failures, import_order, retries
 from wa.buffers import STATISTICS, statistics_modules
 
@@ -155,7 +156,7 @@ def _wait_until_ready(followers: Sequence[subprocess.Popen[bytes]], rendezvous: 
 def _quote(ranks: Iterable[int], folder: Path, log: logging.Logger) -> None:
     for rank in ranks:
         for line in failures.tail(folder / f"log-rank{rank}"):
-            log.warning("process %d: %s", rank, line)
+            log.warning("process %d: %s", rank, redacted(line))
 
 
 def _last_line(folder: Path, rank: int) -> str:

@@ -82,7 +82,7 @@ def test_a_cluster_that_starts_at_zero_is_waited_for(study: Path, undisturbed: p
     with autoscaled({"small": small, "gpu": gpu}) as address:
         command = ["run", "kills.yaml", "--out", "run", "--address", address]
         assert "a trial needs 1 CPU and 8 GPU; a node here has 0 CPU" in refused(
-            WA, *command, "--set", "resources={cpu: 1, gpu: 8}"
+            WA, *command, "--set", "resources={cpu: 1, gpu: 8, processes: 1}"
         )
         done = subprocess.run([*UNDRAWN, *command], cwd=study, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
