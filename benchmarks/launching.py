@@ -17,8 +17,10 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.run_folder.records import load_trials
-from sweeps.run import as_json, run_studies, work
+from sweeps.expected import as_json
+from sweeps.run import run_studies
 from sweeps.spec import parse_spec
+from sweeps.work import work
 
 
 def occupancy(trials: int) -> float:

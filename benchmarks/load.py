@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.run_folder.records import load_records, load_trials
+from sweeps.resources import ResourcesBlock
 
 STEPS = 5  # of a trial, each with an evaluation
 SLOTS = 2
@@ -150,7 +151,7 @@ def bare(trials: int, seconds: float) -> None:
             tune.report({"began": start, "step": step})
 
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(SLOTS)
-    with engine(1, 0), tempfile.TemporaryDirectory() as folder:
+    with engine({"bare": ResourcesBlock(cpu=1)}), tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
             tune.with_resources(train, {"cpu": 1}),
             tune_config=tune.TuneConfig(search_alg=Order(), num_samples=-1, reuse_actors=True),

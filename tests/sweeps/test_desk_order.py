@@ -72,7 +72,7 @@ def test_the_shipped_study_fills_the_slots(
         folder.mkdir(parents=True)
         (folder / "trajectory.json").write_text("{}")
     listener = SimpleNamespace(retried=pytest.fail, failed=pytest.fail)
-    desk = Desk(tmp_path, todo, listener, {})  # type: ignore[arg-type]
+    desk = Desk(tmp_path, todo, listener, {one.name: {} for one in todo})  # type: ignore[arg-type]
     took = makespan(desk, slots)
     assert sorted(desk.outcome.done) == sorted(one.name for one in todo)
     assert desk.is_over
