@@ -71,9 +71,8 @@ class Sweep:
         """Start it, or go on with it."""
         where = ["--address", f"{self.head.address}:{PORT}", "--storage", self.storage, "--out", self.out]
         command = [*UNDRAWN, "run", "kills.yaml", *where, "--checkpoint-seconds", "0"]
-        driver = (node or self.head).popen(*command, log=f"{self.out}.log", **environment)
-        self.driver = driver if node is None else self.driver
-        return driver
+        self.driver = (node or self.head).popen(*command, log=f"{self.out}.log", **environment)
+        return self.driver
 
     @property
     def log(self) -> str:
