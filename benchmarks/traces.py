@@ -49,7 +49,7 @@ def saved_and_loaded(path: Path) -> dict[str, float]:
     with _peak() as saving:
         training_state.save(state, path, streams)
     with _peak() as loading:
-        assert training_state.restore(other, path, Team(), 0, logging.getLogger("unheard"))
+        assert training_state.restore(other, str(path), Team(), 0, logging.getLogger("unheard"))
     size = path.stat().st_size
     return {"saving": saving[0] / size, "loading": loading[0] / size}
 
