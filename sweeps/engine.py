@@ -179,7 +179,7 @@ def engine(
             roll = Roll(look, made.avoid, say)
             if cluster.address is not None:
                 roll.call(usable(nodes, kinds), refuse=cluster.bad_nodes == "refuse")
-                nodes = [node for node in nodes if node.id not in made.avoid]
+                nodes = [node for node in alive() if node.id not in made.avoid]
             if lacking := [kind for kind in kinds if not at_once(nodes, kind)]:
                 raise NoRoom(too_small(nodes, lacking[0]))
             made.slots = sum(at_once(nodes, kind) for kind in kinds)

@@ -133,6 +133,8 @@ class Roll:
         new = [node for node in nodes if node.id not in self.known]
         self.known |= {node.id for node in new}
         found = self.look(new) if new else {}
+        there = {node.id for node in alive()} if found else set()
+        found = {node: said for node, said in found.items() if node in there}  # who has gone meanwhile is not bad
         by_id = {node.id: node for node in new}
         if refuse and found:
             (first, said), *others = found.items()

@@ -306,14 +306,14 @@ def main(names: list[str]) -> int:
                 name = fault.__name__
                 out = f"both/{name}" if fault is two_drivers else name
                 sweep = Sweep(cluster, f"s3://bucket/{name}", out=out)
-                line, is_good, seconds = struck(fault, Case(cluster, store, sweep), undisturbed)
+                case = Case(cluster, store, sweep)
+                line, is_good, seconds = struck(fault, case, undisturbed)
                 usual = seconds if fault is nothing else usual
                 print(f"{name.replace('_', ' ')} | {line.format(lost=f'{seconds - usual:.0f}')}", flush=True)
                 well &= is_good
                 if not is_good:
-                    print(sweep.log, file=sys.stderr)
-                    if sweep.driver.poll() is None:
-                        os.kill(sweep.pid, signal.SIGKILL)
+                    print(sweep.log if sweep.has_begun else "", file=sys.stderr)
+                    case.restart()
     return 0 if well else 1
 
 

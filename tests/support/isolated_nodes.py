@@ -185,7 +185,9 @@ class IsolatedNodes:
         self.base, self.environment, self.shared = base, dict(environment), shared
         for one in shared:
             (base / one).mkdir(parents=True, exist_ok=True)
-        bridge = f"ip link set lo up; ip link add br0 type bridge; ip addr add {SERVER}/24 dev br0; ip link set br0 up"
+        # An address of its own: else that of a cable's end, and another one when that goes.
+        made = "ip link add br0 address 02:00:00:00:00:fe type bridge"
+        bridge = f"ip link set lo up; {made}; ip addr add {SERVER}/24 dev br0; ip link set br0 up"
         self.around = _Namespaces(UNSHARE, bridge)
         self.nodes: dict[str, Node] = {}
         self.numbers, self._started = itertools.count(1), list[subprocess.Popen[bytes]]()

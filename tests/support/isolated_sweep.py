@@ -79,6 +79,10 @@ class Sweep:
         return (self.head.folder / f"{self.out}.log").read_text()
 
     @property
+    def has_begun(self) -> bool:
+        return (self.head.folder / f"{self.out}.log").exists()
+
+    @property
     def pid(self) -> int:
         """Of the driver itself."""
         told = Path(f"/proc/{self.driver.pid}/task/{self.driver.pid}/children").read_text().split()
