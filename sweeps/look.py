@@ -208,7 +208,8 @@ def _asked_by(run: Path | None) -> Asked:
     if run is None or not (run / "spec.yaml").is_file():
         return Asked()
     from sweeps.spec import load_spec
+    from sweeps.trace import storage_of
     from sweeps.work import work
 
     specs = [load_spec(path) for path in sorted((run / "specs").glob("*.yaml")) or [run / "spec.yaml"]]
-    return Asked.of(work(specs, run), origins.of_studies(specs), Place.of(run))
+    return Asked.of(work(specs, run), origins.of_studies(specs), storage_of(run))

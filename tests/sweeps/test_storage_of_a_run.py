@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from trained import Stop, assert_same, rows, run, stop_at, tiny
 
+from analysis.run_folder.records import read_live
+from sweeps import look, run_folder, scribe, trajectory
 from sweeps import run as runs
-from sweeps import scribe, trajectory
 from sweeps.blocks import SpecError
 from sweeps.plan import Trajectory, trajectories
 from sweeps.reporter import Reporter
 from sweeps.scribe import Scribe
+from sweeps.spec import parse_spec
 from sweeps.storage import Place
+from sweeps.studies import resolve
+from sweeps.trace import storage_of
 
 EMA = {"scheme": "ema", "decay": 0.9, "every": 3}
 
@@ -71,6 +76,11 @@ def test_rows_come_before_the_pointer_and_the_pointer_before_the_checkpoint_goes
     with pytest.raises(Stop):
         tell_all(one, folder, store, stop=14)
     assert seen == ["rows of 7", "pointer to 7", "rows of 14", "pointer to 14", "checkpoint-0-7 removed"]
+    # Also where one message has both.
+    row = next(iter(read_live(folder / "records.jsonl"))) | {"step": 21}
+    with Scribe(folder) as here:
+        here.take(json.dumps({"checkpoint": {"path": "checkpoint-0-21", "step": 21}, "rows": [row]}))
+    assert seen[-2:] == ["rows of 21", "pointer to 21"]
 
 
 def test_a_folder_keeps_its_storage_while_anything_lies_there(tmp_path: Path) -> None:
@@ -87,3 +97,12 @@ def test_a_folder_keeps_its_storage_while_anything_lies_there(tmp_path: Path) ->
     (run / "traces" / "t").mkdir(parents=True)
     with pytest.raises(SpecError, match="has its checkpoints and traces in"):
         runs._storage(run, other)
+
+
+def test_the_doctor_asks_nodes_for_the_storage_of_the_run(outside: Path, tmp_path: Path) -> None:
+    raw = {"study": "s", "workloads": "tinywork:Tiny", "averaging": {"scheme": "none"}, "evaluate": {"every": 7}}
+    folder, storage = outside / "run", Place.of(tmp_path / "store")
+    studies = resolve([parse_spec(raw)])
+    run_folder.write_plan(folder, studies, trajectories(studies[0].cells, fuse=True), storage=storage)
+    assert storage_of(folder) == storage
+    assert look._asked_by(folder).storage == storage.uri
