@@ -6,7 +6,6 @@ going on after a restart are one path.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,14 +131,13 @@ class Desk:
         if trial is None:
             return
         trial.told_at = time.monotonic()
-        if '"process"' in told[:20]:
-            trial.process = json.loads(told)["process"]
-        self.is_idle &= '"fork"' not in told
         try:
-            trial.scribe.take(told)
+            message = trial.scribe.take(told)
         except (OSError, BadRun) as error:
             self.error = error
             raise
+        trial.process = message.get("process", trial.process)
+        self.is_idle &= "fork" not in message
 
     def silent(self, patience: float) -> list[tuple[str, float]]:
         """The trials that have said nothing for longer than patience, seconds, and many evaluations' expected time."""
@@ -220,5 +218,5 @@ class Desk:
         home, kept = self.storage / "trajectories" / name, pointed(trajectory_folder(self.run, name) / CHECKPOINT)
         with suppress(OSError):
             for file in home.files("checkpoint-*"):
-                if file.name not in (kept, CHECKPOINT):
+                if file.name != kept:
                     file.remove()

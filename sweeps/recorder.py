@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.run_folder.live_records import DONE, Finished, LiveRows, as_line
+from analysis.run_folder.records import RECORDS
 from analysis.run_folder.run_files import read_bytes
 from sweeps import durable
-from sweeps.reporter import key, plain
+from sweeps.reporter import key
 
 LOCK_SECONDS = 60.0  # an orphan of a killed driver writes on for about 2 s
 
@@ -62,7 +64,7 @@ class Recorder(AbstractContextManager["Recorder"]):
             return
         lines, crc = [], self._crc
         for row in new:
-            line, crc = as_line(plain(row), crc)
+            line, crc = as_line(_plain(row), crc)
             lines.append(line)
         durable.append(self._descriptor, b"".join(lines), self.path)
         self._crc = crc
@@ -80,6 +82,18 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: None stands for NaN. repr of a float64 reads back to the same bits."""
+    assert list(row) == RECORDS.names, f"a record has the columns {RECORDS.names}, not {list(row)}"
+    return dict(_finite(row))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lock(descriptor: int, path: Path, seconds: float) -> None:

@@ -9,16 +9,14 @@ import base64
 import io
 import json
 import logging
-import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.run_folder.records import RECORDS
 from cluster.secrets import redacted
 
-Send = Callable[[str], None]  # a message, JSON; returns once it is on disk; raises what ends the trial
+Send = Callable[[str], object]  # a message, JSON; returns once it is on disk; raises what ends the trial
 Row = dict[str, Any]
 Key = tuple[str, int, str]
 
@@ -66,7 +64,7 @@ class Reporter:
         """Tell the rows of one evaluation, those not on record yet; on disk when this returns."""
         new = [row for row in rows if key(row) not in self.written]
         if new:
-            self.tell(rows=[plain(row) for row in new])
+            self.tell(rows=[dict(row) for row in new])
             self.written.update({key(row): dict(row) for row in new})
 
     def tell(self, **parts: Any) -> None:
@@ -83,18 +81,6 @@ class Reporter:
 def key(row: Mapping[str, Any]) -> Key:
     """What a record is of: cell, step and split."""
     return row["cell_id"], row["step"], row["split"]
-
-
-def plain(row: Mapping[str, Any]) -> Row:
-    """A row as JSON has it: None stands for NaN. repr of a float64 reads back to the same bits."""
-    assert list(row) == RECORDS.names, f"a record has the columns {RECORDS.names}, not {list(row)}"
-    return dict(_finite(row))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Formatter(logging.Formatter):

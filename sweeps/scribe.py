@@ -35,7 +35,7 @@ def pointed(pointer: Path) -> str | None:
 
 def has_pointers(run: Path) -> bool:
     """Whether anything of a run lies in its storage that is still needed, traces apart."""
-    return any(run.glob("trajectories/*/checkpoint.json")) or any(run.glob("trajectories/*/fork-*.json"))
+    return any(run.glob(f"trajectories/*/{CHECKPOINT}")) or any(run.glob("trajectories/*/fork-*.json"))
 
 
 class Scribe(AbstractContextManager["Scribe"]):
@@ -53,8 +53,8 @@ class Scribe(AbstractContextManager["Scribe"]):
         live.feed(read_bytes(live.path))
         return Begun(number, pointed(self.folder / CHECKPOINT), Begun.pack(live.rows))
 
-    def take(self, told: str) -> None:
-        """Write a message down; on disk when this returns. Raises: OSError.
+    def take(self, told: str) -> dict[str, Any]:
+        """Write a message down, and return its parts; on disk when this returns. Raises: OSError.
 
         rows: of an evaluation. log: text. attempt: a row of trials.parquet, as it stands. checkpoint, fork: a file and
         its step, which the trial has put into the storage. done: no more will come.
@@ -72,6 +72,7 @@ class Scribe(AbstractContextManager["Scribe"]):
             self._write(CHECKPOINT, message["checkpoint"])
         if message.get("done"):
             self.recorder.finish()
+        return message
 
     @property
     def is_done(self) -> bool:
