@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sweeps import memory, plan, room
 from sweeps.resources import ResourcesBlock
 from sweeps.spec import Spec
 from sweeps.work import Work
-
-if TYPE_CHECKING:
-    pass
 
 
 def expected(todo: Work) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from analysis.run_folder.run_files import broken, read_json
 from sweeps.durable import write_atomic
 from sweeps.storage import Place
-from sweeps.trace import TRACES, Snapshot, Trace, check_run, storage_of
+from sweeps.trace import Snapshot, Trace, check_run, traced
 from wa.checkpoint_files import BadFile, Checkpoint
 
 INDEX, FORMAT = "checkpoints.json", "wa-checkpoints 1"
@@ -147,8 +147,7 @@ def open_trace(where: Place | Path) -> AnyTrace:
 def traces(run: Path) -> list[AnyTrace]:
     """Those of a run folder. Raises: BadRun, where a part cannot be read too."""
     check_run(run)
-    places = {place.uri: place for home in (Place.of(run), storage_of(run)) for place in (home / TRACES).folders()}
-    return [open_trace(place) for place in places.values()]
+    return [open_trace(place) for place in traced(run).values()]
 
 
 def described(steps: Sequence[int]) -> str:

@@ -1,7 +1,8 @@
 """The run folder's finished files, copied to the storage while a run goes on, so that they are read from anywhere.
 
-Whoever reads them there sees what a reader of the folder may see: a file that tells of others (plan.json, `done` and
-its pointers of a trajectory) is read before these and written after them, so what it tells of is at least as new.
+Whoever reads them there sees what a reader of the folder may see: a file that tells of others (plan.json, a
+trajectory's `done` and its pointers) is read before these and written after them, so what it tells of is at least
+as new.
 """
 
 from __future__ import annotations

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sweeps import plan, replay, run_folder
 from sweeps.identity import Cell
 from sweeps.spec import Spec
-from sweeps.trace import TRACES, Trace, storage_of
+from sweeps.storage import Place
+from sweeps.trace import Trace
 
 
 def from_trace(
-    run: Path, one: plan.Trajectory, done: Iterable[plan.Trajectory], there: Set[str], no_trace: dict[str, str]
+    run: Path,
+    one: plan.Trajectory,
+    done: Iterable[plan.Trajectory],
+    there: Mapping[str, Place],
+    no_trace: dict[str, str],
 ) -> plan.Trajectory:
     """A trajectory with the trace of a finished one in place of its training, where there is one that can serve.
 
-    there: the names of the traces. Raises: SpecError where its weights were imported and cannot serve.
+    there: `trace.traced` of the run. Raises: SpecError where its weights were imported and cannot serve.
     """
     if one.cells[0].training.weights is not None:
         return replace(one, replays=replay.imported(run, one))
     for source in done:
         if source.trajectory_id == one.trajectory_id and source.name in there:
-            trace = Trace.of(storage_of(run) / TRACES / source.name)
+            trace = Trace.of(there[source.name])
             why = replay.why_not(one, trace)
             if why is None:
                 no_trace.pop(one.name, None)
@@ -51,7 +56,7 @@ def refuse_unserved(
         run_folder.refuse_other_grid(run, one.recorded, grid, spec, also)
 
 
-def without(there: Set[str], done: Iterable[plan.Trajectory], asked: Iterable[Cell]) -> tuple[str, ...]:
+def without(there: Container[str], done: Iterable[plan.Trajectory], asked: Iterable[Cell]) -> tuple[str, ...]:
     """The finished trainings that have no trace, though one is asked for of their cells."""
     kept = {cell.trajectory_id for cell in asked if cell.keep_every_steps is not None}
     done = list(done)

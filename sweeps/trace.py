@@ -267,10 +267,10 @@ def storage_of(run: Path) -> Place:
     return Place.of((load_plan_if_any(run) or {}).get("storage") or run)
 
 
-def traced(run: Path) -> set[str]:
-    """The names of the traces that a run has, imported ones too."""
+def traced(run: Path) -> dict[str, Place]:
+    """The traces that a run has, by name: imported ones in its folder, its own in its storage. Raises: BadRun."""
     homes = {home.uri: home / TRACES for home in (Place.of(run), storage_of(run))}
-    return {folder.name for home in homes.values() for folder in home.folders()}
+    return {folder.name: folder for home in homes.values() for folder in home.folders()}
 
 
 def check_run(run: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.run_folder.records import check_records
 from sweeps import forks, memory, pace, plan, replay, replays, room, run_folder
@@ -18,9 +17,6 @@ from sweeps.spec import Spec
 from sweeps.studies import Resolved, resolve, union
 from sweeps.targets import Target
 from sweeps.trace import traced
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
